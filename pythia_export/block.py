@@ -1,0 +1,95 @@
+"""One GPT-NeoX block in torch, from tensors by their on-disk names; held to Hugging Face's GPTNeoX by a test.
+
+Both LayerNorms of a block read the same ``x``, so they are two affine maps of one normalised vector ``z``; the block
+is computed in the two stages that quantisation needs: first the products that read ``z``, then those that read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .graph.layout import rotary_tables
+from .neox import FINAL_NORM, HEAD, NeoXConfig, layer_prefix
+
+Weights = Callable[[str], Tensor]  # on-disk name -> tensor, in the dtype to compute in
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """cos and sin, each [T, rotary_dim / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, config: NeoXConfig, length: int, dtype: torch.dtype) -> Rotary:
+        cos, sin = (torch.from_numpy(table[:length]).to(dtype) for table in rotary_tables(config))
+        return cls(cos, sin)
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Rotate the first rotary_dim dimensions of x [..., T, head_dim], half-split."""
+        half = self.cos.shape[-1]
+        a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin, rest), dim=-1)
+
+
+def normalise(x: Tensor, eps: float) -> Tensor:
+    """x [..., hidden] with zero mean and unit variance along hidden: LayerNorm before its scale and shift."""
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
+def attention(qkv: Tensor, config: NeoXConfig, rotary: Rotary) -> Tensor:
+    """Causal attention over the fused product in its on-disk layout, qkv [B, T, heads * 3 * head_dim] -> [B, T, d]."""
+    B, T, _ = qkv.shape
+    heads = qkv.view(B, T, config.num_heads, 3 * config.head_dim).transpose(1, 2)
+    q, k, v = heads.split(config.head_dim, dim=-1)  # each [B, heads, T, head_dim]
+    mixed = F.scaled_dot_product_attention(rotary.turn(q), rotary.turn(k), v, is_causal=True)
+    return mixed.transpose(1, 2).reshape(B, T, config.hidden_size)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The weights of one layer, ready to compute with."""
+
+    config: NeoXConfig
+    layer: int
+    weights: Weights
+
+    def _affine(self, z: Tensor, norm: str) -> Tensor:
+        name = f"{layer_prefix(self.layer)}.{norm}"
+        return z * self.weights(f"{name}.weight") + self.weights(f"{name}.bias")
+
+    def _linear(self, x: Tensor, linear: str) -> Tensor:
+        name = f"{layer_prefix(self.layer)}.{linear}"
+        return F.linear(x, self.weights(f"{name}.weight"), self.weights(f"{name}.bias"))
+
+    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What QKV and h_to_4h read, each [B, T, hidden]."""
+        z = normalise(x, self.config.layer_norm_eps)
+        return self._affine(z, "input_layernorm"), self._affine(z, "post_attention_layernorm")
+
+    def middle(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """What dense [B, T, hidden] and 4h_to_h [B, T, intermediate] read."""
+        for_attention, for_mlp = self.inputs(x)
+        mixed = attention(self._linear(for_attention, "attention.query_key_value"), self.config, rotary)
+        return mixed, F.gelu(self._linear(for_mlp, "mlp.dense_h_to_4h"))
+
+    def __call__(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """The block's output, x [B, T, hidden] -> [B, T, hidden]."""
+        mixed, up = self.middle(x, rotary)
+        return x + self._linear(mixed, "attention.dense") + self._linear(up, "mlp.dense_4h_to_h")
+
+
+def final_norm(x: Tensor, config: NeoXConfig, weights: Weights) -> Tensor:
+    z = normalise(x, config.layer_norm_eps)
+    return z * weights(f"{FINAL_NORM}.weight") + weights(f"{FINAL_NORM}.bias")
+
+
+def head(x: Tensor, weights: Weights) -> Tensor:
+    """Logits [..., vocab] of the final norm's output."""
+    return F.linear(x, weights(f"{HEAD}.weight"))

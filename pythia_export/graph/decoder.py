@@ -1,0 +1,238 @@
+"""GPT-NeoX as ONNX: a decoder with a KV cache, written node by node; its weights stay in `model.onnx_data`.
+
+Names are those that ONNX Runtime's consumers expect: `input_ids`, `attention_mask`, `position_ids`,
+`past_key_values.N.key`, `present.N.key`, `logits`. Node names tell the place: `/layers.3/mlp/dense_h_to_4h/MatMul`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper, inliner
+
+from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_prefix
+from ..recipe import Export
+from .layout import EMBEDDING_BLOCK, QKV, Layout, LinearPlan, Slot
+from .ops import DOMAIN, LOWEST, OPSET, rotary_attention
+
+DATA_FILE = "model.onnx_data"
+MICROSOFT = "com.microsoft"
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "uint8": TensorProto.UINT8,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+}
+
+
+class _Tape:
+    """Appends nodes and initializers; a name used twice is an error."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.values: list[onnx.ValueInfoProto] = []
+        self._names: set[str] = set()
+
+    def node(self, op: str, name: str, inputs: Sequence[str], outputs: int = 1, domain: str = "", **attrs: Any) -> Any:
+        """One node called `name`; its outputs are `name:0`, ... and, when there is one, just `name`'s value."""
+        if name in self._names:
+            raise ValueError(f"two nodes are called {name}")
+        self._names.add(name)
+        values = [f"{name}/out{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), values, name=name, domain=domain, **attrs))
+        return values[0] if outputs == 1 else values
+
+    def typed(self, value: str, kind: int, width: int) -> str:
+        """Declare `value` as [batch, sequence, width]: onnx cannot infer the outputs of operators it does not know."""
+        shape = ("batch_size", "sequence_length", width)
+        self.values.append(helper.make_tensor_value_info(value, kind, shape))
+        return value
+
+    def weight(self, name: str) -> str:
+        """An initializer that lies in the data file where the layout says."""
+        if name not in self.initializers:
+            self.initializers[name] = _external(self.layout.slots[name])
+        return name
+
+    def constant(self, name: str, kind: int, dims: Sequence[int], values: Sequence[float]) -> str:
+        if name not in self.initializers:
+            self.initializers[name] = helper.make_tensor(name, kind, dims, values)
+        return name
+
+
+def _external(slot: Slot) -> onnx.TensorProto:
+    tensor = TensorProto(name=slot.name, data_type=_TYPES[slot.dtype], dims=slot.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", DATA_FILE), ("offset", slot.offset), ("length", slot.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.ModelProto:
+    """The whole graph; not a byte of a weight is read.
+
+    Outputs: logits [batch, sequence, vocab] float32 and the extended cache. `export.rotary` chooses whether
+    attention stays a call of pythia.RotaryAttention ("custom") or its body stands in the graph.
+    """
+    kind = _TYPES[export.dtype]
+    tape = _Tape(layout)
+    shared = _shared_inputs(tape, kind)
+    x = _embedding(tape, layout, config.hidden_size, kind)
+    for layer in range(config.num_layers):
+        x = _block(tape, config, layout, export, layer, x, shared)
+    x = _norm(tape, config, FINAL_NORM, "/final_layer_norm", x)
+    logits = _linear(tape, layout.linears[HEAD], export, "/embed_out", x)
+    tape.nodes.append(helper.make_node("Cast", [logits], ["logits"], name="/logits/Cast", to=TensorProto.FLOAT))
+
+    cache = ("batch_size", config.num_heads, "past_sequence_length", config.head_dim)
+    grown = ("batch_size", config.num_heads, "present_sequence_length", config.head_dim)
+    tokens, value = ("batch_size", "sequence_length"), helper.make_tensor_value_info
+    inputs = [
+        value("input_ids", TensorProto.INT64, tokens),
+        value("attention_mask", TensorProto.INT64, ("batch_size", "total_sequence_length")),
+        value("position_ids", TensorProto.INT64, tokens),
+    ]
+    outputs = [value("logits", TensorProto.FLOAT, (*tokens, config.vocab_size))]
+    for layer in range(config.num_layers):
+        for part in ("key", "value"):
+            inputs.append(value(f"past_key_values.{layer}.{part}", kind, cache))
+            outputs.append(value(f"present.{layer}.{part}", kind, grown))
+    graph = helper.make_graph(tape.nodes, "gpt_neox", inputs, outputs, list(tape.initializers.values()))
+    graph.value_info.extend(tape.values)
+    model = helper.make_model(
+        graph,
+        functions=[rotary_attention(config, standard=export.rotary == "onnx")],
+        opset_imports=[helper.make_opsetid(*pair) for pair in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))],
+        producer_name="pythia-export",
+        ir_version=10,
+    )
+    return model if export.rotary == "custom" else _inlined(model)
+
+
+def kv_cache(export: Export) -> str:
+    """How a runtime binds the cache: "shared" (one buffer is past and present) or "growing"."""
+    return "growing" if export.rotary == "onnx" else "shared"
+
+
+def with_accuracy_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
+    """A copy whose MatMulNBits nodes all compute at `level`."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = level
+    return copy
+
+
+def _shared_inputs(tape: _Tape, kind: int) -> list[str]:
+    """What every layer's attention reads: cos, sin, positions, lengths and the mask as an additive bias."""
+    scalar = tape.constant("scalar", TensorProto.INT64, [0], [])
+    batch = tape.node("Shape", "/mask/batch", ["attention_mask"], start=0, end=1)
+    total64 = tape.node("Shape", "/mask/total", ["attention_mask"], start=1, end=2)
+    total = tape.node("Cast", "/mask/total/Cast", [total64], to=TensorProto.INT32)
+    total_scalar = tape.node("Reshape", "/mask/total/Reshape", [total, scalar])
+    # total - 1 for every row: with sum(mask) - 1 a left-padded row would read a cache that is too short.
+    one = tape.constant("one", TensorProto.INT32, [1], [1])
+    last = tape.node("Sub", "/mask/last/Sub", [total, one])
+    seqlens = tape.node("Expand", "/mask/last/Expand", [last, batch])
+    zero_id = tape.constant("zero", TensorProto.INT64, [], [0])
+    padding = tape.node("Equal", "/mask/padding", ["attention_mask", zero_id])
+    hide = tape.constant("hide", kind, [], [LOWEST])
+    show = tape.constant("show", kind, [], [0.0])
+    bias = tape.node("Where", "/mask/bias/Where", [padding, hide, show])
+    axes = tape.constant("axes12", TensorProto.INT64, [2], [1, 2])
+    bias4 = tape.node("Unsqueeze", "/mask/bias/Unsqueeze", [bias, axes])
+    new = tape.node("Shape", "/mask/new", ["input_ids"], start=1, end=2)
+    ones = tape.constant("one64", TensorProto.INT64, [1], [1])
+    shape = tape.node("Concat", "/mask/bias/shape", [batch, ones, new, total64], axis=0)
+    expanded = tape.node("Expand", "/mask/bias/Expand", [bias4, shape])
+    return [tape.weight("rotary.cos"), tape.weight("rotary.sin"), "position_ids", seqlens, total_scalar, expanded]
+
+
+def _embedding(tape: _Tape, layout: Layout, hidden: int, kind: int) -> str:
+    if f"{EMBEDDING}.qweight" in layout.slots:
+        data, scales = tape.weight(f"{EMBEDDING}.qweight"), tape.weight(f"{EMBEDDING}.scales")
+        rows = tape.node(
+            "GatherBlockQuantized", "/embed_in/GatherBlockQuantized", [data, "input_ids", scales],
+            domain=MICROSOFT, bits=8, block_size=EMBEDDING_BLOCK, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+        return tape.typed(rows, kind, hidden)
+    rows = tape.node("Gather", "/embed_in/Gather", [tape.weight(f"{EMBEDDING}.weight"), "input_ids"])
+    if _TYPES[layout.slots[f"{EMBEDDING}.weight"].dtype] == kind:
+        return rows
+    return tape.node("Cast", "/embed_in/Cast", [rows], to=kind)
+
+
+def _block(
+    tape: _Tape, config: NeoXConfig, layout: Layout, export: Export, layer: int, x: str, shared: list[str]
+) -> str:
+    prefix, path = layer_prefix(layer), f"/layers.{layer}"
+
+    def linear(name: str, value: str) -> str:
+        return _linear(tape, layout.linears[f"{prefix}.{name}"], export, f"{path}/{name.replace('.', '/')}", value)
+
+    normed = _norm(tape, config, f"{prefix}.input_layernorm", f"{path}/input_layernorm", x)
+    qkv = linear(QKV, normed)
+    name = f"{path}/attention/RotaryAttention"
+    present = [f"present.{layer}.key", f"present.{layer}.value"]
+    past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+    tape.nodes.append(
+        helper.make_node(
+            "RotaryAttention", [qkv, *past, *shared], [f"{name}/out0", *present], name=name, domain=DOMAIN,
+            num_heads=config.num_heads, rotary_dim=config.rotary_dim,
+        )
+    )  # fmt: skip
+    mixed = tape.typed(f"{name}/out0", _TYPES[export.dtype], config.hidden_size)
+    attention = linear("attention.dense", mixed)
+    normed = _norm(tape, config, f"{prefix}.post_attention_layernorm", f"{path}/post_attention_layernorm", x)
+    up = tape.node("Gelu", f"{path}/mlp/Gelu", [linear("mlp.dense_h_to_4h", normed)], approximate="none")
+    mlp = linear("mlp.dense_4h_to_h", up)
+    both = tape.node("Add", f"{path}/branches/Add", [attention, mlp])
+    return tape.node("Add", f"{path}/residual/Add", [both, x])
+
+
+def _norm(tape: _Tape, config: NeoXConfig, name: str, path: str, x: str) -> str:
+    inputs = [x, tape.weight(f"{name}.weight"), tape.weight(f"{name}.bias")]
+    return tape.node("LayerNormalization", f"{path}/LayerNormalization", inputs, axis=-1, epsilon=config.layer_norm_eps)
+
+
+def _linear(tape: _Tape, plan: LinearPlan, export: Export, path: str, x: str) -> str:
+    bias = tape.weight(f"{plan.name}.bias") if plan.name != HEAD else ""
+    if plan.method == "none":
+        weight = tape.weight(f"{plan.name}.weight")
+        if tape.layout.slots[weight].dtype != export.dtype:
+            # Folded when a session opens: stored small, computed in the activations' type.
+            weight = tape.node("Cast", f"{path}/Cast", [weight], to=_TYPES[export.dtype])
+        product = tape.node("MatMul", f"{path}/MatMul", [x, weight])
+        return tape.node("Add", f"{path}/Add", [product, bias]) if bias else product
+    zero_points = "" if plan.scheme.symmetric else tape.weight(f"{plan.name}.zero_points")
+    inputs = [x, tape.weight(f"{plan.name}.qweight"), tape.weight(f"{plan.name}.scales"), zero_points, "", bias]
+    while not inputs[-1]:
+        inputs.pop()
+    product = tape.node(
+        "MatMulNBits", f"{path}/MatMul", inputs, domain=MICROSOFT, K=plan.shape[1], N=plan.shape[0],
+        bits=plan.scheme.stored_bits, block_size=plan.block_size, accuracy_level=export.accuracy_level,
+    )  # fmt: skip
+    return tape.typed(product, _TYPES[export.dtype], plan.shape[0])
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The function's body in place of its calls; its nodes are named after the layer they serve."""
+    flat = inliner.inline_local_functions(model)
+    layer, count = 0, 0
+    for node in flat.graph.node:
+        if node.name.startswith("/layers."):
+            layer = int(node.name.split("/")[1].removeprefix("layers."))
+        if not node.name or "RotaryAttention" in node.name:
+            node.name = f"/layers.{layer}/attention/{node.op_type}_{count}"
+            count += 1
+    kept = [o for o in flat.opset_import if o.domain != DOMAIN]
+    del flat.opset_import[:]
+    flat.opset_import.extend(kept)
+    return flat

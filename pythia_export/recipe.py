@@ -1,0 +1,272 @@
+"""The schema of a recipe: one TOML file, one artifact. Unknown keys are errors that name the nearest valid one.
+
+    [model]        what is exported        [export]   the graph's target
+    [calibration]  what GPTQ observes      [verify]   the held-out text and the gates
+    [quantize]     how weights are rounded
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from .errors import RecipeError
+from .neox import HEAD
+
+Bits = Literal[2, 3, 4, 8]
+GroupSize = Literal[16, 32, 64, 128, 256, -1]
+Method = Literal["gptq", "rtn", "none"]
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Section):
+    """Which checkpoint: a hub id (`EleutherAI/pythia-160m`), the embedded `demo`, or a local directory."""
+
+    id: NonEmpty | None = Field(None, description="hub repository, or `demo`")
+    path: Path | None = Field(None, description="local checkpoint directory, relative to the recipe file")
+    revision: NonEmpty = Field("main", description="branch, tag or commit; Pythia's steps are branches: `step3000`")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.id is None) == (self.path is None):
+            raise ValueError("give either `id` or `path`")
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.id if self.id is not None else str(self.path)
+
+
+class Text(Section):
+    """A text source, shared by [calibration] and [verify]."""
+
+    source: Literal["hub", "file", "preshuffled", "python-stdlib"] = Field(
+        description="`hub`: files of a hub data set; `file`: .jsonl[.gz|.zst] or .txt[.gz|.zst]; `preshuffled`: "
+        "Pythia's training order as a Megatron memory map (path to the .idx or .bin); `python-stdlib`: this "
+        "interpreter's own sources"
+    )
+    dataset: NonEmpty | None = Field(None, description="hub data set id, for source = hub")
+    file: NonEmpty | None = Field(None, description="file inside the hub data set")
+    path: Path | None = Field(None, description="local file, relative to the recipe file")
+    sequence_length: int = Field(2048, ge=8, description="tokens a window")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.source == "hub" and not (self.dataset and self.file):
+            raise ValueError("source = 'hub' needs `dataset` and `file`")
+        if self.source in ("file", "preshuffled") and self.path is None:
+            raise ValueError(f"source = '{self.source}' needs `path`")
+        return self
+
+
+class Calibration(Text):
+    samples: int = Field(128, ge=1, description="windows")
+
+
+class Gates(Section):
+    """Limits that the artifact must meet; exit code 10 when one fails. Left out: not checked."""
+
+    export_max_abs: float | None = Field(
+        None, gt=0, description="max |logit difference| of ORT against torch on the same weights, accuracy level 0"
+    )
+    decode_max_abs: float | None = Field(None, gt=0, description="the same between cached decode and prefill")
+    ppl_ratio: float | None = Field(None, gt=1, description="upper bound of perplexity / original's perplexity")
+    kld_mean: float | None = Field(None, gt=0, description="upper bound of mean KL divergence, nats/token")
+    same_top: float | None = Field(None, gt=0, le=1, description="least share of tokens with the same argmax")
+
+
+class Verify(Text):
+    tokens: int = Field(32768, ge=64, description="held-out tokens to score")
+    gates: Gates = Gates()
+
+
+class Scheme(Section):
+    """How one linear is stored. `bits` 3 is rounded to 3 bits and stored in 4."""
+
+    bits: Bits = 4
+    group_size: GroupSize = Field(128, description="input columns that share a scale; -1 is the whole row")
+    symmetric: bool = True
+
+    @property
+    def stored_bits(self) -> int:
+        return 4 if self.bits == 3 else self.bits
+
+
+class Override(Section):
+    """A linear whose name matches `pattern` (shell wildcards; later ones win) is treated otherwise."""
+
+    pattern: NonEmpty
+    method: Method | None = None
+    bits: Bits | None = None
+    group_size: GroupSize | None = None
+    symmetric: bool | None = None
+
+
+class Head(Section):
+    """The output projection: by far the largest single linear of the small models."""
+
+    method: Method = Field("gptq", description="`none` keeps the head in float16")
+    bits: Bits = 8
+    group_size: GroupSize = 128
+    symmetric: bool = True
+
+
+class Quantize(Section):
+    method: Method = "gptq"
+    bits: Bits = 4
+    group_size: GroupSize = Field(128, description="input columns that share a scale; -1 is the whole row")
+    symmetric: bool = True
+    act_order: bool = Field(True, description="quantise columns by falling Hessian diagonal; their stored order stays")
+    damp: float = Field(0.01, gt=0, le=1, description="added to the Hessian's diagonal, relative to its mean")
+    max_damp: float = Field(0.1, gt=0, le=1, description="the damping ladder doubles `damp` up to here, then fails")
+    embedding: Literal["float32", "float16", "int8"] = "float16"
+    head: Head = Head()
+    override: tuple[Override, ...] = ()
+
+    def linear(self, name: str) -> tuple[Method, Scheme]:
+        """Method and scheme of one linear, by its on-disk name without `.weight`."""
+        if name == HEAD:
+            method, scheme = self.head.method, self.head.model_dump(include={"bits", "group_size", "symmetric"})
+            if self.method == "none":
+                method = "none"
+            elif self.method == "rtn" and method == "gptq":
+                method = "rtn"
+        else:
+            method, scheme = self.method, self.model_dump(include={"bits", "group_size", "symmetric"})
+        for rule in self.override:
+            if fnmatchcase(name, rule.pattern):
+                method = rule.method or method
+                scheme |= rule.model_dump(include={"bits", "group_size", "symmetric"}, exclude_none=True)
+        return method, Scheme(**scheme)
+
+
+class Export(Section):
+    target: Literal["cpu", "cuda", "web"] = "cpu"
+    rotary: Literal["custom", "gqa", "onnx"] = Field(
+        "custom",
+        description="`custom`: the op pythia.RotaryAttention, carried as a function over ONNX Runtime's ops; "
+        "`gqa`: those ops directly; `onnx`: standard ONNX attention",
+    )
+    accuracy_level: Literal[0, 4] = Field(
+        0, description="MatMulNBits: 4 quantises activations to int8 (faster on CPU), 0 keeps them in float"
+    )
+    dtype: Literal["float32", "float16"] = Field("float32", description="activations, scales and KV cache")
+
+    @model_validator(mode="after")
+    def _cpu_is_float32(self) -> Self:
+        if self.dtype == "float16" and self.target != "cuda":
+            raise ValueError("dtype = 'float16' is for target = 'cuda'")
+        return self
+
+
+class Recipe(Section):
+    model: Model
+    calibration: Calibration | None = None
+    quantize: Quantize = Quantize()
+    export: Export = Export()
+    verify: Verify
+
+    @model_validator(mode="after")
+    def _gptq_observes(self) -> Self:
+        if self.uses_gptq and self.calibration is None:
+            raise ValueError("method = 'gptq' needs a [calibration] section")
+        return self
+
+    @property
+    def uses_gptq(self) -> bool:
+        q = self.quantize
+        return "gptq" in (q.method, *(rule.method for rule in q.override))
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a recipe by path, or by the name of one that came with the package (`demo`).
+
+    Relative paths inside it are taken from the file's own folder.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, an unknown key, a value out of range.
+    """
+    path = Path(name)
+    if not path.suffix and not path.is_file():
+        shipped = recipe_names()
+        if name not in shipped:
+            near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.4)
+            raise RecipeError(
+                f"no recipe called `{name}`",
+                hint=f"Did you mean {', '.join(near)}?" if near else "`pythia-export recipes` lists them.",
+            )
+        path = recipes_folder() / f"{name}.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe file", hint="`pythia-export recipes` lists shipped ones.") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise RecipeError(f"{path}: cannot be read: {e}") from e
+    except tomllib.TOMLDecodeError as e:
+        raise RecipeError(f"{path}: not TOML: {e}") from e
+    return _anchor(parse_recipe(raw, str(path)), path.parent)
+
+
+def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as e:
+        raise RecipeError("\n".join(_explain(where, error) for error in e.errors())) from None
+
+
+def recipes_folder() -> Path:
+    """Inside the wheel, or at the top of a checkout."""
+    packaged = Path(__file__).parent / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    return sorted(p.stem for p in recipes_folder().glob("*.toml"))
+
+
+def _anchor(recipe: Recipe, folder: Path) -> Recipe:
+    def anchored(section: Any) -> Any:
+        if section is None or section.path is None or section.path.is_absolute():
+            return section
+        return section.model_copy(update={"path": folder / section.path})
+
+    return recipe.model_copy(
+        update={name: anchored(getattr(recipe, name)) for name in ("model", "calibration", "verify")}
+    )
+
+
+def _explain(where: str, error: Any) -> str:
+    place = [str(p) for p in error["loc"]]
+    dotted = ".".join(place)
+    if error["type"] == "extra_forbidden":
+        valid = _keys_at(place[:-1])
+        near = difflib.get_close_matches(place[-1], valid, n=1, cutoff=0.5)
+        meant = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(valid)}"
+        return f"{where}: unknown key `{dotted}`; {meant}"
+    if error["type"] == "missing":
+        return f"{where}: `{dotted}` is required and missing"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    found = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}: {f'`{dotted}`: ' if dotted else ''}{message}{found}"
+
+
+def _keys_at(place: list[str]) -> list[str]:
+    section: Any = Recipe
+    for key in place:
+        if key.isdigit():
+            continue
+        annotation = section.model_fields[key].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
+    return sorted(section.model_fields)

@@ -1,0 +1,100 @@
+"""`model.onnx_data`: written slot by slot as layers are done, read back as the matrices that the artifact computes with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import IntegrityError, ResourceError
+from .graph.layout import EMBEDDING_BLOCK, QKV, Layout, Slot, packed_qkv_rows
+from .neox import EMBEDDING, NeoXConfig
+from .quantize.packing import unpack
+
+
+class WeightsWriter:
+    """Fills a file with the tensors of a layout, in any order, each once; leaving it incomplete is an error."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._layout = layout
+        self._missing = set(layout.slots)
+        self._file = path.open("wb")
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, layout.nbytes)
+        except AttributeError:  # not on this platform: the size is set, the space is not reserved
+            self._file.truncate(layout.nbytes)
+        except OSError as e:
+            self._file.close()
+            raise ResourceError(
+                f"{path}: {layout.nbytes / 1e9:.2f} GB are needed and cannot be reserved: {e.strerror}",
+                hint="Free disk space, or choose another output directory.",
+            ) from e
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        slot = self._layout.slots[name]
+        if name not in self._missing:
+            raise ValueError(f"{name} is written twice")
+        if array.shape != slot.shape or array.dtype != np.dtype(slot.dtype):
+            raise ValueError(f"{name} is {array.dtype} {array.shape}; the layout has {slot.dtype} {slot.shape}")
+        self._file.seek(slot.offset)
+        self._file.write(np.ascontiguousarray(array).data)
+        self._missing.remove(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if kind is None and self._missing:
+            raise ValueError(f"{len(self._missing)} tensors were not written, {sorted(self._missing)[0]} among them")
+
+
+class WeightsReader:
+    """The tensors of an artifact by their checkpoint names, dequantised to float32, rows of QKV as on disk.
+
+    With a `Checkpoint` it shares `tensor(name)`: whatever computes from one computes from the other.
+    """
+
+    def __init__(self, path: Path, layout: Layout, config: NeoXConfig) -> None:
+        found = path.stat().st_size
+        if found < layout.nbytes:
+            raise IntegrityError(f"{path}: {found} bytes; its recipe lays out {layout.nbytes}")
+        self._bytes = np.memmap(path, np.uint8, mode="r")
+        self._layout = layout
+        self._unpack_rows = np.argsort(packed_qkv_rows(config))
+
+    def stored(self, name: str) -> np.ndarray:
+        """One tensor as it is stored."""
+        slot: Slot = self._layout.slots[name]
+        raw = self._bytes[slot.offset : slot.offset + slot.nbytes]
+        return raw.view(slot.dtype).reshape(slot.shape)
+
+    def tensor(self, name: str) -> Tensor:
+        """``name`` is that of the checkpoint, `gpt_neox.layers.0.attention.dense.weight` say; float32."""
+        base, part = name.rsplit(".", 1)
+        plan = self._layout.linears.get(base)
+        if name == f"{EMBEDDING}.weight" and f"{EMBEDDING}.qweight" in self._layout.slots:
+            codes, scales = (self.stored(f"{EMBEDDING}.{x}") for x in ("qweight", "scales"))
+            spread = np.repeat(scales.astype(np.float32), EMBEDDING_BLOCK, axis=1)[:, : codes.shape[1]]
+            return torch.from_numpy((codes.astype(np.float32) - 128) * spread)
+        if plan is not None and part == "weight" and plan.method != "none":
+            parts = {
+                x: self.stored(f"{base}.{x}")
+                for x in ("qweight", "scales", "zero_points")
+                if f"{base}.{x}" in self._layout.slots
+            }
+            tensor = unpack(parts, plan.shape[1], plan.scheme.stored_bits, plan.block_size)
+        else:
+            tensor = torch.from_numpy(self.stored(name).astype(np.float32))
+            if plan is not None and part == "weight":
+                tensor = tensor.T
+        if base.endswith(QKV):
+            tensor = tensor[torch.from_numpy(self._unpack_rows)]
+        return tensor.contiguous()

@@ -1,0 +1,172 @@
+"""The exported graph against Hugging Face's GPTNeoXForCausalLM, through stock ONNX Runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import GEOMETRIES, Exported, InMemory, export_model, hugging_face, on_disk, small_config
+
+from pythia_export.graph.decoder import build_decoder, with_accuracy_level
+from pythia_export.graph.layout import layout
+from pythia_export.recipe import Export, Quantize, load_recipe, recipe_names
+
+BATCH, LENGTH = 3, 11
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES)
+def oracle(request):
+    """One geometry: its float weights, a left-padded batch, and Hugging Face's logits."""
+    wide = GEOMETRIES[request.param][0] >= 2048
+    config = small_config(layers=1 if wide else 2, size=request.param)
+    model = hugging_face(config)
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(0, config.vocab_size, (BATCH, LENGTH)), np.ones((BATCH, LENGTH), np.int64)
+    mask[1, :3] = mask[2, :7] = 0
+    positions = np.clip(mask.cumsum(1) - 1, 0, None)
+    with torch.no_grad():
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        logits = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}).logits.numpy()
+    return InMemory(config, on_disk(model)), ids, mask, logits
+
+
+def exported(source: InMemory, tmp_path, rotary: str) -> Exported:
+    return export_model(source, tmp_path, Quantize(method="none"), Export(rotary=rotary))
+
+
+def relative(got: np.ndarray, expected: np.ndarray, mask: np.ndarray) -> float:
+    seen = mask.astype(bool)
+    return float(np.abs(got - expected)[seen].max() / np.abs(expected[seen]).max())
+
+
+@pytest.mark.parametrize("rotary", ["custom", "gqa", "onnx"])
+def test_prefill_decode_and_left_padding_agree_with_hugging_face(oracle, rotary, tmp_path):
+    source, ids, mask, logits = oracle
+    graph = exported(source, tmp_path, rotary)
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    session = graph.session()
+
+    prefill = session.run(None, graph.feeds(ids, mask))
+    assert relative(prefill[0], logits, mask) <= 1e-5
+
+    past, steps = None, []
+    for t in range(LENGTH):
+        out = session.run(None, graph.feeds(ids[:, t : t + 1], mask[:, : t + 1], past))
+        past = out[1:]
+        steps.append(out[0])
+    assert relative(np.concatenate(steps, 1), logits, mask) <= 1e-5
+    for grown, at_once in zip(past, prefill[1:], strict=True):
+        seen = np.broadcast_to(mask[:, None, :, None].astype(bool), grown.shape)
+        assert np.abs(grown - at_once)[seen].max() <= 1e-5 * np.abs(at_once[seen]).max()
+
+    # A prompt in two parts: the second sees the cache of the first.
+    first = session.run(None, graph.feeds(ids[:1, :6], mask[:1, :6]))
+    second = session.run(None, graph.feeds(ids[:1, 6:], mask[:1], first[1:]))
+    assert relative(second[0], logits[:1, 6:], mask[:1, 6:]) <= 1e-5
+
+
+def test_onnx_reference_evaluator_runs_the_standard_body(tmp_path):
+    """No ONNX Runtime at all: the standard graph means what ONNX says it means."""
+    from onnx.reference import ReferenceEvaluator
+
+    config = small_config(layers=1)
+    source = InMemory(config, on_disk(hugging_face(config)))
+    graph = exported(source, tmp_path, "onnx")
+    ids, mask = np.arange(10).reshape(2, 5), np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    expected = graph.session().run(None, graph.feeds(ids, mask))[0]
+    got = ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, graph.feeds(ids, mask))[0]
+    assert relative(got, expected, mask) <= 1e-5
+
+
+@pytest.mark.parametrize("embedding", ["float32", "float16", "int8"])
+def test_embedding_is_read_as_stored(embedding, tmp_path):
+    config = small_config(layers=1)
+    source = InMemory(config, on_disk(hugging_face(config)))
+    graph = export_model(source, tmp_path, Quantize(method="none", embedding=embedding), Export())
+    model = hugging_face(config)
+    with torch.no_grad():
+        model.gpt_neox.embed_in.weight.copy_(graph.reader().tensor("gpt_neox.embed_in.weight"))
+        ids = torch.arange(96)[None, :60]
+        expected = model(ids).logits.numpy()
+    got = graph.session().run(None, graph.feeds(ids.numpy(), np.ones((1, 60), np.int64)))[0]
+    assert relative(got, expected, np.ones((1, 60))) <= 1e-5
+    stored = graph.reader().tensor("gpt_neox.embed_in.weight") - source.tensor("gpt_neox.embed_in.weight")
+    assert (stored.abs().max() > 0) == (embedding == "int8")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("group_size", "symmetric"), [(32, True), (64, False), (-1, True)])
+def test_quantised_graph_computes_with_the_weights_the_reader_gives_back(bits, group_size, symmetric, tmp_path):
+    config = small_config(layers=2)
+    source = InMemory(config, on_disk(hugging_face(config)))
+    scheme = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    quantize = Quantize(method="rtn", **scheme, head={"method": "rtn", **scheme})
+    graph = export_model(source, tmp_path, quantize, Export())
+    model, reader = hugging_face(config), graph.reader()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(reader.tensor(name.replace("lm_head", "embed_out")))
+        ids = torch.arange(60)[None]
+        expected = model(ids).logits.numpy()
+    got = graph.session().run(None, graph.feeds(ids.numpy(), np.ones((1, 60), np.int64)))[0]
+    assert relative(got, expected, np.ones((1, 60))) <= 1e-5
+
+
+def test_the_custom_op_is_carried_as_a_function_and_only_where_asked():
+    config = small_config()
+    quantize = Quantize(method="rtn")
+    graphs = {r: build_decoder(config, layout(config, quantize, "float32"), Export(rotary=r)) for r in ROTARIES}
+    ops = {r: {n.op_type for n in m.graph.node} for r, m in graphs.items()}
+    assert [f.name for f in graphs["custom"].functions] == ["RotaryAttention"]
+    assert "RotaryAttention" in ops["custom"] and "GroupQueryAttention" not in ops["custom"]
+    assert not graphs["gqa"].functions and "GroupQueryAttention" in ops["gqa"]
+    assert not graphs["onnx"].functions and "GroupQueryAttention" not in ops["onnx"] and "Softmax" in ops["onnx"]
+
+
+ROTARIES = ("custom", "gqa", "onnx")
+
+
+@pytest.mark.parametrize("rotary", ROTARIES)
+def test_node_names_are_unique_and_tell_the_place(rotary):
+    config = small_config(layers=3)
+    model = build_decoder(config, layout(config, Quantize(method="rtn"), "float32"), Export(rotary=rotary))
+    names = [n.name for n in model.graph.node]
+    assert len(names) == len(set(names)) and all(n.startswith("/") for n in names)
+    products = [n.name for n in model.graph.node if n.op_type == "MatMulNBits"]
+    assert "/layers.2/mlp/dense_h_to_4h/MatMul" in products and len(products) == 3 * 4 + 1
+    attention = [n for n in model.graph.node if n.output and n.output[-1].startswith("present.1.")]
+    assert attention and all(n.name.startswith("/layers.1/attention/") for n in attention)
+
+
+def test_accuracy_level_can_be_lowered_without_touching_the_original():
+    config = small_config()
+    model = build_decoder(config, layout(config, Quantize(method="rtn"), "float32"), Export(accuracy_level=4))
+
+    def levels(m):
+        return {a.i for n in m.graph.node for a in n.attribute if a.name == "accuracy_level"}
+
+    assert levels(with_accuracy_level(model, 0)) == {0} and levels(model) == {4}
+
+
+def test_layout_aligns_and_never_overlaps():
+    config = small_config(layers=3)
+    slots = sorted(layout(config, Quantize(symmetric=False), "float32").slots.values(), key=lambda s: s.offset)
+    for a, b in zip(slots, slots[1:], strict=False):
+        assert a.offset + a.nbytes <= b.offset
+    assert all(s.offset % (4096 if s.nbytes >= 4096 else 64) == 0 for s in slots)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_builds_a_valid_graph_without_weights(name, tmp_path):
+    from pythia_export.suite import geometry
+
+    recipe = load_recipe(name)
+    config = geometry(recipe.model.id) or small_config()
+    model = build_decoder(config, layout(config, recipe.quantize, recipe.export.dtype), recipe.export)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    onnx.checker.check_model(model)
+    assert model.ByteSize() < 4e6
+    elements = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
+    expected = onnx.TensorProto.FLOAT16 if recipe.export.dtype == "float16" else onnx.TensorProto.FLOAT
+    assert elements["past_key_values.0.key"] == expected

@@ -1,0 +1,179 @@
+"""The quantiser against a textbook, on problems that are random, correlated, rank-deficient and padded."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from oracles import gptq_textbook
+
+from pythia_export.errors import NumericsError
+from pythia_export.quantize.gptq import gptq, output_error
+from pythia_export.quantize.grid import Quantized
+from pythia_export.quantize.packing import pack, pack_bits, unpack, unpack_bits
+from pythia_export.quantize.rtn import rtn
+
+
+def problem(kind: str, out: int = 24, n: int = 160, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    W = rng.normal(size=(out, n))
+    X = rng.normal(size=(4 * n, n))
+    if kind == "correlated":
+        X = X @ (np.eye(n) + 0.4 * rng.normal(size=(n, n)))
+    elif kind == "rank-deficient":
+        X = X[:, : n // 3] @ rng.normal(size=(n // 3, n))
+    elif kind == "dead":
+        X[:, ::7] = 0
+    return torch.tensor(W, dtype=torch.float32), torch.tensor(X.T @ X / len(X))
+
+
+def run_gptq(W, H, bits=4, group_size=32, symmetric=True, act_order=False, damp=0.01, max_damp=0.1):
+    return gptq(W, H, bits, group_size, symmetric, act_order, damp, max_damp)
+
+
+@pytest.mark.parametrize("kind", ["random", "correlated", "rank-deficient", "dead"])
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "group_size", "symmetric"),
+    [(4, 32, True), (4, -1, True), (4, 128, False), (3, 64, True), (2, 16, False), (8, 256, True)],
+)
+def test_equals_the_textbook(kind, act_order, bits, group_size, symmetric):
+    W, H = problem(kind)
+    fast = run_gptq(W, H, bits, group_size, symmetric, act_order).quantized
+    Q, scale, zero = gptq_textbook(W, H, bits, group_size, symmetric, act_order, 0.01)
+    # float32 against float64: a weight that lies on the middle between two codes may fall to either side, and the
+    # rest of its row then differs; whole rows agree or they are such rare ties.
+    same_rows = (fast.q.numpy() == Q).all(axis=1).mean()
+    assert same_rows >= 0.85
+    textbook = Quantized(
+        torch.tensor(Q, dtype=torch.uint8), torch.tensor(scale).float(),
+        None if symmetric else torch.tensor(zero).to(torch.uint8), bits, fast.group_size,
+    )  # fmt: skip
+    assert output_error(W, fast, H) == pytest.approx(output_error(W, textbook, H), rel=0.02)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_a_diagonal_hessian_gives_exactly_rtn(act_order):
+    W, _ = problem("random")
+    H = torch.diag(torch.rand(W.shape[1], dtype=torch.float64) + 0.5)
+    done, nearest = run_gptq(W, H, act_order=act_order).quantized, rtn(W, 4, 32, True)
+    assert torch.equal(done.q, nearest.q) and torch.equal(done.scale, nearest.scale)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_correlated_hessian_gives_strictly_lower_loss(bits):
+    W, H = problem("correlated")
+    for act_order in (False, True):
+        done = run_gptq(W, H, bits, act_order=act_order).quantized
+        assert output_error(W, done, H) < 0.8 * output_error(W, rtn(W, bits, 32, True), H)
+
+
+def test_act_order_does_not_depend_on_the_order_of_the_columns():
+    W, H = problem("correlated")
+    shuffle = torch.from_numpy(np.random.default_rng(1).permutation(W.shape[1]))
+    plain = run_gptq(W, H, group_size=-1, act_order=True).quantized.q
+    shuffled = run_gptq(W[:, shuffle], H[shuffle][:, shuffle], group_size=-1, act_order=True).quantized.q
+    assert (plain[:, shuffle] == shuffled).float().mean() > 0.999
+
+
+@settings(max_examples=25, deadline=None)
+@given(power=st.integers(-8, 8), h_scale=st.floats(1e-6, 1e6), seed=st.integers(0, 1000), symmetric=st.booleans())
+def test_scaling_weights_scales_the_grid_and_scaling_the_hessian_changes_nothing(power, h_scale, seed, symmetric):
+    W, H = problem("correlated", 6, 48, seed)
+    plain = run_gptq(W, H, symmetric=symmetric).quantized
+    scaled = run_gptq(W * 2.0**power, H, symmetric=symmetric).quantized
+    assert torch.equal(plain.q, scaled.q) and torch.equal(plain.scale * 2.0**power, scaled.scale)
+    assert (run_gptq(W, H * h_scale, symmetric=symmetric).quantized.q == plain.q).float().mean() > 0.99
+
+
+def test_dead_inputs_cost_nothing_and_get_zero():
+    W, H = problem("dead")
+    done = run_gptq(W, H).quantized
+    assert (done.dequantize()[:, ::7] == 0).all()
+
+
+def test_the_damping_ladder_is_recorded_and_ends_by_name():
+    W, H = problem("correlated")
+    assert run_gptq(W, H).damp == 0.01
+    shift = torch.linalg.eigvalsh(H)[0] + 0.03 * H.diagonal().mean()
+    sick = H - shift * torch.eye(len(H))
+    climbed = run_gptq(W, sick, max_damp=0.5)
+    assert 0.03 < climbed.damp <= 0.5
+    with pytest.raises(NumericsError, match="not positive definite even with damp 0.02"):
+        run_gptq(W, sick, max_damp=0.02)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_refused(value):
+    W, H = problem("random")
+    bad = W.clone()
+    bad[3, 5] = value
+    for broken in (lambda: run_gptq(bad, H), lambda: rtn(bad, 4, 32, True), lambda: run_gptq(W, H * value)):
+        with pytest.raises(NumericsError):
+            broken()
+
+
+def test_rtn_is_the_nearest_point_of_the_grid():
+    W, _ = problem("random", 5, 70)
+    for symmetric in (True, False):
+        done = rtn(W, 3, 32, symmetric)
+        zero = torch.full_like(done.scale, 4) if symmetric else done.zero_point.float()
+        for i in range(5):
+            for j in range(70):
+                s, z = done.scale[i, j // 32], zero[i, j // 32]
+                points = (torch.arange(8) - z) * s
+                best = (points - W[i, j]).abs().min()
+                assert (points[int(done.q[i, j])] - W[i, j]).abs() <= best + 1e-6
+
+
+def test_an_all_zero_group_stays_zero():
+    W = torch.zeros(3, 64)
+    assert (rtn(W, 4, 32, True).dequantize() == 0).all() and (rtn(W, 4, 32, False).dequantize() == 0).all()
+
+
+# Packing: the bytes are a specification
+
+
+def test_golden_bytes():
+    assert pack_bits(np.array([[0x1, 0xA, 0xF]], np.uint8), 4).tolist() == [[0xA1, 0x0F]]
+    assert pack_bits(np.array([[0, 1, 2, 3, 3]], np.uint8), 2).tolist() == [[0b11100100, 0b11]]
+    assert pack_bits(np.array([[7, 255]], np.uint8), 8).tolist() == [[7, 255]]
+
+
+@given(bits=st.sampled_from([2, 4, 8]), count=st.integers(1, 40), seed=st.integers(0, 99))
+def test_unpack_inverts_pack(bits, count, seed):
+    codes = np.random.default_rng(seed).integers(0, 2**bits, (3, count), np.uint8)
+    assert (unpack_bits(pack_bits(codes, bits), bits, count) == codes).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("group_size", "n"), [(32, 96), (32, 80), (16, 48), (128, 128), (64, 200), (-1, 160), (-1, 48)])
+def test_matmulnbits_computes_with_the_dequantised_matrix(bits, symmetric, group_size, n):
+    """ONNX Runtime, fed unit vectors, returns the columns of exactly the matrix that `dequantize` says."""
+    W, _ = problem("random", 12, n)
+    done, stored = rtn(W, bits, group_size, symmetric), 4 if bits == 3 else bits
+    block = group_size if group_size > 0 else 128 if n >= 128 else 32
+    parts = pack(done, stored, block, "float32")
+    assert torch.equal(unpack(parts, n, stored, block), done.dequantize())
+
+    names = [k for k in ("qweight", "scales", "zero_points") if k in parts]
+    types = {"qweight": TensorProto.UINT8, "scales": TensorProto.FLOAT, "zero_points": TensorProto.UINT8}
+    weights = [helper.make_tensor(k, types[k], parts[k].shape, parts[k].tobytes(), raw=True) for k in names]
+    node = helper.make_node(
+        "MatMulNBits", ["x", *names], ["y"], domain="com.microsoft", K=n, N=12, bits=stored, block_size=block,
+    )  # fmt: skip
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node], "g", [value("x", TensorProto.FLOAT, ["m", n])], [value("y", TensorProto.FLOAT, ["m", 12])], weights
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    got = session.run(None, {"x": np.eye(n, dtype=np.float32)})[0]
+    # Level 0 sums float products in its own order: one non-zero term is exact but for the dequantisation's rounding.
+    np.testing.assert_allclose(got, done.dequantize().numpy().T, rtol=1e-6, atol=1e-7)
