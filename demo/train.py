@@ -240,7 +240,9 @@ def main() -> None:
         done = step + 1
         if done % 50 == 0:
             rate = (done - start) * BATCH * CONTEXT / (time.perf_counter() - began)
-            print(f"step {done} loss {smoothed:.4f} lr {learning_rate(step, args.steps):.2e} {rate:.0f} tok/s", flush=True)
+            print(
+                f"step {done} loss {smoothed:.4f} lr {learning_rate(step, args.steps):.2e} {rate:.0f} tok/s", flush=True
+            )
         if done % 200 == 0 or done == args.steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
             torch.save(state, args.out / "state.tmp")

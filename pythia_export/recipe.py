@@ -1,8 +1,8 @@
 """The schema of a recipe: one TOML file, one artifact. Unknown keys are errors that name the nearest valid one.
 
-    [model]        what is exported        [export]   the graph's target
-    [calibration]  what GPTQ observes      [verify]   the held-out text and the gates
-    [quantize]     how weights are rounded
+[model]        what is exported        [export]   the graph's target
+[calibration]  what GPTQ observes      [verify]   the held-out text and the gates
+[quantize]     how weights are rounded
 """
 
 from __future__ import annotations

@@ -108,12 +108,13 @@ def quantize_stream(
         out.linear(plan, W, result)
         records += record
         advance(1)
+    place = {name: i for i, name in enumerate(layout.linears)}  # stages are quantised out of the checkpoint's order
     return {
         "schema": 1,
         "method": quantize.method,
         "bits_per_weight": round(layout.bits_per_weight, 4),
         "seconds": round(time.perf_counter() - began, 2),
-        "linears": records,
+        "linears": sorted(records, key=lambda record: place[record["name"]]),
     }
 
 
@@ -146,7 +147,9 @@ class _Observed:
             for x in self._chunks():
                 moments.add(normalise(x, self.config.layer_norm_eps))
             norms = ("input_layernorm", "post_attention_layernorm")
-            grams = [moments.affine(*(block.weights(f"{layer_prefix(block.layer)}.{n}.{p}") for p in _WB)) for n in norms]
+            grams = [
+                moments.affine(*(block.weights(f"{layer_prefix(block.layer)}.{n}.{p}") for p in _WB)) for n in norms
+            ]
         else:
             wide = (_Moments(self.config.hidden_size), _Moments(self.config.intermediate_size))
             for x in self._chunks():
@@ -180,7 +183,11 @@ class _Moments:
     """Mean [n] and second moments [n, n] of row vectors, summed in float64 over float32 products of one chunk."""
 
     def __init__(self, n: int) -> None:
-        self._count, self._sum, self._gram = 0, torch.zeros(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
+        self._count, self._sum, self._gram = (
+            0,
+            torch.zeros(n, dtype=torch.float64),
+            torch.zeros(n, n, dtype=torch.float64),
+        )
 
     def add(self, x: Tensor) -> None:
         rows = x.reshape(-1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""`model.onnx_data`: written slot by slot as layers are done, read back as the matrices that the artifact computes with."""
+"""`model.onnx_data`: written slot by slot as layers are done, read back as the matrices that they stand for."""
 
 from __future__ import annotations
 

@@ -152,7 +152,9 @@ def test_unpack_inverts_pack(bits, count, seed):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("group_size", "n"), [(32, 96), (32, 80), (16, 48), (128, 128), (64, 200), (-1, 160), (-1, 48)])
+@pytest.mark.parametrize(
+    ("group_size", "n"), [(32, 96), (32, 80), (16, 48), (128, 128), (64, 200), (-1, 160), (-1, 48)]
+)
 def test_matmulnbits_computes_with_the_dequantised_matrix(bits, symmetric, group_size, n):
     """ONNX Runtime, fed unit vectors, returns the columns of exactly the matrix that `dequantize` says."""
     W, _ = problem("random", 12, n)

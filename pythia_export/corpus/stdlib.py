@@ -20,12 +20,16 @@ from typing import Literal
 Split = Literal["train", "heldout"]
 
 HELD_OUT = frozenset(
-    "argparse configparser difflib fractions heapq html ipaddress json logging "
-    "random shlex statistics tarfile textwrap".split()
+    (
+        *("argparse", "configparser", "difflib", "fractions", "heapq", "html", "ipaddress"),
+        *("json", "logging", "random", "shlex", "statistics", "tarfile", "textwrap"),
+    )
 )
 
 # Generated tables (character maps, build settings) and packages that not every distribution ships.
-_SKIPPED = frozenset("encodings test tests idlelib lib2to3 site-packages dist-packages __pycache__ turtledemo".split())
+_SKIPPED = frozenset(
+    ("encodings", "test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages", "__pycache__")
+)
 
 
 def _sources(root: Path) -> Iterator[tuple[str, Path]]:

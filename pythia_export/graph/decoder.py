@@ -38,14 +38,14 @@ class _Tape:
         self.values: list[onnx.ValueInfoProto] = []
         self._names: set[str] = set()
 
-    def node(self, op: str, name: str, inputs: Sequence[str], outputs: int = 1, domain: str = "", **attrs: Any) -> Any:
-        """One node called `name`; its outputs are `name:0`, ... and, when there is one, just `name`'s value."""
+    def node(self, op: str, name: str, inputs: Sequence[str], domain: str = "", **attributes: Any) -> str:
+        """One node called `name`; returns the name of its output."""
         if name in self._names:
             raise ValueError(f"two nodes are called {name}")
         self._names.add(name)
-        values = [f"{name}/out{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(op, list(inputs), values, name=name, domain=domain, **attrs))
-        return values[0] if outputs == 1 else values
+        output = f"{name}/out0"
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, domain=domain, **attributes))
+        return output
 
     def typed(self, value: str, kind: int, width: int) -> str:
         """Declare `value` as [batch, sequence, width]: onnx cannot infer the outputs of operators it does not know."""

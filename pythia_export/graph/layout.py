@@ -140,7 +140,7 @@ def layout(config: NeoXConfig, quantize: Quantize, dtype: str) -> Layout:
 
 
 def packed_qkv_rows(config: NeoXConfig) -> np.ndarray:
-    """``[3 * hidden]``: the on-disk row of each packed row; ``W[rows]`` goes from ``[heads, 3, head_dim]`` to packed."""
+    """On-disk row of each packed row, [3 * hidden]: ``W[rows]`` goes from ``[heads, 3, head_dim]`` to packed."""
     rows = np.arange(3 * config.hidden_size).reshape(config.num_heads, 3, config.head_dim)
     return rows.transpose(1, 0, 2).reshape(-1)
 

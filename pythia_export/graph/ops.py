@@ -42,13 +42,15 @@ def rotary_attention(config: NeoXConfig, standard: bool) -> onnx.FunctionProto:
         body = _rotate(config) + _standard_attention(config)
     elif config.rotary_dim % 16 == 0:
         # GroupQueryAttention rotates by itself only where its tables' width is a multiple of 8.
-        body = f"""
+        body = """
         attention, present_key, present_value = com.microsoft.GroupQueryAttention <
             num_heads: int = @num_heads, kv_num_heads: int = @num_heads, do_rotary: int = 1>
             (qkv, "", "", past_key, past_value, seqlens_k, total_length, cos, sin, "", attention_bias)
         """
     else:
-        body = _rotate(config) + f"""
+        body = (
+            _rotate(config)
+            + f"""
         q_k = Constant <value_ints: ints = [0, 0, {2 * config.hidden_size}]> ()
         qk_flat = Reshape (qk_rotated, q_k)
         q, k = Split <axis: int = -1, num_outputs: int = 2> (qk_flat)
@@ -56,6 +58,7 @@ def rotary_attention(config: NeoXConfig, standard: bool) -> onnx.FunctionProto:
             num_heads: int = @num_heads, kv_num_heads: int = @num_heads, do_rotary: int = 0>
             (q, k, v, past_key, past_value, seqlens_k, total_length, "", "", "", attention_bias)
         """
+        )
     text = f'<opset_import: ["": {OPSET}, "com.microsoft": 1], domain: "{DOMAIN}">\n{_SIGNATURE} {{{body}}}'
     return parser.parse_function(text)
 

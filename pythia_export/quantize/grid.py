@@ -54,10 +54,7 @@ def find_grid(W: Tensor, bits: int, symmetric: bool, dtype: torch.dtype = torch.
         raise NumericsError("a weight is NaN or infinite; it has no grid")
     top = 2**bits - 1
     high, low = W.amax(1).clamp(min=0), W.amin(1).clamp(max=0)
-    if symmetric:
-        scale = 2 * torch.maximum(high, -low) / top
-    else:
-        scale = (high - low) / top
+    scale = (2 * torch.maximum(high, -low) if symmetric else high - low) / top
     smallest = torch.finfo(dtype).tiny
     scale = torch.where(scale < smallest, torch.ones_like(scale), scale).to(dtype).float()
     if symmetric:

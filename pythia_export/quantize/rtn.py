@@ -8,9 +8,7 @@ from torch import Tensor
 from .grid import Quantized, find_grid, to_codes
 
 
-def rtn(
-    W: Tensor, bits: int, group_size: int, symmetric: bool, scale_dtype: torch.dtype = torch.float32
-) -> Quantized:
+def rtn(W: Tensor, bits: int, group_size: int, symmetric: bool, scale_dtype: torch.dtype = torch.float32) -> Quantized:
     """Quantise W [out, in]; group_size -1 is the whole row.
 
     Raises:

@@ -1,0 +1,39 @@
+# make demo   the main job on the embedded checkpoint, offline once the dependencies are installed
+# make test   every test that needs no GPU and no hub
+# make lint   ruff and mypy
+# Needs Python >= 3.11 with pip and venv; another interpreter: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint venv clean
+
+demo: $(STAMP)
+	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
+
+test: $(STAMP)
+	@echo "test    everything that needs no GPU and no hub"
+	@$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	@echo "lint    ruff, mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+venv: $(STAMP)
+
+# The stamp comes last, so that an installation that was interrupted is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than Python 3.11; name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "venv    installing the project and its dependencies into $(VENV) (minutes, the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	@echo "clean   removing $(VENV), build and caches"
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,345 @@
+"""The whole job, top to bottom: pull, read text, quantise layer by layer, write the graph, prove, publish."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from .artifact import Artifact, Staging
+from .checkpoint import Checkpoint, Pulled, open_checkpoint
+from .checkpoint import pull as pull_checkpoint
+from .corpus import Windows, calibration_windows, verify_windows
+from .errors import EnvironmentProblem, RecipeError, SourceError
+from .graph.decoder import DATA_FILE, build_decoder, kv_cache
+from .graph.layout import Layout, layout
+from .neox import NeoXConfig
+from .parity.measure import prove
+from .progress import SILENT, Progress
+from .recipe import Export, Recipe
+from .report.card import model_card
+from .report.html import render_report
+from .stream import quantize_stream
+from .suite import geometry
+from .weights import WeightsReader, WeightsWriter
+
+MODEL = "model.onnx"
+PACKAGES = ("pythia-export", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe will do, from its text and the catalogue alone."""
+
+    model: str
+    revision: str
+    geometry: dict[str, int | float]
+    files: dict[str, int]
+    download_bytes: int | None
+    peak_memory_bytes: int
+    linears: list[dict[str, Any]]
+    bits_per_weight: float
+    steps: list[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    folder: Path
+    quantization: dict[str, Any] | None
+    parity: dict[str, Any] | None
+    seconds: dict[str, float]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Sizes and memory; nothing is pulled. A hub model must be in the catalogue, a local one needs its config.json.
+
+    Raises:
+        SourceError: the model's geometry cannot be known without pulling it.
+    """
+    config, source_bytes = _geometry(recipe)
+    places = layout(config, recipe.quantize, recipe.export.dtype)
+    steps = [f"pull {recipe.model.name} at {recipe.model.revision}"]
+    calibration = recipe.calibration if recipe.uses_gptq else None
+    if calibration is not None:
+        steps.append(
+            f"calibrate on {calibration.samples} x {calibration.sequence_length} tokens ({calibration.source})"
+        )
+    steps += [
+        f"quantise {len(places.linears)} linears, one layer at a time",
+        f"write {MODEL} ({recipe.export.target}, rotary {recipe.export.rotary})",
+        f"prove on {recipe.verify.tokens} held-out tokens ({recipe.verify.source})",
+    ]
+    return Plan(
+        model=recipe.model.name,
+        revision=recipe.model.revision,
+        geometry={
+            "parameters": config.parameters,
+            "layers": config.num_layers,
+            "hidden": config.hidden_size,
+            "heads": config.num_heads,
+            "head_dim": config.head_dim,
+            "rotary_dim": config.rotary_dim,
+            "vocab": config.vocab_size,
+        },
+        files={MODEL: build_decoder(config, places, recipe.export).ByteSize(), DATA_FILE: places.nbytes},
+        download_bytes=source_bytes if recipe.model.id not in (None, "demo") else None,
+        peak_memory_bytes=_peak_memory(config, recipe),
+        linears=[
+            {
+                "name": p.name,
+                "method": p.method,
+                "bits": p.scheme.bits,
+                "group_size": p.scheme.group_size,
+                "shape": list(p.shape),
+            }
+            for p in places.linears.values()
+        ],
+        bits_per_weight=places.bits_per_weight,
+        steps=steps,
+    )
+
+
+def pull(recipe: Recipe, progress: Progress = SILENT) -> Pulled:
+    """Fetch the checkpoint, pin its commit and check its headers against its configuration."""
+    pulled = pull_checkpoint(recipe.model, progress=progress)
+    open_checkpoint(pulled)
+    return pulled
+
+
+def run(recipe: Recipe, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Outcome:
+    """Recipe in, verified artifact out: published whether its gates pass or not, with the verdict in it."""
+    job = _Job(recipe, progress)
+    with Staging(out, overwrite) as staging:
+        job.open()
+        with job.stage("text"):
+            # Before the long part: text that is too short is found now.
+            held_out = verify_windows(recipe.verify, job.tokenizer, job.config, progress)
+        quantization = job.quantize_into(staging.folder)
+        model = job.export_into(staging.folder, recipe.export)
+        with job.stage("verify"):
+            parity = prove(
+                job.checkpoint, job.reader(staging.folder), job.config, model, staging.folder, recipe.export, held_out,
+                recipe.verify.gates, progress,
+            )  # fmt: skip
+        manifest = job.manifest(recipe.export)
+        _write_reports(staging.folder, manifest, quantization, parity)
+        staging.publish(manifest)
+    return Outcome(staging.out, quantization, parity, job.seconds)
+
+
+def quantize(recipe: Recipe, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Outcome:
+    """Only the weights: `model.onnx_data` and `quantization.json`, for `export` to build graphs over."""
+    job = _Job(recipe, progress)
+    with Staging(out, overwrite) as staging:
+        job.open()
+        quantization = job.quantize_into(staging.folder)
+        staging.publish(job.manifest(recipe.export))
+    return Outcome(staging.out, quantization, None, job.seconds)
+
+
+def export(
+    weights: Path,
+    out: Path,
+    *,
+    rotary: str | None = None,
+    accuracy_level: int | None = None,
+    target: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Outcome:
+    """Build the graph over quantised weights (of `quantize`, or of another artifact), unverified."""
+    source = Artifact.open(weights)
+    source.check()
+    changes = {"rotary": rotary, "accuracy_level": accuracy_level, "target": target}
+    chosen = source.recipe.export.model_dump() | {k: v for k, v in changes.items() if v is not None}
+    try:
+        recipe = source.recipe.model_copy(update={"export": Export(**chosen)})
+    except ValueError as e:
+        raise RecipeError(f"these export options do not go together: {e}") from e
+    began = time.perf_counter()
+    with Staging(out, overwrite) as staging:
+        kept = [n for n in source.manifest["files"] if n not in (MODEL, "parity.json", "report.html", "README.md")]
+        with progress.track("Copying", len(kept), "files") as advance:
+            for name in kept:
+                shutil.copyfile(source.folder / name, staging.folder / name)
+                advance(1)
+        places = layout(source.config, recipe.quantize, recipe.export.dtype)
+        _save(build_decoder(source.config, places, recipe.export), staging.folder)
+        carried = {k: source.manifest[k] for k in ("source", "calibration") if k in source.manifest}
+        staging.publish(_manifest(recipe, carried, recipe.export))
+    return Outcome(staging.out, source.read_json("quantization.json"), None, {"export": time.perf_counter() - began})
+
+
+def verify(artifact: Path, *, tokens: int | None = None, progress: Progress = SILENT) -> dict[str, Any]:
+    """Prove a published artifact against its source again, and put `parity.json` and the report into it."""
+    opened = Artifact.open(artifact)
+    opened.check()
+    recipe, origin = opened.recipe, opened.manifest["source"]
+    pulled = pull_checkpoint(_pinned(recipe, origin["commit"]), progress=progress)
+    if pulled.commit != origin["commit"]:
+        raise SourceError(
+            f"{pulled.name} at {recipe.model.revision} is {pulled.commit}; this artifact is of {origin['commit']}",
+            hint="The checkpoint changed since. Run the recipe again.",
+        )
+    checkpoint = open_checkpoint(pulled)
+    section = recipe.verify if tokens is None else recipe.verify.model_copy(update={"tokens": tokens})
+    windows = verify_windows(section, opened.tokenizer(), opened.config, progress)
+    places = layout(opened.config, recipe.quantize, recipe.export.dtype)
+    reader = WeightsReader(opened.file(DATA_FILE), places, opened.config)
+    model = onnx.load(opened.file(MODEL), load_external_data=False)
+    parity = prove(
+        checkpoint, reader, opened.config, model, opened.folder, recipe.export, windows, recipe.verify.gates, progress
+    )  # fmt: skip
+    reports = _reports(opened.manifest, opened.read_json("quantization.json"), parity)
+    opened.replace_files({name: text.encode() for name, text in reports.items()})
+    return parity
+
+
+@dataclass
+class _Job:
+    """One recipe on its way: what has been opened so far, and how long each stage took."""
+
+    recipe: Recipe
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def open(self) -> None:
+        with self.stage("pull"):
+            self.checkpoint: Checkpoint = open_checkpoint(pull_checkpoint(self.recipe.model, progress=self.progress))
+        self.config: NeoXConfig = self.checkpoint.config
+        self.tokenizer = self.checkpoint.tokenizer()
+        self.layout: Layout = layout(self.config, self.recipe.quantize, self.recipe.export.dtype)
+        self.calibration: Windows | None = None
+
+    def quantize_into(self, folder: Path) -> dict[str, Any]:
+        recipe = self.recipe
+        with self.stage("text"):
+            if recipe.calibration is not None and recipe.uses_gptq:
+                self.calibration = calibration_windows(recipe.calibration, self.tokenizer, self.config, self.progress)
+        with self.stage("quantize"), WeightsWriter(folder / DATA_FILE, self.layout) as writer:
+            ids = self.calibration.ids if self.calibration is not None else None
+            record = quantize_stream(
+                self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress
+            )
+        _write_json(folder / "quantization.json", record)
+        _write_json(folder / "config.json", self.config.to_dict(recipe.export.dtype))
+        ends = {"bos_token_id": self.config.bos_token_id, "eos_token_id": self.config.eos_token_id}
+        _write_json(folder / "generation_config.json", ends)
+        for path in self.checkpoint.tokenizer_files():
+            shutil.copyfile(path, folder / path.name)
+        return record
+
+    def export_into(self, folder: Path, chosen: Export) -> onnx.ModelProto:
+        with self.stage("export"):
+            model = build_decoder(self.config, self.layout, chosen)
+            _save(model, folder)
+        return model
+
+    def reader(self, folder: Path) -> WeightsReader:
+        return WeightsReader(folder / DATA_FILE, self.layout, self.config)
+
+    def manifest(self, chosen: Export) -> dict[str, Any]:
+        pulled = self.checkpoint.pulled
+        calibration = None
+        if self.calibration is not None:
+            windows, length = self.calibration.ids.shape
+            calibration = {
+                "source": self.calibration.source,
+                "sha256": self.calibration.sha256,
+                "windows": windows,
+                "sequence_length": length,
+            }
+        source = {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit}
+        return _manifest(self.recipe, {"source": source, "calibration": calibration}, chosen)
+
+
+def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[str, Any]:
+    return {
+        "versions": versions(),
+        **carried,
+        "recipe": recipe.model_dump(mode="json"),
+        "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.dtype},
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if not {"onnxruntime", "onnxruntime-gpu"} & found.keys():
+        raise EnvironmentProblem("neither onnxruntime nor onnxruntime-gpu is installed", hint="pip install onnxruntime")
+    return found
+
+
+def _save(model: onnx.ModelProto, folder: Path) -> None:
+    (folder / MODEL).write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(folder / MODEL), full_check=True)
+
+
+def _reports(manifest: dict[str, Any], quantization: dict[str, Any], parity: dict[str, Any]) -> dict[str, str]:
+    return {
+        "parity.json": json.dumps(parity, indent=2, allow_nan=False) + "\n",
+        "report.html": render_report(manifest, quantization, parity),
+        "README.md": model_card(manifest, quantization, parity),
+    }
+
+
+def _write_reports(
+    folder: Path, manifest: dict[str, Any], quantization: dict[str, Any], parity: dict[str, Any]
+) -> None:
+    for name, text in _reports(manifest, quantization, parity).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _pinned(recipe: Recipe, commit: str) -> Any:
+    """The recipe's model at the commit that the artifact was made from; a local directory has no history to go to."""
+    if recipe.model.id in (None, "demo"):
+        return recipe.model
+    return recipe.model.model_copy(update={"revision": commit})
+
+
+def _geometry(recipe: Recipe) -> tuple[NeoXConfig, int]:
+    """Configuration and bytes of the source weights."""
+    if recipe.model.id not in (None, "demo"):
+        config = geometry(recipe.model.id)
+        if config is None:
+            raise SourceError(
+                f"{recipe.model.id} is not in the catalogue, so its size is not known before it is pulled",
+                hint="`pythia-export pull RECIPE` fetches it.",
+            )
+    else:
+        config = open_checkpoint(pull_checkpoint(recipe.model)).config
+    return config, 2 * config.parameters
+
+
+def _peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
+    """An estimate: libraries, one layer or the head in float32 with its copies, Hessians, activations, logits."""
+    d, ff = config.hidden_size, config.intermediate_size
+    layer, ends = 12 * d * d, config.vocab_size * d
+    peak = 4 * 3 * max(layer, ends)
+    if recipe.uses_gptq and recipe.calibration is not None:
+        tokens = recipe.calibration.samples * recipe.calibration.sequence_length
+        peak = max(4 * 4 * ends + 8 * 3 * d * d, 4 * 3 * layer + 8 * 4 * ff * ff) + 4 * tokens * d
+    scored = 4 * d * recipe.verify.tokens * 2 + 4 * 6 * config.vocab_size * recipe.verify.sequence_length
+    return 600_000_000 + max(peak, scored + layout(config, recipe.quantize, recipe.export.dtype).nbytes)

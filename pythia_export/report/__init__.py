@@ -1,0 +1,1 @@
+"""Renders what was proved: the HTML report, the model card, the terminal's verdict. No file is written here."""

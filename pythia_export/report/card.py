@@ -1,0 +1,254 @@
+"""README.md of an artifact: a model card in the hub's form, with what was proved and how to run it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .. import __version__
+from . import words
+from .words import Json
+
+_ONNXRUNTIME = '''\
+import json
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+folder = "."  # of this artifact
+config = json.load(open(f"{folder}/config.json"))
+tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+session = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
+
+heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+empty = np.zeros((1, heads, 0, config["hidden_size"] // heads), np.DTYPE)
+past = {f"past_key_values.{i}.{part}": empty for i in range(layers) for part in ("key", "value")}
+names = [name.replace("past_key_values", "present") for name in past]
+
+tokens = tokenizer.encode("The Pile is").ids
+new, seen = tokens, 0
+for _ in range(32):
+    feeds = {
+        "input_ids": np.array([new], np.int64),
+        "attention_mask": np.ones((1, seen + len(new)), np.int64),
+        "position_ids": np.arange(seen, seen + len(new), dtype=np.int64)[None],
+    }
+    logits, *present = session.run(["logits", *names], feeds | past)
+    past, seen = dict(zip(past, present)), seen + len(new)
+    new = [int(logits[0, -1].argmax())]
+    if new[0] == config["eos_token_id"]:
+        break
+    tokens += new
+print(tokenizer.decode(tokens))
+'''
+
+_OPTIMUM = """\
+from optimum.onnxruntime import ORTModelForCausalLM
+from transformers import AutoTokenizer
+
+folder = "."  # of this artifact
+model = ORTModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("The Pile is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+"""
+
+_SUITE = (
+    "Pythia is a suite for research on how language models learn and what they hold, interpretability above all. This "
+    "artifact is for the same: to run, measure and compare a checkpoint of the suite cheaply."
+)
+_DEMO = (
+    "The demo checkpoint is a small GPT-NeoX model trained on Python's standard library. It exists to show and test "
+    "pythia-export; it is of no use as an assistant for code."
+)
+_LIMITS = (
+    "It is a base model, not a chat model: it continues text, and was never taught to follow instructions, to refuse, "
+    "or to be safe to put before people. Do not deploy it as it is.",
+    "It inherits what its training text holds: English above all, with errors, bias and offensive content.",
+    "The figures above are for the held-out text named there. Other text, and abilities other than predicting it, may "
+    "lose more or less by quantisation.",
+)
+
+
+def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
+    """Markdown with the hub's metadata. `manifest` may be one that is not yet published (no `files`)."""
+    source, recipe = manifest["source"], manifest["recipe"]
+    name, treatment = source["name"], words.treatment(quantization)
+    title = f"{name.rstrip('/').rsplit('/', 1)[-1]}, {treatment}, ONNX"
+    parts = [
+        _front_matter(manifest, quantization),
+        f"# {_plain(title)}",
+        f"{_origin(source, recipe)}, exported to ONNX with a KV cache by pythia-export {__version__}"
+        + (f" at {quantization['bits_per_weight']:.2f} bits a weight (scales included)." if quantization["linears"] else "."),
+        "**{}**: {}. {} {}".format(
+            *words.verdict(parity),
+            words.export_sentence(parity),
+            words.cost_sentence(parity, quantization["method"] != "none"),
+        ),
+        "`report.html` beside this file shows the whole proof.",
+        "## Parity",
+        *_parity(parity),
+        "## Use",
+        "With pythia-export, from this folder:",
+        _fence("pythia-export generate . --prompt 'The Pile is'\npythia-export verify .   # prove it again", "sh"),
+        "With ONNX Runtime alone (`pip install onnxruntime tokenizers`):",
+        _fence(_ONNXRUNTIME.replace("np.DTYPE", f"np.{manifest['layout']['kv_dtype']}"), "python"),
+        "With Optimum (`pip install optimum-onnx`):",
+        _fence(_OPTIMUM, "python"),
+        "## Intended use and limitations",
+        _DEMO if recipe["model"]["id"] == "demo" else _SUITE,
+        "\n".join(f"- {limit}" for limit in _LIMITS),
+        "## Recipe",
+        _fence(words.recipe_toml(recipe), "toml"),
+        "## Provenance",
+        _table(("", ""), _provenance(manifest, parity)),
+    ]
+    if _licence(recipe) is None:
+        parts.append("The licence is that of the source checkpoint.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(manifest: Json, quantization: Json) -> str:
+    recipe = manifest["recipe"]
+    model = recipe["model"]["id"]
+    on_hub = model is not None and "/" in model
+    bits = {f"int{x['bits']}" for x in quantization["linears"] if x["layer"] is not None}
+    fields: dict[str, Any] = {
+        "license": _licence(recipe),
+        "library_name": "onnx",
+        "pipeline_tag": "text-generation",
+        "language": ["code" if model == "demo" else "en"],
+        "base_model": model if on_hub else None,
+        "base_model_relation": "quantized" if on_hub else None,
+        "datasets": ["EleutherAI/pile"] if on_hub and model.startswith("EleutherAI/") else None,
+        "tags": ["onnx", "onnxruntime", "pythia", "gpt_neox", "causal-lm", "pythia-export"]
+        + ([quantization["method"]] if quantization["method"] != "none" else [])
+        + sorted(bits),
+    }
+    # JSON's strings and lists are YAML's.
+    lines = [f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in fields.items() if v is not None]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _licence(recipe: Json) -> str | None:
+    """Of the suite and of the demo; a local checkpoint's is not ours to state."""
+    model = recipe["model"]["id"]
+    return "apache-2.0" if model is not None and (model == "demo" or model.startswith("EleutherAI/")) else None
+
+
+def _origin(source: Json, recipe: Json) -> str:
+    model, revision = recipe["model"]["id"], _code(source["revision"])
+    if model is None or "/" not in model:
+        return f"{_code(source['name'])} at {revision}"
+    return f"[{_plain(model)}](https://huggingface.co/{_plain(model)}) at {revision} (commit {_code(source['commit'])})"
+
+
+def _parity(parity: Json) -> Iterator[str]:
+    export, shipped, corpus, cost = (
+        parity["export"], parity["export"].get("shipped"), parity["corpus"], parity.get("cost")
+    )  # fmt: skip
+    yield f"{words.QUESTIONS[0]} ONNX Runtime against torch on the same dequantised weights, {export['tokens']:,} tokens:"
+    header = ["", f"Accuracy level {export['accuracy_level']}"]
+    if shipped:
+        header.append(f"As it ships (level {shipped['accuracy_level']})")
+    sides = [side for side in (export, shipped) if side]
+    yield _table(
+        header,
+        [
+            ["Largest logit difference", *(words.power(s["max_abs"]) for s in sides)],
+            ["99.9 % of logits within", *(words.power(s["p999_abs"]) for s in sides)],
+            ["Cached decode against one pass, largest", *(words.power(s["decode_max_abs"]) for s in sides)],
+            ["Same likeliest token", *(words.share(s["same_top"]) for s in sides)],
+        ],
+    )
+    if cost:
+        kld, top, delta = cost["kld"], cost["same_top"], cost["delta_nll"]
+        yield (
+            f"{words.QUESTIONS[1]} The artifact as it ships against the original checkpoint on "
+            f"{cost.get('tokens', corpus['tokens']):,} held-out tokens of {_plain(corpus['source'])} "
+            f"({words.clusters(cost)}):"
+        )
+        yield _table(
+            ["", "Original", "Artifact", "Change", "95 % interval"],
+            [
+                [
+                    "Perplexity", words.number(cost["ppl_original"], 3), words.number(cost["ppl_quantized"], 3),
+                    words.percent_change({"value": cost["ppl_ratio"]["value"], "low": None, "high": None}),
+                    words.interval(cost["ppl_ratio"]["low"], cost["ppl_ratio"]["high"], _percent),
+                ],
+                [
+                    "Nats a token", words.number(cost["nll_original"], 4), words.number(cost["nll_quantized"], 4),
+                    f"{delta['mean']:+.4f}", words.interval(delta["low"], delta["high"], "{:+.4f}".format),
+                ],
+                [
+                    "Bits a byte", words.number(cost["bits_per_byte_original"], 4),
+                    words.number(cost["bits_per_byte_quantized"], 4),
+                    f"{cost['bits_per_byte_quantized'] - cost['bits_per_byte_original']:+.4f}", "",
+                ],
+                [
+                    "KL divergence, nats a token", "", "", words.power(kld["mean"]),
+                    words.interval(kld["low"], kld["high"], words.power),
+                ],
+                [
+                    "Same likeliest token", "", "", words.share(top["value"]),
+                    words.interval(top["low"], top["high"], words.share),
+                ],
+            ],
+        )  # fmt: skip
+    if parity["gates"]:
+        yield "Gates of the recipe; an estimate passes only when the far end of its interval clears the limit:"
+        yield _table(
+            ["Gate", "Measured", "Held to the limit", "Limit", "Verdict"],
+            [
+                [
+                    words.GATES[gate["name"]][0],
+                    words.gate_value(gate["name"], gate["value"]),
+                    words.gate_value(gate["name"], gate["bound"]),
+                    words.gate_value(gate["name"], gate["limit"]),
+                    "passed" if gate["passed"] else "**failed**",
+                ]
+                for gate in parity["gates"]
+            ],
+        )
+
+
+def _provenance(manifest: Json, parity: Json) -> list[list[str]]:
+    source, corpus, calibration = manifest["source"], parity["corpus"], manifest.get("calibration")
+    rows = [
+        ["Source", _code(source["name"])],
+        ["Revision", _code(source["revision"])],
+        ["Commit", _code(source["commit"])],
+        ["Held-out text", f"{_plain(corpus['source'])}, SHA-256 {_code(corpus['sha256'])}"],
+    ]
+    if calibration:
+        rows.append(["Calibration text", f"{_plain(calibration['source'])}, SHA-256 {_code(calibration['sha256'])}"])
+    versions = parity.get("versions") or manifest.get("versions") or {}
+    rows.append(["Versions", ", ".join(f"{package} {version}" for package, version in versions.items())])
+    return rows
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.2f} %"
+
+
+def _table(header: Any, rows: list[list[str]]) -> str:
+    lines = [list(header), ["---", *["---:" if len(header) > 2 or header[-1] else "---"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _plain(text: str) -> str:
+    """Text from outside, on one line and without meaning to Markdown or HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split())).replace("\\_", "_")
+
+
+def _code(text: str) -> str:
+    return "`" + " ".join(text.split()).replace("`", "'").replace("|", "/") + "`"
+
+
+def _fence(text: str, language: str) -> str:
+    """A block that nothing inside can close."""
+    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"

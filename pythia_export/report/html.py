@@ -1,0 +1,111 @@
+"""report.html: the whole proof on one page that needs nothing else, neither the network nor a script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .. import __version__
+from . import svg, words
+from .words import Json
+
+
+def render_report(manifest: Json, quantization: Json, parity: Json) -> str:
+    """One HTML page from the artifact's three records. `manifest` may be one that is not yet published (no `files`)."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,  # a name misspelt in the template is an error, not a blank
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    linears = quantization["linears"]
+    word, scope = words.verdict(parity)
+    return environment.get_template("report.html.j2").render(
+        words=words,
+        name=manifest["source"]["name"],
+        source=manifest["source"],
+        treatment=words.treatment(quantization),
+        verdict=word,
+        scope=scope,
+        questions=words.QUESTIONS,
+        export_sentence=words.export_sentence(parity),
+        cost_sentence=words.cost_sentence(parity, quantization["method"] != "none"),
+        parity=parity,
+        corpus=parity["corpus"],
+        export=parity["export"],
+        cost=parity.get("cost"),
+        export_plot=_export_plot(parity),
+        cost_plot=_cost_plot(parity),
+        quantization=quantization,
+        method=words.method_name(quantization["method"]),
+        panels=svg.depth_panels(linears),
+        bars=_recovered(linears),
+        groups=list(_by_layer(linears)),
+        compared=any(x["loss"] is not None and x["method"] != "rtn" for x in linears),
+        facts=_facts(manifest, parity),
+        recipe=words.recipe_toml(manifest["recipe"]),
+        program=f"pythia-export {__version__}",
+    )
+
+
+def _export_plot(parity: Json) -> Any:
+    export, shipped = parity["export"], parity["export"].get("shipped")
+    judged = [
+        ("99.9 % of logits", export["p999_abs"]),
+        ("one pass", export["max_abs"]),
+        ("token by token", export["decode_max_abs"]),
+    ]
+    others = [("as it ships", shipped["max_abs"])] if shipped else []
+    limits = [gate["limit"] for gate in parity["gates"] if gate["name"] in ("export_max_abs", "decode_max_abs")]
+    return svg.ruler(judged, others, limits)
+
+
+def _cost_plot(parity: Json) -> Any:
+    ratio = (parity.get("cost") or {}).get("ppl_ratio")
+    if not ratio or ratio["value"] is None:
+        return None
+    limit = next((gate["limit"] for gate in parity["gates"] if gate["name"] == "ppl_ratio"), None)
+    return svg.interval_plot(ratio["value"], ratio["low"], ratio["high"], limit)
+
+
+def _recovered(linears: list[Json]) -> list[tuple[str, float]]:
+    """Each kind of linear, and the share of round-to-nearest's error that the method took away."""
+    kinds = words.by_kind([x for x in linears if x["method"] != "rtn"])
+    return [(name, share) for name, rows in kinds.items() if (share := words.recovered(rows)) is not None]
+
+
+def _by_layer(linears: list[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    layers: dict[int | None, list[Mapping[str, Any]]] = {}
+    for linear in linears:
+        layers.setdefault(linear["layer"], []).append(linear)
+    for layer, rows in layers.items():
+        yield "Head" if layer is None else f"Layer {layer}", rows
+
+
+def _facts(manifest: Json, parity: Json) -> list[tuple[str, str]]:
+    """Provenance, a name and a value each; what an older or unpublished record lacks is left out."""
+    source, corpus, calibration = manifest["source"], parity["corpus"], manifest.get("calibration")
+    export = manifest["recipe"]["export"]
+    versions = parity.get("versions") or manifest.get("versions") or {}
+    facts = {
+        "Source": f"{source['name']} at {source['revision']}",
+        "Commit": source["commit"],
+        "Graph": f"for {export['target']}, rotary {export['rotary']}, {export['dtype']}, "
+        f"accuracy level {export['accuracy_level']}",
+        "Held-out text": f"{corpus['source']}: {corpus['windows']:,} windows of {corpus['sequence_length']:,} tokens",
+        "its SHA-256": corpus["sha256"],
+    }
+    if calibration:
+        facts["Calibration text"] = (
+            f"{calibration['source']}: {calibration['windows']:,} windows of {calibration['sequence_length']:,} tokens"
+        )
+        facts["SHA-256 of that"] = calibration["sha256"]
+    facts["Proved"] = ", ".join(
+        str(x) for x in (parity.get("created"), parity.get("machine"), f"{parity['seconds']:,.0f} s") if x
+    )
+    facts["Versions"] = ", ".join(f"{package} {version}" for package, version in versions.items())
+    return [(name, value) for name, value in facts.items() if value]

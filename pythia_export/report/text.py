@@ -1,0 +1,110 @@
+"""The verdict on a terminal: a rich renderable, in the order of the HTML page."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from . import words
+from .words import Json
+
+_STYLES = {"Passed": "bold green", "Failed": "bold red", "Measured": "bold"}
+
+
+def verdict(parity: Json, quantization: Json | None) -> RenderableType:
+    """Verdict, the two questions, gates; and how much of round-to-nearest's error was recovered, where that is known."""
+    word, scope = words.verdict(parity)
+    parts: list[RenderableType] = [
+        Text.assemble((word.upper(), _STYLES[word]), "  ", scope),
+        "",
+        _export(parity),
+        "",
+        _cost(parity),
+    ]
+    if parity["gates"]:
+        parts += ["", _gates(parity)]
+    share = words.recovered(quantization["linears"]) if quantization and quantization["method"] == "gptq" else None
+    if quantization is not None and share is not None:
+        n = len(quantization["linears"])
+        parts += ["", Text(f"GPTQ recovered {100 * share:.0f} % of round-to-nearest's output error over {n} linears.")]
+    return Group(*parts)
+
+
+def _export(parity: Json) -> RenderableType:
+    export, shipped = parity["export"], parity["export"].get("shipped")
+    columns = [f"level {export['accuracy_level']}"]
+    if shipped:
+        columns.append(f"as it ships, level {shipped['accuracy_level']}")
+    note = f"ONNX Runtime against torch, same weights, {export['tokens']:,} tokens"
+    table = _table(*columns)
+    for label, key, show in (
+        ("largest logit difference", "max_abs", words.power),
+        ("99.9 % of logits within", "p999_abs", words.power),
+        ("cached decode against one pass", "decode_max_abs", words.power),
+        ("same likeliest token", "same_top", words.share),
+    ):
+        table.add_row(label, *(show(side[key]) for side in (export, shipped) if side))
+    return _titled(words.QUESTIONS[0], note, table)
+
+
+def _cost(parity: Json) -> RenderableType:
+    cost = parity.get("cost")
+    if not cost:
+        return Text(words.cost_sentence(parity))
+    tokens = cost.get("tokens", parity["corpus"]["tokens"])
+    note = f"against the original, {tokens:,} held-out tokens"
+    table = _table("original", "artifact", "change", "95 % interval")
+    ratio, delta, kld, top = (cost[name] for name in ("ppl_ratio", "delta_nll", "kld", "same_top"))
+
+    def percent(x: float) -> str:
+        return f"{100 * (x - 1):+.2f} %"
+
+    table.add_row(
+        "perplexity", words.number(cost["ppl_original"], 3), words.number(cost["ppl_quantized"], 3),
+        words.ABSENT if ratio["value"] is None else percent(ratio["value"]),
+        words.interval(ratio["low"], ratio["high"], percent),
+    )  # fmt: skip
+    table.add_row(
+        "nats a token", words.number(cost["nll_original"], 4), words.number(cost["nll_quantized"], 4),
+        f"{delta['mean']:+.4f}", words.interval(delta["low"], delta["high"], "{:+.4f}".format),
+    )  # fmt: skip
+    change = cost["bits_per_byte_quantized"] - cost["bits_per_byte_original"]
+    table.add_row(
+        "bits a byte", words.number(cost["bits_per_byte_original"], 4),
+        words.number(cost["bits_per_byte_quantized"], 4), f"{change:+.4f}", "",
+    )  # fmt: skip
+    table.add_row(
+        "KL divergence", "", "", words.power(kld["mean"]), words.interval(kld["low"], kld["high"], words.power)
+    )
+    table.add_row(
+        "same likeliest token", "", "", words.share(top["value"]), words.interval(top["low"], top["high"], words.share)
+    )
+    return _titled(words.QUESTIONS[1], note, table)
+
+
+def _gates(parity: Json) -> RenderableType:
+    table = _table("measured", "held to limit", "limit", "")
+    for gate in parity["gates"]:
+        name = gate["name"]
+        sign = "≥" if name == "same_top" else "≤"
+        table.add_row(
+            words.GATES[name][0].lower().replace("kl ", "KL "),
+            words.gate_value(name, gate["value"]),
+            words.gate_value(name, gate["bound"]),
+            f"{sign} {words.gate_value(name, gate['limit'])}",
+            Text("passed", style="green") if gate["passed"] else Text("failed", style="bold red"),
+        )
+    return _titled("Gates", "an estimate passes only by the far end of its interval", table)
+
+
+def _titled(title: str, note: str, table: Table) -> Group:
+    return Group(Text.assemble((title, "bold"), "  ", (note, "dim")), table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", min_width=30)
+    for name in columns:
+        table.add_column(name, justify="right", header_style="dim")
+    return table

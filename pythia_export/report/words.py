@@ -1,0 +1,195 @@
+"""Figures and facts in words, said the same way in the HTML report, the model card and the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Json = Mapping[str, Any]
+
+QUESTIONS = ("Did the export keep the numbers?", "What did quantisation cost?")
+ABSENT = "–"
+
+GATES = {
+    "export_max_abs": ("Export, in one pass", "largest logit difference"),
+    "decode_max_abs": ("Export, token by token", "largest logit difference to one pass"),
+    "ppl_ratio": ("Perplexity", "ratio to the original's"),
+    "kld_mean": ("KL divergence", "mean, nats a token"),
+    "same_top": ("Same likeliest token", "share of tokens"),
+}
+ESTIMATED = ("ppl_ratio", "kld_mean", "same_top")
+_METHODS = {"gptq": "GPTQ", "rtn": "Round to nearest", "none": "Not quantised"}
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def verdict(parity: Json) -> tuple[str, str]:
+    """One word and what it stands for: `("Passed", "all 3 gates")`."""
+    gates = parity["gates"]
+    failed = [gate for gate in gates if not gate["passed"]]
+    if not gates:
+        return "Measured", "the recipe sets no gate"
+    if not failed:
+        return "Passed", "the one gate" if len(gates) == 1 else f"all {len(gates)} gates"
+    names = ", ".join(GATES[gate["name"]][0] for gate in failed)
+    return "Failed", f"{len(failed)} of {len(gates)} gates: {names}"
+
+
+def export_sentence(parity: Json) -> str:
+    largest = power(parity["export"]["max_abs"])
+    if any(gate["name"] == "export_max_abs" and not gate["passed"] for gate in parity["gates"]):
+        return f"ONNX Runtime differs from torch on the same weights by up to {largest} in a logit."
+    return f"ONNX Runtime computes what torch does on the same weights, to {largest} in every logit."
+
+
+def cost_sentence(parity: Json, quantized: bool = True) -> str:
+    cost = parity.get("cost")
+    if not cost:
+        return "The cost against the original checkpoint was not measured."
+    what, ratio = "Quantisation" if quantized else "Storing the weights so", cost["ppl_ratio"]
+    if ratio["value"] is None:
+        return f"{what} destroyed the model: the perplexity ratio is beyond what a float can hold."
+    if ratio["low"] is None or ratio["high"] is None:
+        return f"{what} changes perplexity by {percent_change(ratio)}; the text allows no interval."
+    if ratio["low"] <= 1 <= ratio["high"]:
+        return f"{what} has no effect on perplexity that could be told from none: {percent_change(ratio)}."
+    verb = "raises" if ratio["value"] > 1 else "lowers"
+    return f"{what} {verb} perplexity: {percent_change(ratio)}."
+
+
+def percent_change(ratio: Json) -> str:
+    """``+1.70 % (95 % interval +1.51 to +1.89 %)``; two digits of the interval's width are shown."""
+    value, low, high = (None if ratio[k] is None else 100 * (ratio[k] - 1) for k in ("value", "low", "high"))
+    if value is None:
+        return ABSENT
+    if low is None or high is None:
+        return f"{value:+.2f} %"
+    width = high - low
+    digits = min(4, max(1, 1 - math.floor(math.log10(width)))) if width > 0 else 2
+    return f"{value:+.{digits}f} % (95 % interval {low:+.{digits}f} to {high:+.{digits}f} %)"
+
+
+def gate_value(name: str, value: float | None) -> str:
+    if value is None:
+        return ABSENT
+    if name == "ppl_ratio":
+        return f"{value:.4f}"
+    if name == "same_top":
+        return share(value)
+    return power(value)
+
+
+def power(x: float | None) -> str:
+    """``1.9 × 10⁻⁵``; three digits without a power where that is as short."""
+    if x is None:
+        return ABSENT
+    if x == 0:
+        return "0"
+    if 0.001 <= abs(x) < 1000:
+        return f"{x:#.3g}".rstrip(".")
+    digits, _, exponent = f"{x:.1e}".partition("e")
+    tens = f"10{superscript(int(exponent))}"
+    return tens if digits == "1.0" else f"{digits} × {tens}"
+
+
+def superscript(n: int) -> str:
+    return str(n).translate(_SUPERSCRIPTS)
+
+
+def share(x: float | None) -> str:
+    """``97.14 %``; never rounded up to all."""
+    if x is None:
+        return ABSENT
+    text = f"{100 * x:.2f}"
+    return f"{'> 99.99' if text == '100.00' and x < 1 else '100' if x == 1 else text} %"
+
+
+def number(x: float | None, digits: int) -> str:
+    return ABSENT if x is None else f"{x:,.{digits}f}"
+
+
+def interval(low: float | None, high: float | None, show: Any) -> str:
+    return "no interval" if low is None or high is None else f"{show(low)} to {show(high)}"
+
+
+def clusters(cost: Json) -> str:
+    """How the intervals were made; the schema's older files do not say."""
+    found = cost.get("clusters")
+    if not found:
+        return "95 % intervals, clustered by document"
+    if found["by"] == "document":
+        return f"95 % intervals, clustered by {found['count']:,} documents"
+    return f"95 % intervals, clustered by {found['count']:,} windows: the text is one document"
+
+
+def scheme(linear: Json) -> str:
+    """``int4, groups of 32``."""
+    group = "a scale a row" if linear["group_size"] == -1 else f"groups of {linear['group_size']}"
+    return f"int{linear['bits']}, {group}" + ("" if linear.get("symmetric", True) else ", asymmetric")
+
+
+def treatment(quantization: Json) -> str:
+    """``GPTQ int4, groups of 32; head int8, groups of 128``, by what most of the linears got."""
+    trunk = [scheme(x) for x in quantization["linears"] if x["layer"] is not None]
+    head = [scheme(x) for x in quantization["linears"] if x["layer"] is None]
+    method = method_name(quantization["method"])
+    if not trunk and not head:
+        return method
+    most = max(dict.fromkeys(trunk or head), key=(trunk or head).count)
+    others = " (with exceptions)" if len(set(trunk)) > 1 else ""
+    tail = "; head kept in float" if not head else "" if head[0] == most else f"; head {head[0]}"
+    return f"{method} {most}{others}{tail}"
+
+
+def method_name(method: str) -> str:
+    return _METHODS.get(method, method)
+
+
+def kind(name: str) -> str:
+    """``gpt_neox.layers.3.mlp.dense_h_to_4h`` is ``mlp.dense_h_to_4h``: the same linear of every layer."""
+    return name.split(".", 3)[3] if name.startswith("gpt_neox.layers.") else name
+
+
+def by_kind(linears: Sequence[Json]) -> dict[str, list[Json]]:
+    """Linears that have a loss, by kind, in the model's order."""
+    kinds: dict[str, list[Json]] = {}
+    for linear in linears:
+        if linear["loss"] is not None:
+            kinds.setdefault(kind(linear["name"]), []).append(linear)
+    return kinds
+
+
+def recovered(linears: Sequence[Json]) -> float | None:
+    """Share of round-to-nearest's error, summed over these linears, that the method took away."""
+    pairs = [(x["rtn_loss"], x["loss"]) for x in linears if x["rtn_loss"] is not None and x["loss"] is not None]
+    nearest = sum(rtn for rtn, _ in pairs)
+    return 1 - sum(loss for _, loss in pairs) / nearest if nearest else None
+
+
+def recipe_toml(recipe: Json) -> str:
+    """A recipe as the TOML that gives it again. What is not set is left out."""
+    out: list[str] = []
+    for name, section in recipe.items():
+        if section is not None:
+            _table(name, section, out)
+    return "\n".join(out).strip() + "\n"
+
+
+def _table(name: str, section: Json, out: list[str], header: str = "[{}]") -> None:
+    nested = {k: v for k, v in section.items() if isinstance(v, Mapping)}
+    tables = {k: v for k, v in section.items() if isinstance(v, list | tuple)}
+    plain = {k: v for k, v in section.items() if v is not None and k not in nested and k not in tables}
+    if plain or not nested:
+        out += ["", header.format(name)]
+        out += [f"{k} = {_toml(v)}" for k, v in plain.items()]
+    for k, v in nested.items():
+        _table(f"{name}.{k}", v, out)
+    for k, rows in tables.items():
+        for row in rows:
+            _table(f"{name}.{k}", row, out, "[[{}]]")
+
+
+def _toml(value: Any) -> str:
+    """JSON's scalars are TOML's, but for DEL, which TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

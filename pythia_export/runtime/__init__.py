@@ -1,0 +1,16 @@
+"""Run an artifact: ONNX Runtime, numpy and tokenizers; no torch, no onnx."""
+
+from .generate import StreamDecoder, generate, generate_batch, generate_text
+from .sampling import Sampling
+from .session import Cache, Session, peak_memory_bytes
+
+__all__ = [
+    "Cache",
+    "Sampling",
+    "Session",
+    "StreamDecoder",
+    "generate",
+    "generate_batch",
+    "generate_text",
+    "peak_memory_bytes",
+]

@@ -1,0 +1,350 @@
+"""An ONNX Runtime session whose KV cache is bound in place.
+
+Two kinds of graph, told apart by the manifest's `layout.kv_cache`:
+
+- "shared": one buffer [B, heads, max_len, head_dim] a layer and part is bound as past and as present; attention
+  writes the new keys and values behind the valid ones. How many are valid, the graph reads from the mask's length.
+- "growing": present is past + new, allocated by ONNX Runtime; one step's present is the next step's past.
+
+Either way the cache never passes through Python: a step copies token ids in and logits out.
+
+Left padding: the mask tells the real tokens, and a token's position counts the real tokens before it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from contextlib import redirect_stdout
+from functools import cache as remembered
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..errors import EnvironmentProblem, IntegrityError, RecipeError, ResourceError
+from ..neox import NeoXConfig
+
+if TYPE_CHECKING:
+    from ..artifact import Artifact
+
+Provider = Literal["cpu", "cuda"]
+MODEL = "model.onnx"
+_EXECUTION_PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],  # the CPU computes shapes
+}
+_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+class Cache:
+    """Keys and values of one batch: room for `max_len` tokens a row, `length` of them valid."""
+
+    def __init__(self, batch: int, max_len: int, values: dict[str, Any], binding: Any) -> None:
+        self.batch = batch
+        self.max_len = max_len
+        self.length = 0
+        self._mask = np.zeros((batch, max_len), np.int64)
+        self._values = values  # "past_key_values.0.key" -> OrtValue on the session's device
+        self._binding = binding
+
+    @property
+    def mask(self) -> np.ndarray:
+        """[B, length] int64: 1 for a real token, 0 for padding."""
+        return self._mask[:, : self.length]
+
+
+class Session:
+    """One graph, opened. `load_seconds` is the time that took; `providers` are those in use, the first preferred.
+
+    `Session(model, folder, config, ...)` opens a graph that need not be published: `model` is its bytes or its path,
+    `folder` holds the files that its external tensors name.
+
+    Raises:
+        EnvironmentProblem: both ONNX Runtime distributions are installed, or the provider is not to be had.
+        IntegrityError: ONNX Runtime refuses the graph, or the graph's inputs and outputs are not the configuration's.
+    """
+
+    def __init__(
+        self,
+        model: bytes | Path,
+        folder: Path,
+        config: NeoXConfig,
+        *,
+        kv_cache: str,
+        kv_dtype: str = "float32",
+        threads: int | None = None,
+        provider: Provider = "cpu",
+    ) -> None:
+        if kv_cache not in ("shared", "growing") or kv_dtype not in ("float32", "float16"):
+            raise IntegrityError(
+                f"{folder}: kv_cache {kv_cache!r} of {kv_dtype!r}; shared or growing of float32 or float16 was expected"
+            )
+        began = time.perf_counter()
+        self.config = config
+        self.kv_cache = kv_cache
+        self.kv_dtype = np.dtype(kv_dtype)
+        self._ort = onnxruntime()
+        self._session = _open(self._ort, model, folder, threads, provider)
+        self.providers: list[str] = self._session.get_providers()
+        self._device = provider
+        parts = [f"{layer}.{part}" for layer in range(config.num_layers) for part in ("key", "value")]
+        self._present_of = {f"past_key_values.{part}": f"present.{part}" for part in parts}
+        self._check_interface(folder)
+        self.load_seconds = time.perf_counter() - began
+
+    @classmethod
+    def open(
+        cls,
+        artifact: Artifact,
+        *,
+        threads: int | None = None,
+        accuracy_level: int | None = None,
+        model_bytes: bytes | None = None,
+        provider: Provider | None = None,
+    ) -> Session:
+        """Open a published artifact on the provider its recipe targets, or on `provider`.
+
+        `accuracy_level` None is as shipped. Another one needs another graph, given as `model_bytes`; editing graphs
+        takes onnx, which the runtime does without.
+        """
+        export = artifact.recipe.export
+        if model_bytes is None and accuracy_level not in (None, export.accuracy_level):
+            raise ValueError(
+                f"the artifact ships accuracy level {export.accuracy_level}; level {accuracy_level} needs model_bytes"
+            )
+        layout = artifact.manifest["layout"]
+        return cls(
+            artifact.file(MODEL) if model_bytes is None else model_bytes,
+            artifact.folder,
+            artifact.config,
+            kv_cache=layout.get("kv_cache"),
+            kv_dtype=layout.get("kv_dtype"),
+            threads=threads,
+            provider=provider or ("cuda" if export.target == "cuda" else "cpu"),
+        )
+
+    def logits(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
+        """Logits [B, S, V] float32 of `ids` [B, S] int64 with nothing before them; the mask [B, S] is 1 or 0."""
+        batch, length = _two_dimensions(ids)
+        return self.step(self.start(batch, length), ids, attention_mask)
+
+    def start(self, batch: int, max_len: int) -> Cache:
+        """An empty cache for `batch` rows of up to `max_len` tokens, padding included.
+
+        Raises:
+            RecipeError: `max_len` exceeds the positions that the model was trained on.
+            ResourceError: the cache does not fit into memory.
+        """
+        if batch < 1 or max_len < 1:
+            raise ValueError(f"a cache of {batch} rows of {max_len} tokens")
+        if max_len > self.config.max_positions:
+            raise RecipeError(
+                f"{max_len:,} tokens of context; this model has {self.config.max_positions:,} positions",
+                hint="Shorten the prompt or ask for fewer new tokens.",
+            )
+        room = max_len if self.kv_cache == "shared" else 0
+        shape = (batch, self.config.num_heads, room, self.config.head_dim)
+        try:
+            # Zeros and not garbage: attention multiplies what it masks by zero, and zero times NaN is NaN.
+            values = {past: self._to_device(np.zeros(shape, self.kv_dtype)) for past in self._present_of}
+        except (MemoryError, RuntimeError) as e:
+            nbytes = len(self._present_of) * int(np.prod(shape)) * self.kv_dtype.itemsize
+            raise ResourceError(
+                f"no memory for a KV cache of {nbytes:,} bytes: {e}", hint="Use fewer rows or fewer tokens."
+            ) from e
+        return Cache(batch, max_len, values, self._bind(values))
+
+    def step(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """Append `ids` [B, T] int64 to the cache; return their logits [B, T, V] float32.
+
+        `mask` [B, T] is of these tokens alone (the cache remembers the earlier ones'): 0 for padding. None: all real.
+
+        Raises:
+            RecipeError: the cache has no room for T more tokens.
+        """
+        batch, new = _two_dimensions(ids)
+        self._check_step(cache, ids, mask)
+        end = cache.length + new
+        cache._mask[:, cache.length : end] = 1 if mask is None else mask
+        total = cache._mask[:, :end]
+        positions = np.clip(np.cumsum(total, axis=1) - 1, 0, None)[:, cache.length :]
+
+        binding = cache._binding
+        for name, array in zip(_INPUTS, (ids, total, positions), strict=True):
+            binding.bind_ortvalue_input(name, self._to_device(np.ascontiguousarray(array, np.int64)))
+        logits = np.empty((batch, new, self.config.vocab_size), np.float32)
+        on_device = self._to_device(logits)
+        binding.bind_ortvalue_output("logits", on_device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except RuntimeError as e:
+            if "alloc" in str(e).lower():
+                raise ResourceError(
+                    f"no memory to run {batch} rows of {new} tokens: {e}", hint="Use fewer rows or fewer tokens."
+                ) from e
+            raise
+        if self.kv_cache == "growing":
+            cache._values = dict(zip(cache._values, binding.get_outputs(), strict=False))  # in the order of binding
+            cache._binding = self._bind(cache._values)
+        cache.length = end
+        return logits if self._device == "cpu" else np.asarray(on_device.numpy())
+
+    def _bind(self, values: dict[str, Any]) -> Any:
+        """Each value as past; as present the same one, or what ONNX Runtime will allocate."""
+        binding = self._session.io_binding()
+        for past, value in values.items():
+            binding.bind_ortvalue_input(past, value)
+            if self.kv_cache == "shared":
+                binding.bind_ortvalue_output(self._present_of[past], value)
+            else:
+                binding.bind_output(self._present_of[past], self._device)
+        return binding
+
+    def _to_device(self, array: np.ndarray) -> Any:
+        """An OrtValue: over the array's own memory on the CPU, a copy on a GPU."""
+        return self._ort.OrtValue.ortvalue_from_numpy(array, self._device)
+
+    def _check_step(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None) -> None:
+        batch, new = ids.shape
+        if batch != cache.batch or new < 1:
+            raise ValueError(f"ids of shape {ids.shape}; [{cache.batch}, 1 or more] was expected")
+        if cache.length + new > cache.max_len:
+            raise RecipeError(
+                f"the cache has room for {cache.max_len:,} tokens and holds {cache.length:,}; {new:,} more do not fit"
+            )
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise IntegrityError(
+                f"token ids {ids.min()} to {ids.max()}; the model's vocabulary is 0 to {self.config.vocab_size - 1}",
+                hint="Does the tokenizer belong to this model?",
+            )
+        if mask is not None:
+            if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
+                raise ValueError(f"a mask of 0 and 1 of the ids' shape {ids.shape} was expected, not {mask.shape}")
+            if not (cache.mask.any(axis=1) | mask.any(axis=1)).all():
+                raise ValueError("a row of padding alone")
+
+    def _check_interface(self, folder: Path) -> None:
+        found = {value.name for value in (*self._session.get_inputs(), *self._session.get_outputs())}
+        expected = {*_INPUTS, "logits", *self._present_of, *self._present_of.values()}
+        if found != expected:
+            missing, extra = sorted(expected - found), sorted(found - expected)
+            raise IntegrityError(
+                f"{folder}: the graph does not match a {self.config.num_layers}-layer config.json; "
+                f"missing {', '.join(missing) or 'nothing'}, not expected {', '.join(extra) or 'nothing'}"
+            )
+
+
+@remembered
+def onnxruntime() -> Any:
+    """The module, imported on first use.
+
+    Raises:
+        EnvironmentProblem: no distribution of it, or two that overwrite each other's files.
+    """
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(installed) == 2:
+        raise EnvironmentProblem(
+            "both onnxruntime and onnxruntime-gpu are installed; they write the same files, and which of the two runs "
+            "depends on the order of installation",
+            hint="pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu, which also runs on "
+            "a CPU alone. Keep plain onnxruntime only where onnxruntime-gpu has no wheel.",
+        )
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise EnvironmentProblem(f"ONNX Runtime cannot be imported: {e}", hint="pip install onnxruntime-gpu") from e
+    if not hasattr(onnxruntime, "InferenceSession"):  # what uninstalling one of the two leaves
+        raise EnvironmentProblem(
+            f"the installation of ONNX Runtime is broken: {', '.join(installed) or 'a folder without a package'}",
+            hint="pip install --force-reinstall --no-deps onnxruntime-gpu",
+        )
+    return onnxruntime
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _open(ort: Any, model: bytes | Path, folder: Path, threads: int | None, provider: Provider) -> Any:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors; they are raised as well
+    options.intra_op_num_threads = threads or _threads()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    said = _preload_cuda(ort) if provider == "cuda" else ""
+    graph = model if isinstance(model, bytes) else model.read_bytes()
+    ort.set_default_logger_severity(4)  # a provider that fails to start is logged here, and raised below
+    try:
+        session = ort.InferenceSession(graph, options, providers=_EXECUTION_PROVIDERS[provider])
+    except Exception as e:
+        if type(e).__name__ == "NotImplemented":
+            raise EnvironmentProblem(
+                f"{folder}: ONNX Runtime {ort.__version__} on {provider} lacks a kernel: {e}"
+            ) from e
+        raise IntegrityError(f"{folder}: ONNX Runtime {ort.__version__} refuses the graph: {e}") from e
+    finally:
+        ort.set_default_logger_severity(2)
+    wanted = _EXECUTION_PROVIDERS[provider][0]
+    if wanted not in session.get_providers():  # ONNX Runtime falls back to the CPU by itself, and we do not
+        raise EnvironmentProblem(
+            f"{folder}: this graph was to run on {wanted}, which could not be started; {said or 'no GPU was found'}",
+            hint="Check `nvidia-smi`, the driver, and that onnxruntime-gpu with its CUDA and cuDNN libraries is "
+            "installed; or choose the CPU explicitly.",
+        )
+    return session
+
+
+def _preload_cuda(ort: Any) -> str:
+    """Load CUDA and cuDNN from the nvidia-* wheels; return what it prints about those it cannot find.
+
+    Raises:
+        EnvironmentProblem: this build of ONNX Runtime has no CUDA.
+    """
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise EnvironmentProblem(
+            f"the graph targets CUDA, and this ONNX Runtime {ort.__version__} is built for "
+            f"{', '.join(ort.get_available_providers())}",
+            hint="pip uninstall -y onnxruntime, then pip install onnxruntime-gpu; or choose the CPU explicitly.",
+        )
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        ort.preload_dlls()
+    return " ".join(printed.getvalue().split())
+
+
+def _threads() -> int:
+    """0 lets ONNX Runtime take every core. Where the process is confined to some, their number."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    mine = len(os.sched_getaffinity(0))
+    return mine if mine < (os.cpu_count() or mine) else 0
+
+
+def _two_dimensions(ids: np.ndarray) -> tuple[int, int]:
+    if ids.ndim != 2 or ids.dtype != np.int64:
+        raise ValueError(f"ids of shape {ids.shape} and dtype {ids.dtype}; [batch, tokens] int64 was expected")
+    return ids.shape[0], ids.shape[1]
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has had resident so far.
+
+    Linux's ru_maxrss also counts what a parent had resident when it forked, so a small process that a large one
+    started would report the parent's peak; VmHWM starts anew.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
+    except (OSError, StopIteration):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

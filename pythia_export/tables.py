@@ -1,0 +1,155 @@
+"""What the commands print for people: plans, artifacts, recipes and timings as rich tables. No I/O here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from .artifact import Artifact
+    from .pipeline import Plan
+    from .recipe import Recipe
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    facts = _facts(
+        {
+            "Model": f"{plan.model} at {plan.revision}",
+            "Geometry": ", ".join(f"{name} {_number(value)}" for name, value in plan.geometry.items()),
+            "Download": "nothing" if plan.download_bytes is None else f"about {decimal(plan.download_bytes)}",
+            "Memory": f"about {decimal(plan.peak_memory_bytes)} at most",
+            "Linears": f"{plan.bits_per_weight:.2f} bits a weight, scales included",
+        }
+    )
+    files = _table("Artifact", "File", ">Size")
+    for name, size in plan.files.items():
+        files.add_row(name, decimal(size))
+    if len(plan.files) > 1:
+        files.add_section()
+        files.add_row("in all", decimal(sum(plan.files.values())))
+    steps = Text("\n".join(f"{n}. {step}" for n, step in enumerate(plan.steps, 1)))
+    return Group(facts, "", files, "", linears_table(plan.linears), "", steps)
+
+
+def linears_table(linears: Iterable[Mapping[str, Any]]) -> Table:
+    """One row a treatment: linears of equal kind, shape and scheme are counted, not listed."""
+    kinds = Counter(
+        (_kind(x["name"]), tuple(x["shape"]), x["method"], x["bits"], x["group_size"]) for x in linears
+    )  # a Counter keeps the order of first sight: that of the model
+    table = _table("Linears", "Linear", ">Count", ">Shape", "Method", ">Bits", ">Group")
+    for (kind, shape, method, bits, group_size), n in kinds.items():
+        stored = ("none", "", "") if method == "none" else (method, str(bits), _group(group_size))
+        table.add_row(kind, str(n), " x ".join(map(str, shape)), *stored)
+    return table
+
+
+def artifact_view(artifact: Artifact, quantization: Mapping[str, Any] | None) -> RenderableType:
+    """Provenance, files and the quantisation's summary. That the hashes hold is for the caller to have checked."""
+    manifest, recipe = artifact.manifest, artifact.recipe
+    source, calibration, q = manifest["source"], manifest.get("calibration"), recipe.quantize
+    facts = {
+        "Artifact": f"{artifact.folder}, made {manifest['created']}",
+        "Source": f"{source['name']} at {source['revision']}",
+        "Commit": source["commit"],
+        "Recipe": f"{q.method}, {q.bits} bits, group {_group(q.group_size)}; for {recipe.export.target}, "
+        f"rotary {recipe.export.rotary}, accuracy level {recipe.export.accuracy_level}, {recipe.export.dtype}",
+        "Calibration": f"{calibration['windows']} x {calibration['sequence_length']} tokens, {calibration['source']}"
+        if calibration
+        else "none",
+        "Made with": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
+    }
+    files = _table("Files, each as its SHA-256 says", "File", ">Size", "SHA-256")
+    for name, entry in manifest["files"].items():
+        files.add_row(name, decimal(entry["size"]), entry["sha256"][:16])
+    files.add_section()
+    files.add_row("in all", decimal(sum(entry["size"] for entry in manifest["files"].values())), "")
+    parts: list[RenderableType] = [_facts(facts), "", files]
+    if quantization is not None:
+        parts += ["", losses_table(quantization)]
+    return Group(*parts)
+
+
+def losses_table(quantization: Mapping[str, Any]) -> Table:
+    """Output error of each kind of linear, the mean and the worst over the layers, beside round-to-nearest's."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for linear in quantization["linears"]:
+        if linear["method"] != "none" and linear["loss"] is not None:
+            kinds.setdefault(_kind(linear["name"]), []).append(linear)
+    title = f"Quantised by {quantization['method']}, {quantization['bits_per_weight']:.2f} bits a weight"
+    table = _table(title, "Linear", ">Count", ">Loss", ">Worst", ">RTN's", ">Recovered")
+    for kind, linears in kinds.items():
+        losses = [x["loss"] for x in linears]
+        rtn = [x["rtn_loss"] for x in linears if x["rtn_loss"] is not None]
+        recovered = [x["recovered"] for x in linears if x["recovered"] is not None]
+        table.add_row(
+            kind,
+            str(len(linears)),
+            f"{_mean(losses):.2e}",
+            f"{max(losses):.2e}",
+            f"{_mean(rtn):.2e}" if rtn else "",
+            f"{_mean(recovered):.0%}" if recovered else "",
+        )
+    return table
+
+
+def recipes_table(shipped: Iterable[tuple[str, str, Recipe]]) -> Table:
+    """Name, when to choose it, and the recipe itself."""
+    table = _table("", "Recipe", "Weights", "Target", "When")
+    for name, about, recipe in shipped:
+        q = recipe.quantize
+        weights = "float" if q.method == "none" else f"{q.method} int{q.bits} g{_group(q.group_size)}"
+        table.add_row(name, weights, recipe.export.target, about)
+    return table
+
+
+def bench_table(result: Mapping[str, Any]) -> Table:
+    table = _table(str(result["machine"]), "", ">Prefill", ">Decode", ">Peak memory", ">Load", ">Size")
+    for row in result["rows"]:
+        table.add_row(
+            row["name"],
+            f"{row['prefill_tokens_per_second']:,.0f} tok/s",
+            f"{row['decode_tokens_per_second']:,.0f} tok/s",
+            decimal(row["peak_memory_bytes"]),
+            f"{row['load_seconds']:.2f} s",
+            decimal(row["size_bytes"]),
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A `>` before a column's name aligns it to the right."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+    return table
+
+
+def _facts(facts: Mapping[str, str]) -> Padding:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in facts.items():
+        grid.add_row(Text(name, style="bold"), Text(value))
+    return Padding(grid, 0)
+
+
+def _kind(name: str) -> str:
+    """``gpt_neox.layers.3.mlp.dense_h_to_4h`` is ``mlp.dense_h_to_4h``: the same linear of every layer."""
+    return name.split(".", 3)[3] if name.startswith("gpt_neox.layers.") else name
+
+
+def _group(group_size: int) -> str:
+    return "row" if group_size == -1 else str(group_size)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,272 @@
+"""The main job as its user runs it: the command line, the embedded checkpoint, stock ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pythia_export.checkpoint import demo_folder
+from safetensors.torch import load_file, save_file
+
+from pythia_export.artifact import Artifact
+from pythia_export.runtime import Session
+
+FILES = {
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "model.onnx", "model.onnx_data", "quantization.json", "parity.json", "report.html", "README.md",
+}  # fmt: skip
+
+RECIPE = """
+[model]
+path = "model"
+[calibration]
+source = "python-stdlib"
+samples = 8
+sequence_length = 128
+[quantize]
+bits = 4
+group_size = 32
+[verify]
+source = "python-stdlib"
+tokens = 1024
+sequence_length = 128
+"""
+
+
+def command(*args: object, check: int | None = 0, **kwargs) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    line = [sys.executable, "-m", "pythia_export", *map(str, args)]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=600, **kwargs)
+    if check is not None:
+        assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    done = command("run", "demo", "--out", out)
+    assert "report.html" in done.stdout and "GPTQ" in done.stdout.upper()
+    return out
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("int8") / "demo-int8"
+    command("run", "demo-int8", "--out", out)
+    return out
+
+
+@pytest.fixture
+def job(tmp_path) -> Path:
+    """A folder with a small recipe and the demo checkpoint as an ordinary local directory."""
+    shutil.copytree(demo_folder() / "main", tmp_path / "model")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def read(folder: Path, name: str):
+    return json.loads((folder / name).read_text())
+
+
+def test_the_artifact_holds_every_file_and_passes_inspection(demo):
+    assert set(read(demo, "manifest.json")["files"]) == FILES
+    assert "sha256" in command("inspect", demo).stdout.lower()
+    with (demo / "config.json").open("a") as f:
+        f.write(" ")
+    try:
+        assert "config.json" in command("inspect", demo, check=4).stderr
+    finally:
+        text = (demo / "config.json").read_text()
+        (demo / "config.json").write_text(text[:-1])
+
+
+@pytest.mark.parametrize("which", ["demo", "int8"])
+def test_export_keeps_the_numbers(which, request):
+    export = read(request.getfixturevalue(which), "parity.json")["export"]
+    assert export["accuracy_level"] == 0
+    assert export["max_abs"] <= 1e-4 and export["decode_max_abs"] <= 1e-4
+
+
+def test_int8_costs_at_most_a_thousandth_of_perplexity(int8):
+    assert read(int8, "parity.json")["cost"]["ppl_ratio"]["high"] <= 1.001
+
+
+@pytest.mark.parametrize("which", ["demo", "int8"])
+def test_gptq_is_below_rtn_in_every_linear(which, request):
+    linears = read(request.getfixturevalue(which), "quantization.json")["linears"]
+    assert len(linears) == 25
+    for record in linears:
+        assert record["loss"] < record["rtn_loss"], record["name"]
+
+
+def test_the_report_shows_the_figures(demo):
+    page, card = (demo / "report.html").read_text(), (demo / "README.md").read_text()
+    parity = read(demo, "parity.json")
+    assert f"{parity['cost']['ppl_quantized']:.2f}"[:4] in page
+    assert "attention.dense" in page and "base_model" in card
+
+
+def test_running_twice_gives_the_same_bytes(demo, tmp_path):
+    command("run", "demo", "--out", tmp_path / "again")
+    for name in ("model.onnx", "config.json", "tokenizer.json"):
+        assert (demo / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    first, second = (np.fromfile(f / "model.onnx_data", np.uint8) for f in (demo, tmp_path / "again"))
+    assert first.shape == second.shape and (first != second).mean() < 1e-3  # threads may sum in another order
+
+
+def test_generate_streams_what_a_bare_session_would_choose(demo):
+    prompt = "def __init__(self"
+    text = command("generate", demo, "--prompt", prompt, "--max-new-tokens", 24).stdout
+    artifact = Artifact.open(demo)
+    tokenizer, session = artifact.tokenizer(), Session.open(artifact)
+    ids = tokenizer.encode(prompt).ids
+    for _ in range(24):
+        ids.append(int(session.logits(np.array([ids]))[0, -1].argmax()))
+    expected = tokenizer.decode(ids[-24:])
+    assert text.rstrip("\n").startswith(expected.rstrip("\n")[:40]) and text.strip()
+
+
+def test_an_artifact_runs_without_torch(demo):
+    code = (
+        "import sys, numpy as np; from pythia_export.artifact import Artifact;"
+        "from pythia_export.runtime import Session;"
+        f"s = Session.open(Artifact.open({str(demo)!r})); print(s.logits(np.array([[5, 6]])).shape);"
+        "assert not {'torch', 'transformers', 'onnx'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "(1, 2, 4096)", done.stderr
+
+
+def test_transformers_agrees_with_our_figures_for_the_original(demo):
+    """The whole chain once more, by other hands: perplexity of the source checkpoint through transformers."""
+    from transformers import GPTNeoXForCausalLM
+
+    from pythia_export.corpus import verify_windows
+
+    artifact, parity = Artifact.open(demo), read(demo, "parity.json")
+    windows = verify_windows(artifact.recipe.verify, artifact.tokenizer(), artifact.config)
+    assert windows.sha256 == parity["corpus"]["sha256"]
+    model = GPTNeoXForCausalLM.from_pretrained(demo_folder() / "main").float().eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for ids in torch.from_numpy(windows.ids.copy()).split(16):
+            logits = model(ids).logits.double()
+            total += torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item() * (
+                ids[:, 1:].numel()
+            )
+            count += ids[:, 1:].numel()
+    assert total / count == pytest.approx(parity["cost"]["nll_original"], abs=1e-5)
+
+
+def test_verify_again_gives_the_same_verdict_and_updates_the_artifact(job):
+    command("run", job / "recipe.toml", "--out", job / "out")
+    before = read(job / "out", "parity.json")
+    after = json.loads(command("verify", job / "out", "--json").stdout)
+    assert after["corpus"] == before["corpus"]
+    assert after["cost"]["delta_nll"]["mean"] == pytest.approx(before["cost"]["delta_nll"]["mean"], abs=1e-9)
+    command("inspect", job / "out")
+
+
+def test_quantize_then_export_equals_run(job):
+    command("run", job / "recipe.toml", "--out", job / "whole")
+    command("quantize", job / "recipe.toml", "--out", job / "weights")
+    command("export", job / "weights", "--out", job / "parts")
+    assert (job / "whole" / "model.onnx").read_bytes() == (job / "parts" / "model.onnx").read_bytes()
+    command("export", job / "whole", "--out", job / "standard", "--rotary", "onnx")
+    assert Artifact.open(job / "standard").manifest["layout"]["kv_cache"] == "growing"
+    verified = json.loads(command("verify", job / "standard", "--json").stdout)
+    assert verified["export"]["max_abs"] <= 1e-4 and verified["export"]["decode_max_abs"] <= 1e-4
+
+
+def test_a_failed_gate_is_exit_code_10_and_the_artifact_says_so(job):
+    text = RECIPE.replace("bits = 4", "bits = 2") + "[verify.gates]\nppl_ratio = 1.0001\n"
+    (job / "recipe.toml").write_text(text)
+    done = command("run", job / "recipe.toml", "--out", job / "out", check=10)
+    assert "ppl_ratio" in done.stderr
+    assert read(job / "out", "parity.json")["passed"] is False
+
+
+def test_plan_pulls_nothing_and_tells_the_exact_size(demo):
+    planned = json.loads(command("plan", "demo", "--json").stdout)
+    assert planned["files"]["model.onnx_data"] == (demo / "model.onnx_data").stat().st_size
+    assert planned["files"]["model.onnx"] == (demo / "model.onnx").stat().st_size
+    large = json.loads(command("plan", "pythia-12b-int4", "--json").stdout)
+    assert 6e9 < large["files"]["model.onnx_data"] < 8e9
+
+
+# Bad input: a message, an exit code, nothing half-written
+
+
+def edit_config(job: Path, **changes) -> None:
+    config = read(job / "model", "config.json")
+    (job / "model" / "config.json").write_text(json.dumps(config | changes))
+
+
+def edit_weights(job: Path, change) -> None:
+    path = job / "model" / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def poison(tensors) -> None:
+    tensors["gpt_neox.layers.4.attention.dense.weight"][1, 2] = float("nan")
+
+
+def truncate(job: Path) -> None:
+    path = job / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+NORM = "gpt_neox.layers.3.input_layernorm.weight"
+CAUSES = {
+    "no config": (lambda job: (job / "model" / "config.json").unlink(), 3, "config.json"),
+    "no such model": (lambda job: shutil.rmtree(job / "model"), 3, "model"),
+    "another architecture": (lambda job: edit_config(job, model_type="llama"), 3, "llama"),
+    "tensor missing": (lambda job: edit_weights(job, lambda t: t.pop(NORM)), 3, NORM),
+    "wrong shape": (lambda job: edit_config(job, intermediate_size=256), 4, "dense_h_to_4h"),
+    "NaN": (lambda job: edit_weights(job, poison), 5, "layers.4.attention.dense.weight"),
+    "truncated": (truncate, 4, "model.safetensors"),
+    "unknown key": (lambda job: (job / "recipe.toml").write_text(RECIPE + "[exprot]\n"), 2, "export"),
+    "text too short": (
+        lambda job: (job / "recipe.toml").write_text(RECIPE.replace("samples = 8", "samples = 900000")), 3, "tokens",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_what_a_user_can_cause_is_explained_and_leaves_nothing(cause, job):
+    change, code, named = CAUSES[cause]
+    change(job)
+    done = command("run", job / "recipe.toml", "--out", job / "out", check=code)
+    assert named in done.stderr and "Traceback" not in done.stderr
+    assert not (job / "out").exists()
+    assert [p.name for p in job.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("moment", [1.0, 4.0, 7.0])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_at_any_point_the_old_artifact_is_intact(job, moment, sign):
+    command("quantize", job / "recipe.toml", "--out", job / "out")
+    before = {p.name: p.read_bytes() for p in (job / "out").iterdir()}
+    line = [sys.executable, "-m", "pythia_export", "run", job / "recipe.toml", "--out", job / "out", "--overwrite"]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(moment)
+    process.send_signal(sign)
+    process.wait(timeout=60)
+    if process.returncode == 0:  # it was faster than the signal: then the new artifact is whole
+        command("inspect", job / "out")
+        return
+    assert {p.name: p.read_bytes() for p in (job / "out").iterdir()} == before
+    command("run", job / "recipe.toml", "--out", job / "out", "--overwrite")
+    assert [p.name for p in job.iterdir() if p.name.startswith(".")] == []

@@ -1,0 +1,140 @@
+"""The layer loop: what GPTQ observes, what is written, and what is refused by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from models import InMemory, export_model, hugging_face, on_disk, small_config
+
+from pythia_export.errors import IntegrityError, NumericsError
+from pythia_export.graph.layout import layout
+from pythia_export.quantize.gptq import gptq, output_error
+from pythia_export.quantize.grid import Quantized
+from pythia_export.recipe import Export, Override, Quantize
+from pythia_export.weights import WeightsReader, WeightsWriter
+
+WINDOWS = np.random.default_rng(0).integers(0, 96, (40, 32))
+
+
+def source(layers: int = 3) -> InMemory:
+    config = small_config(layers=layers)
+    return InMemory(config, on_disk(hugging_face(config)))
+
+
+def test_each_linear_is_calibrated_on_what_the_quantised_layers_before_it_give(tmp_path):
+    """The oracle is Hugging Face's model, fully quantised, with a hook on every linear.
+
+    Inputs of a linear depend on nothing behind it, so they are those that GPTQ must have observed.
+    """
+    original = source()
+    quantize = Quantize(bits=3, group_size=32)
+    exported = export_model(original, tmp_path, quantize, Export(), WINDOWS)
+    reader, model = exported.reader(), hugging_face(original.config)
+    inputs: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(reader.tensor(name.replace("lm_head", "embed_out")))
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                name = name.replace("lm_head", "embed_out")
+                module.register_forward_pre_hook(lambda m, x, name=name: inputs.update({name: x[0].double()}))
+        model(torch.from_numpy(WINDOWS))
+
+    records = {r["name"]: r for r in exported.record["linears"]}
+    assert list(records) == list(exported.places.linears) and len(records) == 3 * 4 + 1
+    for name, record in records.items():
+        X = inputs[name].flatten(0, 1)
+        H, W = X.T @ X / len(X), original.tensor(f"{name}.weight")
+        bits, size = record["bits"], record["group_size"]
+        expected = gptq(W, H, bits, size, True, quantize.act_order, quantize.damp, quantize.max_damp).quantized
+        got = reader.tensor(f"{name}.weight")
+        assert torch.isclose(got, expected.dequantize(), atol=1e-6).float().mean() > 0.98, name
+        E = (W - got).double()
+        loss = float(((E @ H) * E).sum() / ((W.double() @ H) * W.double()).sum())
+        assert record["loss"] == pytest.approx(loss, rel=1e-3)
+        assert record["loss"] < record["rtn_loss"] and record["damp"] == 0.01
+        assert record["tokens"] == WINDOWS.size
+
+
+def test_qkv_rows_are_written_packed_and_read_back_as_on_disk(tmp_path):
+    original = source(1)
+    exported = export_model(original, tmp_path, Quantize(method="none", embedding="float32"), Export())
+    reader = exported.reader()
+    for name, tensor in original.tensors.items():
+        if not name.endswith(("masked_bias", "inv_freq", "attention.bias")):
+            assert torch.equal(reader.tensor(name), tensor), name
+    config, name = original.config, "gpt_neox.layers.0.attention.query_key_value"
+    packed = reader.stored(f"{name}.weight").T.reshape(3, config.num_heads, config.head_dim, -1)
+    disk = original.tensor(f"{name}.weight").reshape(config.num_heads, 3, config.head_dim, -1).numpy()
+    assert (packed == disk.transpose(1, 0, 2, 3)).all()
+
+
+def test_overrides_choose_method_and_bits_by_pattern(tmp_path):
+    rules = (
+        Override(pattern="*.attention.dense", method="rtn", bits=8),
+        Override(pattern="*.layers.1.mlp.*", method="none"),
+    )
+    exported = export_model(source(2), tmp_path, Quantize(bits=4, override=rules), Export(), WINDOWS)
+    records = {r["name"].removeprefix("gpt_neox."): r for r in exported.record["linears"]}
+    assert "layers.1.mlp.dense_h_to_4h" not in records
+    assert records["layers.0.attention.dense"]["method"] == "rtn"
+    assert records["layers.0.attention.dense"]["bits"] == 8 and records["layers.0.attention.dense"]["damp"] is None
+    assert records["layers.0.mlp.dense_h_to_4h"]["method"] == "gptq"
+
+
+def test_rtn_needs_no_text_and_claims_no_loss(tmp_path):
+    record = export_model(source(1), tmp_path, Quantize(method="rtn"), Export()).record
+    assert {r["method"] for r in record["linears"]} == {"rtn"}
+    assert all(r["loss"] is None and r["tokens"] == 0 for r in record["linears"])
+
+
+def test_a_nan_weight_is_refused_by_name(tmp_path):
+    sick = source(2)
+    sick.tensor("gpt_neox.layers.1.mlp.dense_4h_to_h.weight")[3, 4] = float("nan")
+    with pytest.raises(NumericsError, match=r"layers\.1\.mlp\.dense_4h_to_h"):
+        export_model(sick, tmp_path, Quantize(), Export(), WINDOWS)
+
+
+def test_an_activation_that_overflows_is_refused_by_layer(tmp_path):
+    sick = source(3)
+    sick.tensor("gpt_neox.layers.1.mlp.dense_4h_to_h.bias")[:] = 3e38
+    sick.tensor("gpt_neox.layers.1.attention.dense.bias")[:] = 3e38
+    with pytest.raises(NumericsError, match="layer 2"):
+        export_model(sick, tmp_path, Quantize(), Export(), WINDOWS)
+
+
+def test_a_hessian_beyond_the_ladder_names_the_linear(tmp_path, monkeypatch):
+    monkeypatch.setattr("pythia_export.stream._Moments.second", property(lambda self: -self._gram))
+    with pytest.raises(NumericsError, match=r"layers\.0\.attention\.query_key_value: the Hessian is not positive"):
+        export_model(source(1), tmp_path, Quantize(), Export(), WINDOWS)
+
+
+def test_the_writer_takes_each_tensor_once_whole_and_of_its_shape(tmp_path):
+    places = layout(small_config(), Quantize(), "float32")
+    name = "gpt_neox.final_layer_norm.bias"
+    with pytest.raises(ValueError, match="were not written"), WeightsWriter(tmp_path / "a", places) as writer:
+        writer.put(name, np.zeros(128, np.float32))
+    writer = WeightsWriter(tmp_path / "b", places)
+    for bad in (np.zeros(127, np.float32), np.zeros(128, np.float64)):
+        with pytest.raises(ValueError, match="the layout has float32"):
+            writer.put(name, bad)
+    writer.put(name, np.zeros(128, np.float32))
+    with pytest.raises(ValueError, match="written twice"):
+        writer.put(name, np.zeros(128, np.float32))
+
+
+def test_a_truncated_weights_file_is_refused(tmp_path):
+    exported = export_model(source(1), tmp_path, Quantize(method="rtn"), Export())
+    path = tmp_path / "model.onnx_data"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="its recipe lays out"):
+        WeightsReader(path, exported.places, exported.config)
+
+
+def test_output_error_is_the_relative_error_of_the_product():
+    torch.manual_seed(0)
+    W, X = torch.randn(5, 8), torch.randn(50, 8)
+    q = Quantized(torch.randint(0, 16, (5, 8), dtype=torch.uint8), torch.full((5, 1), 0.2), None, 4, 8)
+    slow = float(((X @ (W - q.dequantize()).T) ** 2).sum() / ((X @ W.T) ** 2).sum())
+    assert output_error(W, q, X.T @ X / 50) == pytest.approx(slow, rel=1e-5)
