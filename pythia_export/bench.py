@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,8 +22,9 @@ import numpy as np
 from .artifact import Artifact
 from .checkpoint import pull
 from .errors import EnvironmentProblem, RecipeError
+from .machine import machine
 from .progress import SILENT, Progress
-from .runtime import Session, peak_memory_bytes
+from .runtime import Cache, Session, peak_memory_bytes
 
 OURS, OPTIMUM = "pythia-export", "Optimum float32"
 
@@ -72,7 +72,7 @@ def bench(
         row = {key: statistics.median(m[key] for m in measured) for key in measured[0]}
         rows.append({"name": name} | row)
     return {
-        "machine": f"{_processor()}, {threads} threads",
+        "machine": f"{machine()}, {threads} threads",
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "repeats": repeats,
@@ -140,7 +140,7 @@ Opened = tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], Any], int]
 def _open_ours(folder: Path, threads: int, room: int) -> Opened:
     artifact = Artifact.open(folder)
     session = Session.open(artifact, threads=threads)
-    caches = []
+    caches: list[Cache] = []
 
     def start(ids: np.ndarray) -> None:
         caches[:] = [session.start(1, room)]
@@ -174,14 +174,6 @@ def _open_optimum(folder: Path, threads: int, room: int) -> Opened:
         forward(ids)
 
     return start, forward, model.config.vocab_size
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

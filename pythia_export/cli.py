@@ -52,7 +52,9 @@ class _Commands(TyperGroup):
             from .errors import ResourceError
 
             hint = "Fewer calibration samples, or a shorter sequence_length; `pythia-export plan` estimates the need."
-            _fail(ResourceError(f"not enough memory: {e}".removesuffix(": "), hint=hint), ctx.params.get("debug", False))
+            _fail(
+                ResourceError(f"not enough memory: {e}".removesuffix(": "), hint=hint), ctx.params.get("debug", False)
+            )
         except ModuleNotFoundError as e:
             from .errors import EnvironmentProblem
 
@@ -179,7 +181,8 @@ def export(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="What `quantize` wrote, or an artifact.")],
     out: Out,
     rotary: Annotated[
-        Literal["custom", "gqa", "onnx"] | None, typer.Option(help="Form of rotary attention; the recipe's if not given.")
+        Literal["custom", "gqa", "onnx"] | None,
+        typer.Option(help="Form of rotary attention; the recipe's if not given."),
     ] = None,
     accuracy_level: Annotated[
         int | None, typer.Option(help="Of MatMulNBits: 0 keeps activations in float, 4 makes them int8.")

@@ -76,7 +76,9 @@ class Bars:
                 self._live.stop_task(task)
         if not nested and not self._console.is_terminal:
             seconds = time.perf_counter() - began
-            self._console.print(f"{title}: {count(done, total, unit)} in {seconds:.1f} s", markup=False, highlight=False)
+            self._console.print(
+                f"{title}: {count(done, total, unit)} in {seconds:.1f} s", markup=False, highlight=False
+            )
 
     def note(self, message: str) -> None:
         self._console.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
 import time
@@ -18,9 +17,10 @@ from .artifact import Artifact, Staging
 from .checkpoint import Checkpoint, Pulled, open_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
-from .errors import EnvironmentProblem, RecipeError, SourceError
+from .errors import RecipeError, SourceError
 from .graph.decoder import DATA_FILE, build_decoder, kv_cache
 from .graph.layout import Layout, layout
+from .machine import versions
 from .neox import NeoXConfig
 from .parity.measure import prove
 from .progress import SILENT, Progress
@@ -32,7 +32,6 @@ from .suite import geometry
 from .weights import WeightsReader, WeightsWriter
 
 MODEL = "model.onnx"
-PACKAGES = ("pythia-export", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def export(
                 advance(1)
         places = layout(source.config, recipe.quantize, recipe.export.dtype)
         _save(build_decoder(source.config, places, recipe.export), staging.folder)
-        carried = {k: source.manifest[k] for k in ("source", "calibration") if k in source.manifest}
+        carried: dict[str, Any] = {k: source.manifest[k] for k in ("source", "calibration") if k in source.manifest}
         staging.publish(_manifest(recipe, carried, recipe.export))
     return Outcome(staging.out, source.read_json("quantization.json"), None, {"export": time.perf_counter() - began})
 
@@ -274,18 +273,6 @@ def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[s
         "recipe": recipe.model_dump(mode="json"),
         "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.dtype},
     }
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if not {"onnxruntime", "onnxruntime-gpu"} & found.keys():
-        raise EnvironmentProblem("neither onnxruntime nor onnxruntime-gpu is installed", hint="pip install onnxruntime")
-    return found
 
 
 def _save(model: onnx.ModelProto, folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_students_quantile_falls_between_whole_degrees_of_freedom():
 
 @pytest.mark.parametrize("documents", [4, 12, 40])
 def test_the_interval_holds_the_truth_where_naive_errors_miss_it(documents):
-    """Documents of log-normal length, each with an effect of its own. 95 % is promised; naive errors keep about half."""
+    """Documents of log-normal length, each with an effect of its own. 95 % is promised; naive errors keep half."""
     rng, trials, truth = np.random.default_rng(documents), 1000, 0.03
     held = naive = 0
     for _ in range(trials):

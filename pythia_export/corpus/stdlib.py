@@ -52,7 +52,7 @@ def stdlib_documents(split: Split) -> Iterator[tuple[str, str]]:
             if text.strip():
                 yield name, text
     try:
-        from pydoc_data.topics import topics  # type: ignore[import-untyped]
+        from pydoc_data.topics import topics
     except ImportError:  # a distribution may strip it; the modules alone are enough
         return
     for i, key in enumerate(sorted(topics)):

@@ -20,6 +20,7 @@ import onnx
 from ..corpus import Windows
 from ..errors import NumericsError
 from ..graph.decoder import kv_cache, with_accuracy_level
+from ..machine import machine, versions
 from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
 from ..recipe import Export, Gates
@@ -62,7 +63,9 @@ def prove(
 
     some = windows.ids[:EXPORT_WINDOWS]
     reference = Reference(stored, config, some, "Reference on the artifact's weights", progress)
-    kept = {"accuracy_level": 0, "tokens": int(some.size)} | _export(session(0), reference, some, progress)
+    kept: dict[str, Any] = {"accuracy_level": 0, "tokens": int(some.size)} | _export(
+        session(0), reference, some, progress
+    )
     shipped = session(export.accuracy_level)
     if export.accuracy_level:
         kept["shipped"] = {"accuracy_level": export.accuracy_level} | _export(shipped, reference, some, progress)
@@ -72,6 +75,8 @@ def prove(
     cost = _cost(original, shipped, config, windows, progress)
     parity = {
         "schema": 1,
+        "versions": versions(),
+        "machine": machine(),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "corpus": {
             "source": windows.source,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -114,7 +115,7 @@ class TokenFigures:
     def _lengths(self) -> list[int]:
         return [len(part[0]) for part in self._parts]
 
-    def _all(self, i: int) -> NDArray:
+    def _all(self, i: int) -> NDArray[Any]:
         return np.concatenate([part[i] for part in self._parts]) if self._parts else np.zeros(0)
 
 
@@ -159,24 +160,24 @@ def bits_per_byte(nll: float, bytes_per_token: float) -> float:
     return nll / math.log(2) / bytes_per_token
 
 
-def _block(logits: ArrayLike, side: str) -> NDArray:
+def _block(logits: ArrayLike, side: str) -> NDArray[Any]:
     block = np.asarray(logits)
     if block.ndim != 2 or not block.shape[1]:
         raise ValueError(f"{side} logits are {list(block.shape)}; [tokens, vocabulary] is expected")
     return block
 
 
-def _same_shape(a: NDArray, b: NDArray) -> None:
+def _same_shape(a: NDArray[Any], b: NDArray[Any]) -> None:
     if a.shape != b.shape:
         raise ValueError(f"logits are {list(a.shape)} on one side and {list(b.shape)} on the other")
 
 
-def _chunks(block: NDArray) -> Iterator[slice]:
+def _chunks(block: NDArray[Any]) -> Iterator[slice]:
     step = max(1, CHUNK_LOGITS // block.shape[1])
     return (slice(start, start + step) for start in range(0, len(block), step))
 
 
-def _finite(logits: NDArray, side: str) -> NDArray:
+def _finite(logits: NDArray[Any], side: str) -> NDArray[Any]:
     if not np.isfinite(logits).all():
         token, entry = np.argwhere(~np.isfinite(logits))[0]
         raise NumericsError(f"{side} logits hold {logits[token, entry]} (vocabulary entry {entry})")

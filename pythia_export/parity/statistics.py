@@ -10,7 +10,7 @@ be few and of unequal length, where the usual clustered error with a normal quan
 - The quantile is Student's t with Satterthwaite's degrees of freedom: G - 1 for documents of one length, less where a
   few long ones dominate.
 
-A bootstrap over documents was not chosen: its percentile interval is too short when documents are few, and it is random.
+A bootstrap over documents was not chosen: its percentile interval is too short when documents are few.
 Both models are scored on the same tokens, so the difference is taken token by token before anything is averaged.
 
 Text that is a single document gives no hint how documents differ. It is clustered by window, and says so: its interval
@@ -92,9 +92,11 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Estimate:
 
 
 def clustered_share(hits: ArrayLike, clusters: ArrayLike) -> Estimate:
-    """Share of hits [T] bool. Wilson's interval (1927), which stays inside 0..1, for as many independent tokens as would
-    have the clustered error (Korn and Graubard 1998, there with Clopper and Pearson's). All hits or none leave that
-    number unknown, and tokens then count as independent."""
+    """Share of hits [T] bool, with Wilson's interval (1927), which stays inside 0..1.
+
+    The number of trials is that of the independent tokens that would have the clustered error (so Korn and Graubard
+    1998, for Clopper and Pearson's interval). All hits or none leave it unknown: tokens then count as independent.
+    """
     x = np.asarray(hits, np.bool_)
     found, p, n = clustered_mean(x, clusters), float(x.mean()), float(len(x))
     if found.se is None:
@@ -136,13 +138,13 @@ def _degrees_of_freedom(share: Floats) -> float:
     return max(1.0, 1 / square)
 
 
-def _by_cluster(x: NDArray, clusters: ArrayLike) -> tuple[Floats, Floats]:
+def _by_cluster(x: NDArray[Any], clusters: ArrayLike) -> tuple[Floats, Floats]:
     """Size and sum of each cluster, both [G]."""
     labels = np.asarray(clusters)
     if x.ndim != 1 or labels.shape != x.shape or not len(x):
         raise ValueError(f"values are {list(x.shape)}, clusters {list(labels.shape)}; both must be [T], T > 0")
     _, index = np.unique(labels, return_inverse=True)
-    return np.bincount(index).astype(np.float64), np.bincount(index, weights=x)
+    return np.bincount(index).astype(np.float64), np.bincount(index, weights=x.astype(np.float64)).astype(np.float64)
 
 
 def _exp(x: float | None) -> float | None:

@@ -11,7 +11,7 @@ from .. import __version__
 from . import words
 from .words import Json
 
-_ONNXRUNTIME = '''\
+_ONNXRUNTIME = """\
 import json
 
 import numpy as np
@@ -28,7 +28,7 @@ empty = np.zeros((1, heads, 0, config["hidden_size"] // heads), np.DTYPE)
 past = {f"past_key_values.{i}.{part}": empty for i in range(layers) for part in ("key", "value")}
 names = [name.replace("past_key_values", "present") for name in past]
 
-tokens = tokenizer.encode("The Pile is").ids
+tokens = tokenizer.encode("PROMPT").ids
 new, seen = tokens, 0
 for _ in range(32):
     feeds = {
@@ -43,7 +43,7 @@ for _ in range(32):
         break
     tokens += new
 print(tokenizer.decode(tokens))
-'''
+"""
 
 _OPTIMUM = """\
 from optimum.onnxruntime import ORTModelForCausalLM
@@ -52,8 +52,9 @@ from transformers import AutoTokenizer
 folder = "."  # of this artifact
 model = ORTModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer("The Pile is", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+prompt = tokenizer("PROMPT", return_tensors="pt")
+ids = model.generate(prompt.input_ids, attention_mask=prompt.attention_mask, max_new_tokens=32)
+print(tokenizer.decode(ids[0]))
 """
 
 _SUITE = (
@@ -64,12 +65,15 @@ _DEMO = (
     "The demo checkpoint is a small GPT-NeoX model trained on Python's standard library. It exists to show and test "
     "pythia-export; it is of no use as an assistant for code."
 )
-_LIMITS = (
+_BASE = (
     "It is a base model, not a chat model: it continues text, and was never taught to follow instructions, to refuse, "
-    "or to be safe to put before people. Do not deploy it as it is.",
-    "It inherits what its training text holds: English above all, with errors, bias and offensive content.",
+    "or to be safe to put before people. Do not deploy it as it is."
+)
+_PILE = "It inherits what its training text holds: English above all, with errors, bias and offensive content."
+_DEMO_TEXT = "It has seen Python's standard library and little else."
+_FIGURES = (
     "The figures above are for the held-out text named there. Other text, and abilities other than predicting it, may "
-    "lose more or less by quantisation.",
+    "lose more or less by quantisation."
 )
 
 
@@ -77,12 +81,19 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
     """Markdown with the hub's metadata. `manifest` may be one that is not yet published (no `files`)."""
     source, recipe = manifest["source"], manifest["recipe"]
     name, treatment = source["name"], words.treatment(quantization)
+    demo = recipe["model"]["id"] == "demo"
+    prompt = "def main(" if demo else "The Pile is"
+    onnxruntime = _ONNXRUNTIME.replace("np.DTYPE", f"np.{manifest['layout']['kv_dtype']}")
     title = f"{name.rstrip('/').rsplit('/', 1)[-1]}, {treatment}, ONNX"
     parts = [
         _front_matter(manifest, quantization),
         f"# {_plain(title)}",
         f"{_origin(source, recipe)}, exported to ONNX with a KV cache by pythia-export {__version__}"
-        + (f" at {quantization['bits_per_weight']:.2f} bits a weight (scales included)." if quantization["linears"] else "."),
+        + (
+            f" at {quantization['bits_per_weight']:.2f} bits a weight (scales included)."
+            if quantization["linears"]
+            else "."
+        ),
         "**{}**: {}. {} {}".format(
             *words.verdict(parity),
             words.export_sentence(parity),
@@ -93,14 +104,14 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
         *_parity(parity),
         "## Use",
         "With pythia-export, from this folder:",
-        _fence("pythia-export generate . --prompt 'The Pile is'\npythia-export verify .   # prove it again", "sh"),
+        _fence(f"pythia-export generate . --prompt '{prompt}'\npythia-export verify .   # prove it again", "sh"),
         "With ONNX Runtime alone (`pip install onnxruntime tokenizers`):",
-        _fence(_ONNXRUNTIME.replace("np.DTYPE", f"np.{manifest['layout']['kv_dtype']}"), "python"),
+        _fence(onnxruntime.replace("PROMPT", prompt), "python"),
         "With Optimum (`pip install optimum-onnx`):",
-        _fence(_OPTIMUM, "python"),
+        _fence(_OPTIMUM.replace("PROMPT", prompt), "python"),
         "## Intended use and limitations",
-        _DEMO if recipe["model"]["id"] == "demo" else _SUITE,
-        "\n".join(f"- {limit}" for limit in _LIMITS),
+        _DEMO if demo else _SUITE,
+        "\n".join(f"- {limit}" for limit in (_BASE, _DEMO_TEXT if demo else _PILE, _FIGURES)),
         "## Recipe",
         _fence(words.recipe_toml(recipe), "toml"),
         "## Provenance",
@@ -150,7 +161,8 @@ def _parity(parity: Json) -> Iterator[str]:
     export, shipped, corpus, cost = (
         parity["export"], parity["export"].get("shipped"), parity["corpus"], parity.get("cost")
     )  # fmt: skip
-    yield f"{words.QUESTIONS[0]} ONNX Runtime against torch on the same dequantised weights, {export['tokens']:,} tokens:"
+    tokens = f"{export['tokens']:,} tokens"
+    yield f"{words.QUESTIONS[0]} ONNX Runtime against torch on the same dequantised weights, {tokens}:"
     header = ["", f"Accuracy level {export['accuracy_level']}"]
     if shipped:
         header.append(f"As it ships (level {shipped['accuracy_level']})")
@@ -226,7 +238,7 @@ def _provenance(manifest: Json, parity: Json) -> list[list[str]]:
     if calibration:
         rows.append(["Calibration text", f"{_plain(calibration['source'])}, SHA-256 {_code(calibration['sha256'])}"])
     versions = parity.get("versions") or manifest.get("versions") or {}
-    rows.append(["Versions", ", ".join(f"{package} {version}" for package, version in versions.items())])
+    rows.append(["Versions", _plain(", ".join(f"{package} {version}" for package, version in versions.items()))])
     return rows
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from .words import by_kind, power, superscript
 
@@ -61,13 +61,15 @@ def _depth(name: str, linears: Sequence[Mapping[str, Any]], last: int, ticks: li
 def ruler(judged: Sequence[tuple[str, float]], others: Sequence[tuple[str, float]], limits: Iterable[float]) -> Markup:
     """Differences on a log scale, a row each, label and value; limits as lines across those that are judged.
 
-    A difference of zero is drawn at the left end.
+    The scale ends at 1e-12; what is below, zero too, is drawn at its left end.
     """
     rows = [*judged, *others]
     limits = sorted(set(limits))
     seen = [v for _, v in rows if v > 0] + limits
-    low, high = (math.floor(math.log10(min(seen))) - 1, math.floor(math.log10(max(seen))) + 1) if seen else (-8, 0)
-    high = max(high, low + 3)
+    low, high = (
+        (max(-12, math.floor(math.log10(min(seen))) - 1), math.floor(math.log10(max(seen))) + 1) if seen else (-8, 0)
+    )
+    high = max(high, low + 3)  # a decade alone would make noise look like a difference
     left, right, row, top = 112, WIDTH - 14, 24, 20 if limits else 6
     bottom = top + row * len(rows)
     x = _log_scale(10.0**low, 10.0**high, left, right)
@@ -82,7 +84,11 @@ def ruler(judged: Sequence[tuple[str, float]], others: Sequence[tuple[str, float
     for i, (label, value) in enumerate(rows):
         y = top + row * i + row / 2
         at = x(max(value, 10.0**low))
-        marks += [_text(left - 10, y + 4, label, "end"), _line(left, y, at, y, "link"), _dot(at, y, 4.5, "got" if i < len(judged) else "other")]
+        marks += [
+            _text(left - 10, y + 4, label, "end"),
+            _line(left, y, at, y, "link"),
+            _dot(at, y, 4.5, "got" if i < len(judged) else "other"),
+        ]
     return _svg(bottom + 20, "Logit differences on a logarithmic scale", marks)
 
 
@@ -128,9 +134,8 @@ def _dot(x: float, y: float, radius: float, look: str) -> Markup:
     return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(look, x, y, radius)
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle", look: str = "") -> Markup:
-    extra = Markup(' class="{}"').format(look) if look else Markup("")
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}"{}>{}</text>').format(x, y, anchor, extra, escape(text))
+def _text(x: float, y: float, text: str, anchor: str = "middle") -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
 
 
 def _power_of_ten(exponent: int) -> str:

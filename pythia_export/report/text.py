@@ -13,7 +13,7 @@ _STYLES = {"Passed": "bold green", "Failed": "bold red", "Measured": "bold"}
 
 
 def verdict(parity: Json, quantization: Json | None) -> RenderableType:
-    """Verdict, the two questions, gates; and how much of round-to-nearest's error was recovered, where that is known."""
+    """Verdict, the two questions, gates; and the recovered share of round-to-nearest's error, where it is known."""
     word, scope = words.verdict(parity)
     parts: list[RenderableType] = [
         Text.assemble((word.upper(), _STYLES[word]), "  ", scope),

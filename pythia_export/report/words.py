@@ -19,7 +19,6 @@ GATES = {
     "kld_mean": ("KL divergence", "mean, nats a token"),
     "same_top": ("Same likeliest token", "share of tokens"),
 }
-ESTIMATED = ("ppl_ratio", "kld_mean", "same_top")
 _METHODS = {"gptq": "GPTQ", "rtn": "Round to nearest", "none": "Not quantised"}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

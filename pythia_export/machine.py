@@ -1,0 +1,38 @@
+"""Where and with what something was made: package versions and the processor, for manifests, reports and benchmarks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+_PACKAGES = (
+    *("pythia-export", "torch", "onnx", "onnxruntime-gpu", "onnxruntime"),
+    *("numpy", "safetensors", "tokenizers", "huggingface_hub"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the installed packages that have a hand in an artifact."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """The processor's name and the number of cores that this process may use; no host name."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{_processor()}, {cores} cores"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

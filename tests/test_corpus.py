@@ -1,0 +1,182 @@
+"""Text to token windows: every source, in the seed's order, counted and hashed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from tokenizers import Tokenizer
+
+from pythia_export.checkpoint import demo_folder
+from pythia_export.corpus import calibration_windows, verify_windows
+from pythia_export.corpus.stdlib import stdlib_documents
+from pythia_export.errors import IntegrityError, PythiaExportError, SourceError
+from pythia_export.neox import NeoXConfig
+from pythia_export.recipe import Calibration, Verify
+
+CONFIG = NeoXConfig(4096, 128, 6, 4, 512, max_positions=512)
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_file(str(demo_folder() / "main" / "tokenizer.json"))
+
+
+def texts(n: int) -> list[str]:
+    return [f"document {i} speaks of {i * i} things\n" * 3 for i in range(n)]
+
+
+def written(folder: Path, name: str, rows: list[str]) -> Path:
+    data = "".join(json.dumps({"text": t, "meta": {"pile_set_name": "Test"}}) + "\n" for t in rows).encode()
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    (folder / name).write_bytes(pack(data))
+    return folder / name
+
+
+def windows(path: Path, tokenizer, samples=6, length=32, seed=0, config=CONFIG):
+    section = Calibration(source="file", path=path, samples=samples, sequence_length=length, seed=seed)
+    return calibration_windows(section, tokenizer, config)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_every_compression_gives_the_same_windows(name, tmp_path, tokenizer):
+    got = windows(written(tmp_path, name, texts(40)), tokenizer)
+    plain = windows(written(tmp_path, "plain.jsonl", texts(40)), tokenizer)
+    assert got.ids.shape == (6, 32) and got.sha256 == plain.sha256
+
+
+def test_windows_are_the_documents_in_the_seeds_order_with_eos_between(tmp_path, tokenizer):
+    rows = texts(30)
+    got = windows(written(tmp_path, "a.jsonl", rows), tokenizer, samples=8)
+    order = np.random.default_rng(0).permutation(30)
+    stream = [i for d in order for i in [*tokenizer.encode(rows[d]).ids, 0]]
+    assert got.ids.ravel().tolist() == stream[: 8 * 32]
+    starts = np.cumsum([0] + [len(tokenizer.encode(rows[d]).ids) + 1 for d in order])
+    assert got.documents.tolist() == [int(np.searchsorted(starts, 32 * i, "right")) - 1 for i in range(8)]
+    assert windows(tmp_path / "a.jsonl", tokenizer, samples=8, seed=1).sha256 != got.sha256
+
+
+def test_bytes_are_those_of_the_text(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("abc def " * 200)
+    got = windows(tmp_path / "a.txt", tokenizer, samples=4)
+    assert got.n_bytes == len(tokenizer.decode(got.ids.ravel().tolist()).encode())
+
+
+def test_too_little_text_is_counted(tmp_path, tokenizer):
+    path = written(tmp_path, "a.jsonl", texts(3))
+    with pytest.raises(SourceError, match=r"\d+ tokens in 3 documents; 90 windows of 32 need 2,880 tokens"):
+        windows(path, tokenizer, samples=90)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(SourceError, match="0 tokens in 0 documents"):
+        windows(tmp_path / "empty.jsonl", tokenizer)
+
+
+def broken(folder: Path, name: str, data: bytes) -> Path:
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+FAULTS = {
+    "missing": ("no.jsonl", None, SourceError, "no such text file"),
+    "kind": ("a.csv", b"a,b", SourceError, ".jsonl or .txt"),
+    "not JSON": ("a.jsonl", b'{"text": "a"}\nnope\n', SourceError, "line 2: not JSON"),
+    "no text": ("a.jsonl", b'{"txt": "a"}\n', SourceError, "line 1"),
+    "not an object": ("a.jsonl", b"[1]\n", SourceError, "found list"),
+    "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-12], IntegrityError, "read to its end"),
+    "not UTF-8": ("a.txt", b"\xff\xfe\xfa", IntegrityError, "read to its end"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_text_is_refused_with_its_place(fault, tmp_path, tokenizer):
+    name, data, kind, said = FAULTS[fault]
+    path = broken(tmp_path, name, data) if data is not None else tmp_path / name
+    with pytest.raises(PythiaExportError) as caught:
+        windows(path, tokenizer)
+    assert type(caught.value) is kind and said in str(caught.value)
+
+
+def test_windows_longer_than_the_context_and_foreign_tokens_are_refused(tmp_path, tokenizer):
+    path = written(tmp_path, "a.jsonl", texts(40))
+    with pytest.raises(SourceError, match="context is 16"):
+        windows(path, tokenizer, config=NeoXConfig(4096, 128, 6, 4, 512, max_positions=16))
+    with pytest.raises(SourceError, match="vocabulary is 300"):
+        windows(path, tokenizer, config=NeoXConfig(300, 128, 6, 4, 512))
+
+
+def test_the_two_halves_of_the_standard_library_share_no_module(tokenizer):
+    train, held_out = ({name for name, _ in stdlib_documents(half)} for half in ("train", "heldout"))
+    assert not train & held_out and "argparse.py" in held_out and "os.py" in train
+    assert not any(name.startswith(("json/", "logging/")) for name in train)
+    assert not any(name.startswith("test/") for name in train | held_out)
+    section = Verify(source="python-stdlib", tokens=1000, sequence_length=128)
+    calibration = Calibration(source="python-stdlib", samples=8, sequence_length=128)
+    assert verify_windows(section, tokenizer, CONFIG).ids.shape == (8, 128)
+    assert (
+        calibration_windows(calibration, tokenizer, CONFIG).sha256 != verify_windows(section, tokenizer, CONFIG).sha256
+    )
+
+
+# Pythia's training order
+
+
+def memory_map(folder: Path, n: int = 20, size: int = 65, **changes) -> Path:
+    tokens = np.arange(n * size, dtype="<u2").reshape(n, size) % 4000
+    head = {"magic": b"MMIDIDX\x00\x00", "version": 1, "dtype": 8} | changes
+    index = struct.pack("<9sQBQQ", head["magic"], head["version"], head["dtype"], n, n + 1)
+    index += np.full(n, size, "<i4").tobytes() + (np.arange(n, dtype="<i8") * size * 2).tobytes()
+    index += np.arange(n + 1, dtype="<i8").tobytes()
+    (folder / "document.idx").write_bytes(index)
+    (folder / "document.bin").write_bytes(tokens.tobytes())
+    return folder / "document.idx"
+
+
+def order(path: Path, tokenizer, samples=5, length=64):
+    section = Calibration(source="preshuffled", path=path, samples=samples, sequence_length=length)
+    return calibration_windows(section, tokenizer, CONFIG)
+
+
+def test_the_training_order_is_read_sequence_by_sequence(tmp_path, tokenizer):
+    ids = order(memory_map(tmp_path), tokenizer).ids
+    assert ids.shape == (5, 64) and len({row[0] for row in ids.tolist()}) == 5
+    for row in ids:
+        assert row[0] % 65 == 0 and row.tolist() == [(row[0] + i) % 4000 for i in range(64)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"magic": b"x" * 9}, "magic"), ({"version": 2}, "version 2"), ({"dtype": 4}, "dtype 4")]
+)
+def test_another_kind_of_index_is_refused(changes, said, tmp_path, tokenizer):
+    with pytest.raises(IntegrityError, match=said):
+        order(memory_map(tmp_path, **changes), tokenizer)
+
+
+def test_a_short_memory_map_is_refused(tmp_path, tokenizer):
+    path = memory_map(tmp_path)
+    with pytest.raises(SourceError, match="20 sequences; 30 were asked"):
+        order(path, tokenizer, samples=30)
+    with pytest.raises(SourceError, match="65 tokens; 100 were asked"):
+        order(path, tokenizer, length=100)
+    (tmp_path / "document.bin").write_bytes(b"12")
+    with pytest.raises(IntegrityError, match="2 bytes; its index points to"):
+        order(path, tokenizer)
+    (tmp_path / "document.bin").unlink()
+    with pytest.raises(SourceError, match="document.bin"):
+        order(path, tokenizer)
+
+
+# Real data, where it lies beside the project
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data does not lie beside the project")
+def test_pile_documents_through_pythias_tokenizer():
+    tokenizer = Tokenizer.from_file(str(SHARED / "tokenizer" / "20B_tokenizer.json"))
+    config = NeoXConfig(50304, 128, 6, 4, 512)
+    got = windows(SHARED / "pile" / "pile_test_docs.jsonl.gz", tokenizer, samples=4, length=2048, config=config)
+    assert got.ids.shape == (4, 2048) and 3 < got.n_bytes / got.ids.size < 5.5
