@@ -296,10 +296,10 @@ def generate(
     _say(f"{n} tokens, {speed}; {len(ids)} tokens of prompt in {first - began:.2f} s")
 
 
-@app.command(epilog=_examples("pythia-export bench build/demo", "pythia-export bench models/160m --peers --json"))
+@app.command(epilog=_examples("pythia-export bench build/demo", "pythia-export bench models/160m --no-peers --json"))
 def bench(
     artifact: ArtifactFolder,
-    peers: Annotated[bool, typer.Option("--peers", help="Beside Optimum's float32 export, in the same run.")] = False,
+    peers: Annotated[bool, typer.Option(help="Beside Optimum's float32 export, in the same run.")] = True,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of prefill.")] = 128,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded one by one.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; contenders take turns within each.")] = 5,

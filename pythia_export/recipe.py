@@ -133,6 +133,12 @@ class Quantize(Section):
     head: Head = Head()
     override: tuple[Override, ...] = ()
 
+    @model_validator(mode="after")
+    def _ladder_climbs(self) -> Self:
+        if self.max_damp < self.damp:
+            raise ValueError(f"max_damp {self.max_damp} is below damp {self.damp}")
+        return self
+
     def linear(self, name: str) -> tuple[Method, Scheme]:
         """Method and scheme of one linear, by its on-disk name without `.weight`."""
         if name == HEAD:
@@ -197,7 +203,7 @@ def load_recipe(name: str) -> Recipe:
         RecipeError: no such recipe, not TOML, an unknown key, a value out of range.
     """
     path = Path(name)
-    if not path.suffix and not path.is_file():
+    if path.name == name and path.suffix != ".toml" and not path.is_file():
         shipped = recipe_names()
         if name not in shipped:
             near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.4)

@@ -1,4 +1,4 @@
-"""The real hub client against a hub on loopback. Each pull is a process, since the client reads its environment once."""
+"""The real hub client against a hub on loopback. A pull is a process: the client reads its environment once."""
 
 from __future__ import annotations
 

@@ -1,0 +1,129 @@
+"""The command line's manners: help with examples, exit codes, what goes to stdout and what to stderr."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from pythia_export import cli, errors, pipeline
+from pythia_export.neox import NeoXConfig
+from pythia_export.progress import SILENT
+
+COMMANDS = ("run", "plan", "pull", "quantize", "export", "verify", "inspect", "generate", "bench", "recipes")
+
+PARITY_FAILED = {"passed": False, "gates": [{"name": "ppl_ratio", "passed": False}, {"name": "x", "passed": True}]}
+
+
+def invoke(*args: str):
+    return CliRunner().invoke(cli.app, list(args))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_shows_examples(command):
+    done = invoke(command, "--help")
+    assert done.exit_code == 0 and f"pythia-export {command}" in done.output.split("Examples")[1]
+
+
+def test_help_and_version_import_nothing_heavy():
+    code = (
+        "import sys; from pythia_export import cli; from typer.testing import CliRunner;"
+        "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0;"
+        "assert CliRunner().invoke(cli.app, ['--version']).output.startswith('pythia-export 0.');"
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.RecipeError, 2), (errors.SourceError, 3), (errors.IntegrityError, 4), (errors.NumericsError, 5),
+        (errors.EnvironmentProblem, 6), (errors.ResourceError, 7), (errors.OutputError, 8), (MemoryError, 7),
+        (KeyboardInterrupt, 130),
+    ],
+)  # fmt: skip
+def test_every_kind_of_error_has_its_exit_code_and_no_traceback(kind, code, monkeypatch):
+    def fail(*args, **kwargs):
+        raise (
+            kind("found this") if not issubclass(kind, errors.PythiaExportError) else kind("found this", hint="do that")
+        )
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    done = invoke("run", "demo", "--out", "never")
+    assert done.exit_code == code and done.stdout == "" and "Traceback" not in done.stderr
+    if issubclass(kind, errors.PythiaExportError):
+        assert "Error: found this\nHint: do that" in done.stderr
+    assert ("Traceback" in invoke("run", "demo", "--out", "never", "--debug").stderr) == issubclass(
+        kind, errors.PythiaExportError | MemoryError
+    )
+
+
+def test_a_failed_gate_is_10_and_is_named(monkeypatch):
+    monkeypatch.setattr(pipeline, "verify", lambda *args, **kwargs: PARITY_FAILED)
+    done = invoke("verify", "somewhere", "--json")
+    assert done.exit_code == 10 and json.loads(done.stdout) == PARITY_FAILED
+    assert "ppl_ratio" in done.stderr and "x" not in done.stderr.split(":")[1]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("run", "demo"), ("run", "demo", "--ot", "x"), ("nonsense",), ("export", "a", "--out", "b", "--rotary", "c")],
+)
+def test_wrong_usage_is_2(args):
+    assert invoke(*args).exit_code == 2
+
+
+def test_an_unknown_recipe_is_2_with_a_guess():
+    done = invoke("plan", "pythia-160-int4")
+    assert done.exit_code == 2 and "pythia-160m-int4" in done.stderr and done.stdout == ""
+
+
+def test_plan_shows_size_memory_and_steps():
+    done = invoke("plan", "pythia-2.8b-int8")
+    assert done.exit_code == 0
+    for said in ("model.onnx_data", "embed_out", "EleutherAI/pythia-2.8b", "1. pull"):
+        assert said in done.stdout
+    assert json.loads(invoke("plan", "pythia-2.8b-int8", "--json").stdout)["geometry"]["head_dim"] == 80
+
+
+def test_recipes_lists_them_and_prints_the_schema():
+    assert "pythia-12b-int4" in invoke("recipes").stdout
+    assert json.loads(invoke("recipes", "--schema").stdout)["title"] == "Recipe"
+    assert {r["name"] for r in json.loads(invoke("recipes", "--json").stdout)} >= {"demo", "pythia-160m-web"}
+
+
+def test_no_artifact_is_3(tmp_path):
+    for command in ("inspect", "verify", "generate", "bench"):
+        extra = ["--prompt", "x"] if command == "generate" else []
+        done = invoke(command, str(tmp_path / "nothing"), *extra)
+        assert done.exit_code == 3 and "nothing" in done.stderr
+
+
+def test_silent_progress_does_nothing():
+    with SILENT.track("x", 3) as advance:
+        advance(1)
+    assert SILENT.note("x") is None
+
+
+NEOX = {"model_type": "gpt_neox"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"), [({}, "model_type"), (NEOX, "vocab_size"), (NEOX | {"hidden_act": "relu"}, "'relu'")]
+)
+def test_configurations_are_refused_by_field(raw, said):
+    with pytest.raises(errors.SourceError, match=said):
+        NeoXConfig.from_dict(raw)
+
+
+def test_both_spellings_of_the_rotary_fields_are_read():
+    config = NeoXConfig(96, 128, 2, 4, 512, rotary_pct=0.5, rotary_base=5000.0)
+    both = config.to_dict()
+    old = {k: v for k, v in both.items() if k != "rope_parameters"}
+    new = {k: v for k, v in both.items() if not k.startswith("rotary_")}
+    assert NeoXConfig.from_dict(old) == NeoXConfig.from_dict(new) == config

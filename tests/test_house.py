@@ -1,0 +1,101 @@
+"""The floors of the house: imports go down, rooms on one floor do not know each other, consumers need no torch."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pythia_export"
+
+FLOORS = [
+    {"errors", "neox", "recipe", "suite", "progress", "machine"},
+    {"quantize", "block", "graph"},
+    {"checkpoint", "corpus", "weights", "artifact", "runtime"},
+    {"stream", "parity", "report"},
+    {"pipeline", "bench"},
+    {"cli", "console", "tables", "__main__"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# Arrows within a floor. Floor 0 is a small order of its own; a room may also import the errors that everyone raises.
+ALLOWED = {
+    ("neox", "errors"), ("recipe", "errors"), ("recipe", "neox"), ("suite", "neox"),
+    ("block", "graph"),  # the rotary tables are those that the graph stores
+    ("runtime", "artifact"),  # a session opens an artifact; for type checkers alone
+    ("cli", "console"), ("cli", "tables"), ("__main__", "cli"),
+}  # fmt: skip
+
+# Opening, checking and running an artifact need none of these (nor does anything they import).
+WITHOUT_TORCH = {"errors", "neox", "recipe", "suite", "progress", "machine", "artifact", "runtime", "graph"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield parts[0], path
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of everything that a file imports, `pythia_export.x.y` for its own package."""
+    package = ["pythia_export", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{name}.{alias.name}" for alias in node.names) if name == "pythia_export" else [name]
+
+
+def rooms_imported(path: Path) -> set[str]:
+    names = (name.split(".") for name in imports(path))
+    return {parts[1] for parts in names if parts[0] == "pythia_export" and len(parts) > 1} - {"__version__"}
+
+
+FILES = [pytest.param(room, path, id=str(path.relative_to(PACKAGE))) for room, path in modules() if room != "__init__"]
+
+
+@pytest.mark.parametrize(("room", "path"), FILES)
+def test_imports_go_down(room, path):
+    assert room in FLOOR, f"{room} has no floor: give it one in tests/test_house.py"
+    for other in rooms_imported(path) - {room}:
+        assert other in FLOOR, f"{path.name} imports {other}, which has no floor"
+        lower = FLOOR[other] < FLOOR[room]
+        assert lower or (room, other) in ALLOWED, (
+            f"{path.relative_to(PACKAGE)} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})"
+        )
+
+
+@pytest.mark.parametrize(("room", "path"), FILES)
+def test_rooms_of_consumers_do_not_know_torch(room, path):
+    if room in WITHOUT_TORCH:
+        heavy = {"torch", "transformers", "safetensors"} | ({"onnx"} if room != "graph" else set())
+        assert not {name.split(".")[0] for name in imports(path)} & heavy
+
+
+def test_nothing_in_the_package_imports_transformers():
+    """The oracle is for tests: whichever version is installed, the product does not care."""
+    for _, path in modules():
+        assert "transformers" not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_the_package_itself_imports_nothing():
+    assert not list(imports(PACKAGE / "__init__.py"))
+
+
+def test_no_machines_paths_in_the_tree():
+    root = PACKAGE.parent
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    homes = re.compile(r"/(?:home|Users|root|work)/[A-Za-z0-9_.-]+/")
+    for name in filter(None, listed.stdout.split("\0")):
+        path = root / name
+        if path.suffix in (".safetensors", ".json") or not path.is_file():
+            continue
+        assert not homes.search(path.read_text(errors="ignore")), name

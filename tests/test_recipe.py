@@ -1,0 +1,121 @@
+"""Recipes: what ships parses, what is wrong is named with its place."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pythia_export.errors import RecipeError
+from pythia_export.neox import HEAD
+from pythia_export.recipe import Export, Override, Quantize, Recipe, load_recipe, parse_recipe, recipe_names
+from pythia_export.suite import SIZES, geometry
+
+MINIMAL = {
+    "model": {"id": "demo"},
+    "calibration": {"source": "python-stdlib"},
+    "verify": {"source": "python-stdlib"},
+}
+
+
+def changed(**sections) -> dict:
+    return {name: MINIMAL.get(name, {}) | sections.get(name, {}) for name in {**MINIMAL, **sections}}
+
+
+def test_every_size_ships_at_both_widths():
+    names = recipe_names()
+    assert {f"pythia-{size}-{bits}" for size in SIZES for bits in ("int4", "int8")} <= set(names)
+    assert {"demo", "demo-int8"} <= set(names)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_parses_and_never_ships_the_slow_kernel(name):
+    recipe = load_recipe(name)
+    assert recipe.model.id == "demo" or geometry(recipe.model.id) is not None
+    assert recipe.verify.gates.ppl_ratio is not None
+    if recipe.quantize.bits == 8 and recipe.export.target == "cpu":
+        # 8 bits at accuracy level 0 are tens of times slower than float32 on a CPU.
+        assert recipe.export.accuracy_level == 4
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"exprot": {}}, "unknown key `exprot`; did you mean `export`"),
+        ({"model": {"revison": "main"}}, "unknown key `model.revison`; did you mean `revision`"),
+        ({"quantize": {"group": 32}}, "unknown key `quantize.group`; did you mean `group_size`"),
+        ({"quantize": {"head": {"bit": 8}}}, "unknown key `quantize.head.bit`; did you mean `bits`"),
+        ({"verify": {"gates": {"ppl": 1.1}}}, "unknown key `verify.gates.ppl`"),
+        ({"quantize": {"override": [{"patern": "*"}]}}, "did you mean `pattern`"),
+        ({"quantize": {"bits": 5}}, "`quantize.bits`"),
+        ({"quantize": {"bits": "4"}}, "`quantize.bits`"),
+        ({"quantize": {"group_size": 48}}, "`quantize.group_size`"),
+        ({"quantize": {"damp": 0}}, "`quantize.damp`"),
+        ({"quantize": {"damp": 0.5, "max_damp": 0.1}}, "max_damp"),
+        ({"calibration": {"samples": 0}}, "`calibration.samples`"),
+        ({"calibration": {"source": "hub"}}, "needs `dataset` and `file`"),
+        ({"calibration": {"source": "file"}}, "needs `path`"),
+        ({"model": {"path": "x"}}, "either `id` or `path`"),
+        ({"export": {"dtype": "float16"}}, "target = 'cuda'"),
+        ({"verify": {"gates": {"ppl_ratio": 0.9}}}, "`verify.gates.ppl_ratio`"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(sections, said):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(changed(**sections), "my.toml")
+    assert said in str(caught.value) and str(caught.value).startswith("my.toml: ")
+
+
+def test_gptq_needs_calibration_text_and_rtn_does_not():
+    without = {k: v for k, v in MINIMAL.items() if k != "calibration"}
+    with pytest.raises(RecipeError, match=r"\[calibration\]"):
+        parse_recipe(without)
+    parse_recipe(without | {"quantize": {"method": "rtn"}})
+    with pytest.raises(RecipeError, match=r"\[calibration\]"):
+        rule = {"pattern": "*.dense", "method": "gptq"}
+        parse_recipe(without | {"quantize": {"method": "rtn", "override": [rule]}})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "no such recipe file"), ("[model", "not TOML"), (b"\xff", "cannot be read"), ("", "`model` is required")],
+)
+def test_a_file_that_is_no_recipe(text, said, tmp_path):
+    path = tmp_path / "r.toml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(str(path))
+
+
+def test_a_near_miss_of_a_shipped_name_is_guessed():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("pythia-410-int4")
+    assert "pythia-410m-int4" in caught.value.hint
+
+
+def test_paths_are_taken_from_the_recipes_own_folder(tmp_path, monkeypatch):
+    (tmp_path / "r.toml").write_text(
+        '[model]\npath = "m"\n[calibration]\nsource = "file"\npath = "t/a.jsonl"\n[verify]\nsource = "python-stdlib"\n'
+    )
+    monkeypatch.chdir("/")
+    recipe = load_recipe(str(tmp_path / "r.toml"))
+    assert recipe.model.path == tmp_path / "m" and recipe.calibration.path == tmp_path / "t/a.jsonl"
+
+
+def test_overrides_apply_in_order_and_the_head_is_apart():
+    rules = (Override(pattern="*.dense", bits=8), Override(pattern="*.layers.1.*", method="rtn", group_size=64))
+    quantize = Quantize(bits=4, group_size=32, override=rules)
+    assert quantize.linear("gpt_neox.layers.0.mlp.dense_h_to_4h")[1].bits == 4
+    method, scheme = quantize.linear("gpt_neox.layers.1.attention.dense")
+    assert (method, scheme.bits, scheme.group_size) == ("rtn", 8, 64)
+    assert quantize.linear(HEAD)[1].bits == 8
+    assert Quantize(method="rtn").linear(HEAD)[0] == "rtn" and Quantize(method="none").linear(HEAD)[0] == "none"
+
+
+def test_a_recipe_survives_its_own_json():
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert parse_recipe(json.loads(recipe.model_dump_json())) == recipe
+    assert "group_size" in json.dumps(Recipe.model_json_schema())
+    assert Export().accuracy_level in (0, 4)
