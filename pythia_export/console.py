@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Live
 from rich.progress import Task as LiveTask
+from rich.table import Column
 from rich.text import Text
 
 from .progress import Advance
@@ -35,8 +36,8 @@ class Bars:
         self._depth = 0
         self._live = Live(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            _Count(),
+            BarColumn(bar_width=16),
+            _Count(Column(no_wrap=True)),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=console,
             speed_estimate_period=SPEED_WINDOW_SECONDS,

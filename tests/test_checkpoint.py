@@ -147,5 +147,5 @@ def test_nan_is_found_when_the_tensor_is_read(folder, value):
 
 def test_the_demo_lists_its_revisions():
     assert pull(Model(id="demo")).folder == demo_folder() / "main"
-    with pytest.raises(SourceError, match="it has main"):
+    with pytest.raises(SourceError, match="it has main, step2000, step500"):
         pull(Model(id="demo", revision="step7"))

@@ -89,6 +89,7 @@ FAULTS = {
     "no text": ("a.jsonl", b'{"txt": "a"}\n', SourceError, "line 1"),
     "not an object": ("a.jsonl", b"[1]\n", SourceError, "found list"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-12], IntegrityError, "read to its end"),
+    "no zstd": ("a.jsonl.zst", b"not compressed", IntegrityError, "read to its end"),
     "not UTF-8": ("a.txt", b"\xff\xfe\xfa", IntegrityError, "read to its end"),
 }
 

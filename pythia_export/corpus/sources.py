@@ -12,11 +12,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
+import zstandard
 
-from ..errors import EnvironmentProblem, IntegrityError, SourceError
+from ..errors import IntegrityError, SourceError
 from ..recipe import Text
 
 BUFFER = 10_000
@@ -27,7 +28,6 @@ def documents_of(section: Text) -> tuple[str, Iterator[str]]:
 
     Raises:
         SourceError: no such file, a name of no known kind, a malformed line (with its number).
-        EnvironmentProblem: .zst without a package that reads it.
     """
     if section.source == "hub":
         assert section.dataset is not None and section.file is not None
@@ -67,7 +67,7 @@ def _read(path: Path, source: str) -> Iterator[str]:
             for number, line in enumerate(text, 1):
                 if line.strip():
                     yield _text_of(line, f"{source}, line {number}")
-    except (OSError, EOFError, UnicodeDecodeError) as e:
+    except (OSError, EOFError, UnicodeDecodeError, zstandard.ZstdError) as e:
         raise IntegrityError(f"{path}: cannot be read to its end: {e}", hint="Fetch or copy the file again.") from e
 
 
@@ -89,28 +89,11 @@ def _decompressed(path: Path, source: str) -> Iterator[IO[bytes]]:
         with gzip.open(path, "rb") as f:
             yield f  # type: ignore[misc]
     elif source.endswith(".zst"):
-        zstd_open = _zstd()
-        with zstd_open(path) as f:
+        with zstandard.open(path, "rb") as f:
             yield f
     else:
         with path.open("rb") as f:
             yield f
-
-
-def _zstd() -> Any:
-    try:
-        from compression import zstd  # type: ignore[import-not-found]  # Python 3.14 and newer
-
-        return lambda path: zstd.open(path, "rb")
-    except ImportError:
-        pass
-    try:
-        import zstandard
-    except ImportError as e:
-        raise EnvironmentProblem(
-            "reading .zst needs the package zstandard", hint="pip install 'pythia-export[zstd]'"
-        ) from e
-    return lambda path: zstandard.open(path, "rb")
 
 
 def _from_hub(dataset: str, file: str) -> Path:
