@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pythia_export.checkpoint import demo_folder
 from safetensors.torch import load_file, save_file
 
 from pythia_export.artifact import Artifact
+from pythia_export.checkpoint import demo_folder
 from pythia_export.runtime import Session
 
 FILES = {
@@ -113,15 +113,14 @@ def test_the_report_shows_the_figures(demo):
     page, card = (demo / "report.html").read_text(), (demo / "README.md").read_text()
     parity = read(demo, "parity.json")
     assert f"{parity['cost']['ppl_quantized']:.2f}"[:4] in page
-    assert "attention.dense" in page and "base_model" in card
+    assert "attention.dense" in page and read(demo, "manifest.json")["source"]["commit"] in card
 
 
-def test_running_twice_gives_the_same_bytes(demo, tmp_path):
-    command("run", "demo", "--out", tmp_path / "again")
-    for name in ("model.onnx", "config.json", "tokenizer.json"):
-        assert (demo / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
-    first, second = (np.fromfile(f / "model.onnx_data", np.uint8) for f in (demo, tmp_path / "again"))
-    assert first.shape == second.shape and (first != second).mean() < 1e-3  # threads may sum in another order
+def test_running_twice_gives_the_same_weights(job):
+    for name in ("once", "again"):
+        command("quantize", job / "recipe.toml", "--out", job / name)
+    for name in ("model.onnx_data", "config.json", "tokenizer.json"):
+        assert (job / "once" / name).read_bytes() == (job / "again" / name).read_bytes(), name
 
 
 def test_generate_streams_what_a_bare_session_would_choose(demo):
@@ -254,9 +253,11 @@ def test_what_a_user_can_cause_is_explained_and_leaves_nothing(cause, job):
     assert [p.name for p in job.iterdir() if p.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("moment", [1.0, 4.0, 7.0])
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_at_any_point_the_old_artifact_is_intact(job, moment, sign):
+@pytest.mark.parametrize(
+    ("sign", "moment"),
+    [(signal.SIGINT, 3.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 2.0), (signal.SIGKILL, 6.0)],
+)
+def test_interrupted_at_any_point_the_old_artifact_is_intact(job, sign, moment):
     command("quantize", job / "recipe.toml", "--out", job / "out")
     before = {p.name: p.read_bytes() for p in (job / "out").iterdir()}
     line = [sys.executable, "-m", "pythia_export", "run", job / "recipe.toml", "--out", job / "out", "--overwrite"]
