@@ -21,21 +21,22 @@ Weights = Callable[[str], Tensor]  # on-disk name -> tensor, in the dtype to com
 
 @dataclass(frozen=True)
 class Rotary:
-    """cos and sin, each [T, rotary_dim / 2]."""
+    """cos and sin, each [rotary_dim / 2, T]: with T innermost, products run over long rows, not over 4 numbers."""
 
     cos: Tensor
     sin: Tensor
 
     @classmethod
     def of(cls, config: NeoXConfig, length: int, dtype: torch.dtype) -> Rotary:
-        cos, sin = (torch.from_numpy(table[:length]).to(dtype) for table in rotary_tables(config))
+        cos, sin = (torch.from_numpy(table[:length].T.copy()).to(dtype) for table in rotary_tables(config))
         return cls(cos, sin)
 
     def turn(self, x: Tensor) -> Tensor:
         """Rotate the first rotary_dim dimensions of x [..., T, head_dim], half-split."""
-        half = self.cos.shape[-1]
-        a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-        return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin, rest), dim=-1)
+        half = len(self.cos)
+        a, b = x[..., : 2 * half].transpose(-1, -2).contiguous().chunk(2, dim=-2)
+        turned = torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin), dim=-2)
+        return torch.cat((turned.transpose(-1, -2), x[..., 2 * half :]), dim=-1)
 
 
 def normalise(x: Tensor, eps: float) -> Tensor:

@@ -7,9 +7,11 @@ HF_HUB_OFFLINE mean what they mean everywhere). Files are read by their on-disk 
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import json
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,25 +21,29 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .errors import IntegrityError, NumericsError, SourceError
+from .errors import IntegrityError, NumericsError, PythiaExportError, ResourceError, SourceError
 from .neox import IGNORED_BUFFERS, NeoXConfig, tensors
 from .progress import SILENT, Progress
 from .recipe import Model
 from .suite import known_bad
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER, TOKENIZER_SETTINGS = "tokenizer.json", ("tokenizer_config.json", "special_tokens_map.json")
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """Where a checkpoint lies. `commit` is the hub's, or ``sha256:...`` over configuration and weights elsewhere."""
+    """Where a checkpoint lies. `commit` is the hub's, or ``sha256:...`` over configuration and weights elsewhere.
+
+    `tokenizer_folder` is given where it may be another than `folder`: a hub revision without a tokenizer has main's.
+    """
 
     folder: Path
     name: str
     revision: str
     commit: str
+    tokenizer_folder: Path | None = None
 
 
 def demo_folder() -> Path:
@@ -58,7 +64,10 @@ def pull(model: Model, *, progress: Progress = SILENT) -> Pulled:
     if model.id == "demo":
         revisions = sorted(p.name for p in demo_folder().glob("*") if (p / "config.json").is_file())
         if model.revision not in revisions:
-            raise SourceError(f"the demo has no revision `{model.revision}`; it has {', '.join(revisions) or 'none'}")
+            raise SourceError(
+                f"the demo has no revision `{model.revision}`; it has {', '.join(revisions) or 'none'}",
+                hint="Set `revision` in the recipe to one of these.",
+            )
         return _local(demo_folder() / model.revision, "demo", model.revision)
     return _from_hub(model.id, model.revision, progress)
 
@@ -77,66 +86,98 @@ def _local(folder: Path, name: str, revision: str) -> Pulled:
 
 
 def _from_hub(repo: str, revision: str, progress: Progress) -> Pulled:
-    from huggingface_hub import HfApi, constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     if wrong := known_bad(repo, revision):
         raise SourceError(f"{repo} at {revision} {wrong}", hint="Choose another step; the weights would be wrong.")
-
-    def fetch(name: str, commit: str) -> Path:
-        return Path(hf_hub_download(repo, name, revision=commit))
-
     try:
-        # By its name first: the cache then remembers which commit the name stood for, and offline runs find it.
-        folder = fetch("config.json", revision).parent
-        commit, available = folder.name, None  # the cache keeps snapshots/<commit>/
-        if not constants.HF_HUB_OFFLINE:
-            siblings = HfApi().model_info(repo, revision=commit).siblings or []
-            available = {sibling.rfilename for sibling in siblings}
-        weights = _weights_to_fetch(repo, revision, commit, available, fetch)
-        wanted = [*weights, *(n for n in ("generation_config.json", *TOKENIZER_FILES) if _may_have(n, available))]
-        with progress.track(f"Pulling {repo}", len(wanted), "files") as advance:
-            for name in wanted:
-                try:
-                    fetch(name, commit)
-                except EntryNotFoundError:
-                    if name in weights or name == "tokenizer.json":
-                        raise
-                advance(1)
+        return _fetched(repo, revision, progress)
+    except PythiaExportError:
+        raise
     except LocalEntryNotFoundError as e:
         raise SourceError(
             f"{repo} at {revision} is not in the cache, and the hub cannot be asked: {_first_line(e)}",
             hint="Unset HF_HUB_OFFLINE, or check the connection and HF_ENDPOINT.",
         ) from e
-    except Exception as e:
-        if isinstance(e, SourceError):
-            raise
+    except Exception as e:  # the client raises requests' errors or httpx's, by its version
+        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+            raise ResourceError(
+                f"{repo} at {revision}: no space left for the download ({_first_line(e)})",
+                hint="Free disk space, or point HF_HOME at a larger disk.",
+            ) from e
         raise SourceError(f"{repo} at {revision}: {_hub_problem(e)}", hint=_hub_hint(e)) from e
-    return Pulled(folder, repo, revision, commit)
 
 
-def _may_have(name: str, available: set[str] | None) -> bool:
-    return available is None or name in available
-
-
-def _weights_to_fetch(repo: str, revision: str, commit: str, available: set[str] | None, fetch: Any) -> list[str]:
+def _fetched(repo: str, revision: str, progress: Progress) -> Pulled:
+    from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    if available is None:
+    def listed(at: str) -> tuple[str | None, set[str] | None]:
+        """Commit and files, or offline nothing: what lies in the cache is all there is."""
+        if constants.HF_HUB_OFFLINE:
+            return None, None
+        info = HfApi().model_info(repo, revision=at)
+        return info.sha, {sibling.rfilename for sibling in info.siblings or []}
+
+    def fetch(name: str, at: str) -> Path:
+        return Path(hf_hub_download(repo, name, revision=at))
+
+    def fetch_if_there(name: str, at: str, files: set[str] | None) -> Path | None:
+        if files is not None:  # a listed file that cannot be fetched is a fault, not an absence
+            return fetch(name, at) if name in files else None
         try:
-            fetch(SINGLE, commit)
-            return [SINGLE]
+            return fetch(name, at)
         except EntryNotFoundError:
-            return [INDEX, *_index_shards(fetch(INDEX, commit))]
-    if SINGLE in available:
+            return None
+
+    pinned, files = listed(revision)
+    # By its name first: the cache then remembers which commit the name stood for, and offline runs find it.
+    folder = fetch("config.json", revision).parent
+    commit = folder.name  # the cache keeps snapshots/<commit>/
+    if pinned not in (None, commit):
+        raise SourceError(f"{repo} at {revision} moved from {pinned} to {commit} just now", hint="Run it again.")
+    shards = _weights_to_fetch(repo, revision, files, lambda name: fetch_if_there(name, commit, files))
+    with progress.track(f"Pulling {repo}", len(shards) + 1, "files") as advance:
+        for name in shards:
+            fetch(name, commit)
+            advance(1)
+        fetch_if_there("generation_config.json", commit, files)
+        tokenizer = fetch_if_there(TOKENIZER, commit, files)
+        if tokenizer is None and revision != "main":
+            _, files = listed("main")
+            tokenizer = fetch_if_there(TOKENIZER, "main", files)
+            if tokenizer is not None:
+                progress.note(f"{repo} at {revision} has no {TOKENIZER}: that of main is used")
+        if tokenizer is not None:
+            for name in TOKENIZER_SETTINGS:
+                fetch_if_there(name, tokenizer.parent.name, files)
+        advance(1)
+    return Pulled(folder, repo, revision, commit, tokenizer.parent if tokenizer is not None else None)
+
+
+def _weights_to_fetch(
+    repo: str, revision: str, files: set[str] | None, fetch_if_there: Callable[[str], Path | None]
+) -> list[str]:
+    if files is not None and not files & {SINGLE, INDEX}:
+        raise SourceError(
+            f"{repo} at {revision} has {_pickles(files) or 'no weights'}; {SINGLE} is needed",
+            hint="Choose a revision with safetensors.",
+        )
+    if (files is not None and SINGLE in files) or (files is None and fetch_if_there(SINGLE) is not None):
         return [SINGLE]
-    if INDEX in available:
-        return [INDEX, *_index_shards(fetch(INDEX, commit))]
-    pickles = sorted(name for name in available if name.startswith("pytorch_model"))
-    found = f"only {', '.join(pickles)}" if pickles else "no weights"
-    raise SourceError(
-        f"{repo} at {revision} has {found}; {SINGLE} is needed", hint="Choose a revision with safetensors."
-    )
+    index = fetch_if_there(INDEX)
+    if index is None:
+        raise SourceError(
+            f"{repo} at {revision}: its weights are not in the cache, and the hub cannot be asked",
+            hint="Unset HF_HUB_OFFLINE to fetch them.",
+        )
+    return _index_shards(index)
+
+
+def _pickles(names: Iterable[str]) -> str:
+    """ "only pytorch_model.bin", or nothing when there is none."""
+    found = sorted(name for name in names if name.startswith("pytorch_model") and name.endswith(".bin"))
+    return f"only {', '.join(found)}" if found else ""
 
 
 def _hub_problem(error: Exception) -> str:
@@ -156,7 +197,7 @@ def _hub_hint(error: Exception) -> str:
         return "Pythia's training checkpoints are branches: step0, step1, step2, ... step512, step1000, ... step143000."
     if type(error).__name__ == "RepositoryNotFoundError":
         return "Ids look like EleutherAI/pythia-160m or EleutherAI/pythia-160m-deduped."
-    return "Check the connection, HF_ENDPOINT and HF_HOME."
+    return "Check the connection and HF_ENDPOINT; what was pulled before is used with HF_HUB_OFFLINE=1."
 
 
 def _first_line(error: Exception) -> str:
@@ -170,7 +211,11 @@ def _shards(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
-        raise SourceError(f"{folder}: neither {SINGLE} nor {INDEX}", hint="Only safetensors are read, not pickles.")
+        found = _pickles(p.name for p in folder.iterdir())
+        raise SourceError(
+            f"{folder}: neither {SINGLE} nor {INDEX}" + (f", {found}" if found else ""),
+            hint="Only safetensors are read, not pickles: save it again with safe_serialization=True.",
+        )
     shards = [folder / name for name in _index_shards(folder / INDEX)]
     for shard in shards:
         if not shard.is_file():
@@ -180,7 +225,7 @@ def _shards(folder: Path) -> list[Path]:
 
 def _index_shards(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as e:
         raise IntegrityError(f"{index}: not an index of shards: {e!r}") from e
     for name in names:
@@ -192,14 +237,14 @@ def _index_shards(index: Path) -> list[str]:
 class Checkpoint:
     """An opened checkpoint: every header has been read and held to the table of tensors, no weight has.
 
-    Attributes: `pulled`, `config`, `dtype` (as stored: float16, bfloat16 or float32), `parameters`.
+    Attributes: `pulled`, `config`, `dtype` (as stored: float16, bfloat16 or float32; float32 when they are mixed, since
+    it holds them all), `parameters`.
     """
 
     def __init__(self, pulled: Pulled, config: NeoXConfig, dtype: str, where: dict[str, Path]) -> None:
         self.pulled, self.config, self.dtype = pulled, config, dtype
         self.parameters = config.parameters
         self._where = where
-        self._open: dict[Path, Any] = {}
 
     def tensor(self, name: str) -> Tensor:
         """One tensor by its on-disk name, in its stored dtype.
@@ -208,9 +253,9 @@ class Checkpoint:
             NumericsError: it holds a NaN or an infinity.
         """
         path = self._where[name]
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
-        tensor: Tensor = self._open[path].get_tensor(name)
+        # Opened for each tensor: a mapping that stays keeps every page that was read resident, in the end all of them.
+        with safe_open(path, framework="pt") as f:
+            tensor: Tensor = f.get_tensor(name)
         if not torch.isfinite(tensor).all():
             at = [int(i) for i in torch.nonzero(~torch.isfinite(tensor))[0]]
             raise NumericsError(f"{path}: {name} holds {float(tensor[tuple(at)])} at {at}")
@@ -218,14 +263,13 @@ class Checkpoint:
 
     def tokenizer_files(self) -> list[Path]:
         """tokenizer.json and what lies beside it."""
-        return [p for name in TOKENIZER_FILES if (p := self.pulled.folder / name).is_file()]
+        folder = self.pulled.tokenizer_folder or self.pulled.folder
+        return [p for name in (TOKENIZER, *TOKENIZER_SETTINGS) if (p := folder / name).is_file()]
 
     def tokenizer(self) -> Tokenizer:
-        path = self.pulled.folder / "tokenizer.json"
+        path = (self.pulled.tokenizer_folder or self.pulled.folder) / TOKENIZER
         if not path.is_file():
-            raise SourceError(
-                f"{self.pulled.folder}: no tokenizer.json", hint="Copy it from the model's main revision."
-            )
+            raise SourceError(f"{path.parent}: no {TOKENIZER}", hint="Copy it from the model's main revision.")
         try:
             return Tokenizer.from_file(str(path))
         except Exception as e:  # the binding raises bare Exception
@@ -277,7 +321,8 @@ def open_checkpoint(pulled: Pulled) -> Checkpoint:
             f"{pulled.folder}: {len(extra)} tensors that config.json has no place for, {extra[0]} among them",
             hint="Does num_hidden_layers match the weights?",
         )
-    return Checkpoint(pulled, config, "+".join(sorted(dtypes)), {name: shard for name, (shard, _, _) in found.items()})
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    return Checkpoint(pulled, config, dtype, {name: shard for name, (shard, _, _) in found.items()})
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -286,7 +331,9 @@ def _header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as f:
             prefix = f.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if len(prefix) < 8:
+                raise IntegrityError(f"{path}: {size} bytes, which is not even a header. The file is truncated")
+            length = struct.unpack("<Q", prefix)[0]
             if 8 + length > size:
                 raise IntegrityError(f"{path}: {size} bytes; its header alone claims {length}. The file is truncated")
         with safe_open(path, framework="pt") as f:

@@ -25,13 +25,18 @@ _SIZES = {
 }
 SIZES = tuple(_SIZES)
 
+# Trained on the Pile as it is, and on the Pile without its near-duplicates.
+MODELS = (*(f"EleutherAI/pythia-{size}" for size in SIZES), *(f"EleutherAI/pythia-{size}-deduped" for size in SIZES))
+
 # 154 of them: powers of two to 512, then every thousand; `main` is step143000.
 REVISIONS = ("step0", *(f"step{2**i}" for i in range(10)), *(f"step{1000 * i}" for i in range(1, 144)))
 
 _THOUSANDS_OF_2_8B = (*range(1, 54), 55, 60, 65, 70, 80, 90, 100, 103, 110, 120, 130, 140)
 _SECOND_OF_2_8B = (54, 56, 57, 58, 59, 61, 62, 63, 64, 143)
 
-# repository -> revision -> what is wrong; reported in the issues of github.com/EleutherAI/pythia
+# repository -> revision -> what is wrong; reported in the issues of github.com/EleutherAI/pythia.
+# Not here: pythia-12b-deduped at step32000 (issue 108, uploaded anew since), and that every model's step0 and step1 are
+# the same weights (issue 83), which may be what training did.
 _KNOWN_BAD = {
     "EleutherAI/pythia-2.8b": {
         **{r: "serves the weights of main (issue 205)" for r in REVISIONS[:11]},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +136,63 @@ def test_a_faulty_checkpoint_is_refused_by_name(fault, folder):
     with pytest.raises(PythiaExportError) as caught:
         opened(folder)
     assert type(caught.value) is kind and said in str(caught.value)
+
+
+def test_pickled_weights_alone_are_named(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(SourceError, match=r"neither .*, only pytorch_model.bin"):
+        opened(folder)
+
+
+def test_a_tensor_that_two_shards_hold_is_refused(folder):
+    split(folder)
+    second = load_file(folder / "model-00002-of-00002.safetensors")
+    first = load_file(folder / "model-00001-of-00002.safetensors")
+    twice = next(iter(first))
+    save_file(second | {twice: first[twice]}, folder / "model-00002-of-00002.safetensors")
+    with pytest.raises(IntegrityError, match=f"{twice} is in .*00001.* and again in .*00002"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"), [(torch.bfloat16, "bfloat16"), (torch.float32, "float32"), (None, "float32")]
+)
+def test_the_stored_dtype_is_kept(folder, stored, said):
+    def cast(whole):
+        for name in whole:
+            whole[name] = whole[name].to(stored or (torch.float32 if name == NORM else torch.float16))
+
+    edit(folder, cast)
+    checkpoint = opened(folder)
+    assert checkpoint.dtype == said and checkpoint.tensor(NORM).dtype == (stored or torch.float32)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="resident memory is read from /proc")
+def test_reading_every_tensor_keeps_none_of_them(tmp_path):
+    config = small_config(layers=24, size="31m", ff=1024)  # 38 MB of blocks
+    whole = {spec.name: torch.zeros(spec.shape, dtype=torch.float16) for spec in tensors(config)}
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    save_file(whole, tmp_path / "model.safetensors")
+    del whole
+    checkpoint = opened(tmp_path)
+    before = resident()
+    for spec in tensors(config):
+        checkpoint.tensor(spec.name)
+    assert resident() - before < 10e6 < (tmp_path / "model.safetensors").stat().st_size / 3
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_missing_tokenizer_is_said_when_it_is_needed(folder):
+    checkpoint = opened(folder)
+    assert checkpoint.tokenizer_files() == []
+    with pytest.raises(SourceError, match="no tokenizer.json"):
+        checkpoint.tokenizer()
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(IntegrityError, match="not a tokenizer"):
+        checkpoint.tokenizer()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -13,7 +14,7 @@ import zstandard
 from tokenizers import Tokenizer
 
 from pythia_export.checkpoint import demo_folder
-from pythia_export.corpus import calibration_windows, verify_windows
+from pythia_export.corpus import calibration_windows, sources, verify_windows
 from pythia_export.corpus.stdlib import stdlib_documents
 from pythia_export.errors import IntegrityError, PythiaExportError, SourceError
 from pythia_export.neox import NeoXConfig
@@ -62,10 +63,70 @@ def test_windows_are_the_documents_in_the_seeds_order_with_eos_between(tmp_path,
     assert windows(tmp_path / "a.jsonl", tokenizer, samples=8, seed=1).sha256 != got.sha256
 
 
-def test_bytes_are_those_of_the_text(tmp_path, tokenizer):
-    (tmp_path / "a.txt").write_text("abc def " * 200)
-    got = windows(tmp_path / "a.txt", tokenizer, samples=4)
-    assert got.n_bytes == len(tokenizer.decode(got.ids.ravel().tolist()).encode())
+def test_bytes_are_those_of_the_text_even_where_a_window_ends_inside_a_character(tmp_path, tokenizer):
+    rng = np.random.default_rng(0)
+    text = "".join(chr(c) for c in rng.choice([0x61, 0xE9, 0x4E2D, 0x1F600], 400))  # one to four bytes each
+    (tmp_path / "a.txt").write_text(text)
+    ids = tokenizer.encode(text).ids
+    halves = [i for i in range(16, len(ids) - 16) if tokenizer.decode(ids[:i]).endswith("\N{REPLACEMENT CHARACTER}")]
+    length = next(i for i in halves if not tokenizer.decode(ids[: 2 * i]).endswith("\N{REPLACEMENT CHARACTER}"))
+    got = windows(tmp_path / "a.txt", tokenizer, samples=2, length=length)
+    whole = tokenizer.decode(ids[: 2 * length])
+    assert text.startswith(whole) and got.n_bytes == len(whole.encode())
+
+
+def test_bytes_of_the_end_token_are_none(tmp_path, tokenizer):
+    got = windows(written(tmp_path, "a.jsonl", ["abc"] * 40), tokenizer, samples=2, length=16)
+    ends = int((got.ids == 0).sum())
+    assert ends and got.n_bytes == len(tokenizer.decode([i for i in got.ids.ravel().tolist() if i]).encode())
+
+
+def test_a_tokenizer_file_that_cuts_or_pads_does_neither_here(tmp_path, tokenizer):
+    path = written(tmp_path, "a.jsonl", texts(40))
+    other = Tokenizer.from_str(tokenizer.to_str())
+    other.enable_truncation(4)
+    other.enable_padding(length=64)
+    assert windows(path, other).sha256 == windows(path, tokenizer).sha256
+    assert other.truncation is not None
+
+
+def test_the_hash_is_of_shape_and_little_endian_ids(tmp_path, tokenizer):
+    got = windows(written(tmp_path, "a.jsonl", texts(40)), tokenizer, samples=6, length=32)
+    words = [6, 32, *got.ids.ravel().tolist()]
+    assert got.sha256 == hashlib.sha256(b"".join(w.to_bytes(8, "little") for w in words)).hexdigest()
+    assert got.ids.dtype == np.int64 and not got.ids.flags.writeable
+
+
+def test_a_text_keeps_its_line_ends(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\n" * 50)
+    got = windows(tmp_path / "a.txt", tokenizer, samples=2)
+    assert ("one\r\ntwo\n" * 50).startswith(tokenizer.decode(got.ids.ravel().tolist()))
+
+
+def test_a_long_text_is_read_in_pieces_cut_at_line_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE", 100)
+    lines = "".join(f"line {i}\n" for i in range(200))
+    (tmp_path / "a.txt").write_text(lines)
+    _, pieces = sources.documents_of(Calibration(source="file", path=tmp_path / "a.txt"))
+    pieces = list(pieces)
+    assert len(pieces) > 10 and all(p.endswith("\n") and len(p) < 120 for p in pieces)
+    assert sorted("".join(pieces).splitlines()) == sorted(lines.splitlines())
+
+
+@pytest.mark.parametrize("bound", [{"BUFFER": 10}, {"BUFFER_CHARS": 300}])
+def test_no_more_documents_are_held_than_the_buffer_takes(bound, tmp_path, monkeypatch):
+    for name, value in bound.items():
+        monkeypatch.setattr(sources, name, value)
+    rows = [f"document {i:016d}" for i in range(100)]  # 25 characters
+    path = written(tmp_path, "a.jsonl", rows)
+    with path.open("a") as f:
+        f.write("nope\n")
+    _, given = sources.documents_of(Calibration(source="file", path=path, seed=3))
+    got = []
+    with pytest.raises(SourceError, match="line 101"):
+        for text in given:
+            got.append(text)
+    assert 88 <= len(got) <= 90 and len(set(got)) == len(got) and got != rows[: len(got)]
 
 
 def test_too_little_text_is_counted(tmp_path, tokenizer):
@@ -82,12 +143,18 @@ def broken(folder: Path, name: str, data: bytes) -> Path:
     return folder / name
 
 
+NOISE = np.random.default_rng(0).integers(97, 123, 1000, np.uint8).tobytes()
+DAMAGED = gzip.compress(NOISE)[:10] + b"\xff" * 50 + gzip.compress(NOISE)[60:]  # no deflate block begins so
+
 FAULTS = {
     "missing": ("no.jsonl", None, SourceError, "no such text file"),
     "kind": ("a.csv", b"a,b", SourceError, ".jsonl or .txt"),
     "not JSON": ("a.jsonl", b'{"text": "a"}\nnope\n', SourceError, "line 2: not JSON"),
     "no text": ("a.jsonl", b'{"txt": "a"}\n', SourceError, "line 1"),
     "not an object": ("a.jsonl", b"[1]\n", SourceError, "found list"),
+    "half a character": ("a.jsonl", b'{"text": "\\ud800"}\n', SourceError, "line 1: `text` is not Unicode"),
+    "damaged gzip": ("a.txt.gz", DAMAGED, IntegrityError, "read to its end"),
+    "cut zstd": ("a.txt.zst", zstandard.compress(NOISE)[:-9], IntegrityError, "ends inside a frame"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-12], IntegrityError, "read to its end"),
     "no zstd": ("a.jsonl.zst", b"not compressed", IntegrityError, "read to its end"),
     "not UTF-8": ("a.txt", b"\xff\xfe\xfa", IntegrityError, "read to its end"),
@@ -101,6 +168,13 @@ def test_faulty_text_is_refused_with_its_place(fault, tmp_path, tokenizer):
     with pytest.raises(PythiaExportError) as caught:
         windows(path, tokenizer)
     assert type(caught.value) is kind and said in str(caught.value)
+
+
+def test_zstd_files_of_several_frames_are_read_to_their_end(tmp_path, tokenizer):
+    plain = written(tmp_path, "a.jsonl", texts(40))
+    data, skipped = plain.read_bytes(), bytes.fromhex("502a4d18 04000000 00000000")  # as pzstd writes them
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(data[:700]) + skipped + zstandard.compress(data[700:]))
+    assert windows(tmp_path / "a.jsonl.zst", tokenizer).sha256 == windows(plain, tokenizer).sha256
 
 
 def test_windows_longer_than_the_context_and_foreign_tokens_are_refused(tmp_path, tokenizer):
@@ -158,6 +232,22 @@ def test_another_kind_of_index_is_refused(changes, said, tmp_path, tokenizer):
         order(memory_map(tmp_path, **changes), tokenizer)
 
 
+@pytest.mark.parametrize("kept", [0, 33, 34, 34 + 12 * 20 - 1])
+def test_a_truncated_index_is_refused(kept, tmp_path, tokenizer):
+    path = memory_map(tmp_path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(IntegrityError, match=f"document.idx: {kept} bytes"):
+        order(path, tokenizer)
+
+
+def test_an_index_that_points_before_the_file_is_refused(tmp_path, tokenizer):
+    path = memory_map(tmp_path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: 34 + 4 * 20] + np.full(20, -2, "<i8").tobytes() + raw[34 + 12 * 20 :])
+    with pytest.raises(IntegrityError, match="points to -2 .."):
+        order(path, tokenizer)
+
+
 def test_a_short_memory_map_is_refused(tmp_path, tokenizer):
     path = memory_map(tmp_path)
     with pytest.raises(SourceError, match="20 sequences; 30 were asked"):
@@ -173,6 +263,18 @@ def test_a_short_memory_map_is_refused(tmp_path, tokenizer):
 
 
 # Real data, where it lies beside the project
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data does not lie beside the project")
+def test_wikitext_as_one_text_has_the_tokens_that_everybody_counts(tmp_path):
+    """GPTQ's convention joins the rows by two newlines: 288,730 test tokens for Pythia, 140 windows of 2,048."""
+    tokenizer = Tokenizer.from_file(str(SHARED / "tokenizer" / "20B_tokenizer.json"))
+    lines = gzip.decompress((SHARED / "wikitext2" / "wiki.test.raw.gz").read_bytes()).decode().splitlines(keepends=True)
+    (tmp_path / "wiki.txt").write_text("\n\n".join(line if line.strip() else "" for line in lines))
+    config = NeoXConfig(50304, 128, 6, 4, 512)
+    assert windows(tmp_path / "wiki.txt", tokenizer, samples=140, length=2048, config=config).ids.shape == (140, 2048)
+    with pytest.raises(SourceError, match="288,731 tokens in 1 documents"):  # and the end token
+        windows(tmp_path / "wiki.txt", tokenizer, samples=141, length=2048, config=config)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data does not lie beside the project")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pythia_export.neox import NeoXConfig
-from pythia_export.suite import REVISIONS, SIZES, geometry, known_bad
+from pythia_export.suite import MODELS, REVISIONS, SIZES, geometry, known_bad
 
 FACTS = Path(__file__).parent.parent.parent / "shared" / "data" / "pythia"
 needs_facts = pytest.mark.skipif(not FACTS.is_dir(), reason="the shared test data does not lie beside the project")
@@ -44,6 +44,14 @@ def test_parameters_are_the_published_ones():
         config = geometry(f"EleutherAI/pythia-{size}")
         assert isinstance(config, NeoXConfig) and config.parameters == facts["params_total"], size
         assert (config.head_dim, config.rotary_dim) == (facts["head_dim"], facts["rotary_ndims"])
+
+
+@needs_facts
+def test_models_and_revisions_are_the_published_ones():
+    facts = json.loads((FACTS / "catalog.json").read_text())
+    assert list(MODELS) == facts["hf_ids"]["v1_standard"] + facts["hf_ids"]["v1_deduped"]
+    assert [*REVISIONS, "main"] == facts["revisions_v1"]
+    assert all(geometry(model) for kind in ("v0", "polypythias") for model in facts["hf_ids"][kind])
 
 
 @needs_facts

@@ -72,7 +72,8 @@ def _windows(
         )
     ids.setflags(write=False)
     digest = hashlib.sha256(np.array(ids.shape, "<i8").tobytes() + ids.astype("<i8").tobytes()).hexdigest()
-    n_bytes = sum(len(tokenizer.decode(row.tolist()).encode()) for row in ids)  # special tokens decode to nothing
+    # As one stream, since a window may end inside a character; special tokens decode to nothing.
+    n_bytes = len(tokenizer.decode(ids.ravel().tolist()).encode())
     return Windows(ids, documents, source, digest, n_bytes)
 
 
@@ -93,13 +94,19 @@ def _pack(
     config: NeoXConfig,
     progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Documents until there is enough: ids [count, length] int64, and the document in which each window starts."""
+    if tokenizer.truncation is not None or tokenizer.padding is not None:
+        # Some tokenizer.json carry the settings of a training run; documents are neither cut nor padded here.
+        tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
     wanted = count * length
     stream: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     have, n = 0, 0
     with progress.track(f"Tokenising {source}", wanted, "tokens") as advance:
         for text in texts:
-            ids = [*tokenizer.encode(text).ids, config.eos_token_id]
+            ids = [*tokenizer.encode(text, add_special_tokens=False).ids, config.eos_token_id]
             if len(ids) == 1:
                 continue
             advance(min(len(ids), wanted - have))

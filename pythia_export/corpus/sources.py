@@ -1,7 +1,9 @@
 """Documents out of files, local or of a hub data set: .jsonl in the Pile's schema or .txt, plain, .gz or .zst.
 
-A file may be larger than memory and is read front to back. The seed shuffles within a buffer of `BUFFER` documents, as
-stream readers do: of a small file that is a full shuffle, of the Pile it is one of its front.
+A file may be larger than memory and is read front to back, no further than its text is asked for. The seed shuffles
+within a buffer, as stream readers do: of a small file that is a full shuffle, of the Pile it is one of its front. The
+buffer holds at most `BUFFER` documents and about `BUFFER_CHARS` characters. A .txt is one document; one longer than
+`PIECE` characters is several, cut at line ends.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import zstandard
@@ -20,7 +23,9 @@ import zstandard
 from ..errors import IntegrityError, SourceError
 from ..recipe import Text
 
-BUFFER = 10_000
+BUFFER = 10_000  # documents; 60 million characters of the Pile
+BUFFER_CHARS = 1 << 27
+PIECE = 1 << 24
 
 
 def documents_of(section: Text) -> tuple[str, Iterator[str]]:
@@ -31,43 +36,51 @@ def documents_of(section: Text) -> tuple[str, Iterator[str]]:
     """
     if section.source == "hub":
         assert section.dataset is not None and section.file is not None
-        path, source = _from_hub(section.dataset, section.file), f"{section.dataset}/{section.file}"
-    else:
-        assert section.path is not None
-        path, source = section.path, section.path.name
-        if not path.is_file():
-            raise SourceError(f"{path}: no such text file", hint="`path` is taken from the recipe's own folder.")
-    return source, _shuffled(_read(path, source), section.seed)
+        path = _from_hub(section.dataset, section.file)
+        commit = path.parents[section.file.count("/")].name  # the cache keeps snapshots/<commit>/<file>
+        source = f"{section.dataset}/{section.file} at {commit[:12]}"
+        return source, _shuffled(_read(path, section.file, source), section.seed)
+    assert section.path is not None
+    path = section.path
+    if not path.is_file():
+        raise SourceError(f"{path}: no such text file", hint="`path` is taken from the recipe's own folder.")
+    return path.name, _shuffled(_read(path, path.name, path.name), section.seed)
 
 
 def _shuffled(texts: Iterator[str], seed: int) -> Iterator[str]:
     rng = np.random.default_rng(seed)
     buffer: list[str] = []
+    held = 0  # characters
     for text in texts:
-        if len(buffer) < BUFFER:
-            buffer.append(text)
-            continue
-        i = int(rng.integers(BUFFER))
-        out, buffer[i] = buffer[i], text
-        yield out
+        buffer.append(text)
+        held += len(text)
+        while len(buffer) > BUFFER or held > BUFFER_CHARS:
+            i = int(rng.integers(len(buffer)))
+            buffer[i], buffer[-1] = buffer[-1], buffer[i]
+            out = buffer.pop()
+            held -= len(out)
+            yield out
     for i in rng.permutation(len(buffer)):
         yield buffer[i]
 
 
-def _read(path: Path, source: str) -> Iterator[str]:
-    kind = source.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
+def _read(path: Path, name: str, source: str) -> Iterator[str]:
+    """`path` may be a blob of the hub's cache: `name` tells the kind. `source` is for people."""
+    kind = name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
     if kind not in ("jsonl", "txt"):
         raise SourceError(f"{source}: .jsonl or .txt was expected, either plain, .gz or .zst")
     try:
-        with _decompressed(path, source) as stream:
-            text = io.TextIOWrapper(stream, encoding="utf-8")
+        with _decompressed(path, name) as stream:
+            # newline: a .txt keeps its own line ends
+            text = io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
             if kind == "txt":
-                yield text.read()
+                while piece := text.read(PIECE):
+                    yield piece + text.readline(PIECE)
                 return
             for number, line in enumerate(text, 1):
                 if line.strip():
                     yield _text_of(line, f"{source}, line {number}")
-    except (OSError, EOFError, UnicodeDecodeError, zstandard.ZstdError) as e:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError, UnicodeDecodeError) as e:
         raise IntegrityError(f"{path}: cannot be read to its end: {e}", hint="Fetch or copy the file again.") from e
 
 
@@ -80,20 +93,55 @@ def _text_of(line: str, where: str) -> str:
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise SourceError(f"{where}: an object with a string `text` was expected, found {found}")
     text: str = row["text"]
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:  # JSON can spell half of a surrogate pair, which is no character
+        raise SourceError(f"{where}: `text` is not Unicode: {e.reason} at character {e.start}") from e
     return text
 
 
 @contextmanager
-def _decompressed(path: Path, source: str) -> Iterator[IO[bytes]]:
-    if source.endswith(".gz"):
+def _decompressed(path: Path, name: str) -> Iterator[IO[bytes]]:
+    if name.endswith(".gz"):
         with gzip.open(path, "rb") as f:
             yield f  # type: ignore[misc]
-    elif source.endswith(".zst"):
-        with zstandard.open(path, "rb") as f:
+    elif name.endswith(".zst"):
+        with io.BufferedReader(_Frames(path)) as f:
             yield f
     else:
         with path.open("rb") as f:
             yield f
+
+
+class _Frames(io.RawIOBase):
+    """A decompressed .zst: zstandard's own reader takes the place where a file was cut for its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._frame: Any = None  # until the first byte; a file may have several frames
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            packed = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+            packed = packed or self._file.read(1 << 16)
+            if not packed:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("the file ends inside a frame")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = self._frame.decompress(packed)
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _from_hub(dataset: str, file: str) -> Path:
