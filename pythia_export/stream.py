@@ -130,7 +130,7 @@ class _Observed:
     ids: np.ndarray
 
     def start(self, embedding: Tensor) -> None:
-        self.x = embedding[torch.from_numpy(self.ids)]
+        self.x = embedding[torch.tensor(self.ids)]
         self.rotary = Rotary.of(self.config, self.ids.shape[1], torch.float32)
 
     @property

@@ -35,7 +35,7 @@ class Reference:
 
         rotary = Rotary.of(config, ids.shape[1], torch.float32)
         with torch.inference_mode(), progress.track(title, config.num_layers, "layers") as advance:
-            x = source.tensor(f"{EMBEDDING}.weight")[torch.from_numpy(ids)].float()
+            x = source.tensor(f"{EMBEDDING}.weight")[torch.tensor(ids)].float()
             per_chunk = max(1, CHUNK_TOKENS // ids.shape[1])
             for layer in range(config.num_layers):
                 weights = {spec.name: read(spec.name) for spec in layer_tensors(config, layer)}
