@@ -85,7 +85,8 @@ def main() -> None:
     for row in rows:
         cells = [f"{row[k]['value']:.5f} [{row[k]['low']:.5f}, {row[k]['high']:.5f}]" for k in KEYS]
         group = "row" if row["group_size"] == -1 else row["group_size"]
-        share, below = f"{row['recovered']:.0%}", f"{row['linears_below_rtn']} of {row['linears']}"
+        share = f"{row['recovered']:.0%}" if row["rtn"]["low"] > 0 else "noise"
+        below = f"{row['linears_below_rtn']} of {row['linears']}"
         print(f"| {row['bits']} | {group} | {cells[0]} | {cells[1]} | {share} | {cells[2]} | {below} |")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
