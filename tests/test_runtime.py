@@ -29,7 +29,6 @@ from pythia_export.runtime import (
     generate,
     generate_batch,
     generate_text,
-    peak_memory_bytes,
 )
 
 ROOT = Path(__file__).parent.parent
