@@ -7,6 +7,7 @@ that need them, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -416,7 +417,9 @@ def _print_verdict(parity: dict[str, Any], quantization: dict[str, Any] | None) 
 
 
 def _print(what: RenderableType) -> None:
-    Console(markup=False, highlight=False, emoji=False).print(what, soft_wrap=isinstance(what, str))
+    # A pipe or a CI log has no width: rich would take 80 columns and cut the tables' last one.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    Console(markup=False, highlight=False, emoji=False, width=width).print(what, soft_wrap=isinstance(what, str))
 
 
 def _print_json(value: Any) -> None:
