@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from pydantic import ValidationError
 
 from .artifact import Artifact, Staging
 from .checkpoint import Checkpoint, Pulled, open_checkpoint
@@ -27,6 +28,7 @@ from .progress import SILENT, Progress
 from .recipe import Export, Recipe
 from .report.card import model_card
 from .report.html import render_report
+from .runtime import require_provider
 from .stream import quantize_stream
 from .suite import geometry
 from .weights import WeightsReader, WeightsWriter
@@ -118,6 +120,8 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False, progress: Progres
     job = _Job(recipe, progress)
     with Staging(out, overwrite) as staging:
         job.open()
+        if recipe.export.target == "cuda":
+            require_provider("cuda", _probe())  # hours of quantisation would end in this error
         with job.stage("text"):
             # Before the long part: text that is too short is found now.
             held_out = verify_windows(recipe.verify, job.tokenizer, job.config, progress)
@@ -161,8 +165,9 @@ def export(
     chosen = source.recipe.export.model_dump() | {k: v for k, v in changes.items() if v is not None}
     try:
         recipe = source.recipe.model_copy(update={"export": Export(**chosen)})
-    except ValueError as e:
-        raise RecipeError(f"these export options do not go together: {e}") from e
+    except ValidationError as e:
+        reason = e.errors()[0]["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"these export options do not go together: {reason}") from e
     began = time.perf_counter()
     with Staging(out, overwrite) as staging:
         kept = [n for n in source.manifest["files"] if n not in (MODEL, "parity.json", "report.html", "README.md")]
@@ -273,6 +278,14 @@ def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[s
         "recipe": recipe.model_dump(mode="json"),
         "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.dtype},
     }
+
+
+def _probe() -> bytes:
+    """The smallest graph that a session opens."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    return bytes(model.SerializeToString())
 
 
 def _save(model: onnx.ModelProto, folder: Path) -> None:

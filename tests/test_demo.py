@@ -253,6 +253,14 @@ def test_what_a_user_can_cause_is_explained_and_leaves_nothing(cause, job):
     assert [p.name for p in job.iterdir() if p.name.startswith(".")] == []
 
 
+def test_a_cuda_recipe_without_a_gpu_is_refused_before_the_long_part(job):
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine may have a GPU")
+    (job / "recipe.toml").write_text(RECIPE + '[export]\ntarget = "cuda"\ndtype = "float16"\n')
+    done = command("run", job / "recipe.toml", "--out", job / "out", check=6)
+    assert "CUDA" in done.stderr and "Quantising" not in done.stderr and not (job / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("sign", "moment"),
     [(signal.SIGINT, 3.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 2.0), (signal.SIGKILL, 6.0)],

@@ -2,7 +2,7 @@
 
 from .generate import StreamDecoder, generate, generate_batch, generate_text
 from .sampling import Sampling
-from .session import Cache, Session, peak_memory_bytes
+from .session import Cache, Session, peak_memory_bytes, require_provider
 
 __all__ = [
     "Cache",
@@ -13,4 +13,5 @@ __all__ = [
     "generate_batch",
     "generate_text",
     "peak_memory_bytes",
+    "require_provider",
 ]

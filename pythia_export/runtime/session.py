@@ -265,6 +265,15 @@ def onnxruntime() -> Any:
     return onnxruntime
 
 
+def require_provider(provider: Provider, probe: bytes) -> None:
+    """Open `probe`, a graph of any kind, on the provider: long work that ends in a session asks before it begins.
+
+    Raises:
+        EnvironmentProblem: the provider cannot be started here.
+    """
+    _open(onnxruntime(), probe, Path("check before the run"), None, provider)
+
+
 def _is_installed(distribution: str) -> bool:
     try:
         metadata.distribution(distribution)
