@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .graph.layout import rotary_tables
+from .graph.layout import QKV, rotary_tables
 from .neox import FINAL_NORM, HEAD, NeoXConfig, layer_prefix
 
 Weights = Callable[[str], Tensor]  # on-disk name -> tensor, in the dtype to compute in
+See = Callable[[str, Tensor], None]  # a linear's name within the layer, and its output
+UP = "mlp.dense_h_to_4h"
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,18 @@ class Block:
         z = normalise(x, self.config.layer_norm_eps)
         return self._affine(z, "input_layernorm"), self._affine(z, "post_attention_layernorm")
 
-    def middle(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        """What dense [B, T, hidden] and 4h_to_h [B, T, intermediate] read."""
+    def middle(self, x: Tensor, rotary: Rotary, see: See | None = None) -> tuple[Tensor, Tensor]:
+        """What dense [B, T, hidden] and 4h_to_h [B, T, intermediate] read; `see` is shown what they are made of."""
         for_attention, for_mlp = self.inputs(x)
-        mixed = attention(self._linear(for_attention, "attention.query_key_value"), self.config, rotary)
-        return mixed, F.gelu(self._linear(for_mlp, "mlp.dense_h_to_4h"))
+        qkv, up = self._linear(for_attention, QKV), self._linear(for_mlp, UP)
+        if see is not None:
+            see(QKV, qkv)
+            see(UP, up)
+        return attention(qkv, self.config, rotary), F.gelu(up)
 
-    def __call__(self, x: Tensor, rotary: Rotary) -> Tensor:
+    def __call__(self, x: Tensor, rotary: Rotary, see: See | None = None) -> Tensor:
         """The block's output, x [B, T, hidden] -> [B, T, hidden]."""
-        mixed, up = self.middle(x, rotary)
+        mixed, up = self.middle(x, rotary, see)
         return x + self._linear(mixed, "attention.dense") + self._linear(up, "mlp.dense_4h_to_h")
 
 

@@ -71,6 +71,7 @@ class Text(Section):
 
 class Calibration(Text):
     samples: int = Field(128, ge=1, description="windows")
+    memory_gb: float = Field(4.0, ge=0, description="activations beyond this lie on disk while layers are quantised")
 
 
 class Gates(Section):
@@ -129,6 +130,13 @@ class Quantize(Section):
     act_order: bool = Field(True, description="quantise columns by falling Hessian diagonal; their stored order stays")
     damp: float = Field(0.01, gt=0, le=1, description="added to the Hessian's diagonal, relative to its mean")
     max_damp: float = Field(0.1, gt=0, le=1, description="the damping ladder doubles `damp` up to here, then fails")
+    clip: bool = Field(True, description="search each group's scale for the least error, instead of spanning all of it")
+    error_correction: bool = Field(
+        True, description="make up for the error of the layers before, against the activations of the original model"
+    )
+    fisher: bool = Field(
+        True, description="let outputs make up for each other's errors as the loss feels them: one backward pass more"
+    )
     embedding: Literal["float32", "float16", "int8"] = "float16"
     head: Head = Head()
     override: tuple[Override, ...] = ()

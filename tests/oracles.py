@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 
-def gptq_textbook(W, H, bits, group_size, symmetric, act_order, damp):
+def gptq_textbook(W, H, bits, group_size, symmetric, act_order, damp, clip):
     """GPTQ in float64, a column at a time, re-inverting the Hessian of the free columns at each step (OBQ, eq. 3).
 
     Returns codes [out, in], scales [out, groups] and zero points [out, groups].
     """
-    W, H = np.asarray(W).astype(np.float64), np.asarray(H).astype(np.float64)
+    W, H = np.array(W, np.float64), np.array(H, np.float64)
     out, n = W.shape
     size = group_size if group_size > 0 else n
     dead = np.diag(H) == 0
@@ -19,17 +19,27 @@ def gptq_textbook(W, H, bits, group_size, symmetric, act_order, damp):
     diagonal = np.diag(H).copy()
     H = H + damp * diagonal.mean() * np.eye(n)
     order = list(np.argsort(-diagonal, kind="stable")) if act_order else list(range(n))
+    # What is left of a column's error when all columns after it have made up for theirs: 1 / (inverse of those)_jj.
+    importance = np.zeros(n)
+    for place, j in enumerate(order):
+        rest = order[place:]
+        importance[j] = 1 / np.linalg.inv(H[np.ix_(rest, rest)])[0, 0]
     groups = -(-n // size)
     scale, zero = np.zeros((out, groups)), np.zeros((out, groups))
+
+    def take_grid(g):
+        columns = slice(g * size, (g + 1) * size)
+        scale[:, g], zero[:, g] = grid(W[:, columns], bits, symmetric, importance[columns] if clip else None)
+
     if act_order:
         for g in range(groups):
-            scale[:, g], zero[:, g] = grid(W[:, g * size : (g + 1) * size], bits, symmetric)
+            take_grid(g)
     Q = np.zeros((out, n), int)
     free = list(order)
     for j in order:
         g = j // size
         if not act_order and j % size == 0:
-            scale[:, g], zero[:, g] = grid(W[:, g * size : (g + 1) * size], bits, symmetric)
+            take_grid(g)
         inverse = np.linalg.inv(H[np.ix_(free, free)])
         Q[:, j] = np.clip(np.round(W[:, j] / scale[:, g] + zero[:, g]), 0, 2**bits - 1)
         error = W[:, j] - (Q[:, j] - zero[:, g]) * scale[:, g]
@@ -38,16 +48,24 @@ def gptq_textbook(W, H, bits, group_size, symmetric, act_order, damp):
     return Q, scale, zero
 
 
-def grid(W, bits, symmetric):
-    """Scale and zero point of each row, as a person would compute them."""
+def grid(W, bits, symmetric, importance=None):
+    """Scale and zero point of each row, as a person would compute them, or try them out one share after another."""
     scales, zeros = [], []
-    for row in np.asarray(W, np.float64):
-        high, low = max(row.max(), 0), min(row.min(), 0)
-        if symmetric:
-            scale, zero = 2 * max(high, -low) / (2**bits - 1), 2 ** (bits - 1)
-        else:
-            scale = (high - low) / (2**bits - 1)
-            zero = np.clip(np.round(-low / scale), 0, 2**bits - 1) if scale else 0
-        scales.append(scale or 1.0)
-        zeros.append(zero)
+    shares = np.linspace(1, 0.3, 41) if importance is not None else [1.0]
+    for row in W:
+        least = np.inf
+        for share in shares:
+            high, low = max(row.max(), 0) * share, min(row.min(), 0) * share
+            if symmetric:
+                scale, zero = 2 * max(high, -low) / (2**bits - 1), 2 ** (bits - 1)
+            else:
+                scale = (high - low) / (2**bits - 1)
+                zero = np.clip(np.round(-low / scale), 0, 2**bits - 1) if scale else 0
+            scale = float(np.float32(scale or 1.0))
+            rounded = (np.clip(np.round(row / scale + zero), 0, 2**bits - 1) - zero) * scale
+            cost = 0 if importance is None else np.sum(importance * (row - rounded) ** 2)
+            if cost < least:
+                least, best = cost, (scale, zero)
+        scales.append(best[0])
+        zeros.append(best[1])
     return np.array(scales), np.array(zeros)

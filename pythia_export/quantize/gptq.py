@@ -1,16 +1,23 @@
 """GPTQ (Frantar et al. 2023, arXiv 2210.17323): round one column after another, and let the columns that are still
 free make up for the error, as far as the inputs' second moments ``H = E[x x^T]`` allow.
 
-With U the upper Cholesky factor of ``(H + damp * mean(diag H) * I)^-1`` (section 3.3, step 3), column i of W is rounded
-to q_i, ``e_i = (w_i - q_i) / U_ii``, and every later column j loses ``e_i U_ij``. Columns are taken in blocks so that
-the update of the far columns is one matrix product.
+The paper inverts H, then factors the inverse. One Cholesky factor of H itself is enough: with ``H + damp = L L^T`` and
+E = W - Q, the loss is ``tr(E H E^T) = |E L|^2``, and the k-th column of ``E L`` vanishes when w_k is rounded from
 
-Three things differ from the paper's code:
+    w_k + sum_{j > k} E_j L_jk / L_kk,
+
+so columns are taken from the last place to the first, each from its weights and the errors already made. The outcome
+is GPTQ's (QuIP, arXiv 2307.13304, theorem 6, shows the equivalence for the L D L^T form); the cost is a third of one
+inversion, and no matrix beside H and L is held.
+
+Four things differ from the paper's code:
 
 - act-order keeps groups static: columns are visited by falling diag(H), but each is rounded to the grid of the group it
   is stored in, so nothing has to be permuted at run time;
 - without act-order the scale of a group is taken when the group begins, from columns that carry all compensation so
   far, not from columns that are stale inside a block;
+- the search for a scale weights each column by ``L_kk^2``, what its rounding error adds to the loss after all the
+  compensation that is still to come, where others take diag(H);
 - a Hessian that is not positive definite climbs a damping ladder, recorded, and fails by name at its end.
 """
 
@@ -28,82 +35,48 @@ BLOCK = 128
 
 
 @dataclass(frozen=True)
-class GPTQResult:
-    quantized: Quantized
-    damp: float  # relative, the one that worked
+class Factor:
+    """``(H + damp * mean(diag H) I)[order][:, order] = L L^T``.
+
+    L: [in, in] lower, in H's dtype. order: [in], the column at each place; columns are rounded from the last place to
+    the first. dead: [in] bool, columns whose input is always zero. damp: relative, the one that worked.
+    """
+
+    L: Tensor
+    order: Tensor
+    dead: Tensor
+    act_order: bool
+    damp: float
+
+    @property
+    def importance(self) -> Tensor:
+        """[in]: what a unit of squared rounding error in each column adds to the loss of GPTQ's outcome."""
+        importance = torch.empty(len(self.L), dtype=self.L.dtype)
+        importance[self.order] = self.L.diagonal().square()
+        return importance
 
 
-def gptq(
-    W: Tensor,
-    H: Tensor,
-    bits: int,
-    group_size: int,
-    symmetric: bool,
-    act_order: bool,
-    damp: float,
-    max_damp: float,
-    scale_dtype: torch.dtype = torch.float32,
-) -> GPTQResult:
-    """Quantise W [out, in] against H [in, in], both float32 or float64; group_size -1 is the whole row.
+def factor(H: Tensor, act_order: bool, damp: float, max_damp: float) -> Factor:
+    """Factor H [in, in], float32 or float64; `damp` doubles until H is positive definite, at most to max_damp.
 
     Raises:
-        NumericsError: W or H holds a NaN or an infinity, or no damping up to max_damp makes H positive definite.
+        NumericsError: H holds a NaN or an infinity, or no damping up to max_damp makes it positive definite.
     """
-    out, fan_in = W.shape
-    size = group_size if group_size > 0 else fan_in
-    if not torch.isfinite(W).all():
-        raise NumericsError("a weight is NaN or infinite")
     if not torch.isfinite(H).all():
         raise NumericsError("the Hessian holds a NaN or an infinity: an activation overflowed")
-    W, H = W.float().clone(), H.double()
-    dead = H.diagonal() == 0  # an input that is always zero: any weight is exact, and zero is the cheapest
-    H = H + torch.diag(dead.to(H.dtype))
-    W[:, dead] = 0
-
-    order = torch.argsort(H.diagonal(), descending=True, stable=True) if act_order else torch.arange(fan_in)
-    group = torch.arange(fan_in) // size
-    groups = int(group[-1]) + 1
-    scale, zero = torch.empty(out, groups), torch.empty(out, groups)
-    if act_order:
-        for g in range(groups):
-            scale[:, g], zero[:, g] = find_grid(W[:, group == g], bits, symmetric, scale_dtype)
-
-    U, damp = _inverse_factor(H[order][:, order], damp, max_damp)
-    W, group = W[:, order], group[order]
-    Q = torch.empty_like(W)
-    for first in range(0, fan_in, BLOCK):
-        last = min(first + BLOCK, fan_in)
-        error = torch.empty(out, last - first)
-        for i in range(first, last):
-            g = int(group[i])
-            if not act_order and i % size == 0:
-                # Columns of this group beyond the block have not had this block's corrections yet.
-                fresh = W[:, i : i + size].clone()
-                if i + size > last:
-                    fresh[:, last - i :] -= error[:, : i - first] @ U[first:i, last : i + size]
-                scale[:, g], zero[:, g] = find_grid(fresh, bits, symmetric, scale_dtype)
-            s, z = scale[:, g], zero[:, g]
-            Q[:, i] = to_codes(W[:, i], s, z, bits)
-            e = (W[:, i] - (Q[:, i] - z) * s) / U[i, i]
-            W[:, i + 1 : last] -= torch.outer(e, U[i, i + 1 : last])
-            error[:, i - first] = e
-        W[:, last:] -= error @ U[first:last, last:]
-
-    q = torch.empty_like(Q, dtype=torch.uint8)
-    q[:, order] = Q.to(torch.uint8)
-    return GPTQResult(Quantized(q, scale, None if symmetric else zero.to(torch.uint8), bits, size), damp)
-
-
-def _inverse_factor(H: Tensor, damp: float, max_damp: float) -> tuple[Tensor, float]:
-    """Upper U, float32, with ``U^T U = (H + damp * mean(diag H) * I)^-1``, and the damp that it took."""
-    mean = H.diagonal().mean()
-    eye = torch.eye(len(H), dtype=H.dtype)
+    diagonal = H.diagonal()
+    dead = diagonal <= 0  # an input that is always zero: any weight is exact, and zero is the cheapest
+    diagonal = torch.where(dead, torch.ones_like(diagonal), diagonal)
+    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(H))
+    order = order.flip(0)
+    mean = diagonal.mean()
     while True:
-        L, info = torch.linalg.cholesky_ex(H + damp * mean * eye)
-        if not info:
-            U, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(L), upper=True)
-            if not info and torch.isfinite(U).all():
-                return U.float(), damp
+        L = H[order[:, None], order]
+        L.diagonal().copy_((diagonal + damp * mean)[order])
+        info = torch.zeros((), dtype=torch.int32)
+        torch.linalg.cholesky_ex(L, out=(L, info))
+        if not info and torch.isfinite(L.diagonal()).all():
+            return Factor(L, order, dead, act_order, damp)
         if damp * 2 > max_damp * (1 + 1e-9):
             raise NumericsError(
                 f"the Hessian is not positive definite even with damp {damp:g} (max_damp {max_damp:g})",
@@ -112,8 +85,89 @@ def _inverse_factor(H: Tensor, damp: float, max_damp: float) -> tuple[Tensor, fl
         damp *= 2
 
 
+def gptq(
+    W: Tensor,
+    factor: Factor,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    clip: bool = True,
+    scale_dtype: torch.dtype = torch.float32,
+) -> Quantized:
+    """Quantise W [out, in] against a factored Hessian; group_size -1 is the whole row, `clip` searches each scale.
+
+    Computes in W's dtype, float32 or float64.
+
+    Raises:
+        NumericsError: W holds a NaN or an infinity.
+    """
+    out, fan_in = W.shape
+    size = group_size if group_size > 0 else fan_in
+    if not torch.isfinite(W).all():
+        raise NumericsError("a weight is NaN or infinite")
+    # Columns lie as rows in the order of their places, so that the loop reads and writes whole runs of memory.
+    L, order = factor.L.to(W.dtype), factor.order
+    free = torch.where(factor.dead, 0.0, W).T[order].contiguous()
+    place = torch.empty_like(order)
+    place[order] = torch.arange(fan_in)
+    importance = factor.importance.to(W.dtype) if clip else None
+
+    def grid(group: int, columns: Tensor) -> None:
+        weights = None if importance is None else importance[group * size : group * size + len(columns)]
+        scale[group], zero[group] = find_grid(columns.T, bits, symmetric, scale_dtype, weights)
+
+    groups = -(-fan_in // size)
+    scale, zero = torch.empty(groups, out, dtype=W.dtype), torch.empty(groups, out, dtype=W.dtype)
+    if factor.act_order:
+        for g in range(groups):
+            grid(g, free[place[g * size : (g + 1) * size]])
+    E, Q = torch.empty_like(free), torch.empty_like(free)
+    for last in range(fan_in, 0, -BLOCK):
+        first = max(0, last - BLOCK)
+        owed = L[last:, first:last].T @ E[last:]  # what the columns of this block make up for, but for their own
+        for k in range(last - 1, first - 1, -1):
+            column = int(order[k])
+            g = column // size
+            if not factor.act_order and column % size == 0:
+                low = max(0, k + 1 - size)  # the group's columns, in falling order of place
+                error = (
+                    (L[k + 1 :, low : k + 1].T @ E[k + 1 :]) if k + 1 < fan_in else torch.zeros_like(free[low : k + 1])
+                )
+                fresh = free[low : k + 1] + torch.linalg.solve_triangular(
+                    L[low : k + 1, low : k + 1].T, error, upper=True
+                )
+                grid(g, fresh.flip(0))
+            wanted = owed[k - first]
+            if k + 1 < last:
+                wanted = wanted + L[k + 1 : last, k] @ E[k + 1 : last]
+            wanted = free[k] + wanted / L[k, k]
+            Q[k] = to_codes(wanted, scale[g], zero[g], bits)
+            E[k] = free[k] - (Q[k] - zero[g]) * scale[g]
+    q = Q[place].T.to(torch.uint8).contiguous()
+    return Quantized(
+        q, scale.T.float().contiguous(), None if symmetric else zero.T.to(torch.uint8).contiguous(), bits, size
+    )
+
+
+def corrected(W: Tensor, missing: Tensor, factor: Factor, tokens: int) -> Tensor:
+    """The float weights that fit the wanted outputs best on the inputs at hand: ``W + missing (H + damp)^-1``.
+
+    `missing` [out, in] is ``E[(wanted - W x) x^T]``. The quadratic loss around these weights has the same H, so to
+    round them instead of W corrects the error of what came before (GPTAQ, arXiv 2504.02692; Qronos, arXiv 2505.11695).
+    A fit of `in` weights to n tokens explains in/n of pure noise, so the step is shortened by that share.
+    """
+    share = max(0.0, 1 - len(factor.L) / tokens)
+    step = torch.empty_like(missing)
+    step[:, factor.order] = torch.cholesky_solve(missing[:, factor.order].T, factor.L).T
+    return W + share * torch.where(factor.dead, 0.0, step).to(W.dtype)
+
+
 def output_error(W: Tensor, quantized: Quantized, H: Tensor) -> float:
     """Relative squared error of the linear's output over the inputs behind H: ``tr(E H E^T) / tr(W H W^T)``."""
-    W, H = W.double(), H.double()
-    E = W - quantized.dequantize().double()
-    return float(torch.sum((E @ H) * E) / torch.sum((W @ H) * W).clamp(min=1e-300))
+    return float(row_errors(W - quantized.dequantize(), H).sum() / row_errors(W, H).sum().clamp(min=1e-300))
+
+
+def row_errors(E: Tensor, H: Tensor) -> Tensor:
+    """``e H e^T`` [out], float64, of every row e of E [out, in]."""
+    E = E.to(H.dtype)
+    return torch.sum((E @ H) * E, dim=1, dtype=torch.float64)

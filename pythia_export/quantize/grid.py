@@ -2,6 +2,9 @@
 
 Symmetric grids have their zero in the middle, ``2**(bits - 1)``, and ``scale = max|w| / (2**(bits-1) - 1/2)``, GPTQ's
 own choice (IST-DASLab/gptq, quant.py). Asymmetric ones span [min(w, 0), max(w, 0)] with an integer zero point.
+
+Given the importance of each column, the span is shrunk to where the weighted squared error of rounding is least: a few
+weights are clipped so that the many others lie on a finer grid.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ import torch
 from torch import Tensor
 
 from ..errors import NumericsError
+
+SHRINK = torch.linspace(1.0, 0.3, 41).tolist()  # tried shares of the whole span; the first is the grid without clipping
+_SEARCHED_AT_ONCE = 1 << 16  # weights: the search goes over them many times, so they should stay in the cache
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,11 @@ class Quantized:
         zero = zeros(self)[:, columns]
         return (self.q.float() - zero) * self.scale[:, columns]
 
+    def rows(self, rows: Tensor) -> Quantized:
+        """The same linear with its rows taken in another order."""
+        zero = self.zero_point[rows] if self.zero_point is not None else None
+        return Quantized(self.q[rows], self.scale[rows], zero, self.bits, self.group_size)
+
 
 def zeros(quantized: Quantized) -> Tensor:
     """Zero points as [out, groups] float32, whether stored or implied."""
@@ -42,8 +53,10 @@ def zeros(quantized: Quantized) -> Tensor:
     return quantized.zero_point.float()
 
 
-def find_grid(W: Tensor, bits: int, symmetric: bool, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Scale and zero point, each [out] float32, of one group of columns W [out, n].
+def find_grid(
+    W: Tensor, bits: int, symmetric: bool, dtype: torch.dtype = torch.float32, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, each [out] float32, of one group of columns W [out, n]; importance [n] searches the span.
 
     The scale is rounded to `dtype`, the one it is stored in, so that rounding to the grid sees what the runtime will.
 
@@ -52,16 +65,44 @@ def find_grid(W: Tensor, bits: int, symmetric: bool, dtype: torch.dtype = torch.
     """
     if not torch.isfinite(W).all():
         raise NumericsError("a weight is NaN or infinite; it has no grid")
+    if importance is None:
+        return _spanned(*_ends(W), bits, symmetric, dtype)
+    rows = max(1, _SEARCHED_AT_ONCE // W.shape[1])
+    parts = [_searched(part, bits, symmetric, dtype, importance.to(W.dtype)) for part in W.split(rows)]
+    scale, zero = (torch.cat(x) for x in zip(*parts, strict=True))
+    return scale, zero
+
+
+def _ends(W: Tensor) -> tuple[Tensor, Tensor]:
+    return W.amin(1).clamp(max=0), W.amax(1).clamp(min=0)
+
+
+def _spanned(low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The grid from low to high, both [out]."""
     top = 2**bits - 1
-    high, low = W.amax(1).clamp(min=0), W.amin(1).clamp(max=0)
     scale = (2 * torch.maximum(high, -low) if symmetric else high - low) / top
     smallest = torch.finfo(dtype).tiny
     scale = torch.where(scale < smallest, torch.ones_like(scale), scale).to(dtype).float()
     if symmetric:
         return scale, torch.full_like(scale, 2 ** (bits - 1))
-    return scale, (-low / scale).round().clamp(0, top)
+    return scale, (-low / scale).round().clamp(0, top).float()
+
+
+def _searched(W: Tensor, bits: int, symmetric: bool, dtype: torch.dtype, importance: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = _ends(W)
+    least = torch.full_like(low, torch.inf)
+    scale, zero = _spanned(low, high, bits, symmetric, dtype)
+    for share in SHRINK:
+        s, z = _spanned(low * share, high * share, bits, symmetric, dtype)
+        column = s[:, None].to(W.dtype)
+        error = to_codes(W, column, z[:, None].to(W.dtype), bits).sub_(z[:, None]).mul_(column).sub_(W)
+        cost = error.square_() @ importance
+        better = cost < least  # ties keep the wider span
+        least = torch.where(better, cost, least)
+        scale, zero = torch.where(better, s, scale), torch.where(better, z, zero)
+    return scale, zero
 
 
 def to_codes(W: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """Nearest codes, float, same shape as W; scale and zero_point broadcast against it."""
-    return (W / scale + zero_point).round().clamp(0, 2**bits - 1)
+    return (W / scale).add_(zero_point).round_().clamp_(0, 2**bits - 1)

@@ -1,0 +1,165 @@
+"""The calibration text on its way through the layers, and what each linear sees of it.
+
+Two streams of activations: the one that the quantised layers give, and, for error correction, the one of the
+unquantised model. Within a layer, Pythia's parallel residual leaves two stages (GPTQ's "true sequential" order): QKV
+and h_to_4h read the same normalised vector z, so one pass over z gives the statistics of both, as those of
+``x = z g + b``; dense and 4h_to_h then read what the quantised QKV and h_to_4h give, and write into the same residual.
+
+With error correction the outputs that are wanted of QKV and h_to_4h are those of the unquantised model; dense and
+4h_to_h are wanted to bring the residual stream itself back to the unquantised model's, first the one, then the other
+with the error that the first has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..block import UP, Block, Rotary, Weights, final_norm, normalise
+from ..errors import NumericsError
+from ..graph.layout import QKV
+from ..neox import NeoXConfig, layer_prefix
+from .activations import Activations
+from .problem import Moments, Problem
+
+DENSE, DOWN = "attention.dense", "mlp.dense_4h_to_h"
+CHUNK_FLOATS, CHUNK_TOKENS = 1 << 24, 8192  # of the widest activation, and of windows of tokens, computed at once
+
+
+def windows_a_chunk(config: NeoXConfig, length: int) -> int:
+    return max(1, min(CHUNK_TOKENS, CHUNK_FLOATS // config.intermediate_size) // length)
+
+
+class Observed:
+    """Activations of windows ids [N, S] before the layer at hand; `spill` is where they lie when memory is short."""
+
+    def __init__(
+        self, config: NeoXConfig, ids: np.ndarray, embedding: Tensor, source: Tensor | None, spill: Path | None
+    ) -> None:
+        """`embedding` is the table as it will be stored, `source` the original one where error correction wants it."""
+        self.config, self.tokens = config, int(ids.size)
+        self.rotary = Rotary.of(config, ids.shape[1], torch.float32)
+        self.x = self._embedded(ids, embedding, spill)
+        self.wanted = None if source is None else self._embedded(ids, source, spill)
+
+    def _embedded(self, ids: np.ndarray, table: Tensor, spill: Path | None) -> Activations:
+        per_chunk = windows_a_chunk(self.config, ids.shape[1])
+        x = Activations((*ids.shape, self.config.hidden_size), per_chunk, spill)
+        for i, part in enumerate(x.slices()):
+            x[i] = table[torch.tensor(ids[part])].float()
+        return x
+
+    def first_stage(self, block: Block) -> dict[str, Problem]:
+        """QKV and h_to_4h of a layer whose weights are still the original ones.
+
+        The stream of the unquantised model then moves on past the layer, for it needs these weights as well.
+        """
+        eps, d = self.config.layer_norm_eps, self.config.hidden_size
+        own, cross = Moments(d, d), Moments(d, d)
+        for i, x in enumerate(self.x):
+            z = normalise(x, eps)
+            own.add(z, z)
+            if self.wanted is not None:
+                y = self.wanted[i]
+                cross.add(normalise(y, eps), z)
+                self.wanted[i] = block(y, self.rotary)
+        prefix = layer_prefix(block.layer)
+        _refuse_overflow(own.mean, f"layer {block.layer}: the residual stream before it")
+        problems = {}
+        mean, moved = own.mean, cross.mean_x - own.mean if self.wanted is not None else None
+        second = own.second() if moved is None else own.centred()
+        between = None if moved is None else cross.centred().sub_(second)
+        for linear, norm in ((QKV, "input_layernorm"), (UP, "post_attention_layernorm")):
+            W = block.weights(f"{prefix}.{linear}.weight")
+            g, b = (block.weights(f"{prefix}.{norm}.{part}").to(second.dtype) for part in ("weight", "bias"))
+            H = second * torch.outer(g, g)
+            if moved is None or between is None:
+                cross_term = torch.outer(g * mean, b)
+                problems[linear] = Problem(W, H + cross_term + cross_term.T + torch.outer(b, b), self.tokens)
+            else:
+                scaled = W.to(second.dtype) * g
+                problems[linear] = Problem(
+                    W, H, self.tokens, missing=(scaled @ between) * g, mean=g * mean + b, shift=scaled @ moved
+                )
+        return problems
+
+    def second_stage(self, block: Block, solve: Callable[[str, Problem], Tensor]) -> None:
+        """dense, then 4h_to_h, of a layer whose QKV and h_to_4h are quantised; `solve` rounds and returns the matrix.
+
+        `solve` is called for dense first; what it returns is what 4h_to_h has to make up for.
+        """
+        d, ff = self.config.hidden_size, self.config.intermediate_size
+        of_mixed, of_up = Moments(d, d), Moments(ff, ff)
+        correct = self.wanted is not None
+        # With error correction: how the two inputs move together, and each with what the residual still lacks.
+        between, lacks_mixed, lacks_up = Moments(d, ff), Moments(d, d), Moments(d, ff)
+        for i, x in enumerate(self.x):
+            mixed, up = block.middle(x, self.rotary)
+            of_mixed.add(mixed, mixed)
+            of_up.add(up, up)
+            if self.wanted is not None:
+                lack = self.wanted[i] - x
+                between.add(mixed, up)
+                lacks_mixed.add(lack, mixed)
+                lacks_up.add(lack, up)
+            del mixed, up
+        prefix = layer_prefix(block.layer)
+        for moments, name in ((of_mixed, DENSE), (of_up, DOWN)):
+            _refuse_overflow(moments.mean, f"layer {block.layer}: the inputs of {name}")
+        W_mixed, W_up = (block.weights(f"{prefix}.{name}.weight") for name in (DENSE, DOWN))
+        if not correct:
+            solve(DENSE, Problem(W_mixed, of_mixed.second(), self.tokens))
+            solve(DOWN, Problem(W_up, of_up.second(), self.tokens))
+            return
+        mean_mixed, mean_up = of_mixed.mean.double(), of_up.mean.double()
+        lack = lacks_up.mean_x.double() - block.weights(f"{prefix}.{DOWN}.bias").double() - W_up.double() @ mean_up
+        H, H_up, across = of_mixed.centred(), of_up.centred(), between.centred()
+        A, B = W_mixed.to(H.dtype), W_up.to(H_up.dtype)
+        missing = lacks_mixed.centred().sub_(A @ H).sub_((B.to(across.dtype) @ across.T).to(H.dtype))
+        # Of the mean, 4h_to_h's bias takes all that is lacking; dense keeps its own.
+        same = torch.zeros(d, dtype=H.dtype)
+        done = solve(DENSE, Problem(W_mixed, H, self.tokens, missing, mean_mixed.to(H.dtype), same))
+        missing = lacks_up.centred().sub_((done.to(across.dtype) @ across).to(H_up.dtype)).sub_(B @ H_up)
+        shift = lack - done.double() @ mean_mixed - block.weights(f"{prefix}.{DENSE}.bias").double()
+        solve(DOWN, Problem(W_up, H_up, self.tokens, missing, mean_up.to(H_up.dtype), shift.to(H_up.dtype)))
+
+    def propagate(self, block: Block) -> float | None:
+        """Move the quantised stream past the layer; its relative squared distance to the unquantised one, if known."""
+        error = energy = 0.0
+        for i, x in enumerate(self.x):
+            y = block(x, self.rotary)
+            self.x[i] = y
+            if self.wanted is not None:
+                wanted = self.wanted[i]
+                error += float((y - wanted).square().sum(dtype=torch.float64))
+                energy += float(wanted.square().sum(dtype=torch.float64))
+        return error / max(energy, 1e-300) if self.wanted is not None else None
+
+    def follow(self, block: Block) -> None:
+        """Move the unquantised stream alone past a layer."""
+        if self.wanted is not None:
+            for i, y in enumerate(self.wanted):
+                self.wanted[i] = block(y, self.rotary)
+
+    def head(self, W: Tensor, weights: Weights) -> Problem:
+        """The output projection, which has no bias to absorb a mean."""
+        d = self.config.hidden_size
+        own, cross = Moments(d, d), Moments(d, d)
+        for i, x in enumerate(self.x):
+            h = final_norm(x, self.config, weights)
+            own.add(h, h)
+            if self.wanted is not None:
+                cross.add(final_norm(self.wanted[i], self.config, weights), h)
+        _refuse_overflow(own.mean, "the last layer's output")
+        H = own.second()
+        missing = None if self.wanted is None else W.to(H.dtype) @ (cross.second() - H)
+        return Problem(W, H, self.tokens, missing)
+
+
+def _refuse_overflow(mean: Tensor, what: str) -> None:
+    if not torch.isfinite(mean).all():
+        raise NumericsError(f"{what} hold a NaN or an infinity on the calibration text")

@@ -1,0 +1,140 @@
+"""What the loss feels of an error in each linear's outputs: one pass backwards through the unquantised model.
+
+``G = E[g g^T]``, g the gradient of a token's loss at the output, with the token drawn from the model's own prediction:
+the Fisher information, the Gauss-Newton Hessian of the KL divergence that rounding causes (Martens 2020, arXiv
+1412.1193, section 9). The layers are streamed twice, forwards for their inputs and backwards for the gradients, so that
+memory holds one layer, whatever the depth; the inputs of all layers lie on disk when they do not fit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..block import UP, Block, Rotary, final_norm, head
+from ..errors import NumericsError
+from ..graph.layout import QKV
+from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_tensors
+from ..progress import SILENT, Progress
+from .activations import Activations, fits
+from .observe import windows_a_chunk
+
+TOKENS = 32768  # of the calibration text; G is smaller than H and only steers
+LOGITS = 1 << 25  # computed at once
+RESIDUAL = "residual"  # what dense and 4h_to_h write: one gradient for both
+
+
+class Tensors(Protocol):
+    config: NeoXConfig
+
+    def tensor(self, name: str) -> Tensor: ...
+
+
+class Sensitivity:
+    """G of every layer, a file each in `folder`: [heads, 3 * head_dim, 3 * head_dim] of QKV, whose heads do not meet,
+    [1, hidden, hidden] of the residual stream behind the layer, and the diagonal [intermediate] of h_to_4h's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, layer: int, kind: str) -> Tensor:
+        """`kind` is QKV, RESIDUAL or UP."""
+        return torch.from_numpy(np.load(self._path(layer, kind)))
+
+    def put(self, layer: int, kind: str, G: Tensor) -> None:
+        np.save(self._path(layer, kind), G.numpy())
+
+    def _path(self, layer: int, kind: str) -> Path:
+        return self._folder / f"{layer}.{kind}.npy"
+
+
+def measure_sensitivity(
+    source: Tensors, ids: np.ndarray, folder: Path, memory_gb: float, seed: int = 0, progress: Progress = SILENT
+) -> Sensitivity:
+    """Write G of every layer into `folder`, from the first windows of ids [N, S] that hold `TOKENS` tokens."""
+    config, found = source.config, Sensitivity(folder)
+    ids = ids[: max(1, TOKENS // ids.shape[1])]
+    shape = (ids.shape[0], ids.shape[1], config.hidden_size)
+    spill = None if fits(shape, config.num_layers + 1, memory_gb) else folder
+    rotary, per_chunk = Rotary.of(config, ids.shape[1], torch.float32), windows_a_chunk(config, ids.shape[1])
+
+    def read(layer: int) -> Block:
+        weights = {spec.name: source.tensor(spec.name).float() for spec in layer_tensors(config, layer)}
+        for name, tensor in weights.items():
+            if not torch.isfinite(tensor).all():
+                raise NumericsError(f"{name}: a weight is NaN or infinite")
+        return Block(config, layer, weights.__getitem__)
+
+    with progress.track("Measuring sensitivity", 2 * config.num_layers + 1, "layers") as advance:
+        x = Activations(shape, per_chunk, spill)
+        table = source.tensor(f"{EMBEDDING}.weight")
+        for i, part in enumerate(x.slices()):
+            x[i] = table[torch.tensor(ids[part])].float()
+        del table
+        inputs = []
+        for layer in range(config.num_layers):
+            inputs.append(x)
+            block, y = read(layer), Activations(shape, per_chunk, spill)
+            with torch.no_grad():
+                for i in range(len(x)):
+                    y[i] = after = block(x[i], rotary)
+                    if not torch.isfinite(after).all():
+                        raise NumericsError(
+                            f"layer {layer}: its output holds a NaN or an infinity on the calibration text"
+                        )
+            x = y
+            advance(1)
+        _loss_gradient(source, x, seed)
+        advance(1)
+        gradient = x  # from here on the gradient at the layer's output
+        for layer in reversed(range(config.num_layers)):
+            sums = _layer_back(config, read(layer), rotary, inputs.pop(), gradient)
+            for kind, G in sums.items():
+                found.put(layer, kind, (G / ids.size).float())
+            advance(1)
+    return found
+
+
+def _loss_gradient(source: Tensors, x: Activations, seed: int) -> None:
+    """Replace the last layer's outputs by the gradient of ``-log p(token)``, token drawn from p."""
+    config, generator = source.config, torch.Generator().manual_seed(seed)
+    names = (f"{FINAL_NORM}.weight", f"{FINAL_NORM}.bias", f"{HEAD}.weight")
+    weights = {name: source.tensor(name).float() for name in names}.__getitem__
+    at_once = max(1, LOGITS // config.vocab_size)
+    for i in range(len(x)):
+        parts = []
+        for rows in x[i].flatten(0, 1).split(at_once):
+            h = rows.detach().requires_grad_(True)
+            log_p = head(final_norm(h, config, weights), weights).log_softmax(-1)
+            drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
+            (gradient,) = torch.autograd.grad(log_p.gather(1, drawn).sum(), h)
+            parts.append(-gradient)
+        x[i] = torch.cat(parts).view_as(x[i])
+
+
+def _layer_back(
+    config: NeoXConfig, block: Block, rotary: Rotary, x: Activations, gradient: Activations
+) -> dict[str, Tensor]:
+    """Sums of g g^T over all tokens; `gradient` moves from the layer's output to its input."""
+    d, heads = config.hidden_size, config.num_heads
+    sums = {
+        QKV: torch.zeros(heads, 3 * config.head_dim, 3 * config.head_dim, dtype=torch.float64),
+        UP: torch.zeros(config.intermediate_size, dtype=torch.float64),
+        RESIDUAL: torch.zeros(1, d, d, dtype=torch.float64),
+    }
+    for i in range(len(x)):
+        seen: dict[str, Tensor] = {}
+        at_input, behind = x[i].detach().requires_grad_(True), gradient[i]
+        y = block(at_input, rotary, seen.__setitem__)
+        at_input_gradient, of_qkv, of_up = torch.autograd.grad(y, [at_input, seen[QKV], seen[UP]], behind)
+        rows = behind.flatten(0, 1)
+        sums[RESIDUAL][0] += rows.T @ rows
+        by_head = of_qkv.flatten(0, 1).unflatten(1, (heads, -1)).transpose(0, 1)
+        sums[QKV] += by_head.transpose(1, 2) @ by_head
+        sums[UP] += of_up.flatten(0, 1).square().sum(0)
+        gradient[i] = at_input_gradient
+    return sums
