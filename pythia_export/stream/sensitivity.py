@@ -99,6 +99,7 @@ def measure_sensitivity(
     return found
 
 
+@torch.enable_grad()
 def _loss_gradient(source: Tensors, x: Activations, seed: int) -> None:
     """Replace the last layer's outputs by the gradient of ``-log p(token)``, token drawn from p."""
     config, generator = source.config, torch.Generator().manual_seed(seed)
@@ -116,6 +117,7 @@ def _loss_gradient(source: Tensors, x: Activations, seed: int) -> None:
         x[i] = torch.cat(parts).view_as(x[i])
 
 
+@torch.enable_grad()
 def _layer_back(
     config: NeoXConfig, block: Block, rotary: Rotary, x: Activations, gradient: Activations
 ) -> dict[str, Tensor]:
