@@ -32,6 +32,7 @@ from ..errors import NumericsError
 from .grid import Quantized, find_grid, to_codes
 
 BLOCK = 128
+WEIGHTS_AT_ONCE = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -101,52 +102,68 @@ def gptq(
     Raises:
         NumericsError: W holds a NaN or an infinity.
     """
-    out, fan_in = W.shape
-    size = group_size if group_size > 0 else fan_in
     if not torch.isfinite(W).all():
         raise NumericsError("a weight is NaN or infinite")
+    size = group_size if group_size > 0 else W.shape[1]
+    L, importance = factor.L.to(W.dtype), factor.importance.to(W.dtype) if clip else None
+    # Rows do not meet: a few at a time need little memory, and most of it in the cache.
+    parts = []
+    for rows in W.split(max(1, WEIGHTS_AT_ONCE // W.shape[1])):
+        found = _rows(rows, L, factor, _GridSearch(bits, size, symmetric, importance, scale_dtype))
+        parts.append(found)
+    q, scale, zero = (torch.cat(x) for x in zip(*parts, strict=True))
+    return Quantized(q, scale, None if symmetric else zero, bits, size)
+
+
+@dataclass(frozen=True)
+class _GridSearch:
+    bits: int
+    group_size: int
+    symmetric: bool
+    importance: Tensor | None
+    dtype: torch.dtype
+
+    def find(self, group: int, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point [out] of a group from its columns [columns, out]."""
+        first = group * self.group_size
+        weights = None if self.importance is None else self.importance[first : first + len(columns)]
+        return find_grid(columns.T, self.bits, self.symmetric, self.dtype, weights)
+
+
+def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _GridSearch) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [out, in] uint8, scales [out, groups] float32 and zero points [out, groups] uint8 of some rows."""
+    (out, fan_in), size, order = W.shape, grid.group_size, factor.order
     # Columns lie as rows in the order of their places, so that the loop reads and writes whole runs of memory.
-    L, order = factor.L.to(W.dtype), factor.order
     free = torch.where(factor.dead, 0.0, W).T[order].contiguous()
     place = torch.empty_like(order)
     place[order] = torch.arange(fan_in)
-    importance = factor.importance.to(W.dtype) if clip else None
-
-    def grid(group: int, columns: Tensor) -> None:
-        weights = None if importance is None else importance[group * size : group * size + len(columns)]
-        scale[group], zero[group] = find_grid(columns.T, bits, symmetric, scale_dtype, weights)
-
     groups = -(-fan_in // size)
-    scale, zero = torch.empty(groups, out, dtype=W.dtype), torch.empty(groups, out, dtype=W.dtype)
+    scale, zero = (torch.empty(groups, out, dtype=W.dtype) for _ in range(2))
     if factor.act_order:
         for g in range(groups):
-            grid(g, free[place[g * size : (g + 1) * size]])
-    E, Q = torch.empty_like(free), torch.empty_like(free)
+            scale[g], zero[g] = grid.find(g, free[place[g * size : (g + 1) * size]])
+    E, Q = torch.empty_like(free), torch.empty(fan_in, out, dtype=torch.uint8)
+    columns, pivots = order.tolist(), L.diagonal().tolist()
     for last in range(fan_in, 0, -BLOCK):
         first = max(0, last - BLOCK)
-        owed = L[last:, first:last].T @ E[last:]  # what the columns of this block make up for, but for their own
+        wanted = L[last:, first:last].T @ E[last:]  # what these columns make up for, so far without one another
         for k in range(last - 1, first - 1, -1):
-            column = int(order[k])
-            g = column // size
-            if not factor.act_order and column % size == 0:
+            g = columns[k] // size
+            if not factor.act_order and columns[k] % size == 0:
                 low = max(0, k + 1 - size)  # the group's columns, in falling order of place
-                error = (
-                    (L[k + 1 :, low : k + 1].T @ E[k + 1 :]) if k + 1 < fan_in else torch.zeros_like(free[low : k + 1])
-                )
-                fresh = free[low : k + 1] + torch.linalg.solve_triangular(
-                    L[low : k + 1, low : k + 1].T, error, upper=True
-                )
-                grid(g, fresh.flip(0))
-            wanted = owed[k - first]
+                fresh = free[low : k + 1]
+                if k + 1 < fan_in:
+                    owed = L[k + 1 :, low : k + 1].T @ E[k + 1 :]
+                    fresh = fresh + torch.linalg.solve_triangular(L[low : k + 1, low : k + 1].T, owed, upper=True)
+                scale[g], zero[g] = grid.find(g, fresh.flip(0))
+            target = wanted[k - first]
             if k + 1 < last:
-                wanted = wanted + L[k + 1 : last, k] @ E[k + 1 : last]
-            wanted = free[k] + wanted / L[k, k]
-            Q[k] = to_codes(wanted, scale[g], zero[g], bits)
-            E[k] = free[k] - (Q[k] - zero[g]) * scale[g]
-    q = Q[place].T.to(torch.uint8).contiguous()
-    return Quantized(
-        q, scale.T.float().contiguous(), None if symmetric else zero.T.to(torch.uint8).contiguous(), bits, size
-    )
+                target.addmv_(E[k + 1 : last].T, L[k + 1 : last, k])
+            target.div_(pivots[k]).add_(free[k])
+            codes = to_codes(target, scale[g], zero[g], grid.bits)
+            Q[k] = codes
+            torch.sub(free[k], codes.sub_(zero[g]).mul_(scale[g]), out=E[k])
+    return Q[place].T.contiguous(), scale.T.float().contiguous(), zero.T.to(torch.uint8).contiguous()
 
 
 def corrected(W: Tensor, missing: Tensor, factor: Factor, tokens: int) -> Tensor:
@@ -169,5 +186,4 @@ def output_error(W: Tensor, quantized: Quantized, H: Tensor) -> float:
 
 def row_errors(E: Tensor, H: Tensor) -> Tensor:
     """``e H e^T`` [out], float64, of every row e of E [out, in]."""
-    E = E.to(H.dtype)
-    return torch.sum((E @ H) * E, dim=1, dtype=torch.float64)
+    return torch.sum((E @ H.to(E.dtype)) * E, dim=1, dtype=torch.float64)

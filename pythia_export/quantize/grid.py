@@ -36,9 +36,13 @@ class Quantized:
 
     def dequantize(self) -> Tensor:
         """[out, in] float32."""
-        columns = torch.arange(self.q.shape[1]) // self.group_size
-        zero = zeros(self)[:, columns]
-        return (self.q.float() - zero) * self.scale[:, columns]
+        dense = torch.empty(self.q.shape, dtype=torch.float32)
+        zero = zeros(self)
+        for g, (codes, part) in enumerate(
+            zip(self.q.split(self.group_size, 1), dense.split(self.group_size, 1), strict=True)
+        ):
+            torch.sub(codes, zero[:, g : g + 1], out=part).mul_(self.scale[:, g : g + 1])
+        return dense
 
     def rows(self, rows: Tensor) -> Quantized:
         """The same linear with its rows taken in another order."""
@@ -92,10 +96,11 @@ def _searched(W: Tensor, bits: int, symmetric: bool, dtype: torch.dtype, importa
     low, high = _ends(W)
     least = torch.full_like(low, torch.inf)
     scale, zero = _spanned(low, high, bits, symmetric, dtype)
+    top = 2**bits - 1
     for share in SHRINK:
         s, z = _spanned(low * share, high * share, bits, symmetric, dtype)
-        column = s[:, None].to(W.dtype)
-        error = to_codes(W, column, z[:, None].to(W.dtype), bits).sub_(z[:, None]).mul_(column).sub_(W)
+        step, below = s[:, None].to(W.dtype), z[:, None].to(W.dtype)
+        error = (W / step).round_().clamp_(-below, top - below).mul_(step).sub_(W)
         cost = error.square_() @ importance
         better = cost < least  # ties keep the wider span
         least = torch.where(better, cost, least)

@@ -16,8 +16,11 @@ def rtn(W: Tensor, bits: int, group_size: int, symmetric: bool, scale_dtype: tor
     """
     W = W.float()
     size = group_size if group_size > 0 else W.shape[1]
-    grids = [find_grid(part, bits, symmetric, scale_dtype) for part in W.split(size, dim=1)]
-    scale, zero = (torch.stack(x, dim=1) for x in zip(*grids, strict=True))
-    column = torch.arange(W.shape[1]) // size
-    q = to_codes(W, scale[:, column], zero[:, column], bits).to(torch.uint8)
-    return Quantized(q, scale, None if symmetric else zero.to(torch.uint8), bits, size)
+    scales, zeros, codes = [], [], []
+    for part in W.split(size, dim=1):
+        scale, zero = find_grid(part, bits, symmetric, scale_dtype)
+        codes.append(to_codes(part, scale[:, None], zero[:, None], bits).to(torch.uint8))
+        scales.append(scale)
+        zeros.append(zero)
+    zero = torch.stack(zeros, dim=1).to(torch.uint8)
+    return Quantized(torch.cat(codes, dim=1), torch.stack(scales, dim=1), None if symmetric else zero, bits, size)

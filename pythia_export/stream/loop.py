@@ -212,8 +212,7 @@ class _Job:
         G = self._coupling(plan)
         if G is None:
             return float(self.felt.get(plan.layer, UP) @ row_errors(E, problem.H).float()) / 2
-        E = E.to(problem.H.dtype)
-        by_block = (E @ problem.H).unflatten(0, G.shape[:2]) @ E.unflatten(0, G.shape[:2]).transpose(1, 2)
+        by_block = (E @ problem.H.to(E.dtype)).unflatten(0, G.shape[:2]) @ E.unflatten(0, G.shape[:2]).transpose(1, 2)
         return float((G * by_block).sum()) / 2
 
 

@@ -110,10 +110,15 @@ def _loss_gradient(source: Tensors, x: Activations, seed: int) -> None:
         parts = []
         for rows in x[i].flatten(0, 1).split(at_once):
             h = rows.detach().requires_grad_(True)
-            log_p = head(final_norm(h, config, weights), weights).log_softmax(-1)
-            drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
-            (gradient,) = torch.autograd.grad(log_p.gather(1, drawn).sum(), h)
-            parts.append(-gradient)
+            normed = final_norm(h, config, weights)
+            with torch.no_grad():
+                p = head(normed, weights).softmax(-1)
+                chance = torch.rand(len(p), 1, generator=generator)
+                drawn = torch.searchsorted(p.cumsum(-1), chance).clamp_(max=config.vocab_size - 1)
+                p.scatter_add_(1, drawn, torch.full_like(chance, -1.0))  # d(-log p[drawn]) / d logits
+                behind = p @ weights(f"{HEAD}.weight")
+            (gradient,) = torch.autograd.grad(normed, h, behind)
+            parts.append(gradient)
         x[i] = torch.cat(parts).view_as(x[i])
 
 

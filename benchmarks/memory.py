@@ -1,0 +1,109 @@
+"""Peak resident memory and time of quantising random weights of the suite's real shapes.
+
+    python benchmarks/memory.py 1.4b 6.9b:2 6.9b:4 [--method gptq] [--samples 16] [--length 512] [--json FILE]
+
+`6.9b:4` takes the first four layers only: what is held does not depend on the depth, and the two lines show that. Each
+runs in a process of its own, int4 with groups of 128 and the recipe's defaults, the head int8, from a sharded float16
+checkpoint; the tokens are random. Peak memory is the process's high-water mark, libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from pythia_export.checkpoint import open_checkpoint, pull
+from pythia_export.graph.decoder import DATA_FILE
+from pythia_export.graph.layout import layout
+from pythia_export.machine import machine
+from pythia_export.neox import NeoXConfig, tensors
+from pythia_export.recipe import Model, Quantize
+from pythia_export.runtime import peak_memory_bytes
+from pythia_export.stream import quantize_stream
+from pythia_export.suite import geometry
+from pythia_export.weights import WeightsWriter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="*", metavar="SIZE[:LAYERS]")
+    parser.add_argument("--method", default="gptq", choices=["gptq", "rtn"])
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--memory-gb", type=float, default=4.0, help="activations beyond this lie on disk")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--in-process", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.in_process:
+        return _quantise(args)
+
+    print(f"{machine()}; {args.method}, {args.samples} x {args.length} tokens\n")
+    print("| shape | layers | peak memory | time | a layer |\n|---|---|---|---|---|")
+    rows = []
+    for shape in args.shapes:
+        size, _, layers = shape.partition(":")
+        config = geometry(f"EleutherAI/pythia-{size}")
+        if config is None:
+            parser.error(f"{size} is no size of the suite")
+        if layers:
+            config = dataclasses.replace(config, num_layers=int(layers))
+        with tempfile.TemporaryDirectory() as folder:
+            _write(config, Path(folder))
+            command = [sys.executable, __file__, "--in-process", folder, *sys.argv[1:]]
+            row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append({"shape": size, "layers": config.num_layers, "method": args.method, **row})
+        per_layer = row["seconds"] / config.num_layers
+        print(
+            f"| {size} | {config.num_layers} | {row['peak'] / 2**30:.2f} GiB | {row['seconds']:.0f} s "
+            f"| {per_layer:.1f} s |",
+            flush=True,
+        )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _write(config: NeoXConfig, folder: Path) -> None:
+    """A checkpoint in the hub's form, a shard for each layer, the embedding and the head."""
+    generator, index = torch.Generator().manual_seed(0), {}
+    for shard, specs in groupby(tensors(config), key=lambda spec: spec.layer):
+        values = {}
+        for spec in specs:
+            value = torch.empty(spec.shape).normal_(0, 0.02 if len(spec.shape) == 2 else 0.1, generator=generator)
+            is_scale = spec.role == "norm" and spec.name.endswith("weight")
+            values[spec.name] = (value + 1 if is_scale else value).half()
+        file = f"{len(index)}-{shard}.safetensors"
+        save_file(values, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(values, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "config.json").write_text(json.dumps(config.to_dict("float16")))
+
+
+def _quantise(args: argparse.Namespace) -> None:
+    checkpoint = open_checkpoint(pull(Model(path=args.in_process)))
+    config, quantize = checkpoint.config, Quantize(method=args.method)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (args.samples, args.length))
+    places = layout(config, quantize, "float32")
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        with WeightsWriter(Path(folder) / DATA_FILE, places) as writer:
+            windows = ids if args.method == "gptq" else None
+            quantize_stream(
+                checkpoint, quantize, places, "float32", windows, writer, memory_gb=args.memory_gb, scratch=Path(folder)
+            )
+        seconds = time.perf_counter() - began
+    print(json.dumps({"peak": peak_memory_bytes(), "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()
