@@ -25,6 +25,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -45,14 +46,28 @@ except ImportError:  # Windows can read artifacts; it is not a place to write th
 SCHEMA = 1
 MANIFEST = "manifest.json"
 
-# What an artifact may hold without its manifest naming it: a `replace_files` that was killed leaves them so.
-_KNOWN = frozenset({"parity.json", "report.html", "README.md", MANIFEST})
+
+@dataclass(frozen=True)
+class Kind:
+    """What a directory of ours is called, the file that describes it, and what it may hold that is not described.
+
+    Only a directory of the same kind is ever replaced.
+    """
+
+    noun: str
+    manifest: str
+    undescribed: frozenset[str] = frozenset()
+
+
+# A `replace_files` that was killed leaves these without the manifest naming them.
+ARTIFACT = Kind("artifact", MANIFEST, frozenset({"parity.json", "report.html", "README.md"}))
+
 _SECTIONS = {"source": dict, "recipe": dict, "layout": dict, "files": dict}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Staging:
-    """Write an artifact beside its final name, then give it the name in one rename.
+    """Write an artifact (or another `kind` of directory) beside its final name, then give it the name in one rename.
 
         with Staging(out, overwrite=False) as staging:
             ...                                  # write into staging.folder
@@ -61,25 +76,26 @@ class Staging:
     Leaving the context without `publish` removes the directory, on SIGTERM too.
 
     Raises:
-        OutputError: `out` exists (and `overwrite` is not set, or it is no artifact of ours), is a link or a file,
+        OutputError: `out` exists (and `overwrite` is not set, or it is not ours and of this kind), is a link or a file,
             or its parent cannot be written.
         ResourceError: the disk is full, here or in the body of the `with`.
     """
 
     folder: Path
 
-    def __init__(self, out: Path, overwrite: bool = False) -> None:
+    def __init__(self, out: Path, overwrite: bool = False, kind: Kind = ARTIFACT) -> None:
         self.out = Path(os.path.abspath(out))  # not resolved: a link must be seen as one
         self.overwrite = overwrite
+        self.kind = kind
         self._lock: int | None = None
         self._old_sigterm: Any = None
-        _check_output(self.out, overwrite)
+        _check_output(self.out, overwrite, kind)
 
     def __enter__(self) -> Self:
         with _explained(self.out):
             self.out.parent.mkdir(parents=True, exist_ok=True)
             _clean_up(self.out)
-            _check_output(self.out, self.overwrite)  # again: the clean-up may have put an old artifact back
+            _check_output(self.out, self.overwrite, self.kind)  # again: the clean-up may have put an old artifact back
             self.folder = _sibling(self.out, "tmp")
             self.folder.mkdir()
         self._lock = _lock(self.folder)
@@ -95,14 +111,15 @@ class Staging:
             OutputError: `out` appeared meanwhile, or is no longer ours to replace; or a staged file is a link.
         """
         with _explained(self.out):
-            files = {name: _describe(self.folder / name) for name in _walk(self.folder)}
+            found = _walk(self.folder, self.kind)
+            files = {name: _describe(self.folder / name) for name in found}
             whole = {"schema": SCHEMA, "created": _now(), **manifest, "files": files}
-            (self.folder / MANIFEST).write_bytes(_json_bytes(whole))
-            for name in (*files, MANIFEST):
+            (self.folder / self.kind.manifest).write_bytes(_json_bytes(whole))
+            for name in (*files, self.kind.manifest):
                 _fsync(self.folder / name)
             for directory, _, _ in os.walk(self.folder):
                 _fsync(Path(directory))
-            _check_output(self.out, self.overwrite)
+            _check_output(self.out, self.overwrite, self.kind)
             old = self._swap()
             _fsync(self.out.parent)
         if old is not None:
@@ -110,7 +127,7 @@ class Staging:
                 shutil.rmtree(old)
             except OSError as e:
                 raise OutputError(
-                    f"{self.out} is published, but the artifact it replaces could not be removed: {old}: {e.strerror}",
+                    f"{self.out} is published, but what it replaces could not be removed: {old}: {e.strerror}",
                     hint="Remove that directory by hand.",
                 ) from e
 
@@ -252,7 +269,7 @@ class Artifact:
 # What may be replaced
 
 
-def _check_output(out: Path, overwrite: bool) -> None:
+def _check_output(out: Path, overwrite: bool, kind: Kind) -> None:
     if not out.name:
         raise OutputError(f"{out} cannot be an output directory")
     if out.is_symlink():
@@ -262,10 +279,10 @@ def _check_output(out: Path, overwrite: bool) -> None:
         )
     if out.exists():
         if not out.is_dir():
-            raise OutputError(f"{out} exists and is a file; the artifact is a directory", hint="Choose another name.")
+            raise OutputError(f"{out} exists and is a file; a directory is to be written", hint="Choose another name.")
         if not overwrite:
-            raise OutputError(f"{out} exists", hint="--overwrite replaces it once the new artifact is whole.")
-        _check_ours(out)
+            raise OutputError(f"{out} exists", hint=f"--overwrite replaces it once the new {kind.noun} is whole.")
+        _check_ours(out, kind)
     above = next(p for p in out.parents if os.path.lexists(p))
     if not above.is_dir():
         raise OutputError(f"{above} is not a directory, so {out} cannot be made", hint="Choose another place.")
@@ -273,24 +290,25 @@ def _check_output(out: Path, overwrite: bool) -> None:
         raise OutputError(f"{above} cannot be written, so {out} cannot be made", hint="Choose another place.")
 
 
-def _check_ours(out: Path) -> None:
-    """Replacing removes, so only an artifact, or nothing at all, may be replaced."""
+def _check_ours(out: Path, kind: Kind) -> None:
+    """Replacing removes, so only a directory of the same kind, or an empty one, may be replaced."""
     top = sorted(p.name for p in out.iterdir())
     if not top:
         return
     try:
-        manifest = _parse_json(out / MANIFEST)
-        _check_shape(manifest, out / MANIFEST)
+        manifest = _parse_json(out / kind.manifest)
+        _check_shape(manifest, out / kind.manifest)
     except (OSError, PythiaExportError) as e:
         raise OutputError(
-            f"{out} exists and is not an artifact (no readable {MANIFEST} of ours); it holds {_some(top)}",
-            hint="--overwrite replaces artifacts only. Remove the directory yourself, or choose another name.",
+            f"{out} exists and is no {kind.noun} (no readable {kind.manifest} of ours); it holds {_some(top)}",
+            hint=f"--overwrite replaces {kind.noun}s only. Remove the directory yourself, or choose another name.",
         ) from e
+    known = {*manifest["files"], kind.manifest, *kind.undescribed}
     found = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not p.is_dir())
-    foreign = [n for n in found if n not in manifest["files"] and n not in _KNOWN and _owner(Path(n)) is None]
+    foreign = [n for n in found if n not in known and _owner(Path(n)) is None]
     if foreign:
         raise OutputError(
-            f"{out} is an artifact that also holds files which its {MANIFEST} does not name: {_some(foreign)}",
+            f"{out} also holds files which its {kind.manifest} does not name: {_some(foreign)}",
             hint="--overwrite would remove them. Move them elsewhere first.",
         )
 
@@ -460,12 +478,12 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(f, "sha256").hexdigest(), "size": path.stat().st_size}
 
 
-def _walk(folder: Path) -> list[str]:
+def _walk(folder: Path, kind: Kind) -> list[str]:
     names = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             raise OutputError(f"{path} is a symbolic link to {os.readlink(path)}; an artifact holds its own files")
-        if path.is_file() and path != folder / MANIFEST:
+        if path.is_file() and path != folder / kind.manifest:
             names.append(path.relative_to(folder).as_posix())
     return names
 

@@ -297,6 +297,49 @@ def generate(
     _say(f"{n} tokens, {speed}; {len(ids)} tokens of prompt in {first - began:.2f} s")
 
 
+@app.command(
+    epilog=_examples(
+        "pythia-export dequantize build/demo build/demo-float32",
+        "pythia-export dequantize models/12b models/12b-bf16 --dtype bfloat16 --max-shard-size 2GB",
+    )
+)
+def dequantize(
+    artifact: ArtifactFolder,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to write; made whole, or not at all.")],
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(help="float32 keeps the dequantised weights exactly; the others round them again."),
+    ] = "float32",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of one safetensors file: 500MB, 2GiB.")] = "5GB",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what dequantize wrote there before, once this is whole.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the quantised model as an ordinary GPT-NeoX checkpoint, for tools that want plain weights.
+
+    transformers' GPTNeoXForCausalLM loads it. In float32 it computes what the artifact computes at accuracy level 0.
+    """
+    from dataclasses import asdict
+
+    from . import dequantize as module
+    from .tables import checkpoint_line
+
+    with _progress() as progress:
+        written = module.dequantize(
+            artifact,
+            out,
+            dtype=dtype,
+            shard_bytes=module.parse_size(max_shard_size),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(asdict(written))
+    else:
+        _print(checkpoint_line(written))
+
+
 @app.command(epilog=_examples("pythia-export bench build/demo", "pythia-export bench models/160m --no-peers --json"))
 def bench(
     artifact: ArtifactFolder,

@@ -14,6 +14,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from .artifact import Artifact
+    from .dequantize import Dequantized
     from .pipeline import Plan
     from .recipe import Recipe
 
@@ -107,6 +108,12 @@ def recipes_table(shipped: Iterable[tuple[str, str, Recipe]]) -> Table:
         weights = "float" if q.method == "none" else f"{q.method} int{q.bits} g{_group(q.group_size)}"
         table.add_row(name, weights, recipe.export.target, about)
     return table
+
+
+def checkpoint_line(written: Dequantized) -> str:
+    n = len(written.weights)
+    size = f"{decimal(written.nbytes)} as {written.dtype} in {n} file{'s' if n > 1 else ''}"
+    return f"Checkpoint  {written.folder} ({written.parameters:,} parameters, {size}; {written.seconds:.1f} s)"
 
 
 def bench_table(result: Mapping[str, Any]) -> Table:

@@ -13,7 +13,10 @@ from pythia_export import cli, errors, pipeline
 from pythia_export.neox import NeoXConfig
 from pythia_export.progress import SILENT
 
-COMMANDS = ("run", "plan", "pull", "quantize", "export", "verify", "inspect", "generate", "bench", "recipes")
+COMMANDS = (
+    *("run", "plan", "pull", "quantize", "export", "verify", "inspect", "generate", "dequantize", "bench"),
+    "recipes",
+)
 
 PARITY_FAILED = {"passed": False, "gates": [{"name": "ppl_ratio", "passed": False}, {"name": "x", "passed": True}]}
 
@@ -98,9 +101,9 @@ def test_recipes_lists_them_and_prints_the_schema():
 
 
 def test_no_artifact_is_3(tmp_path):
-    for command in ("inspect", "verify", "generate", "bench"):
-        extra = ["--prompt", "x"] if command == "generate" else []
-        done = invoke(command, str(tmp_path / "nothing"), *extra)
+    extras = {"generate": ["--prompt", "x"], "dequantize": [str(tmp_path / "out")]}
+    for command in ("inspect", "verify", "generate", "dequantize", "bench"):
+        done = invoke(command, str(tmp_path / "nothing"), *extras.get(command, []))
         assert done.exit_code == 3 and "nothing" in done.stderr
 
 

@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "neox", "recipe", "suite", "progress", "machine"},
     {"quantize", "block", "graph"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
-    {"stream", "parity", "report"},
+    {"stream", "parity", "report", "dequantize"},
     {"pipeline", "bench"},
     {"cli", "console", "tables", "__main__"},
 ]
