@@ -10,7 +10,7 @@ def gptq_textbook(W, H, bits, group_size, symmetric, act_order, damp, clip):
 
     Returns codes [out, in], scales [out, groups] and zero points [out, groups].
     """
-    W, H = np.array(W, np.float64), np.array(H, np.float64)
+    W, H = np.array(W.numpy(), np.float64), np.array(H.numpy(), np.float64)
     out, n = W.shape
     size = group_size if group_size > 0 else n
     dead = np.diag(H) == 0
@@ -51,7 +51,7 @@ def gptq_textbook(W, H, bits, group_size, symmetric, act_order, damp, clip):
 def grid(W, bits, symmetric, importance=None):
     """Scale and zero point of each row, as a person would compute them, or try them out one share after another."""
     scales, zeros = [], []
-    shares = np.linspace(1, 0.3, 41) if importance is not None else [1.0]
+    shares = np.linspace(1, 0.3, 21) if importance is not None else [1.0]
     for row in W:
         least = np.inf
         for share in shares:

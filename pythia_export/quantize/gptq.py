@@ -23,6 +23,7 @@ Four things differ from the paper's code:
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ from torch import Tensor
 from ..errors import NumericsError
 from .grid import Quantized, find_grid, to_codes
 
-BLOCK = 128
+BLOCK = 64
 WEIGHTS_AT_ONCE = 1 << 23
 
 
@@ -106,11 +107,17 @@ def gptq(
         raise NumericsError("a weight is NaN or infinite")
     size = group_size if group_size > 0 else W.shape[1]
     L, importance = factor.L.to(W.dtype), factor.importance.to(W.dtype) if clip else None
-    # Rows do not meet: a few at a time need little memory, and most of it in the cache.
-    parts = []
-    for rows in W.split(max(1, WEIGHTS_AT_ONCE // W.shape[1])):
-        found = _rows(rows, L, factor, _GridSearch(bits, size, symmetric, importance, scale_dtype))
-        parts.append(found)
+    search = _GridSearch(bits, size, symmetric, importance, scale_dtype)
+    threads = torch.get_num_threads()
+    # Rows do not meet: a few at a time need little memory, and each thread has its own, since a loop over columns is
+    # too fine to be shared out at every step.
+    rows = min(-(-len(W) // threads), max(1, WEIGHTS_AT_ONCE // W.shape[1]))
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(lambda part: _rows(part, L, factor, search), W.split(rows)))
+    finally:
+        torch.set_num_threads(threads)
     q, scale, zero = (torch.cat(x) for x in zip(*parts, strict=True))
     return Quantized(q, scale, None if symmetric else zero, bits, size)
 
@@ -132,6 +139,7 @@ class _GridSearch:
 
 def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _GridSearch) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [out, in] uint8, scales [out, groups] float32 and zero points [out, groups] uint8 of some rows."""
+    torch.set_num_threads(1)
     (out, fan_in), size, order = W.shape, grid.group_size, factor.order
     # Columns lie as rows in the order of their places, so that the loop reads and writes whole runs of memory.
     free = torch.where(factor.dead, 0.0, W).T[order].contiguous()
@@ -147,6 +155,7 @@ def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _GridSearch) -> tuple[Tens
     for last in range(fan_in, 0, -BLOCK):
         first = max(0, last - BLOCK)
         wanted = L[last:, first:last].T @ E[last:]  # what these columns make up for, so far without one another
+        within = L[first:last, first:last].T.contiguous()
         for k in range(last - 1, first - 1, -1):
             g = columns[k] // size
             if not factor.act_order and columns[k] % size == 0:
@@ -158,7 +167,7 @@ def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _GridSearch) -> tuple[Tens
                 scale[g], zero[g] = grid.find(g, fresh.flip(0))
             target = wanted[k - first]
             if k + 1 < last:
-                target.addmv_(E[k + 1 : last].T, L[k + 1 : last, k])
+                target.addmv_(E[k + 1 : last].T, within[k - first, k + 1 - first :])
             target.div_(pivots[k]).add_(free[k])
             codes = to_codes(target, scale[g], zero[g], grid.bits)
             Q[k] = codes

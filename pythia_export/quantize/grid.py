@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import NumericsError
 
-SHRINK = torch.linspace(1.0, 0.3, 41).tolist()  # tried shares of the whole span; the first is the grid without clipping
+SHRINK = torch.linspace(1.0, 0.3, 21).tolist()  # tried shares of the whole span; the first is the grid without clipping
 _SEARCHED_AT_ONCE = 1 << 16  # weights: the search goes over them many times, so they should stay in the cache
 
 
