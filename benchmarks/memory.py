@@ -98,9 +98,7 @@ def _quantise(args: argparse.Namespace) -> None:
         began = time.perf_counter()
         with WeightsWriter(Path(folder) / DATA_FILE, places) as writer:
             windows = ids if args.method == "gptq" else None
-            quantize_stream(
-                checkpoint, quantize, places, "float32", windows, writer, memory_gb=args.memory_gb, scratch=Path(folder)
-            )
+            quantize_stream(checkpoint, quantize, places, "float32", windows, writer, memory_gb=args.memory_gb)
         seconds = time.perf_counter() - began
     print(json.dumps({"peak": peak_memory_bytes(), "seconds": seconds}))
 

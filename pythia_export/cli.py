@@ -45,7 +45,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say("Interrupted. Nothing half-written was left behind; an artifact that was there before is intact.")
+            _say("Interrupted. What was there before is intact; --resume goes on after the last finished layer.")
             raise typer.Exit(INTERRUPTED) from None
         except PythiaExportError as e:
             _fail(e, ctx.params.get("debug", False))
@@ -79,6 +79,7 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file,
 ArtifactFolder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A directory that `run` or `export` wrote.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Directory to publish; made whole, or not at all.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there, once this is whole.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last layer that an interrupted run finished.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -112,9 +113,12 @@ def _version(wanted: bool) -> None:
         "pythia-export run demo --out build/demo",
         "pythia-export run pythia-160m-int4 --out models/pythia-160m",
         "pythia-export run my.toml --out out --overwrite --json",
+        "pythia-export run pythia-6.9b-int4 --out models/pythia-6.9b --resume",
     )
 )
-def run(recipe: RecipeName, out: Out, overwrite: Overwrite = False, as_json: Json = False) -> None:
+def run(
+    recipe: RecipeName, out: Out, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False
+) -> None:
     """The whole job: pull, quantise, export, prove, publish.
 
     Exit code 10 means that a gate of the recipe failed; the artifact is published all the same, with that verdict.
@@ -122,7 +126,7 @@ def run(recipe: RecipeName, out: Out, overwrite: Overwrite = False, as_json: Jso
     from . import pipeline
 
     with _progress() as progress:
-        outcome = pipeline.run(_recipe(recipe), out, overwrite=overwrite, progress=progress)
+        outcome = pipeline.run(_recipe(recipe), out, overwrite=overwrite, resume=resume, progress=progress)
     if as_json:
         _print_json(_outcome(outcome))
     else:
@@ -160,13 +164,13 @@ def pull(recipe: RecipeName) -> None:
 
 
 @app.command(epilog=_examples("pythia-export quantize pythia-160m-int4 --out weights/160m"))
-def quantize(recipe: RecipeName, out: Out, overwrite: Overwrite = False) -> None:
+def quantize(recipe: RecipeName, out: Out, overwrite: Overwrite = False, resume: Resume = False) -> None:
     """Only the weights: quantised, streamed layer by layer, for `export` to build graphs over."""
     from . import pipeline
     from .tables import losses_table
 
     with _progress() as progress:
-        outcome = pipeline.quantize(_recipe(recipe), out, overwrite=overwrite, progress=progress)
+        outcome = pipeline.quantize(_recipe(recipe), out, overwrite=overwrite, resume=resume, progress=progress)
     assert outcome.quantization is not None
     _print(losses_table(outcome.quantization))
     _print_outcome(outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from pydantic import ValidationError
 
 from .artifact import Artifact, Staging
@@ -29,7 +31,7 @@ from .recipe import Export, Recipe
 from .report.card import model_card
 from .report.html import render_report
 from .runtime import require_provider
-from .stream import quantize_stream
+from .stream import Journal, quantize_stream
 from .suite import geometry
 from .weights import WeightsReader, WeightsWriter
 
@@ -115,8 +117,13 @@ def pull(recipe: Recipe, progress: Progress = SILENT) -> Pulled:
     return pulled
 
 
-def run(recipe: Recipe, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Outcome:
-    """Recipe in, verified artifact out: published whether its gates pass or not, with the verdict in it."""
+def run(
+    recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = SILENT
+) -> Outcome:
+    """Recipe in, verified artifact out: published whether its gates pass or not, with the verdict in it.
+
+    `resume` goes on after the last layer that an interrupted run of the same inputs finished.
+    """
     job = _Job(recipe, progress)
     with Staging(out, overwrite) as staging:
         job.open()
@@ -125,26 +132,32 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False, progress: Progres
         with job.stage("text"):
             # Before the long part: text that is too short is found now.
             held_out = verify_windows(recipe.verify, job.tokenizer, job.config, progress)
-        quantization = job.quantize_into(staging.folder)
-        model = job.export_into(staging.folder, recipe.export)
-        with job.stage("verify"):
-            parity = prove(
-                job.checkpoint, job.reader(staging.folder), job.config, model, staging.folder, recipe.export, held_out,
-                recipe.verify.gates, progress,
-            )  # fmt: skip
-        manifest = job.manifest(recipe.export)
-        _write_reports(staging.folder, manifest, quantization, parity)
-        staging.publish(manifest)
+        with job.journal(out, resume) as journal:
+            quantization = job.quantize_into(staging.folder, journal)
+            model = job.export_into(staging.folder, recipe.export)
+            with job.stage("verify"):
+                parity = prove(
+                    job.checkpoint, job.reader(staging.folder), job.config, model, staging.folder, recipe.export,
+                    held_out, recipe.verify.gates, progress,
+                )  # fmt: skip
+            manifest = job.manifest(recipe.export)
+            _write_reports(staging.folder, manifest, quantization, parity)
+            journal.finish()
+            staging.publish(manifest)
     return Outcome(staging.out, quantization, parity, job.seconds)
 
 
-def quantize(recipe: Recipe, out: Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Outcome:
+def quantize(
+    recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = SILENT
+) -> Outcome:
     """Only the weights: `model.onnx_data` and `quantization.json`, for `export` to build graphs over."""
     job = _Job(recipe, progress)
     with Staging(out, overwrite) as staging:
         job.open()
-        quantization = job.quantize_into(staging.folder)
-        staging.publish(job.manifest(recipe.export))
+        with job.journal(out, resume) as journal:
+            quantization = job.quantize_into(staging.folder, journal)
+            journal.finish()
+            staging.publish(job.manifest(recipe.export))
     return Outcome(staging.out, quantization, None, job.seconds)
 
 
@@ -229,16 +242,26 @@ class _Job:
         self.layout: Layout = layout(self.config, self.recipe.quantize, self.recipe.export.dtype)
         self.calibration: Windows | None = None
 
-    def quantize_into(self, folder: Path) -> dict[str, Any]:
-        recipe = self.recipe
+    def journal(self, out: Path, resume: bool) -> Journal:
+        """Beside the output, so that the weights need not be copied; reads the calibration text, part of the inputs."""
         with self.stage("text"):
-            if recipe.calibration is not None and recipe.uses_gptq:
-                self.calibration = calibration_windows(recipe.calibration, self.tokenizer, self.config, self.progress)
-        with self.stage("quantize"), WeightsWriter(folder / DATA_FILE, self.layout) as writer:
-            ids = self.calibration.ids if self.calibration is not None else None
+            if self.recipe.calibration is not None and self.recipe.uses_gptq:
+                text = self.recipe.calibration
+                self.calibration = calibration_windows(text, self.tokenizer, self.config, self.progress)
+        out = Path(os.path.abspath(out))
+        return Journal(out.parent / f".{out.name}.work", self._fingerprint(), resume, self.progress)
+
+    def quantize_into(self, folder: Path, journal: Journal) -> dict[str, Any]:
+        recipe = self.recipe
+        ids = self.calibration.ids if self.calibration is not None else None
+        memory_gb = recipe.calibration.memory_gb if recipe.calibration is not None else 0.0
+        path = journal.folder / DATA_FILE
+        with self.stage("quantize"), WeightsWriter(path, self.layout, keep=bool(journal.layers)) as writer:
             record = quantize_stream(
-                self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress
-            )
+                self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress,
+                memory_gb=memory_gb, journal=journal,
+            )  # fmt: skip
+        _link(path, folder / DATA_FILE)
         _write_json(folder / "quantization.json", record)
         _write_json(folder / "config.json", self.config.to_dict(recipe.export.dtype))
         ends = {"bos_token_id": self.config.bos_token_id, "eos_token_id": self.config.eos_token_id}
@@ -246,6 +269,18 @@ class _Job:
         for path in self.checkpoint.tokenizer_files():
             shutil.copyfile(path, folder / path.name)
         return record
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """Everything that the quantised bytes depend on."""
+        recipe, calibration = self.recipe.model_dump(mode="json"), self.calibration
+        return {
+            "model": {"name": self.checkpoint.pulled.name, "commit": self.checkpoint.pulled.commit},
+            "quantize": recipe["quantize"],
+            "dtype": recipe["export"]["dtype"],
+            "calibration": None if calibration is None else {"sha256": calibration.sha256},
+            "versions": versions(),
+            "threads": torch.get_num_threads(),  # sums are taken in another order
+        }
 
     def export_into(self, folder: Path, chosen: Export) -> onnx.ModelProto:
         with self.stage("export"):
@@ -278,6 +313,15 @@ def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[s
         "recipe": recipe.model_dump(mode="json"),
         "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.dtype},
     }
+
+
+def _link(source: Path, target: Path) -> None:
+    """One file under two names, the first of which goes before the artifact is published; a copy where there are no
+    links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _probe() -> bytes:

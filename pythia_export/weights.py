@@ -18,12 +18,16 @@ from .quantize.packing import unpack
 
 
 class WeightsWriter:
-    """Fills a file with the tensors of a layout, in any order, each once; leaving it incomplete is an error."""
+    """Fills a file with the tensors of a layout, in any order, each once; leaving it incomplete is an error.
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    `keep` leaves a file that is there as it is, for a run that goes on.
+    """
+
+    def __init__(self, path: Path, layout: Layout, keep: bool = False) -> None:
+        self.path = path
         self._layout = layout
         self._missing = set(layout.slots)
-        self._file = path.open("wb")
+        self._file = path.open("r+b" if keep else "wb")
         try:
             os.posix_fallocate(self._file.fileno(), 0, layout.nbytes)
         except AttributeError:  # not on this platform: the size is set, the space is not reserved
@@ -44,6 +48,15 @@ class WeightsWriter:
         self._file.seek(slot.offset)
         self._file.write(np.ascontiguousarray(array).data)
         self._missing.remove(name)
+
+    def kept(self, prefix: str) -> None:
+        """The tensors whose names begin so were written by the run that this one goes on from."""
+        self._missing -= {name for name in self._missing if name.startswith(prefix)}
+
+    def commit(self) -> None:
+        """All that was put is on the disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self

@@ -28,8 +28,9 @@ from ..quantize.grid import Quantized
 from ..quantize.packing import pack, pack_rows_int8
 from ..quantize.rtn import rtn
 from ..recipe import Quantize
-from ..weights import WeightsWriter
+from ..weights import WeightsReader, WeightsWriter
 from .activations import fits
+from .journal import Journal
 from .observe import Observed
 from .problem import Problem
 from .sensitivity import RESIDUAL, Sensitivity, measure_sensitivity
@@ -53,11 +54,12 @@ def quantize_stream(
     progress: Progress = SILENT,
     *,
     memory_gb: float = 4.0,
-    scratch: Path | None = None,
+    journal: Journal | None = None,
 ) -> dict[str, Any]:
     """Stream every tensor of `source` into `writer`; windows [N, S] int64 are what GPTQ observes.
 
-    Activations beyond `memory_gb` lie in files in `scratch`. Returns the content of `quantization.json`.
+    Activations beyond `memory_gb` lie in files beside the weights. With a journal, finished layers are committed to it,
+    and those that it has already are read back instead of quantised. Returns the content of `quantization.json`.
 
     Raises:
         NumericsError: a NaN or an infinity in a weight or an activation, or a Hessian that no damping mends; the
@@ -65,17 +67,29 @@ def quantize_stream(
     """
     began = time.perf_counter()
     with ExitStack() as stack:
-        if scratch is None:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if journal is not None:
+            folder = journal.folder
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=writer.path.parent)))
         felt = None
         if windows is not None and quantize.fisher:
-            felt = measure_sensitivity(source, windows, scratch, memory_gb, progress=progress)
+            felt = Sensitivity(folder)
+            if journal is None or not journal.sensitivity:
+                measure_sensitivity(source, windows, felt, memory_gb, progress=progress)
         stack.enter_context(torch.inference_mode())
         advance = stack.enter_context(progress.track("Quantising", len(layout.linears), "linears"))
         job = _Job(source, quantize, layout, dtype, writer, felt)
-        job.start(windows, memory_gb, scratch)
+        job.start(windows, memory_gb, folder)
+        if journal is not None:
+            job.layers, job.linears = list(journal.layers), list(journal.linears)
         for layer in range(source.config.num_layers):
-            job.layer(layer)
+            if journal is not None and layer < len(journal.layers):
+                job.go_past(layer)
+            else:
+                job.layer(layer)
+                writer.commit()
+                if journal is not None:
+                    journal.commit(job.layers, job.linears, felt is not None)
             advance(4)
         job.finish()
         advance(1)
@@ -109,7 +123,7 @@ class _Job:
         self.linears: list[dict[str, Any]] = []
         self.layers: list[dict[str, Any]] = []
 
-    def start(self, windows: np.ndarray | None, memory_gb: float, scratch: Path) -> None:
+    def start(self, windows: np.ndarray | None, memory_gb: float, folder: Path) -> None:
         """Embedding and rotary tables; the calibration text becomes activations."""
         table = self.source.tensor(f"{EMBEDDING}.weight")
         self.out.embedding(table, self.quantize.embedding)
@@ -117,7 +131,7 @@ class _Job:
             self.out.file.put(name, values.astype(self.out.dtype))
         if windows is not None:
             correct = self.quantize.error_correction
-            spill = None if fits((*windows.shape, self.config.hidden_size), 2 if correct else 1, memory_gb) else scratch
+            spill = None if fits((*windows.shape, self.config.hidden_size), 2 if correct else 1, memory_gb) else folder
             # The artifact's own embedding is what every layer will read.
             stored = self.out.as_stored(table, self.quantize.embedding)
             self.observed = Observed(self.config, windows, stored, table if correct else None, spill)
@@ -150,6 +164,17 @@ class _Job:
         error = self.observed.propagate(block) if self.observed is not None else None
         seconds = round(time.perf_counter() - began, 3)
         self.layers.append({"layer": layer, "residual_error": error, "seconds": seconds})
+
+    def go_past(self, layer: int) -> None:
+        """A layer that is in the file already."""
+        prefix, names = layer_prefix(layer), [spec.name for spec in layer_tensors(self.config, layer)]
+        self.out.file.kept(f"{prefix}.")
+        if self.observed is not None:
+            source = {name: self.source.tensor(name).float() for name in names}
+            self.observed.follow(Block(self.config, layer, source.__getitem__))
+            stored = WeightsReader(self.out.file.path, self.layout, self.config)
+            written = {name: stored.tensor(name) for name in names}
+            self.observed.propagate(Block(self.config, layer, written.__getitem__), measure=False)
 
     def finish(self) -> None:
         """The final norm and the head."""

@@ -127,17 +127,18 @@ class Observed:
         shift = lack - done.double() @ mean_mixed - block.weights(f"{prefix}.{DENSE}.bias").double()
         solve(DOWN, Problem(W_up, H_up, self.tokens, missing, mean_up.to(H_up.dtype), shift.to(H_up.dtype)))
 
-    def propagate(self, block: Block) -> float | None:
+    def propagate(self, block: Block, measure: bool = True) -> float | None:
         """Move the quantised stream past the layer; its relative squared distance to the unquantised one, if known."""
+        measure = measure and self.wanted is not None
         error = energy = 0.0
         for i, x in enumerate(self.x):
             y = block(x, self.rotary)
             self.x[i] = y
-            if self.wanted is not None:
+            if measure and self.wanted is not None:
                 wanted = self.wanted[i]
                 error += float((y - wanted).square().sum(dtype=torch.float64))
                 energy += float(wanted.square().sum(dtype=torch.float64))
-        return error / max(energy, 1e-300) if self.wanted is not None else None
+        return error / max(energy, 1e-300) if measure else None
 
     def follow(self, block: Block) -> None:
         """Move the unquantised stream alone past a layer."""

@@ -39,7 +39,7 @@ class Sensitivity:
     [1, hidden, hidden] of the residual stream behind the layer, and the diagonal [intermediate] of h_to_4h's."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def get(self, layer: int, kind: str) -> Tensor:
         """`kind` is QKV, RESIDUAL or UP."""
@@ -49,17 +49,17 @@ class Sensitivity:
         np.save(self._path(layer, kind), G.numpy())
 
     def _path(self, layer: int, kind: str) -> Path:
-        return self._folder / f"{layer}.{kind}.npy"
+        return self.folder / f"{layer}.{kind}.npy"
 
 
 def measure_sensitivity(
-    source: Tensors, ids: np.ndarray, folder: Path, memory_gb: float, seed: int = 0, progress: Progress = SILENT
-) -> Sensitivity:
-    """Write G of every layer into `folder`, from the first windows of ids [N, S] that hold `TOKENS` tokens."""
-    config, found = source.config, Sensitivity(folder)
+    source: Tensors, ids: np.ndarray, found: Sensitivity, memory_gb: float, seed: int = 0, progress: Progress = SILENT
+) -> None:
+    """Put G of every layer into `found`, from the first windows of ids [N, S] that hold `TOKENS` tokens."""
+    config = source.config
     ids = ids[: max(1, TOKENS // ids.shape[1])]
     shape = (ids.shape[0], ids.shape[1], config.hidden_size)
-    spill = None if fits(shape, config.num_layers + 1, memory_gb) else folder
+    spill = None if fits(shape, config.num_layers + 1, memory_gb) else found.folder
     rotary, per_chunk = Rotary.of(config, ids.shape[1], torch.float32), windows_a_chunk(config, ids.shape[1])
 
     def read(layer: int) -> Block:
@@ -96,7 +96,6 @@ def measure_sensitivity(
             for kind, G in sums.items():
                 found.put(layer, kind, (G / ids.size).float())
             advance(1)
-    return found
 
 
 @torch.enable_grad()

@@ -1,0 +1,128 @@
+"""What a run has finished, so that one that was killed goes on instead of starting anew.
+
+A work directory beside the output holds the weights file as far as it is written, the sensitivities, and this journal,
+which is replaced atomically after every layer, once the layer's bytes are on the disk. Activations are not kept: the
+finished layers are read back and computed once more, which gives the same bits at a small part of the cost.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..errors import OutputError, SourceError
+from ..progress import SILENT, Progress
+
+JOURNAL = "journal.json"
+
+
+class Journal:
+    """The work directory of one output, held by one process at a time.
+
+        with Journal(folder, fingerprint, resume=True) as journal:
+            journal.layers                  # [{...}, ...] of the layers that are done
+            journal.commit(layers, linears)
+            journal.finish()                # the directory is not needed any more
+
+    Left by an error or an interrupt, the directory stays when there is a layer in it to go on from.
+
+    Raises:
+        SourceError: `resume`, and there is nothing to go on from, or it was made from other inputs: names those that
+            differ.
+        OutputError: another process holds the directory.
+    """
+
+    def __init__(
+        self, folder: Path, fingerprint: dict[str, Any], resume: bool = False, progress: Progress = SILENT
+    ) -> None:
+        self.folder, self.fingerprint, self._resume, self._progress = folder, fingerprint, resume, progress
+        self.layers: list[dict[str, Any]] = []
+        self.linears: list[dict[str, Any]] = []
+        self.sensitivity = False
+        self._finished = False
+
+    def __enter__(self) -> Self:
+        if self._resume and not (self.folder / JOURNAL).is_file():
+            raise SourceError(
+                f"{self.folder}: no run to go on from", hint="Without --resume the recipe starts from its beginning."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise OutputError(
+                f"{self.folder}: another process works on this output", hint="Wait for it, or choose another output."
+            ) from None
+        try:
+            if self._resume:
+                self._read()
+            else:
+                self._start_anew()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def _read(self) -> None:
+        found = json.loads((self.folder / JOURNAL).read_text(encoding="utf-8"))
+        differing = _differences(found["fingerprint"], self.fingerprint)
+        if differing:
+            raise SourceError(
+                f"{self.folder} was made from other inputs than this run's:\n  " + "\n  ".join(differing),
+                hint="Go on with the same inputs, or start anew without --resume.",
+            )
+        self.layers, self.linears, self.sensitivity = found["layers"], found["linears"], found["sensitivity"]
+        self._progress.note(f"Going on after {len(self.layers)} finished layers.")
+
+    def _start_anew(self) -> None:
+        leftover = sorted(self.folder.iterdir())
+        if any(path.name == JOURNAL for path in leftover):
+            self._progress.note("Starting anew; --resume would go on from an interrupted run.")
+        for path in leftover:
+            path.unlink()
+
+    def commit(self, layers: list[dict[str, Any]], linears: list[dict[str, Any]], sensitivity: bool) -> None:
+        """Replace the journal; what it vouches for must be on the disk already."""
+        self.layers, self.linears, self.sensitivity = list(layers), list(linears), sensitivity
+        state = {
+            "fingerprint": self.fingerprint,
+            "layers": self.layers,
+            "linears": self.linears,
+            "sensitivity": sensitivity,
+        }
+        temporary = self.folder / f".{JOURNAL}"
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / JOURNAL)
+        os.fsync(self._lock)
+
+    def finish(self) -> None:
+        """The output is whole: nothing to go on from is left."""
+        shutil.rmtree(self.folder)
+        self._finished = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._finished and not self.layers:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _differences(then: Any, now: Any, path: str = "") -> list[str]:
+    """`quantize.bits: 4 then, 3 now`, a line for each value that differs."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        lines = []
+        for key in sorted(then.keys() | now.keys()):
+            lines += _differences(then.get(key), now.get(key), f"{path}.{key}" if path else key)
+        return lines
+    return [] if then == now else [f"{path}: {then!r} then, {now!r} now"]

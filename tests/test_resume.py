@@ -1,0 +1,127 @@
+"""A run that was killed goes on after its last finished layer, to the same bytes; or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pythia_export.checkpoint import demo_folder
+from pythia_export.errors import OutputError, SourceError
+from pythia_export.stream import Journal
+
+RECIPE = """
+model = {path = "model"}
+calibration = {source = "python-stdlib", samples = 4, sequence_length = 128, memory_gb = 0.0}
+quantize = {bits = 4, group_size = 32}
+verify = {source = "python-stdlib", tokens = 256, sequence_length = 128}
+"""
+
+
+def line(*args: object) -> list[str]:
+    return [sys.executable, "-m", "pythia_export", *map(str, args)]
+
+
+def run(*args: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+    done = subprocess.run(line(*args), capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    shutil.copytree(demo_folder() / "main", folder / "model")
+    (folder / "recipe.toml").write_text(RECIPE)
+    run("quantize", folder / "recipe.toml", "--out", folder / "whole")
+    return folder
+
+
+def layers_done(work: Path) -> int:
+    try:
+        return len(json.loads((work / "journal.json").read_text())["layers"])
+    except (OSError, ValueError):
+        return 0
+
+
+def kill_after(job: Path, out: Path, layers: int, sign: signal.Signals = signal.SIGKILL) -> None:
+    process = subprocess.Popen(
+        line("quantize", job / "recipe.toml", "--out", out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while layers_done(out.parent / f".{out.name}.work") < layers and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(sign)
+    assert process.wait(timeout=60) != 0
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_the_weights_are_the_same_bytes(job, tmp_path, sign):
+    out = tmp_path / "out"
+    kill_after(job, out, 1, sign)
+    assert not out.exists()
+    if sign == signal.SIGKILL:  # and once more, further on
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        process = subprocess.Popen(line("quantize", job / "recipe.toml", "-o", out, "--resume"), env=environment)
+        while layers_done(tmp_path / ".out.work") < 4 and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    at = layers_done(tmp_path / ".out.work")
+    assert at >= (4 if sign == signal.SIGKILL else 1)
+    done = run("quantize", job / "recipe.toml", "--out", out, "--resume")
+    assert f"Going on after {at} finished layers" in done.stderr
+    assert (out / "model.onnx_data").read_bytes() == (job / "whole" / "model.onnx_data").read_bytes()
+
+    def linears(folder):
+        found = json.loads((folder / "quantization.json").read_text())
+        return [{k: v for k, v in linear.items() if k != "seconds"} for linear in found["linears"]]
+
+    assert linears(out) == linears(job / "whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert os.stat(out / "model.onnx_data").st_nlink == 1  # onnx refuses a file that has a second name
+
+
+def test_changed_inputs_are_refused_with_the_fields_that_differ(job, tmp_path):
+    out = tmp_path / "out"
+    kill_after(job, out, 1)
+    text = (
+        RECIPE.replace("bits = 4", "bits = 3")
+        .replace("samples = 4", "samples = 5")
+        .replace('"model"}', f'"{job}/model"}}')
+    )
+    (tmp_path / "recipe.toml").write_text(text)
+    refused = run("quantize", tmp_path / "recipe.toml", "--out", out, "--resume", check=3)
+    assert "quantize.bits: 4 then, 3 now" in refused.stderr and "calibration.sha256" in refused.stderr
+    assert layers_done(tmp_path / ".out.work") >= 1  # nothing is lost by asking
+    anew = run("quantize", tmp_path / "recipe.toml", "--out", out)
+    assert "Starting anew" in anew.stderr
+    assert json.loads((out / "quantization.json").read_text())["linears"][0]["bits"] == 3
+
+
+def test_nothing_to_go_on_from_is_said(job, tmp_path):
+    refused = run("quantize", job / "recipe.toml", "--out", tmp_path / "out", "--resume", check=3)
+    assert "no run to go on from" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_at_a_time(tmp_path):
+    with Journal(tmp_path / "work", {}), pytest.raises(OutputError, match="another process"):
+        Journal(tmp_path / "work", {}).__enter__()
+
+
+def test_a_journal_without_a_layer_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), Journal(tmp_path / "work", {}):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SourceError), Journal(tmp_path / "work", {}, resume=True):
+        pass
