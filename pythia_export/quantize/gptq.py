@@ -33,7 +33,7 @@ from ..errors import NumericsError
 from .grid import Quantized, find_grid, to_codes
 
 BLOCK = 64
-WEIGHTS_AT_ONCE = 1 << 23
+WEIGHTS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -175,17 +175,18 @@ def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _GridSearch) -> tuple[Tens
     return Q[place].T.contiguous(), scale.T.float().contiguous(), zero.T.to(torch.uint8).contiguous()
 
 
-def corrected(W: Tensor, missing: Tensor, factor: Factor, tokens: int) -> Tensor:
-    """The float weights that fit the wanted outputs best on the inputs at hand: ``W + missing (H + damp)^-1``.
+def correction(missing: Tensor, factor: Factor, tokens: int) -> Tensor:
+    """What to add to the weights so that they fit the wanted outputs best: ``missing (H + damp)^-1`` [out, in].
 
-    `missing` [out, in] is ``E[(wanted - W x) x^T]``. The quadratic loss around these weights has the same H, so to
-    round them instead of W corrects the error of what came before (GPTAQ, arXiv 2504.02692; Qronos, arXiv 2505.11695).
-    A fit of `in` weights to n tokens explains in/n of pure noise, so the step is shortened by that share.
+    `missing` [out, in] is ``E[(wanted - W x) x^T]``. The quadratic loss around the weights so found has the same H, so
+    to round them instead of W corrects the error of what came before (GPTAQ, arXiv 2504.02692; Qronos, arXiv
+    2505.11695). A fit of `in` weights to n tokens explains in/n of pure noise, so the step is shortened by that share.
     """
     share = max(0.0, 1 - len(factor.L) / tokens)
     step = torch.empty_like(missing)
-    step[:, factor.order] = torch.cholesky_solve(missing[:, factor.order].T, factor.L).T
-    return W + share * torch.where(factor.dead, 0.0, step).to(W.dtype)
+    step[:, factor.order] = torch.cholesky_solve(missing[:, factor.order].T, factor.L).T.mul_(share)
+    step[:, factor.dead] = 0
+    return step
 
 
 def output_error(W: Tensor, quantized: Quantized, H: Tensor) -> float:

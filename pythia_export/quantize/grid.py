@@ -44,8 +44,8 @@ class Quantized:
             torch.sub(codes, zero[:, g : g + 1], out=part).mul_(self.scale[:, g : g + 1])
         return dense
 
-    def rows(self, rows: Tensor) -> Quantized:
-        """The same linear with its rows taken in another order."""
+    def rows(self, rows: Tensor | slice) -> Quantized:
+        """Some rows of it, or all in another order."""
         zero = self.zero_point[rows] if self.zero_point is not None else None
         return Quantized(self.q[rows], self.scale[rows], zero, self.bits, self.group_size)
 

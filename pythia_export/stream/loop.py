@@ -23,7 +23,7 @@ from ..graph.layout import EMBEDDING_BLOCK, QKV, Layout, LinearPlan, packed_qkv_
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, layer_prefix, layer_tensors
 from ..progress import SILENT, Progress
 from ..quantize.coupled import gptq_coupled
-from ..quantize.gptq import corrected, factor, gptq, row_errors
+from ..quantize.gptq import WEIGHTS_AT_ONCE, correction, factor, gptq, row_errors
 from ..quantize.grid import Quantized
 from ..quantize.packing import pack, pack_rows_int8
 from ..quantize.rtn import rtn
@@ -145,7 +145,10 @@ class _Job:
             name = f"{prefix}.{linear}"
             plan, W, bias = self.layout.linears[name], weights[f"{name}.weight"], weights[f"{name}.bias"]
             result = self._quantized(plan, W, problem)
-            weights[f"{name}.weight"] = rounded = self.out.linear(plan, W, result)
+            self.out.linear(plan, W, result)
+            # From here on what the artifact stands for takes the original's place.
+            rounded = self.out.stored(plan, W) if result is None else result.dequantize()
+            weights[f"{name}.weight"] = rounded
             if problem is not None and plan.method == "gptq":
                 weights[f"{name}.bias"] = bias = problem.bias(bias, rounded)
             self.out.vector(f"{name}.bias", bias)
@@ -200,8 +203,10 @@ class _Job:
             if plan.method == "gptq":
                 assert problem is not None  # a recipe with GPTQ has calibration text: the schema sees to it
                 L = factor(problem.H, quantize.act_order, quantize.damp, quantize.max_damp)
-                if problem.missing is not None:
-                    target = corrected(W, problem.missing, L, problem.tokens)
+                if problem.drift is not None:
+                    target = torch.addmm(W, W, correction(problem.drift, L, problem.tokens).to(W.dtype))
+                elif problem.missing is not None:
+                    target = W + correction(problem.missing, L, problem.tokens).to(W.dtype)
                 G, damp = self._coupling(plan), L.damp
                 if G is None:
                     result = gptq(target, L, *grid, quantize.clip, scale_dtype)
@@ -217,7 +222,7 @@ class _Job:
             "method": plan.method,
             **scheme.model_dump(),
             **_losses(plan, W, target, nearest, result, problem, self.config),
-            "expected_cost": self._expected_cost(plan, target - result.dequantize(), problem),
+            "expected_cost": self._expected_cost(plan, target, result, problem),
             "damp": damp,
             "tokens": problem.tokens if problem is not None else 0,
         }
@@ -230,10 +235,13 @@ class _Job:
             return None  # with 4 * hidden outputs behind a GELU nothing was gained (benchmarks/README.md)
         return self.felt.get(plan.layer, QKV if plan.name.endswith(QKV) else RESIDUAL)
 
-    def _expected_cost(self, plan: LinearPlan, E: Tensor, problem: Problem | None) -> float | None:
+    def _expected_cost(
+        self, plan: LinearPlan, target: Tensor, result: Quantized, problem: Problem | None
+    ) -> float | None:
         """``tr(G E H E^T) / 2``: nats a token that the second-order model of the loss expects of the error E."""
         if self.felt is None or problem is None or plan.layer is None:
             return None
+        E = target - result.dequantize()
         G = self._coupling(plan)
         if G is None:
             return float(self.felt.get(plan.layer, UP) @ row_errors(E, problem.H).float()) / 2
@@ -251,12 +259,16 @@ def _losses(
     """
     if problem is None:
         return {"rtn_loss": None, "loss": None, "recovered": None}
-    energy = row_errors(W, problem.H)
-    error = row_errors(target - result.dequantize(), problem.H)
+    H, rows = problem.H.to(W.dtype), max(1, WEIGHTS_AT_ONCE // W.shape[1])
+    sums = []
+    for first in range(0, len(W), rows):
+        part = slice(first, first + rows)
+        error = row_errors(target[part] - result.rows(part).dequantize(), H)
+        of_nearest = row_errors(W[part] - nearest.rows(part).dequantize(), H) if result is not nearest else error
+        sums.append(torch.stack((row_errors(W[part], H), error, of_nearest)))
+    energy, error, of_nearest = torch.cat(sums, dim=1)
     whole = float(energy.sum().clamp(min=1e-300))
-    loss = rtn_loss = float(error.sum()) / whole
-    if plan.method == "gptq":
-        rtn_loss = float(row_errors(W - nearest.dequantize(), problem.H).sum()) / whole
+    loss, rtn_loss = float(error.sum()) / whole, float(of_nearest.sum()) / whole
     found: dict[str, Any] = {"rtn_loss": rtn_loss, "loss": loss, "recovered": 1 - loss / rtn_loss if rtn_loss else None}
     if plan.name.endswith(QKV):
         parts = (x.view(config.num_heads, 3, config.head_dim).sum(2) for x in (error, energy))
@@ -291,16 +303,18 @@ class _Writer:
             return rtn(table, 8, EMBEDDING_BLOCK, symmetric=True, scale_dtype=getattr(torch, self.dtype)).dequantize()
         return table.to(getattr(torch, kind)).float()
 
-    def linear(self, plan: LinearPlan, W: Tensor, result: Quantized | None) -> Tensor:
-        """Write one linear [out, in] and return the float32 matrix that the artifact now stands for."""
+    def stored(self, plan: LinearPlan, W: Tensor) -> Tensor:
+        """A linear that is not quantised, in float32 as the artifact will read it."""
+        return W.to(getattr(torch, self.layout.slots[f"{plan.name}.weight"].dtype)).float()
+
+    def linear(self, plan: LinearPlan, W: Tensor, result: Quantized | None) -> None:
+        """Write one linear [out, in]."""
         rows = torch.from_numpy(self.config_rows) if plan.name.endswith(QKV) else None
         if result is None:
-            slot = self.layout.slots[f"{plan.name}.weight"]
-            stored = W.to(getattr(torch, slot.dtype))
+            stored = W.to(getattr(torch, self.layout.slots[f"{plan.name}.weight"].dtype))
             packed = stored if rows is None else stored[rows]
             self.file.put(f"{plan.name}.weight", packed.T.contiguous().numpy())
-            return stored.float()
+            return
         ordered = result if rows is None else result.rows(rows)
         for part, array in pack(ordered, plan.scheme.stored_bits, plan.block_size, self.dtype).items():
             self.file.put(f"{plan.name}.{part}", array)
-        return result.dequantize()

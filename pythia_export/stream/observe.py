@@ -83,7 +83,7 @@ class Observed:
             else:
                 scaled = W.to(second.dtype) * g
                 problems[linear] = Problem(
-                    W, H, self.tokens, missing=(scaled @ between) * g, mean=g * mean + b, shift=scaled @ moved
+                    W, H, self.tokens, drift=between * torch.outer(g, g), mean=g * mean + b, shift=scaled @ moved
                 )
         return problems
 
@@ -122,10 +122,10 @@ class Observed:
         missing = lacks_mixed.centred().sub_(A @ H).sub_((B.to(across.dtype) @ across.T).to(H.dtype))
         # Of the mean, 4h_to_h's bias takes all that is lacking; dense keeps its own.
         same = torch.zeros(d, dtype=H.dtype)
-        done = solve(DENSE, Problem(W_mixed, H, self.tokens, missing, mean_mixed.to(H.dtype), same))
+        done = solve(DENSE, Problem(W_mixed, H, self.tokens, None, missing, mean_mixed.to(H.dtype), same))
         missing = lacks_up.centred().sub_((done.to(across.dtype) @ across).to(H_up.dtype)).sub_(B @ H_up)
         shift = lack - done.double() @ mean_mixed - block.weights(f"{prefix}.{DENSE}.bias").double()
-        solve(DOWN, Problem(W_up, H_up, self.tokens, missing, mean_up.to(H_up.dtype), shift.to(H_up.dtype)))
+        solve(DOWN, Problem(W_up, H_up, self.tokens, None, missing, mean_up.to(H_up.dtype), shift.to(H_up.dtype)))
 
     def propagate(self, block: Block, measure: bool = True) -> float | None:
         """Move the quantised stream past the layer; its relative squared distance to the unquantised one, if known."""
@@ -157,8 +157,7 @@ class Observed:
                 cross.add(final_norm(self.wanted[i], self.config, weights), h)
         _refuse_overflow(own.mean, "the last layer's output")
         H = own.second()
-        missing = None if self.wanted is None else W.to(H.dtype) @ (cross.second() - H)
-        return Problem(W, H, self.tokens, missing)
+        return Problem(W, H, self.tokens, drift=None if self.wanted is None else cross.second().sub_(H))
 
 
 def _refuse_overflow(mean: Tensor, what: str) -> None:

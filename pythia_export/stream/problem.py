@@ -16,14 +16,16 @@ DOUBLE_BELOW = (
 class Problem:
     """One linear on its calibration inputs x.
 
-    W: [out, in] float32. H: [in, in] second moments of x. missing: [out, in] ``E[(wanted - W x - b) x^T]``, or None
-    where W itself is what is wanted. With `missing`, moments are about the mean, which the bias takes care of:
-    mean: [in] ``E[x]``. shift: [out] ``E[wanted - W x - b]``.
+    W: [out, in] float32. H: [in, in] second moments of x. What is wanted of the outputs is W x itself, or W y with
+    drift: [in, in] ``E[(y - x) x^T]``, or anything with missing: [out, in] ``E[(wanted - W x - b) x^T]``.
+    Where the bias takes care of the mean, moments are about it: mean: [in] ``E[x]``. shift: [out]
+    ``E[wanted - W x - b]``.
     """
 
     W: Tensor
     H: Tensor
     tokens: int
+    drift: Tensor | None = None
     missing: Tensor | None = None
     mean: Tensor | None = None
     shift: Tensor | None = None
