@@ -34,6 +34,7 @@ from .grid import Quantized, find_grid, to_codes
 
 BLOCK = 64
 WEIGHTS_AT_ONCE = 1 << 22
+SHARED_OUT = 1 << 22  # weights from which threads gain more than they lose by waiting for each other
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,15 @@ def gptq(
     L, importance = factor.L.to(W.dtype), factor.importance.to(W.dtype) if clip else None
     search = _GridSearch(bits, size, symmetric, importance, scale_dtype)
     threads = torch.get_num_threads()
-    # Rows do not meet: a few at a time need little memory, and each thread has its own, since a loop over columns is
-    # too fine to be shared out at every step.
-    rows = min(-(-len(W) // threads), max(1, WEIGHTS_AT_ONCE // W.shape[1]))
+    # Rows do not meet: a few at a time need little memory, and with many each thread has its own. One step of the loop
+    # over columns is too little to be shared out.
+    workers = threads if W.numel() >= SHARED_OUT else 1
+    rows = min(-(-len(W) // workers), max(1, WEIGHTS_AT_ONCE // W.shape[1]))
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(lambda part: _rows(part, L, factor, search), W.split(rows)))
+        with ThreadPoolExecutor(workers) as pool:
+            run = pool.map if workers > 1 else map
+            parts = list(run(lambda part: _rows(part, L, factor, search), W.split(rows)))
     finally:
         torch.set_num_threads(threads)
     q, scale, zero = (torch.cat(x) for x in zip(*parts, strict=True))
