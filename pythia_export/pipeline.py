@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from .recipe import Export, Recipe
 from .report.card import model_card
 from .report.html import render_report
 from .runtime import require_provider
-from .stream import Journal, quantize_stream
+from .stream import Allocation, Journal, allocate, quantize_stream
 from .suite import geometry
 from .weights import WeightsReader, WeightsWriter
 
@@ -75,6 +76,8 @@ def plan(recipe: Recipe) -> Plan:
         steps.append(
             f"calibrate on {calibration.samples} x {calibration.sequence_length} tokens ({calibration.source})"
         )
+    if recipe.quantize.bits_per_weight is not None:
+        steps.append(f"choose the linears that get 8 bits, {recipe.quantize.bits_per_weight} bits a weight in all")
     steps += [
         f"quantise {len(places.linears)} linears, one layer at a time",
         f"write {MODEL} ({recipe.export.target}, rotary {recipe.export.rotary})",
@@ -241,6 +244,7 @@ class _Job:
         self.tokenizer = self.checkpoint.tokenizer()
         self.layout: Layout = layout(self.config, self.recipe.quantize, self.recipe.export.dtype)
         self.calibration: Windows | None = None
+        self.allocation: Allocation | None = None
 
     def journal(self, out: Path, resume: bool) -> Journal:
         """Beside the output, so that the weights need not be copied; reads the calibration text, part of the inputs."""
@@ -248,8 +252,23 @@ class _Job:
             if self.recipe.calibration is not None and self.recipe.uses_gptq:
                 text = self.recipe.calibration
                 self.calibration = calibration_windows(text, self.tokenizer, self.config, self.progress)
+        self._allocate()
         out = Path(os.path.abspath(out))
         return Journal(out.parent / f".{out.name}.work", self._fingerprint(), resume, self.progress)
+
+    def _allocate(self) -> None:
+        """Turn a budget of bits into a recipe that names the linears."""
+        asked, calibration = self.recipe.quantize, self.calibration
+        if asked.bits_per_weight is None:
+            return
+        assert calibration is not None and self.recipe.calibration is not None  # the schema sees to it
+        with self.stage("allocate"), tempfile.TemporaryDirectory() as scratch:
+            resolved, self.allocation = allocate(
+                self.checkpoint, asked, self.recipe.export.dtype, calibration.ids,
+                self.recipe.calibration.memory_gb, Path(scratch), self.progress,
+            )  # fmt: skip
+        self.recipe = self.recipe.model_copy(update={"quantize": resolved})
+        self.layout = layout(self.config, resolved, self.recipe.export.dtype)
 
     def quantize_into(self, folder: Path, journal: Journal) -> dict[str, Any]:
         recipe = self.recipe
@@ -262,6 +281,8 @@ class _Job:
                 memory_gb=memory_gb, journal=journal,
             )  # fmt: skip
         _link(path, folder / DATA_FILE)
+        if self.allocation is not None:
+            record["allocation"] = self.allocation.to_json()
         _write_json(folder / "quantization.json", record)
         _write_json(folder / "config.json", self.config.to_dict(recipe.export.dtype))
         ends = {"bos_token_id": self.config.bos_token_id, "eos_token_id": self.config.eos_token_id}

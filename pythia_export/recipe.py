@@ -137,6 +137,9 @@ class Quantize(Section):
     fisher: bool = Field(
         True, description="let outputs make up for each other's errors as the loss feels them: one backward pass more"
     )
+    bits_per_weight: float | None = Field(
+        None, gt=0, le=9, description="budget of stored bits, scales and head included: 8 bits go where they save most"
+    )
     embedding: Literal["float32", "float16", "int8"] = "float16"
     head: Head = Head()
     override: tuple[Override, ...] = ()
@@ -145,6 +148,12 @@ class Quantize(Section):
     def _ladder_climbs(self) -> Self:
         if self.max_damp < self.damp:
             raise ValueError(f"max_damp {self.max_damp} is below damp {self.damp}")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_is_measured(self) -> Self:
+        if self.bits_per_weight is not None and self.method != "gptq":
+            raise ValueError("bits_per_weight measures on calibration text: it needs method = 'gptq'")
         return self
 
     def linear(self, name: str) -> tuple[Method, Scheme]:

@@ -1,6 +1,7 @@
 """Quantisation, one layer at a time."""
 
+from .allocate import Allocation, allocate
 from .journal import Journal
 from .loop import Tensors, quantize_stream
 
-__all__ = ["Journal", "Tensors", "quantize_stream"]
+__all__ = ["Allocation", "Journal", "Tensors", "allocate", "quantize_stream"]

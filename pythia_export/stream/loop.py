@@ -33,7 +33,7 @@ from .activations import fits
 from .journal import Journal
 from .observe import Observed
 from .problem import Problem
-from .sensitivity import RESIDUAL, Sensitivity, measure_sensitivity
+from .sensitivity import Sensitivity, expected_cost, measure_sensitivity
 
 
 class Tensors(Protocol):
@@ -233,20 +233,15 @@ class _Job:
         """G of the outputs that make up for each other's errors."""
         if self.felt is None or plan.layer is None or plan.name.endswith(UP):
             return None  # with 4 * hidden outputs behind a GELU nothing was gained (benchmarks/README.md)
-        return self.felt.get(plan.layer, QKV if plan.name.endswith(QKV) else RESIDUAL)
+        return self.felt.of(plan.layer, plan.name.removeprefix(f"{layer_prefix(plan.layer)}."))
 
     def _expected_cost(
         self, plan: LinearPlan, target: Tensor, result: Quantized, problem: Problem | None
     ) -> float | None:
-        """``tr(G E H E^T) / 2``: nats a token that the second-order model of the loss expects of the error E."""
         if self.felt is None or problem is None or plan.layer is None:
             return None
-        E = target - result.dequantize()
-        G = self._coupling(plan)
-        if G is None:
-            return float(self.felt.get(plan.layer, UP) @ row_errors(E, problem.H).float()) / 2
-        by_block = (E @ problem.H.to(E.dtype)).unflatten(0, G.shape[:2]) @ E.unflatten(0, G.shape[:2]).transpose(1, 2)
-        return float((G * by_block).sum()) / 2
+        G = self.felt.of(plan.layer, plan.name.removeprefix(f"{layer_prefix(plan.layer)}."))
+        return expected_cost(target - result.dequantize(), problem.H, G)
 
 
 def _losses(
