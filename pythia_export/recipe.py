@@ -140,7 +140,7 @@ class Quantize(Section):
     bits_per_weight: float | None = Field(
         None, gt=0, le=9, description="budget of stored bits, scales and head included: 8 bits go where they save most"
     )
-    embedding: Literal["float32", "float16", "int8"] = "float16"
+    embedding: Literal["float32", "float16", "int8", "int4"] = "float16"
     head: Head = Head()
     override: tuple[Override, ...] = ()
 

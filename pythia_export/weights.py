@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import IntegrityError, ResourceError
 from .graph.layout import EMBEDDING_BLOCK, QKV, Layout, Slot, packed_qkv_rows
 from .neox import EMBEDDING, NeoXConfig
-from .quantize.packing import unpack
+from .quantize.packing import unpack, unpack_rows
 
 
 class WeightsWriter:
@@ -80,7 +80,7 @@ class WeightsReader:
         if found < layout.nbytes:
             raise IntegrityError(f"{path}: {found} bytes; its recipe lays out {layout.nbytes}")
         self._bytes = np.memmap(path, np.uint8, mode="r")
-        self._layout = layout
+        self._layout, self._hidden = layout, config.hidden_size
         self._unpack_rows = np.argsort(packed_qkv_rows(config))
 
     def stored(self, name: str) -> np.ndarray:
@@ -93,10 +93,10 @@ class WeightsReader:
         """``name`` is that of the checkpoint, `gpt_neox.layers.0.attention.dense.weight` say; float32."""
         base, part = name.rsplit(".", 1)
         plan = self._layout.linears.get(base)
-        if name == f"{EMBEDDING}.weight" and f"{EMBEDDING}.qweight" in self._layout.slots:
-            codes, scales = (self.stored(f"{EMBEDDING}.{x}") for x in ("qweight", "scales"))
-            spread = np.repeat(scales.astype(np.float32), EMBEDDING_BLOCK, axis=1)[:, : codes.shape[1]]
-            return torch.from_numpy((codes.astype(np.float32) - 128) * spread)
+        bits = self._layout.embedding_bits(self._hidden)
+        if name == f"{EMBEDDING}.weight" and bits is not None:
+            rows = {x: self.stored(f"{EMBEDDING}.{x}") for x in ("qweight", "scales")}
+            return unpack_rows(rows, bits, self._hidden, EMBEDDING_BLOCK)
         if plan is not None and part == "weight" and plan.method != "none":
             parts = {
                 x: self.stored(f"{base}.{x}")

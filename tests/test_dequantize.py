@@ -43,6 +43,7 @@ QUANTIZE = {
     "asymmetric": RTN | {"symmetric": False},
     "head-int8": RTN | {"head": HEAD_INT8},
     "embedding-int8": RTN | {"embedding": "int8"},
+    "embedding-int4": RTN | {"embedding": "int4"},
     "mixed": RTN
     | {
         "group_size": -1,

@@ -156,11 +156,12 @@ def _shared_inputs(tape: _Tape, kind: int) -> list[str]:
 
 
 def _embedding(tape: _Tape, layout: Layout, hidden: int, kind: int) -> str:
-    if f"{EMBEDDING}.qweight" in layout.slots:
+    bits = layout.embedding_bits(hidden)
+    if bits is not None:
         data, scales = tape.weight(f"{EMBEDDING}.qweight"), tape.weight(f"{EMBEDDING}.scales")
         rows = tape.node(
             "GatherBlockQuantized", "/embed_in/GatherBlockQuantized", [data, "input_ids", scales],
-            domain=MICROSOFT, bits=8, block_size=EMBEDDING_BLOCK, gather_axis=0, quantize_axis=1,
+            domain=MICROSOFT, bits=bits, block_size=EMBEDDING_BLOCK, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
         return tape.typed(rows, kind, hidden)
     rows = tape.node("Gather", "/embed_in/Gather", [tape.weight(f"{EMBEDDING}.weight"), "input_ids"])

@@ -26,6 +26,7 @@ from ..recipe import Method, Quantize, Scheme
 PAGE, SMALL = 4096, 64
 QKV = "attention.query_key_value"
 EMBEDDING_BLOCK = 32
+EMBEDDING_BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Layout:
         nbytes = sum(self.slots[f"{p.name}.{x}"].nbytes for p in chosen for x in parts if f"{p.name}.{x}" in self.slots)
         return 8 * nbytes / weights
 
+    def embedding_bits(self, hidden: int) -> int | None:
+        """Of each weight of a quantised embedding; None where it is stored in float."""
+        slot = self.slots.get(f"{EMBEDDING}.qweight")
+        return None if slot is None else 8 * slot.shape[1] // hidden
+
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(slot) for slot in self.slots.values()]
 
@@ -107,8 +113,8 @@ def _linear_slots(plan: LinearPlan, dtype: str) -> Iterator[tuple[str, str, tupl
 
 def _tensors(config: NeoXConfig, quantize: Quantize, dtype: str, plans: list[LinearPlan]) -> Iterator[Any]:
     d, vocab = config.hidden_size, config.vocab_size
-    if quantize.embedding == "int8":
-        yield f"{EMBEDDING}.qweight", "uint8", (vocab, d)
+    if quantize.embedding in EMBEDDING_BITS:
+        yield f"{EMBEDDING}.qweight", "uint8", (vocab, d * EMBEDDING_BITS[quantize.embedding] // 8)
         yield f"{EMBEDDING}.scales", dtype, (vocab, -(-d // EMBEDDING_BLOCK))
     else:
         yield f"{EMBEDDING}.weight", quantize.embedding, (vocab, d)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .grid import Quantized, zeros
+from .grid import Quantized
+from .rtn import rtn
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -73,10 +74,19 @@ def unpack(parts: dict[str, np.ndarray], fan_in: int, stored_bits: int, block_si
     return torch.from_numpy(dense.reshape(out, blocks * block_size)[:, :fan_in].copy())
 
 
-def pack_rows_int8(table: Tensor, block_size: int, dtype: str) -> dict[str, np.ndarray]:
-    """An embedding [vocab, hidden] as uint8 with an implied zero of 128, `scales` by blocks along hidden."""
-    from .rtn import rtn
+def round_rows(table: Tensor, bits: int, block_size: int, dtype: str) -> Quantized:
+    """An embedding [vocab, hidden] on a symmetric grid with a scale for each block along hidden."""
+    return rtn(table, bits, block_size, symmetric=True, scale_dtype=getattr(torch, dtype))
 
-    quantized = rtn(table, 8, block_size, symmetric=True, scale_dtype=getattr(torch, dtype))
-    assert bool((zeros(quantized) == 128).all())
-    return {"qweight": quantized.q.numpy(), "scales": quantized.scale.numpy().astype(dtype)}
+
+def pack_rows(quantized: Quantized, dtype: str) -> dict[str, np.ndarray]:
+    """`qweight` uint8 [vocab, hidden * bits / 8] with an implied zero of 2**(bits - 1), and `scales`."""
+    packed = pack_bits(quantized.q.numpy(), quantized.bits)
+    return {"qweight": packed, "scales": quantized.scale.numpy().astype(dtype)}
+
+
+def unpack_rows(parts: dict[str, np.ndarray], bits: int, hidden: int, block_size: int) -> Tensor:
+    """The float32 table [vocab, hidden]."""
+    codes = unpack_bits(parts["qweight"], bits, hidden).astype(np.float32)
+    spread = np.repeat(parts["scales"].astype(np.float32), block_size, axis=1)[:, :hidden]
+    return torch.from_numpy((codes - 2 ** (bits - 1)) * spread)

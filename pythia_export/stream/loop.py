@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ..block import UP, Block
 from ..errors import PythiaExportError
-from ..graph.layout import EMBEDDING_BLOCK, QKV, Layout, LinearPlan, packed_qkv_rows, rotary_tables
+from ..graph.layout import EMBEDDING_BITS, EMBEDDING_BLOCK, QKV, Layout, LinearPlan, packed_qkv_rows, rotary_tables
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, layer_prefix, layer_tensors
 from ..progress import SILENT, Progress
 from ..quantize.coupled import gptq_coupled
 from ..quantize.gptq import WEIGHTS_AT_ONCE, correction, factor, gptq, row_errors
 from ..quantize.grid import Quantized
-from ..quantize.packing import pack, pack_rows_int8
+from ..quantize.packing import pack, pack_rows, round_rows
 from ..quantize.rtn import rtn
 from ..recipe import Quantize
 from ..weights import WeightsReader, WeightsWriter
@@ -126,14 +126,13 @@ class _Job:
     def start(self, windows: np.ndarray | None, memory_gb: float, folder: Path) -> None:
         """Embedding and rotary tables; the calibration text becomes activations."""
         table = self.source.tensor(f"{EMBEDDING}.weight")
-        self.out.embedding(table, self.quantize.embedding)
+        stored = self.out.embedding(table, self.quantize.embedding)
         for name, values in zip(("rotary.cos", "rotary.sin"), rotary_tables(self.config), strict=True):
             self.out.file.put(name, values.astype(self.out.dtype))
         if windows is not None:
             correct = self.quantize.error_correction
             spill = None if fits((*windows.shape, self.config.hidden_size), 2 if correct else 1, memory_gb) else folder
             # The artifact's own embedding is what every layer will read.
-            stored = self.out.as_stored(table, self.quantize.embedding)
             self.observed = Observed(self.config, windows, stored, table if correct else None, spill)
 
     def layer(self, layer: int) -> None:
@@ -285,18 +284,16 @@ class _Writer:
             value = value[torch.from_numpy(self.config_rows)]
         self.file.put(name, value.float().numpy().astype(self.dtype))
 
-    def embedding(self, table: Tensor, kind: str) -> None:
-        if kind == "int8":
-            for part, array in pack_rows_int8(table, EMBEDDING_BLOCK, self.dtype).items():
+    def embedding(self, table: Tensor, kind: str) -> Tensor:
+        """Write the table; returns it in float32 as the artifact will read it."""
+        if kind in EMBEDDING_BITS:
+            rounded = round_rows(table, EMBEDDING_BITS[kind], EMBEDDING_BLOCK, self.dtype)
+            for part, array in pack_rows(rounded, self.dtype).items():
                 self.file.put(f"{EMBEDDING}.{part}", array)
-        else:
-            self.file.put(f"{EMBEDDING}.weight", table.to(getattr(torch, kind)).numpy())
-
-    def as_stored(self, table: Tensor, kind: str) -> Tensor:
-        """The embedding in float32 as the artifact will read it."""
-        if kind == "int8":
-            return rtn(table, 8, EMBEDDING_BLOCK, symmetric=True, scale_dtype=getattr(torch, self.dtype)).dequantize()
-        return table.to(getattr(torch, kind)).float()
+            return rounded.dequantize()
+        stored = table.to(getattr(torch, kind))
+        self.file.put(f"{EMBEDDING}.weight", stored.numpy())
+        return stored.float()
 
     def stored(self, plan: LinearPlan, W: Tensor) -> Tensor:
         """A linear that is not quantised, in float32 as the artifact will read it."""
