@@ -136,16 +136,16 @@ def run(
             # Before the long part: text that is too short is found now.
             held_out = verify_windows(recipe.verify, job.tokenizer, job.config, progress)
         with job.journal(out, resume) as journal:
-            quantization = job.quantize_into(staging.folder, journal)
-            model = job.export_into(staging.folder, recipe.export)
+            quantization = job.quantize_into(journal)
+            model = job.export_into(journal.output, recipe.export)
             with job.stage("verify"):
                 parity = prove(
-                    job.checkpoint, job.reader(staging.folder), job.config, model, staging.folder, recipe.export,
+                    job.checkpoint, job.reader(journal.output), job.config, model, journal.output, recipe.export,
                     held_out, recipe.verify.gates, progress,
                 )  # fmt: skip
             manifest = job.manifest(recipe.export)
-            _write_reports(staging.folder, manifest, quantization, parity)
-            journal.finish()
+            _write_reports(journal.output, manifest, quantization, parity)
+            journal.finish(staging.folder)
             staging.publish(manifest)
     return Outcome(staging.out, quantization, parity, job.seconds)
 
@@ -158,8 +158,8 @@ def quantize(
     with Staging(out, overwrite) as staging:
         job.open()
         with job.journal(out, resume) as journal:
-            quantization = job.quantize_into(staging.folder, journal)
-            journal.finish()
+            quantization = job.quantize_into(journal)
+            journal.finish(staging.folder)
             staging.publish(job.manifest(recipe.export))
     return Outcome(staging.out, quantization, None, job.seconds)
 
@@ -270,17 +270,17 @@ class _Job:
         self.recipe = self.recipe.model_copy(update={"quantize": resolved})
         self.layout = layout(self.config, resolved, self.recipe.export.dtype)
 
-    def quantize_into(self, folder: Path, journal: Journal) -> dict[str, Any]:
+    def quantize_into(self, journal: Journal) -> dict[str, Any]:
         recipe = self.recipe
         ids = self.calibration.ids if self.calibration is not None else None
         memory_gb = recipe.calibration.memory_gb if recipe.calibration is not None else 0.0
-        path = journal.folder / DATA_FILE
+        folder = journal.output
+        path = folder / DATA_FILE
         with self.stage("quantize"), WeightsWriter(path, self.layout, keep=bool(journal.layers)) as writer:
             record = quantize_stream(
                 self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress,
                 memory_gb=memory_gb, journal=journal,
             )  # fmt: skip
-        _link(path, folder / DATA_FILE)
         if self.allocation is not None:
             record["allocation"] = self.allocation.to_json()
         _write_json(folder / "quantization.json", record)
@@ -334,15 +334,6 @@ def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[s
         "recipe": recipe.model_dump(mode="json"),
         "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.dtype},
     }
-
-
-def _link(source: Path, target: Path) -> None:
-    """One file under two names, the first of which goes before the artifact is published; a copy where there are no
-    links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _probe() -> bytes:

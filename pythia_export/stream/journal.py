@@ -26,8 +26,9 @@ class Journal:
 
         with Journal(folder, fingerprint, resume=True) as journal:
             journal.layers                  # [{...}, ...] of the layers that are done
-            journal.commit(layers, linears)
-            journal.finish()                # the directory is not needed any more
+            journal.output                  # where the files of the artifact are made
+            journal.commit(layers, linears, sensitivity)
+            journal.finish(folder)          # move them there; the directory is not needed any more
 
     Left by an error or an interrupt, the directory stays when there is a layer in it to go on from.
 
@@ -41,13 +42,14 @@ class Journal:
         self, folder: Path, fingerprint: dict[str, Any], resume: bool = False, progress: Progress = SILENT
     ) -> None:
         self.folder, self.fingerprint, self._resume, self._progress = folder, fingerprint, resume, progress
+        self.output = folder / "artifact"
         self.layers: list[dict[str, Any]] = []
         self.linears: list[dict[str, Any]] = []
         self.sensitivity = False
         self._finished = False
 
     def __enter__(self) -> Self:
-        if self._resume and not (self.folder / JOURNAL).is_file():
+        if self._resume and not ((self.folder / JOURNAL).is_file() and any(self.output.iterdir())):
             raise SourceError(
                 f"{self.folder}: no run to go on from", hint="Without --resume the recipe starts from its beginning."
             )
@@ -65,6 +67,7 @@ class Journal:
                 self._read()
             else:
                 self._start_anew()
+            self.output.mkdir(exist_ok=True)
         except BaseException:
             os.close(self._lock)
             raise
@@ -86,7 +89,7 @@ class Journal:
         if any(path.name == JOURNAL for path in leftover):
             self._progress.note("Starting anew; --resume would go on from an interrupted run.")
         for path in leftover:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def commit(self, layers: list[dict[str, Any]], linears: list[dict[str, Any]], sensitivity: bool) -> None:
         """Replace the journal; what it vouches for must be on the disk already."""
@@ -105,8 +108,10 @@ class Journal:
         os.replace(temporary, self.folder / JOURNAL)
         os.fsync(self._lock)
 
-    def finish(self) -> None:
-        """The output is whole: nothing to go on from is left."""
+    def finish(self, folder: Path) -> None:
+        """The output is whole: move its files to `folder`, on the same file system. Nothing to go on from is left."""
+        for path in self.output.iterdir():
+            os.replace(path, folder / path.name)
         shutil.rmtree(self.folder)
         self._finished = True
 

@@ -220,54 +220,63 @@ class _Job:
             "shape": list(plan.shape),
             "method": plan.method,
             **scheme.model_dump(),
-            **_losses(plan, W, target, nearest, result, problem, self.config),
-            "expected_cost": self._expected_cost(plan, target, result, problem),
+            **_losses(plan, W, target, nearest, result, problem, self._felt(plan), self.config),
             "damp": damp,
             "tokens": problem.tokens if problem is not None else 0,
         }
         self.linears.append(record | {"seconds": round(time.perf_counter() - began, 3)})
         return result
 
-    def _coupling(self, plan: LinearPlan) -> Tensor | None:
-        """G of the outputs that make up for each other's errors."""
-        if self.felt is None or plan.layer is None or plan.name.endswith(UP):
-            return None  # with 4 * hidden outputs behind a GELU nothing was gained (benchmarks/README.md)
+    def _felt(self, plan: LinearPlan) -> Tensor | None:
+        """G at this linear's output."""
+        if self.felt is None or plan.layer is None:
+            return None
         return self.felt.of(plan.layer, plan.name.removeprefix(f"{layer_prefix(plan.layer)}."))
 
-    def _expected_cost(
-        self, plan: LinearPlan, target: Tensor, result: Quantized, problem: Problem | None
-    ) -> float | None:
-        if self.felt is None or problem is None or plan.layer is None:
-            return None
-        G = self.felt.of(plan.layer, plan.name.removeprefix(f"{layer_prefix(plan.layer)}."))
-        return expected_cost(target - result.dequantize(), problem.H, G)
+    def _coupling(self, plan: LinearPlan) -> Tensor | None:
+        """G of the outputs that make up for each other's errors."""
+        # With 4 * hidden outputs behind a GELU nothing was gained (benchmarks/README.md).
+        return None if plan.name.endswith(UP) else self._felt(plan)
 
 
 def _losses(
     plan: LinearPlan, W: Tensor, target: Tensor, nearest: Quantized, result: Quantized, problem: Problem | None,
-    config: NeoXConfig,
+    G: Tensor | None, config: NeoXConfig,
 ) -> dict[str, Any]:  # fmt: skip
     """Output errors relative to the output's energy: of rounding W to nearest, and of rounding what GPTQ was to round.
 
-    `heads` [num_heads][q, k, v] splits that of the fused QKV, each part over its own energy.
+    Where G is known, errors and energy are weighed by it, as the loss feels them, and `expected_cost` is what the error
+    is expected to cost in nats a token. `heads` [num_heads][q, k, v] splits the fused QKV's plain error, each part over
+    its own energy.
     """
     if problem is None:
-        return {"rtn_loss": None, "loss": None, "recovered": None}
+        return {"rtn_loss": None, "loss": None, "recovered": None, "expected_cost": None}
     H, rows = problem.H.to(W.dtype), max(1, WEIGHTS_AT_ONCE // W.shape[1])
-    sums = []
-    for first in range(0, len(W), rows):
-        part = slice(first, first + rows)
-        error = row_errors(target[part] - result.rows(part).dequantize(), H)
-        of_nearest = row_errors(W[part] - nearest.rows(part).dequantize(), H) if result is not nearest else error
-        sums.append(torch.stack((row_errors(W[part], H), error, of_nearest)))
-    energy, error, of_nearest = torch.cat(sums, dim=1)
-    whole = float(energy.sum().clamp(min=1e-300))
-    loss, rtn_loss = float(error.sum()) / whole, float(of_nearest.sum()) / whole
-    found: dict[str, Any] = {"rtn_loss": rtn_loss, "loss": loss, "recovered": 1 - loss / rtn_loss if rtn_loss else None}
-    if plan.name.endswith(QKV):
-        parts = (x.view(config.num_heads, 3, config.head_dim).sum(2) for x in (error, energy))
-        found["heads"] = torch.div(*parts).nan_to_num().tolist()
-    return found
+    found: dict[str, Any] = {}
+    if G is None or plan.name.endswith(QKV):
+        sums = []
+        for first in range(0, len(W), rows):
+            part = slice(first, first + rows)
+            error = row_errors(target[part] - result.rows(part).dequantize(), H)
+            of_nearest = row_errors(W[part] - nearest.rows(part).dequantize(), H) if result is not nearest else error
+            sums.append(torch.stack((row_errors(W[part], H), error, of_nearest)))
+        by_row = torch.cat(sums, dim=1)
+        whole, lost, lost_by_rtn = by_row.sum(1).tolist()
+        if plan.name.endswith(QKV):
+            parts = by_row[:2].view(2, config.num_heads, 3, config.head_dim).sum(3)
+            found["heads"] = torch.div(parts[1], parts[0]).nan_to_num().tolist()
+    if G is not None:
+        whole, lost, lost_by_rtn = (
+            expected_cost(E, H, G) for E in (W, target - result.dequantize(), W - nearest.dequantize())
+        )
+        found["expected_cost"] = lost
+    whole = max(whole, 1e-300)
+    return {
+        "rtn_loss": lost_by_rtn / whole,
+        "loss": lost / whole,
+        "recovered": 1 - lost / lost_by_rtn if lost_by_rtn else None,
+        "expected_cost": None,
+    } | found
 
 
 @dataclass
