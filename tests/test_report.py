@@ -451,3 +451,30 @@ def test_the_terminals_verdict_fits_eighty_columns():
     _, quantization, parity = records()
     text = printed(parity, quantization, width=80)
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+
+
+# What the quantiser records beyond losses
+
+
+def test_heads_costs_depth_and_budget_are_shown_where_they_were_recorded():
+    manifest, quantization, parity = records()
+    qkv, dense = quantization["linears"][4], quantization["linears"][5]
+    qkv["heads"] = [[1e-4, 2e-4, 3e-4], [1e-4, 0.041, 0.0075]]
+    dense["expected_cost"] = 0.0012
+    quantization["layers"] = [
+        {"layer": i, "residual_error": e, "seconds": 1.0} for i, e in enumerate((1e-3, 4e-3, 0.02))
+    ]
+    quantization["allocation"] = {"asked": 4.25, "reached": 4.249, "raised": ["gpt_neox.layers.0.attention.dense"]}
+    page = render_report(manifest, quantization, parity)
+    text = Page(page).text
+    assert "those of layer 1 head 1 k (4.1 %), layer 1 head 1 v (0.75 %), layer 1 head 0 v (0.03 %)." in text
+    assert f"expected to cost most in layers.1.attention.dense ({words.power(0.0012)} nats) a token" in text
+    assert "4.25 bits a weight asked for, 4.249 reached; raised to 8 bits: layers.0.attention.dense." in text
+    assert "Relative output error of the residual stream, layer by layer" in page
+    assert "weighed in the blocks by how much the loss feels each output" in text
+
+
+def test_what_was_not_recorded_leaves_no_trace():
+    text = Page(render_report(*records())).text
+    for part in ("Inside the fused QKV", "expected to cost", "asked for", "Residual stream", "weighed"):
+        assert part not in text

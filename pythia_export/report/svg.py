@@ -21,15 +21,32 @@ _MINUS = "−"
 def depth_panels(linears: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
     """For each kind of linear in the blocks, its loss over the layers beside round-to-nearest's; one log scale for all.
 
-    Losses of exactly zero have no place on a log scale and are left out.
+    Losses of zero, or so small that their power of ten is no number, have no place on a log scale and are left out.
     """
     blocks = [x for x in linears if x["layer"] is not None]
-    losses = [x[k] for x in blocks for k in ("rtn_loss", "loss") if x[k]]
+    losses = [x[k] for x in blocks for k in ("rtn_loss", "loss") if _drawn(x[k])]
     if not losses:
         return []
     ticks = _log_ticks(min(losses), max(losses))
     last = max(x["layer"] for x in blocks)
     return [(name, _depth(name, of_kind, last, ticks)) for name, of_kind in by_kind(blocks).items()]
+
+
+def residual_panel(layers: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """The relative squared error of the residual stream behind each layer, where it was measured."""
+    rows = [
+        {"layer": x["layer"], "rtn_loss": None, "loss": x["residual_error"], "method": "gptq"}
+        for x in layers
+        if _drawn(x["residual_error"])
+    ]
+    if not rows:
+        return None
+    errors = [row["loss"] for row in rows]
+    return _depth("the residual stream", rows, max(x["layer"] for x in layers), _log_ticks(min(errors), max(errors)))
+
+
+def _drawn(value: float | None) -> bool:
+    return value is not None and value > 1e-290
 
 
 def _depth(name: str, linears: Sequence[Mapping[str, Any]], last: int, ticks: list[float]) -> Markup:
@@ -48,7 +65,8 @@ def _depth(name: str, linears: Sequence[Mapping[str, Any]], last: int, ticks: li
     marks.append(_text((left + right) / 2, bottom + 32, "layer"))
     radius = 4 if last < 16 else 2.8
     for linear in linears:
-        at, nearest, loss = x(linear["layer"]), linear["rtn_loss"], linear["loss"]
+        at = x(linear["layer"])
+        nearest, loss = (linear[key] if _drawn(linear[key]) else None for key in ("rtn_loss", "loss"))
         if nearest and loss:
             marks.append(_line(at, y(nearest), at, y(loss), "link"))
         if nearest and linear["method"] != "rtn":

@@ -166,6 +166,32 @@ def recovered(linears: Sequence[Json]) -> float | None:
     return 1 - sum(loss for _, loss in pairs) / nearest if nearest else None
 
 
+def worst_heads(linears: Sequence[Json], count: int = 3) -> str:
+    """``layer 3 head 1 k (4.1 %), ...``: parts of the fused QKV whose output errs most, relative to its own energy."""
+    parts = [
+        (error, f"layer {x['layer']} head {head} {part} ({100 * error:.2g} %)")
+        for x in linears
+        for head, errors in enumerate(x.get("heads") or ())
+        for part, error in zip("qkv", errors, strict=True)
+    ]
+    return ", ".join(text for _, text in sorted(parts, reverse=True)[:count])
+
+
+def costliest(linears: Sequence[Json], count: int = 3) -> str:
+    """``layers.0.attention.dense (0.0012 nats), ...``: what the second-order model of the loss expects to cost most."""
+    known = [x for x in linears if x.get("expected_cost") is not None]
+    known.sort(key=lambda x: float(x["expected_cost"]), reverse=True)
+    return ", ".join(f"{x['name'].removeprefix('gpt_neox.')} ({power(x['expected_cost'])} nats)" for x in known[:count])
+
+
+def allocation(found: Json | None) -> str:
+    """How a budget of bits was spent; empty where there was none."""
+    if found is None:
+        return ""
+    names = ", ".join(name.removeprefix("gpt_neox.") for name in found["raised"]) or "none"
+    return f"{found['asked']:g} bits a weight asked for, {found['reached']:.3f} reached; raised to 8 bits: {names}."
+
+
 def recipe_toml(recipe: Json) -> str:
     """A recipe as the TOML that gives it again. What is not set is left out."""
     out: list[str] = []
