@@ -27,16 +27,17 @@ Both solve the same problem, weight for weight, until a sum that rounds otherwis
 later layers drift apart. The peer drifts as far from itself when only its batch changes, so a difference in loss then
 says nothing about the solvers; the share of equal weights tells whether it happened.
 
-Settings, all explicit in `_gptqmodel_peer.py`: int4 symmetric, scales from the largest weight, act-order with static
-groups, damp 0.01, blocks of 128 columns, the linears of the layers and no head, activations in float32. What differs:
+Settings, all explicit in `_gptqmodel_peer.py`, and on our side what the peer has too (`--defaults` takes our defaults
+instead: clipping, error correction, coupled rows): int4 symmetric, scales from the largest weight, act-order with
+static groups, damp 0.01, blocks of 128 columns, the linears of the layers and no head, activations in float32. What differs:
 
-- Hessians: the peer sums and factors in float32, we in float64.
+- Hessians: the peer sums and factors in float32, we in float64 up to a width of 2,048.
 - The damping ladder: the peer adds 0.01 a step, at last raises the diagonal, and starts over; ours doubles and then
   fails. The last column is the largest damp of any linear: at 0.0100 neither climbed.
 - Stages: the peer runs a layer once for each of QKV, dense, h_to_4h and 4h_to_h and once for its output; we once for
   each of two stages and once for the output. With a parallel residual the linears read the same values either way.
 - Scales: the peer rounds them to float16 when it packs; ours are float32.
-- The peer runs 8 windows at once (`--peer-batch`; its default of 1 is slower), we 4,096 tokens.
+- The peer runs 8 windows at once (`--peer-batch`; its default of 1 is slower), we up to 8,192 tokens.
 - The peer's defaults are not what is measured: act_group_aware in place of desc_act, damp 0.05, round-to-nearest in
   silence where calibration is thin, offloading to disk.
 
@@ -62,7 +63,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality import losses
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
@@ -74,6 +74,8 @@ from pythia_export.graph.decoder import DATA_FILE
 from pythia_export.graph.layout import layout
 from pythia_export.machine import machine, versions
 from pythia_export.neox import NeoXConfig, tensors
+from pythia_export.parity.metrics import log_softmax
+from pythia_export.parity.reference import Reference
 from pythia_export.parity.statistics import clustered_mean
 from pythia_export.recipe import Calibration, Model, Quantize, Verify
 from pythia_export.runtime import peak_memory_bytes
@@ -99,6 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-batch", type=int, default=8, help="windows that the peer runs at once")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--defaults", action="store_true", help="ours as recipes have it, clipping and all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
@@ -120,6 +123,7 @@ def main() -> None:
                 "model": str(checkpoint.pulled.folder),
                 "ids": str(scratch / "ids.npy"),
                 "group_size": group,
+                "defaults": args.defaults,
                 "report": str(scratch / "report.json"),
             }
             peer_job = job | {"batch": args.peer_batch}
@@ -193,8 +197,19 @@ def _random_checkpoint(size: str, scratch: Path) -> Path:
     return folder
 
 
-def _quantize(group: int) -> Quantize:
-    return Quantize(bits=4, group_size=group, symmetric=True, act_order=True, damp=0.01, head={"method": "none"})
+def losses(source: Any, config: NeoXConfig, ids: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood [N, S - 1] of each window's tokens, nats."""
+    reference, out = Reference(source, config, ids, ""), []
+    for i, window in enumerate(ids):
+        rows = np.concatenate([log_softmax(part) for part in np.array_split(reference.logits(i)[:-1], 4)])
+        out.append(-np.take_along_axis(rows, window[1:, None], -1)[:, 0])
+    return np.stack(out)
+
+
+def _quantize(group: int, defaults: bool) -> Quantize:
+    extras = {} if defaults else {"clip": False, "error_correction": False, "fisher": False}
+    head = {"method": "none"}
+    return Quantize(bits=4, group_size=group, symmetric=True, act_order=True, damp=0.01, head=head, **extras)
 
 
 def _ours(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -234,7 +249,10 @@ def _timed(
 
 def _run_ours(job: dict[str, Any]) -> None:
     """Our side, in the process that `_ours` starts."""
-    checkpoint, quantize = open_checkpoint(pull(Model(path=job["model"]))), _quantize(job["group_size"])
+    checkpoint, quantize = (
+        open_checkpoint(pull(Model(path=job["model"]))),
+        _quantize(job["group_size"], job["defaults"]),
+    )
     ids = np.load(job["ids"])
     began = time.perf_counter()
     places = layout(checkpoint.config, quantize, "float32")
@@ -270,7 +288,7 @@ def _compare(
 ) -> dict[str, Any]:
     """Share of weights that both rounded to the same value, and what each cost on held-out text."""
     config = checkpoint.config
-    places = layout(config, _quantize(group), "float32")
+    places = layout(config, _quantize(group, False), "float32")
     ours = WeightsReader(scratch / DATA_FILE, places, config)
     sources = {"ours": ours} | {x: _Replaced(checkpoint, scratch / f"{x}.safetensors") for x in ("packed", "solved")}
     same = weights = 0
