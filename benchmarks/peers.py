@@ -29,7 +29,7 @@ says nothing about the solvers; the share of equal weights tells whether it happ
 
 Settings, all explicit in `_gptqmodel_peer.py`, and on our side what the peer has too (`--defaults` takes our defaults
 instead: clipping, error correction, coupled rows): int4 symmetric, scales from the largest weight, act-order with
-static groups, damp 0.01, blocks of 128 columns, the linears of the layers and no head, activations in float32. What differs:
+static groups, damp 0.01, the linears of the layers and no head, activations in float32. What differs:
 
 - Hessians: the peer sums and factors in float32, we in float64 up to a width of 2,048.
 - The damping ladder: the peer adds 0.01 a step, at last raises the diagonal, and starts over; ours doubles and then

@@ -37,7 +37,7 @@ from pythia_export.recipe import Calibration, Model, Quantize, Verify
 from pythia_export.stream import allocate, quantize_stream
 from pythia_export.weights import WeightsReader, WeightsWriter
 
-GRIDS = [(bits, group) for bits in (8, 4, 3, 2) for group in (-1, 128, 32) if not (bits in (8, 2) and group == 128)]
+GRIDS = ["8:row", "4:row", "4:128", "4:32", "3:row", "3:32", "2:row", "2:32"]  # bits:group
 PLAIN = {"clip": False, "error_correction": False, "fisher": False}
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "plain GPTQ": PLAIN,
@@ -88,6 +88,7 @@ class Scorer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ingredients", action="store_true")
+    parser.add_argument("--grids", nargs="*", default=GRIDS, metavar="BITS:GROUP")
     parser.add_argument("--budget", type=float, nargs="*", help="bits a weight to be spent on the grid, RTN beside it")
     parser.add_argument("--revision", default="main")
     parser.add_argument("--samples", type=int, default=256)
@@ -130,16 +131,17 @@ def main() -> None:
             cases = {"as it is": {}} | {f"{bits} bits a weight": {"bits_per_weight": bits} for bits in args.budget}
         rows = _one_grid(quantised, grid, cases, bar)
     else:
-        rows = _grids(quantised, score, bar)
+        rows = _grids(quantised, score, args.grids, bar)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def _grids(quantised: Any, score: Scorer, bar: Console) -> list[dict[str, Any]]:
+def _grids(quantised: Any, score: Scorer, grids: list[str], bar: Console) -> list[dict[str, Any]]:
     print("| bits | group | RTN dNLL | dNLL | recovered | of KL | dNLL - RTN's | linears below RTN | time |")
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
-    for bits, group in track(GRIDS, "grids", console=bar):
+    for grid in track(grids, "grids", console=bar):
+        bits, group = (-1 if part == "row" else int(part) for part in grid.split(":"))
         nearest = quantised(method="rtn", bits=bits, group_size=group)
         done = quantised(bits=bits, group_size=group)
         change = score.difference(done["nll"], nearest["nll"])
