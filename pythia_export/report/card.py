@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
-from . import words
+from . import findings, words
 from .words import Json
 
 _ONNXRUNTIME = """\
@@ -102,6 +102,7 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
         "`report.html` beside this file shows the whole proof.",
         "## Parity",
         *_parity(parity),
+        *_findings(quantization),
         "## Use",
         "With pythia-export, from this folder:",
         _fence(f"pythia-export generate . --prompt '{prompt}'\npythia-export verify .   # prove it again", "sh"),
@@ -225,6 +226,13 @@ def _parity(parity: Json) -> Iterator[str]:
                 for gate in parity["gates"]
             ],
         )
+
+
+def _findings(quantization: Json) -> Iterator[str]:
+    sentences = findings.sentences(quantization)
+    if sentences:
+        yield "## Where the error is"
+        yield "\n".join(f"- {_plain(sentence)}" for sentence in sentences)
 
 
 def _provenance(manifest: Json, parity: Json) -> list[list[str]]:

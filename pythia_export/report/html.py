@@ -9,7 +9,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .. import __version__
-from . import svg, words
+from . import findings, ruler, words
+from .depth import depth_panels, residual_panel
+from .heads import head_maps
 from .words import Json
 
 
@@ -42,12 +44,14 @@ def render_report(manifest: Json, quantization: Json, parity: Json) -> str:
         cost_plot=_cost_plot(parity),
         quantization=quantization,
         method=words.method_name(quantization["method"]),
-        panels=svg.depth_panels(linears),
-        residual=svg.residual_panel(quantization.get("layers", [])),
-        allocation=words.allocation(quantization.get("allocation")),
+        findings=findings,
+        panels=depth_panels(linears),
+        residual=residual_panel(quantization.get("layers") or []),
+        heads=head_maps(linears),
         weighed=any(x.get("expected_cost") is not None for x in linears),
+        raised=(quantization.get("allocation") or {}).get("raised") or (),
         bars=_recovered(linears),
-        groups=list(_by_layer(linears)),
+        groups=list(_by_layer(quantization)),
         compared=any(x["loss"] is not None and x["method"] != "rtn" for x in linears),
         facts=_facts(manifest, parity),
         recipe=words.recipe_toml(manifest["recipe"]),
@@ -64,7 +68,7 @@ def _export_plot(parity: Json) -> Any:
     ]
     others = [("as it ships", shipped["max_abs"])] if shipped else []
     limits = [gate["limit"] for gate in parity["gates"] if gate["name"] in ("export_max_abs", "decode_max_abs")]
-    return svg.ruler(judged, others, limits)
+    return ruler.ruler(judged, others, limits)
 
 
 def _cost_plot(parity: Json) -> Any:
@@ -72,7 +76,7 @@ def _cost_plot(parity: Json) -> Any:
     if not ratio or ratio["value"] is None:
         return None
     limit = next((gate["limit"] for gate in parity["gates"] if gate["name"] == "ppl_ratio"), None)
-    return svg.interval_plot(ratio["value"], ratio["low"], ratio["high"], limit)
+    return ruler.interval_plot(ratio["value"], ratio["low"], ratio["high"], limit)
 
 
 def _recovered(linears: list[Json]) -> list[tuple[str, float]]:
@@ -81,12 +85,14 @@ def _recovered(linears: list[Json]) -> list[tuple[str, float]]:
     return [(name, share) for name, rows in kinds.items() if (share := words.recovered(rows)) is not None]
 
 
-def _by_layer(linears: list[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+def _by_layer(quantization: Json) -> Iterator[tuple[str, Mapping[str, Any] | None, list[Mapping[str, Any]]]]:
+    """Title, what was recorded of the whole layer, its linears."""
+    whole = {x["layer"]: x for x in quantization.get("layers") or ()}
     layers: dict[int | None, list[Mapping[str, Any]]] = {}
-    for linear in linears:
+    for linear in quantization["linears"]:
         layers.setdefault(linear["layer"], []).append(linear)
     for layer, rows in layers.items():
-        yield "Head" if layer is None else f"Layer {layer}", rows
+        yield "Head" if layer is None else f"Layer {layer}", whole.get(layer), rows
 
 
 def _facts(manifest: Json, parity: Json) -> list[tuple[str, str]]:

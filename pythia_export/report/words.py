@@ -104,6 +104,12 @@ def share(x: float | None) -> str:
     return f"{'> 99.99' if text == '100.00' and x < 1 else '100' if x == 1 else text} %"
 
 
+def percent(x: float) -> str:
+    """``4.1 %``: two digits, for figures whose size matters more than their value."""
+    rounded = float(f"{100 * x:.2g}")
+    return f"{rounded:g} %" if rounded == 0 or 1e-4 <= rounded < 1e6 else f"{power(rounded)} %"
+
+
 def number(x: float | None, digits: int) -> str:
     return ABSENT if x is None else f"{x:,.{digits}f}"
 
@@ -164,32 +170,6 @@ def recovered(linears: Sequence[Json]) -> float | None:
     pairs = [(x["rtn_loss"], x["loss"]) for x in linears if x["rtn_loss"] is not None and x["loss"] is not None]
     nearest = sum(rtn for rtn, _ in pairs)
     return 1 - sum(loss for _, loss in pairs) / nearest if nearest else None
-
-
-def worst_heads(linears: Sequence[Json], count: int = 3) -> str:
-    """``layer 3 head 1 k (4.1 %), ...``: parts of the fused QKV whose output errs most, relative to its own energy."""
-    parts = [
-        (error, f"layer {x['layer']} head {head} {part} ({100 * error:.2g} %)")
-        for x in linears
-        for head, errors in enumerate(x.get("heads") or ())
-        for part, error in zip("qkv", errors, strict=True)
-    ]
-    return ", ".join(text for _, text in sorted(parts, reverse=True)[:count])
-
-
-def costliest(linears: Sequence[Json], count: int = 3) -> str:
-    """``layers.0.attention.dense (0.0012 nats), ...``: what the second-order model of the loss expects to cost most."""
-    known = [x for x in linears if x.get("expected_cost") is not None]
-    known.sort(key=lambda x: float(x["expected_cost"]), reverse=True)
-    return ", ".join(f"{x['name'].removeprefix('gpt_neox.')} ({power(x['expected_cost'])} nats)" for x in known[:count])
-
-
-def allocation(found: Json | None) -> str:
-    """How a budget of bits was spent; empty where there was none."""
-    if found is None:
-        return ""
-    names = ", ".join(name.removeprefix("gpt_neox.") for name in found["raised"]) or "none"
-    return f"{found['asked']:g} bits a weight asked for, {found['reached']:.3f} reached; raised to 8 bits: {names}."
 
 
 def recipe_toml(recipe: Json) -> str:

@@ -1,0 +1,93 @@
+"""Errors over the depth of the model: of each kind of linear, and of the residual stream that they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from . import svg
+from .words import by_kind
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, svg.WIDTH - 12, 8, 150
+
+
+def depth_panels(linears: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+    """For each kind of linear in the blocks, its loss over the layers beside round-to-nearest's; one log scale for all.
+
+    Losses of zero, or so small that their power of ten is no number, have no place on a log scale and are left out.
+    """
+    blocks = [x for x in linears if x["layer"] is not None]
+    losses = [x[k] for x in blocks for k in ("rtn_loss", "loss") if _on_log_scale(x[k])]
+    if not losses:
+        return []
+    ticks = svg.log_ticks(min(losses), max(losses))
+    last = max(x["layer"] for x in blocks)
+    return [(name, _losses(name, of_kind, last, ticks)) for name, of_kind in by_kind(blocks).items()]
+
+
+def residual_panel(layers: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """The relative squared error of the residual stream behind each layer, where it was measured.
+
+    The scale is logarithmic where the errors span more than a decade, else linear from zero.
+    """
+    errors = {x["layer"]: x["residual_error"] for x in layers if x["residual_error"] is not None}
+    if not errors:
+        return None
+    last, most = max(x["layer"] for x in layers), max(errors.values())
+    above = [error for error in errors.values() if _on_log_scale(error)]
+    if above and most > 10 * min(above):
+        ticks = svg.log_ticks(min(above), most)
+        errors = {layer: error for layer, error in errors.items() if _on_log_scale(error)}
+        y = svg.log_scale(ticks[0], ticks[-1], _BOTTOM, _TOP)
+    else:
+        step = svg.round_step(most / 4) if above else 1.0
+        ticks = [step * i for i in range(next(n for n in range(1, 6) if step * n >= most * (1 - 1e-9)) + 1)]
+        y = _linear_scale(ticks[-1])
+    marks = _axes(ticks, y, last)
+    points = [(_x(layer, last), y(error)) for layer, error in sorted(errors.items())]
+    marks += [svg.line(*start, *end, "link") for start, end in zip(points, points[1:], strict=False)]
+    marks += [svg.dot(*point, _radius(last), "got") for point in points]
+    return svg.svg(_BOTTOM + 36, "Relative squared error of the residual stream, layer by layer", marks)
+
+
+def _losses(name: str, linears: Sequence[Mapping[str, Any]], last: int, ticks: list[float]) -> Markup:
+    y = svg.log_scale(ticks[0], ticks[-1], _BOTTOM, _TOP)
+    marks, radius = _axes(ticks, y, last), _radius(last)
+    for linear in linears:
+        at = _x(linear["layer"], last)
+        nearest, loss = (linear[key] if _on_log_scale(linear[key]) else None for key in ("rtn_loss", "loss"))
+        if nearest and loss:
+            marks.append(svg.line(at, y(nearest), at, y(loss), "link"))
+        if nearest and linear["method"] != "rtn":
+            marks.append(svg.dot(at, y(nearest), radius, "rtn"))
+        if loss:
+            marks.append(svg.dot(at, y(loss), radius, "rtn" if linear["method"] == "rtn" else "got"))
+    return svg.svg(_BOTTOM + 36, f"Relative output error of {name}, layer by layer", marks)
+
+
+def _axes(ticks: Sequence[float], y: Callable[[float], float], last: int) -> list[Markup]:
+    marks = []
+    for tick in ticks:
+        marks.append(svg.line(_LEFT, y(tick), _RIGHT, y(tick), "grid"))
+        marks.append(svg.text(_LEFT - 6, y(tick) + 4, svg.tick_label(tick), "end"))
+    for layer in sorted({0, last // 2, last}):
+        marks.append(svg.text(_x(layer, last), _BOTTOM + 17, str(layer)))
+    return [*marks, svg.text((_LEFT + _RIGHT) / 2, _BOTTOM + 32, "layer")]
+
+
+def _x(layer: int, last: int) -> float:
+    return (_LEFT + _RIGHT) / 2 if last == 0 else _LEFT + 10 + (_RIGHT - _LEFT - 20) * layer / last
+
+
+def _radius(last: int) -> float:
+    return 4 if last < 16 else 2.8
+
+
+def _linear_scale(highest: float) -> Callable[[float], float]:
+    return lambda v: _BOTTOM + (_TOP - _BOTTOM) * v / highest
+
+
+def _on_log_scale(value: float | None) -> bool:
+    return value is not None and value > 1e-290

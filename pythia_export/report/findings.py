@@ -1,0 +1,99 @@
+"""What the quantiser found out beside the losses, in sentences. Each is empty where its figures were not recorded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .words import Json, kind, percent, power
+
+_NAMED = 3  # the worst of many
+_LISTED = 6  # names that a sentence holds
+_MEASURABLE = 1e30  # beyond it the part's own output was zero, and the quantiser's quotient is no number
+
+
+@dataclass(frozen=True)
+class Part:
+    """One head's queries, keys or values, and their error relative to their own energy."""
+
+    layer: int
+    head: int
+    of: str
+    error: float
+
+    @property
+    def place(self) -> str:
+        return f"layer {self.layer} head {self.head} {self.of}"
+
+
+def parts(linears: Sequence[Json]) -> Iterator[Part]:
+    for linear in linears:
+        for head, errors in enumerate(linear.get("heads") or ()):
+            for of, error in zip("qkv", errors, strict=True):
+                if error < _MEASURABLE:
+                    yield Part(linear["layer"], head, of, error)
+
+
+def sentences(quantization: Json) -> list[str]:
+    """All of them."""
+    linears = quantization["linears"]
+    found = (residual(quantization), worst_heads(linears), costliest(quantization), budget(quantization))
+    return [sentence for sentence in found if sentence]
+
+
+def residual(quantization: Json) -> str:
+    known = [x for x in quantization.get("layers") or () if x["residual_error"] is not None]
+    if not known:
+        return ""
+    last = max(known, key=lambda x: int(x["layer"]))
+    return (
+        f"Behind layer {last['layer']} the residual stream differs from the original model's "
+        f"by {percent(last['residual_error'])} of its energy."
+    )
+
+
+def worst_heads(linears: Sequence[Json]) -> str:
+    worst = sorted(parts(linears), key=lambda part: part.error, reverse=True)[:_NAMED]
+    if not worst:
+        return ""
+    names = ", ".join(f"{part.place} ({percent(part.error)})" for part in worst)
+    return f"Inside the fused QKV the largest relative errors are those of {names}."
+
+
+def costliest(quantization: Json) -> str:
+    """By the second-order model of the loss."""
+    known = [x for x in quantization["linears"] if x.get("expected_cost") is not None]
+    if not known:
+        return ""
+    worst = sorted(known, key=lambda x: float(x["expected_cost"]), reverse=True)[:_NAMED]
+    names = ", ".join(f"{_short(x['name'])} ({power(x['expected_cost'])})" for x in worst)
+    said = (
+        f"Rounding is expected to cost {power(sum(x['expected_cost'] for x in known))} nats a token "
+        f"in {len(known)} linears, most in {names}."
+    )
+    measured = quantization.get("sensitivity")
+    if measured:
+        said += (
+            f" How much the loss feels each output was measured on {measured['tokens']:,} tokens "
+            f"in {measured['seconds']:,.0f} s."
+        )
+    return said
+
+
+def budget(quantization: Json) -> str:
+    """How a budget of bits was spent."""
+    spent = quantization.get("allocation")
+    if not spent:
+        return ""
+    raised = spent["raised"]
+    if len(raised) > _LISTED:
+        kinds = Counter(kind(name) for name in raised)
+        names = f"{len(raised)} linears ({', '.join(f'{n} {of}' for of, n in kinds.most_common())})"
+    else:
+        names = ", ".join(map(_short, raised)) or "none"
+    return f"{spent['asked']:g} bits a weight asked for, {spent['reached']:.3f} reached; raised to 8 bits: {names}."
+
+
+def _short(name: str) -> str:
+    return str(name).removeprefix("gpt_neox.")
