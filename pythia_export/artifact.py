@@ -98,7 +98,7 @@ class Staging:
             _check_output(self.out, self.overwrite, self.kind)  # again: the clean-up may have put an old artifact back
             self.folder = _sibling(self.out, "tmp")
             self.folder.mkdir()
-        self._lock = _lock(self.folder)
+        self._lock = lock_folder(self.folder)
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             # The default action ends the process without unwinding, and so without `__exit__`.
             self._old_sigterm = signal.signal(signal.SIGTERM, _exit_on_sigterm)
@@ -256,13 +256,13 @@ class Artifact:
                 self._write_manifest(kept)
             for name, data in files.items():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                _write_atomically(self.folder / name, data)
+                write_atomically(self.folder / name, data)
             new = {name: {"sha256": hashlib.sha256(d).hexdigest(), "size": len(d)} for name, d in files.items()}
             self._write_manifest(dict(sorted((kept | new).items())))
 
     def _write_manifest(self, files: dict[str, Any]) -> None:
         manifest = self.manifest | {"files": files}
-        _write_atomically(self.folder / MANIFEST, _json_bytes(manifest))
+        write_atomically(self.folder / MANIFEST, _json_bytes(manifest))
         self.manifest = manifest
 
 
@@ -360,7 +360,7 @@ def _is_stale(path: Path) -> bool:
     if not path.is_dir():
         return pid != os.getpid()
     try:
-        lock = _lock(path)
+        lock = lock_folder(path)
     except BlockingIOError:
         return False
     if lock is None:
@@ -379,7 +379,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _lock(folder: Path) -> int | None:
+def lock_folder(folder: Path) -> int | None:
     """Hold `folder` until the descriptor is closed or the process ends; None where locks are not to be had.
 
     Raises:
@@ -506,7 +506,7 @@ def _now() -> str:
 # The disk
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     temporary = _sibling(path, "tmp")
     try:
         temporary.write_bytes(data)

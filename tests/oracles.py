@@ -69,3 +69,10 @@ def grid(W, bits, symmetric, importance=None):
         scales.append(best[0])
         zeros.append(best[1])
     return np.array(scales), np.array(zeros)
+
+
+def output_error(W, quantized, H):
+    """Relative squared error of the outputs over the inputs behind H: ``tr(E H E^T) / tr(W H W^T)``."""
+    W, H = W.double().numpy(), H.double().numpy()
+    E = W - quantized.dequantize().double().numpy()
+    return np.trace(E @ H @ E.T) / np.trace(W @ H @ W.T)

@@ -233,8 +233,8 @@ def test_the_expected_cost_predicts_the_loss(tmp_path):
 def test_activations_come_back_as_they_were_put(on_disk, tmp_path):
     whole = torch.randn(7, 5, 3)
     x = Activations((7, 5, 3), 3, tmp_path if on_disk else None)
-    assert [(s.start, s.stop) for s in x.slices()] == [(0, 3), (3, 6), (6, 7)] and x.tokens == 35
-    for i, part in enumerate(x.slices()):
+    assert [(s.start, s.stop) for s in x.slices] == [(0, 3), (3, 6), (6, 7)] and x.tokens == 35
+    for i, part in enumerate(x.slices):
         x[i] = whole[part]
     x[1] = -x[1]
     assert torch.equal(torch.cat(list(x)), torch.cat((whole[:3], -whole[3:6], whole[6:])))

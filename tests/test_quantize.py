@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from oracles import gptq_textbook
+from oracles import gptq_textbook, output_error
 
 from pythia_export.errors import NumericsError
-from pythia_export.quantize.gptq import factor, gptq, output_error
+from pythia_export.quantize.gptq import factor, gptq
 from pythia_export.quantize.packing import pack, pack_bits, unpack, unpack_bits
 from pythia_export.quantize.rtn import rtn
 

@@ -9,13 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from models import InMemory, hugging_face, on_disk, small_config
 
 from pythia_export.checkpoint import demo_folder
-from pythia_export.errors import OutputError, SourceError
-from pythia_export.stream import Journal
+from pythia_export.errors import IntegrityError, OutputError, SourceError
+from pythia_export.graph.layout import layout
+from pythia_export.recipe import Quantize
+from pythia_export.stream import Journal, quantize_stream
+from pythia_export.weights import WeightsWriter
 
 RECIPE = """
 model = {path = "model"}
@@ -106,6 +112,52 @@ def test_changed_inputs_are_refused_with_the_fields_that_differ(job, tmp_path):
     anew = run("quantize", tmp_path / "recipe.toml", "--out", out)
     assert "Starting anew" in anew.stderr
     assert json.loads((out / "quantization.json").read_text())["linears"][0]["bits"] == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_layer_that_is_read_back_computes_what_it_computed(dtype, tmp_path):
+    """In float16 norms and biases are rounded when they are stored; both runs must compute with what is stored."""
+    config = small_config(layers=3)
+    source = InMemory(config, {name: t + 1e-5 for name, t in on_disk(hugging_face(config)).items()})
+    windows, quantize = np.random.default_rng(0).integers(0, 96, (16, 32)), Quantize(bits=4, group_size=32)
+    places, found = layout(config, quantize, dtype), []
+    for stops in ((), (2,)):
+        work = tmp_path / str(len(stops))
+        for stop in (*stops, 99):
+            with suppress(InterruptedError), Journal(work, {}, resume=work.exists()) as journal:
+                monkey = journal.commit
+
+                def commit(layers, *rest, stop=stop, monkey=monkey):
+                    monkey(layers, *rest)
+                    if len(layers) == stop:
+                        raise InterruptedError
+
+                journal.commit = commit
+                path = journal.output / "data"
+                with WeightsWriter(path, places, keep=bool(journal.layers)) as writer:
+                    quantize_stream(source, quantize, places, dtype, windows, writer, journal=journal)
+        found.append(path.read_bytes())
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"fingerprint": {}}', "\x00"])
+def test_a_journal_that_cannot_be_read_is_refused_and_kept(text, tmp_path):
+    (tmp_path / "work" / "artifact").mkdir(parents=True)
+    (tmp_path / "work" / "artifact" / "data").write_text("bytes")
+    (tmp_path / "work" / "journal.json").write_text(text)
+    with pytest.raises(IntegrityError, match="not a journal of ours"):
+        Journal(tmp_path / "work", {}, resume=True).__enter__()
+    assert (tmp_path / "work" / "artifact" / "data").exists()
+
+
+def test_a_file_in_the_way_and_a_journal_without_weights_are_said(tmp_path):
+    (tmp_path / "work").write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        Journal(tmp_path / "work", {}).__enter__()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "journal.json").write_text("{}")
+    with pytest.raises(SourceError, match="no run to go on from"):
+        Journal(tmp_path / "other", {}, resume=True).__enter__()
 
 
 def test_nothing_to_go_on_from_is_said(job, tmp_path):

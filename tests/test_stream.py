@@ -9,8 +9,7 @@ from models import InMemory, export_model, hugging_face, on_disk, small_config
 
 from pythia_export.errors import IntegrityError, NumericsError
 from pythia_export.graph.layout import layout
-from pythia_export.quantize.gptq import factor, gptq, output_error
-from pythia_export.quantize.grid import Quantized
+from pythia_export.quantize.gptq import factor, gptq, row_errors
 from pythia_export.recipe import Export, Override, Quantize
 from pythia_export.weights import WeightsReader, WeightsWriter
 
@@ -132,9 +131,7 @@ def test_a_truncated_weights_file_is_refused(tmp_path):
         WeightsReader(path, exported.places, exported.config)
 
 
-def test_output_error_is_the_relative_error_of_the_product():
+def test_row_errors_are_the_squared_errors_of_the_outputs():
     torch.manual_seed(0)
-    W, X = torch.randn(5, 8), torch.randn(50, 8)
-    q = Quantized(torch.randint(0, 16, (5, 8), dtype=torch.uint8), torch.full((5, 1), 0.2), None, 4, 8)
-    slow = float(((X @ (W - q.dequantize()).T) ** 2).sum() / ((X @ W.T) ** 2).sum())
-    assert output_error(W, q, X.T @ X / 50) == pytest.approx(slow, rel=1e-5)
+    E, X = torch.randn(5, 8), torch.randn(50, 8)
+    assert torch.allclose(row_errors(E, X.T @ X / 50), ((X @ E.T) ** 2).mean(0).double(), rtol=1e-5)

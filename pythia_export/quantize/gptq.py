@@ -192,11 +192,6 @@ def correction(missing: Tensor, factor: Factor, tokens: int) -> Tensor:
     return step
 
 
-def output_error(W: Tensor, quantized: Quantized, H: Tensor) -> float:
-    """Relative squared error of the linear's output over the inputs behind H: ``tr(E H E^T) / tr(W H W^T)``."""
-    return float(row_errors(W - quantized.dequantize(), H).sum() / row_errors(W, H).sum().clamp(min=1e-300))
-
-
 def row_errors(E: Tensor, H: Tensor) -> Tensor:
     """``e H e^T`` [out], float64, of every row e of E [out, in]."""
     return torch.sum((E @ H.to(E.dtype)) * E, dim=1, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from .allocate import Allocation, allocate
 from .journal import Journal
-from .loop import Tensors, quantize_stream
+from .loop import quantize_stream
+from .sensitivity import Tensors
 
 __all__ = ["Allocation", "Journal", "Tensors", "allocate", "quantize_stream"]

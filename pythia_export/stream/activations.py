@@ -26,21 +26,16 @@ class Activations:
 
     def __init__(self, shape: Shape, per_chunk: int, folder: Path | None) -> None:
         self.shape = shape
-        self._starts = range(0, shape[0], per_chunk)
-        self._per_chunk = per_chunk
-        self._chunks: list[Tensor | None] = [None] * len(self._starts)
+        self.slices = [slice(i, min(i + per_chunk, shape[0])) for i in range(0, shape[0], per_chunk)]  # of each chunk
+        self._chunks: list[Tensor | None] = [None] * len(self.slices)
         self._file = None if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
     @property
     def tokens(self) -> int:
         return self.shape[0] * self.shape[1]
 
-    def slices(self) -> Iterator[slice]:
-        """The windows of each chunk."""
-        return (slice(i, min(i + self._per_chunk, self.shape[0])) for i in self._starts)
-
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.slices)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
@@ -52,7 +47,7 @@ class Activations:
             if chunk is None:
                 raise IndexError(f"chunk {index} was not written")
             return chunk
-        part = list(self.slices())[index]
+        part = self.slices[index]
         chunk = torch.empty(part.stop - part.start, *self.shape[1:])
         self._file.seek(self._offset(part))
         self._file.readinto(chunk.numpy().data)
@@ -63,7 +58,7 @@ class Activations:
             self._chunks[index] = chunk
             return
         try:
-            self._file.seek(self._offset(list(self.slices())[index]))
+            self._file.seek(self._offset(self.slices[index]))
             self._file.write(chunk.contiguous().numpy().data)
         except OSError as e:
             raise ResourceError(

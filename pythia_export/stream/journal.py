@@ -7,7 +7,6 @@ finished layers are read back and computed once more, which gives the same bits 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import OutputError, SourceError
+from ..artifact import lock_folder, write_atomically
+from ..errors import IntegrityError, OutputError, SourceError
 from ..progress import SILENT, Progress
 
 JOURNAL = "journal.json"
@@ -35,6 +35,7 @@ class Journal:
     Raises:
         SourceError: `resume`, and there is nothing to go on from, or it was made from other inputs: names those that
             differ.
+        IntegrityError: the journal cannot be read.
         OutputError: another process holds the directory.
     """
 
@@ -49,16 +50,18 @@ class Journal:
         self._finished = False
 
     def __enter__(self) -> Self:
-        if self._resume and not ((self.folder / JOURNAL).is_file() and any(self.output.iterdir())):
+        if self._resume and not (
+            (self.folder / JOURNAL).is_file() and self.output.is_dir() and any(self.output.iterdir())
+        ):
             raise SourceError(
                 f"{self.folder}: no run to go on from", hint="Without --resume the recipe starts from its beginning."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(self.folder)
+        except FileExistsError:
+            raise OutputError(f"{self.folder} is a file; a directory is needed there", hint="Remove it.") from None
+        except BlockingIOError:
             raise OutputError(
                 f"{self.folder}: another process works on this output", hint="Wait for it, or choose another output."
             ) from None
@@ -69,19 +72,29 @@ class Journal:
                 self._start_anew()
             self.output.mkdir(exist_ok=True)
         except BaseException:
-            os.close(self._lock)
+            self._release()
             raise
         return self
 
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
     def _read(self) -> None:
-        found = json.loads((self.folder / JOURNAL).read_text(encoding="utf-8"))
-        differing = _differences(found["fingerprint"], self.fingerprint)
+        try:
+            found = json.loads((self.folder / JOURNAL).read_text(encoding="utf-8"))
+            fingerprint = found["fingerprint"]
+            self.layers, self.linears, self.sensitivity = found["layers"], found["linears"], found["sensitivity"]
+        except (ValueError, KeyError, TypeError) as e:
+            raise IntegrityError(
+                f"{self.folder / JOURNAL}: not a journal of ours: {e}", hint="Start anew without --resume."
+            ) from e
+        differing = _differences(fingerprint, self.fingerprint)
         if differing:
             raise SourceError(
                 f"{self.folder} was made from other inputs than this run's:\n  " + "\n  ".join(differing),
                 hint="Go on with the same inputs, or start anew without --resume.",
             )
-        self.layers, self.linears, self.sensitivity = found["layers"], found["linears"], found["sensitivity"]
         self._progress.note(f"Going on after {len(self.layers)} finished layers.")
 
     def _start_anew(self) -> None:
@@ -100,13 +113,7 @@ class Journal:
             "linears": self.linears,
             "sensitivity": sensitivity,
         }
-        temporary = self.folder / f".{JOURNAL}"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / JOURNAL)
-        os.fsync(self._lock)
+        write_atomically(self.folder / JOURNAL, json.dumps(state).encode())
 
     def finish(self, folder: Path) -> None:
         """The output is whole: move its files to `folder`, on the same file system. Nothing to go on from is left."""
@@ -120,7 +127,7 @@ class Journal:
     ) -> None:
         if not self._finished and not self.layers:
             shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lock)
+        self._release()
 
 
 def _differences(then: Any, now: Any, path: str = "") -> list[str]:

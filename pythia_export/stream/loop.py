@@ -11,13 +11,13 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..block import UP, Block
+from ..block import Block
 from ..errors import PythiaExportError
 from ..graph.layout import EMBEDDING_BITS, EMBEDDING_BLOCK, QKV, Layout, LinearPlan, packed_qkv_rows, rotary_tables
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, layer_prefix, layer_tensors
@@ -33,15 +33,7 @@ from .activations import fits
 from .journal import Journal
 from .observe import Observed
 from .problem import Problem
-from .sensitivity import Sensitivity, expected_cost, measure_sensitivity
-
-
-class Tensors(Protocol):
-    """A checkpoint, or anything that yields tensors by on-disk name."""
-
-    config: NeoXConfig
-
-    def tensor(self, name: str) -> Tensor: ...
+from .sensitivity import Sensitivity, Tensors, expected_cost, measure_sensitivity
 
 
 def quantize_stream(
@@ -149,20 +141,26 @@ class _Job:
             rounded = self.out.stored(plan, W) if result is None else result.dequantize()
             weights[f"{name}.weight"] = rounded
             if problem is not None and plan.method == "gptq":
-                weights[f"{name}.bias"] = bias = problem.bias(bias, rounded)
-            self.out.vector(f"{name}.bias", bias)
+                bias = problem.bias(bias, rounded)
+            weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
             return rounded
+
+        def norms() -> None:
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                for part in ("weight", "bias"):
+                    name = f"{prefix}.{norm}.{part}"
+                    weights[name] = self.out.vector(name, weights[name])
 
         if self.observed is None:
             for linear in LINEARS:
                 solve(linear, None)
+            norms()
         else:
-            for linear, problem in self.observed.first_stage(block).items():
+            first = self.observed.first_stage(block)
+            norms()
+            for linear, problem in first.items():
                 solve(linear, problem)
             self.observed.second_stage(block, solve)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            for part in ("weight", "bias"):
-                self.out.vector(f"{prefix}.{norm}.{part}", weights[f"{prefix}.{norm}.{part}"])
         error = self.observed.propagate(block) if self.observed is not None else None
         seconds = round(time.perf_counter() - began, 3)
         self.layers.append({"layer": layer, "residual_error": error, "seconds": seconds})
@@ -182,7 +180,7 @@ class _Job:
         """The final norm and the head."""
         ends = {f"{FINAL_NORM}.{x}": self.source.tensor(f"{FINAL_NORM}.{x}").float() for x in ("weight", "bias")}
         for name, vector in ends.items():
-            self.out.vector(name, vector)
+            ends[name] = self.out.vector(name, vector)
         plan, W = self.layout.linears[HEAD], self.source.tensor(f"{HEAD}.weight").float()
         problem = None
         if self.observed is not None and plan.method != "none":
@@ -196,7 +194,7 @@ class _Job:
         began, scheme, quantize = time.perf_counter(), plan.scheme, self.quantize
         grid = (scheme.bits, scheme.group_size, scheme.symmetric)
         scale_dtype = getattr(torch, self.out.dtype)
-        target, damp = W, None
+        target, damp, G = W, None, self._felt(plan)
         try:
             result = nearest = rtn(W, *grid, scale_dtype)
             if plan.method == "gptq":
@@ -206,8 +204,9 @@ class _Job:
                     target = torch.addmm(W, W, correction(problem.drift, L, problem.tokens).to(W.dtype))
                 elif problem.missing is not None:
                     target = W + correction(problem.missing, L, problem.tokens).to(W.dtype)
-                G, damp = self._coupling(plan), L.damp
-                if G is None:
+                damp = L.damp
+                # Of h_to_4h's many outputs, behind a GELU, only the diagonal is kept: their coupling gained nothing.
+                if G is None or G.ndim == 1:
                     result = gptq(target, L, *grid, quantize.clip, scale_dtype)
                 else:
                     result = gptq_coupled(target, L, G, *grid, quantize.clip, scale_dtype)
@@ -220,7 +219,7 @@ class _Job:
             "shape": list(plan.shape),
             "method": plan.method,
             **scheme.model_dump(),
-            **_losses(plan, W, target, nearest, result, problem, self._felt(plan), self.config),
+            **_losses(plan, W, target, nearest, result, problem, G, self.config),
             "damp": damp,
             "tokens": problem.tokens if problem is not None else 0,
         }
@@ -232,11 +231,6 @@ class _Job:
         if self.felt is None or plan.layer is None:
             return None
         return self.felt.of(plan.layer, plan.name.removeprefix(f"{layer_prefix(plan.layer)}."))
-
-    def _coupling(self, plan: LinearPlan) -> Tensor | None:
-        """G of the outputs that make up for each other's errors."""
-        # With 4 * hidden outputs behind a GELU nothing was gained (benchmarks/README.md).
-        return None if plan.name.endswith(UP) else self._felt(plan)
 
 
 def _losses(
@@ -288,10 +282,12 @@ class _Writer:
     dtype: str
     config_rows: np.ndarray
 
-    def vector(self, name: str, value: Tensor) -> None:
-        if name.removesuffix(".bias").endswith(QKV):
-            value = value[torch.from_numpy(self.config_rows)]
-        self.file.put(name, value.float().numpy().astype(self.dtype))
+    def vector(self, name: str, value: Tensor) -> Tensor:
+        """Write a bias or a norm; returns it in float32 as the artifact will read it."""
+        stored = value.to(getattr(torch, self.dtype))
+        packed = stored[torch.from_numpy(self.config_rows)] if name.removesuffix(".bias").endswith(QKV) else stored
+        self.file.put(name, packed.numpy())
+        return stored.float()
 
     def embedding(self, table: Tensor, kind: str) -> Tensor:
         """Write the table; returns it in float32 as the artifact will read it."""

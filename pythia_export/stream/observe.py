@@ -49,7 +49,7 @@ class Observed:
     def _embedded(self, ids: np.ndarray, table: Tensor, spill: Path | None) -> Activations:
         per_chunk = windows_a_chunk(self.config, ids.shape[1])
         x = Activations((*ids.shape, self.config.hidden_size), per_chunk, spill)
-        for i, part in enumerate(x.slices()):
+        for i, part in enumerate(x.slices):
             x[i] = table[torch.tensor(ids[part])].float()
         return x
 

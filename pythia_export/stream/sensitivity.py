@@ -8,6 +8,7 @@ memory holds one layer, whatever the depth; the inputs of all layers lie on disk
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +31,8 @@ RESIDUAL = "residual"  # what dense and 4h_to_h write: one gradient for both
 
 
 class Tensors(Protocol):
+    """A checkpoint, or anything that yields tensors by on-disk name."""
+
     config: NeoXConfig
 
     def tensor(self, name: str) -> Tensor: ...
@@ -51,7 +54,10 @@ class Sensitivity:
         return self.get(layer, linear if linear in (QKV, UP) else RESIDUAL)
 
     def put(self, layer: int, kind: str, G: Tensor) -> None:
-        np.save(self._path(layer, kind), G.numpy())
+        with self._path(layer, kind).open("wb") as file:
+            np.save(file, G.numpy())
+            file.flush()
+            os.fsync(file.fileno())  # a journal will vouch for it
 
     def _path(self, layer: int, kind: str) -> Path:
         return self.folder / f"{layer}.{kind}.npy"
@@ -90,7 +96,7 @@ def measure_sensitivity(
     with progress.track("Measuring sensitivity", 2 * config.num_layers + 1, "layers") as advance:
         x = Activations(shape, per_chunk, spill)
         table = source.tensor(f"{EMBEDDING}.weight")
-        for i, part in enumerate(x.slices()):
+        for i, part in enumerate(x.slices):
             x[i] = table[torch.tensor(ids[part])].float()
         del table
         inputs = []
