@@ -395,7 +395,9 @@ def _peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
     layer, ends = 12 * d * d, config.vocab_size * d
     peak = 4 * 3 * max(layer, ends)
     if recipe.uses_gptq and recipe.calibration is not None:
-        tokens = recipe.calibration.samples * recipe.calibration.sequence_length
-        peak = max(4 * 4 * ends + 8 * 3 * d * d, 4 * 3 * layer + 8 * 4 * ff * ff) + 4 * tokens * d
+        held = 4 * recipe.calibration.samples * recipe.calibration.sequence_length * d * 2
+        activations = min(held, int(recipe.calibration.memory_gb * 1e9))
+        # The head: weights, what they are moved to, codes twice. A layer: weights, H of 4h_to_h and its factor.
+        peak = max(4 * 3 * ends + 4 * 4 * 2**25, 4 * 4 * layer + 4 * 3 * ff * ff) + activations
     scored = 4 * d * recipe.verify.tokens * 2 + 4 * 6 * config.vocab_size * recipe.verify.sequence_length
     return 600_000_000 + max(peak, scored + layout(config, recipe.quantize, recipe.export.dtype).nbytes)
