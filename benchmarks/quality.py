@@ -46,12 +46,14 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "... with clipping": PLAIN | {"clip": True},
     "... with error correction": PLAIN | {"error_correction": True},
     "... with coupled rows (Fisher)": PLAIN | {"fisher": True},
-    "all three": {},
+    "all": {},
     "all, asymmetric": {"symmetric": False},
     "all, without act-order": {"act_order": False},
     "all but clipping": {"clip": False},
     "all but error correction": {"error_correction": False},
     "all but coupled rows": {"fisher": False},
+    "all but the joint Hessian": {"joint_hessian": False},
+    "all, two products a layer": {"products": 2},
 }
 
 

@@ -134,6 +134,9 @@ class Quantize(Section):
     error_correction: bool = Field(
         True, description="make up for the error of the layers before, against the activations of the original model"
     )
+    joint_hessian: bool = Field(
+        True, description="round dense knowing that 4h_to_h will make up for its errors; with error_correction only"
+    )
     fisher: bool = Field(
         True, description="let outputs make up for each other's errors as the loss feels them: one backward pass more"
     )
@@ -141,6 +144,11 @@ class Quantize(Section):
         None, gt=0, le=9, description="budget of stored bits, scales and head included: 8 bits go where they save most"
     )
     embedding: Literal["float32", "float16", "int8", "int4"] = "float16"
+    products: Literal[4, 2] = Field(
+        4,
+        description="matrix products a layer: 4 as in the checkpoint; 2 folds the LayerNorms into the weights, makes "
+        "one matrix of QKV and h_to_4h, and one of dense and 4h_to_h",
+    )
     head: Head = Head()
     override: tuple[Override, ...] = ()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import IntegrityError, ResourceError
-from .graph.layout import EMBEDDING_BLOCK, QKV, Layout, Slot, packed_qkv_rows
+from .graph.layout import EMBEDDING_BLOCK, QKV, Layout, packed_qkv_rows
 from .neox import EMBEDDING, NeoXConfig
 from .quantize.packing import unpack, unpack_rows
 
@@ -45,8 +45,11 @@ class WeightsWriter:
             raise ValueError(f"{name} is written twice")
         if array.shape != slot.shape or array.dtype != np.dtype(slot.dtype):
             raise ValueError(f"{name} is {array.dtype} {array.shape}; the layout has {slot.dtype} {slot.shape}")
-        self._file.seek(slot.offset)
-        self._file.write(np.ascontiguousarray(array).data)
+        array = np.ascontiguousarray(array)
+        runs = [array] if slot.pitch == slot.nbytes // slot.shape[0] else array  # part of wider rows: row by row
+        for i, run in enumerate(runs):
+            self._file.seek(slot.offset + i * slot.pitch)
+            self._file.write(run.data)
         self._missing.remove(name)
 
     def kept(self, prefix: str) -> None:
@@ -85,13 +88,16 @@ class WeightsReader:
 
     def stored(self, name: str) -> np.ndarray:
         """One tensor as it is stored."""
-        slot: Slot = self._layout.slots[name]
-        raw = self._bytes[slot.offset : slot.offset + slot.nbytes]
-        return raw.view(slot.dtype).reshape(slot.shape)
+        return self._layout.slots[name].view(self._bytes)
 
     def tensor(self, name: str) -> Tensor:
-        """``name`` is that of the checkpoint, `gpt_neox.layers.0.attention.dense.weight` say; float32."""
+        """``name`` is that of the checkpoint, `gpt_neox.layers.0.attention.dense.weight` say; float32.
+
+        With two products a layer the shifts of the norms and the bias of dense lie in other weights: here they are 0.
+        """
         base, part = name.rsplit(".", 1)
+        if self._layout.fused and part == "bias" and name not in self._layout.slots:
+            return torch.zeros(self._hidden)
         plan = self._layout.linears.get(base)
         bits = self._layout.embedding_bits(self._hidden)
         if name == f"{EMBEDDING}.weight" and bits is not None:

@@ -14,6 +14,7 @@ from pythia_export.quantize.gptq import correction, factor, gptq
 from pythia_export.recipe import Export, Override, Quantize
 from pythia_export.stream import allocate
 from pythia_export.stream.activations import Activations
+from pythia_export.stream.observe import Observed
 from pythia_export.stream.problem import Moments
 from pythia_export.stream.sensitivity import RESIDUAL, UP, Sensitivity, measure_sensitivity
 
@@ -55,6 +56,35 @@ def test_the_correction_is_the_ridge_regression_of_what_is_missing(act_order):
 def test_a_fit_of_as_many_weights_as_tokens_is_noise_and_not_taken():
     W, H = correlated(4, 16)
     assert (correction(W, factor(H, True, 0.01, 0.1), tokens=16) == 0).all()
+
+
+@pytest.mark.parametrize("tokens", [10**9, 500])
+def test_counting_on_4h_to_h_is_the_joint_problem_with_4h_to_h_eliminated(tokens):
+    """Of the quadratic loss over the weights of both, with 4h_to_h taking its shortened step, minimised by autograd."""
+    config = small_config()
+    d, ff, out, damp = 6, 9, 4, 1e-9
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, d + ff)) @ rng.normal(size=(d + ff, d + ff))
+    H = torch.tensor(X.T @ X / 200)
+    missing = torch.tensor(rng.normal(size=(out, d + ff)))  # of both, at their present weights
+    A = torch.tensor(rng.normal(size=(out, d)))
+    H_dd, C, H_uu = H[:d, :d], H[:d, d:], H[d:, d:]
+    observed = Observed(config, WINDOWS[:1], torch.zeros(96, 128), None, None, (damp, 1.0))
+    observed.tokens = tokens
+    # `lacking` is E[lack up^T] - B H_up: that of B, with what A writes still in it
+    got_H, got_missing = observed._counting_on_down(0, H_dd, missing[:, :d], A, H_uu, C, missing[:, d:] + A @ C)
+
+    share = max(0.0, 1 - ff / tokens)
+
+    def loss(a: torch.Tensor) -> torch.Tensor:
+        both = torch.cat((a, share * (missing[:, d:] - a @ C) @ torch.linalg.inv(H_uu)), 1)
+        return ((both @ H) * both).sum() - 2 * (both * missing).sum()
+
+    at, direction = torch.zeros(out, d, dtype=torch.float64), torch.tensor(rng.normal(size=(out, d)))
+    gradient = torch.autograd.functional.jacobian(loss, at)
+    assert torch.allclose(gradient, -2 * got_missing, rtol=1e-5, atol=1e-6)
+    curvature = torch.autograd.functional.hvp(loss, at, direction)[1]
+    assert torch.allclose(curvature, 2 * direction @ got_H, rtol=1e-5, atol=1e-6)
 
 
 def test_moments_are_those_of_numpy():

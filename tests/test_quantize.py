@@ -89,6 +89,27 @@ def test_scaling_weights_scales_the_grid_and_scaling_the_hessian_changes_nothing
     assert (run_gptq(W, H * h_scale, symmetric=symmetric).q == plain.q).float().mean() > 0.99
 
 
+@given(
+    n=st.integers(3, 90), size=st.sampled_from([16, 32]), seed=st.integers(0, 1000), act_order=st.booleans(),
+    clip=st.booleans(), symmetric=st.booleans(),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_groups_whose_inputs_do_not_meet_are_quantised_each_by_itself(n, size, seed, act_order, clip, symmetric):
+    """Nothing crosses a group's boundary, short last group included, when H is block-diagonal."""
+    rng = np.random.default_rng(seed)
+    W, H = torch.tensor(rng.normal(size=(5, n))), torch.zeros(n, n, dtype=torch.float64)
+    groups = [slice(a, min(n, a + size)) for a in range(0, n, size)]
+    for group in groups:
+        width = group.stop - group.start
+        mix = rng.normal(size=(width, 3 * width)) + rng.normal(size=(width, 1))
+        H[group, group] = torch.tensor(np.corrcoef(mix).reshape(width, width))  # one mean diagonal, so one damping
+    whole = run_gptq(W, H, 3, size, symmetric, act_order, clip)
+    for g, group in enumerate(groups):
+        alone = run_gptq(W[:, group], H[group, group], 3, size, symmetric, act_order, clip)
+        assert torch.equal(whole.q[:, group], alone.q)
+        assert torch.allclose(whole.scale[:, g], alone.scale[:, 0], rtol=1e-6)
+
+
 def test_dead_inputs_cost_nothing_and_get_zero():
     W, H = problem("dead")
     done = run_gptq(W, H)

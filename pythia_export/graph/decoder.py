@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, inliner
 
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_prefix
 from ..recipe import Export
-from .layout import EMBEDDING_BLOCK, QKV, Layout, LinearPlan, Slot
+from .layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, NORMS, QKV, Layout, LinearPlan, Slot
 from .ops import DOMAIN, LOWEST, OPSET, rotary_attention
 
 DATA_FILE = "model.onnx_data"
@@ -56,7 +56,7 @@ class _Tape:
     def weight(self, name: str) -> str:
         """An initializer that lies in the data file where the layout says."""
         if name not in self.initializers:
-            self.initializers[name] = _external(self.layout.slots[name])
+            self.initializers[name] = _external(self.layout.wholes.get(name) or self.layout.slots[name])
         return name
 
     def constant(self, name: str, kind: int, dims: Sequence[int], values: Sequence[float]) -> str:
@@ -178,9 +178,40 @@ def _block(
     def linear(name: str, value: str) -> str:
         return _linear(tape, layout.linears[f"{prefix}.{name}"], export, f"{path}/{name.replace('.', '/')}", value)
 
+    if layout.fused:
+        return _two_products(tape, config, layout, export, layer, x, shared)
     normed = _norm(tape, config, f"{prefix}.input_layernorm", f"{path}/input_layernorm", x)
-    qkv = linear(QKV, normed)
-    name = f"{path}/attention/RotaryAttention"
+    attention = linear("attention.dense", _attention(tape, config, export, layer, linear(QKV, normed), shared))
+    normed = _norm(tape, config, f"{prefix}.post_attention_layernorm", f"{path}/post_attention_layernorm", x)
+    up = tape.node("Gelu", f"{path}/mlp/Gelu", [linear("mlp.dense_h_to_4h", normed)], approximate="none")
+    mlp = linear("mlp.dense_4h_to_h", up)
+    both = tape.node("Add", f"{path}/branches/Add", [attention, mlp])
+    return tape.node("Add", f"{path}/residual/Add", [both, x])
+
+
+def _two_products(
+    tape: _Tape, config: NeoXConfig, layout: Layout, export: Export, layer: int, x: str, shared: list[str]
+) -> str:
+    """Both branches read one vector, and one product sums them."""
+    prefix, path, d = layer_prefix(layer), f"/layers.{layer}", config.hidden_size
+    scale = tape.weight(f"{prefix}.{NORMS[0]}.weight")
+    z = tape.node(
+        "LayerNormalization", f"{path}/LayerNormalization", [x, scale], axis=-1, epsilon=config.layer_norm_eps
+    )
+    both = _linear(tape, layout.fused[f"{prefix}.{FUSED_IN}"], export, f"{path}/{FUSED_IN}", z)
+    widths = tape.constant("fused_in_widths", TensorProto.INT64, [2], [3 * d, config.intermediate_size])
+    qkv, up = f"{path}/{FUSED_IN}/qkv", f"{path}/{FUSED_IN}/up"
+    tape.nodes.append(helper.make_node("Split", [both, widths], [qkv, up], name=f"{path}/{FUSED_IN}/Split", axis=-1))
+    mixed = _attention(tape, config, export, layer, qkv, shared)
+    up = tape.node("Gelu", f"{path}/mlp/Gelu", [up], approximate="none")
+    joined = tape.node("Concat", f"{path}/{FUSED_OUT}/Concat", [mixed, up], axis=-1)
+    out = _linear(tape, layout.fused[f"{prefix}.{FUSED_OUT}"], export, f"{path}/{FUSED_OUT}", joined)
+    return tape.node("Add", f"{path}/residual/Add", [out, x])
+
+
+def _attention(tape: _Tape, config: NeoXConfig, export: Export, layer: int, qkv: str, shared: list[str]) -> str:
+    """What the heads give, [batch, sequence, hidden]; the layer's cache is extended."""
+    name = f"/layers.{layer}/attention/RotaryAttention"
     present = [f"present.{layer}.key", f"present.{layer}.value"]
     past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
     tape.nodes.append(
@@ -189,13 +220,7 @@ def _block(
             num_heads=config.num_heads, rotary_dim=config.rotary_dim,
         )
     )  # fmt: skip
-    mixed = tape.typed(f"{name}/out0", _TYPES[export.dtype], config.hidden_size)
-    attention = linear("attention.dense", mixed)
-    normed = _norm(tape, config, f"{prefix}.post_attention_layernorm", f"{path}/post_attention_layernorm", x)
-    up = tape.node("Gelu", f"{path}/mlp/Gelu", [linear("mlp.dense_h_to_4h", normed)], approximate="none")
-    mlp = linear("mlp.dense_4h_to_h", up)
-    both = tape.node("Add", f"{path}/branches/Add", [attention, mlp])
-    return tape.node("Add", f"{path}/residual/Add", [both, x])
+    return tape.typed(f"{name}/out0", _TYPES[export.dtype], config.hidden_size)
 
 
 def _norm(tape: _Tape, config: NeoXConfig, name: str, path: str, x: str) -> str:
@@ -207,7 +232,7 @@ def _linear(tape: _Tape, plan: LinearPlan, export: Export, path: str, x: str) ->
     bias = tape.weight(f"{plan.name}.bias") if plan.name != HEAD else ""
     if plan.method == "none":
         weight = tape.weight(f"{plan.name}.weight")
-        if tape.layout.slots[weight].dtype != export.dtype:
+        if plan.name == HEAD and tape.layout.slots[weight].dtype != export.dtype:
             # Folded when a session opens: stored small, computed in the activations' type.
             weight = tape.node("Cast", f"{path}/Cast", [weight], to=_TYPES[export.dtype])
         product = tape.node("MatMul", f"{path}/MatMul", [x, weight])

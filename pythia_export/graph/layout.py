@@ -7,7 +7,9 @@ fills it. Weights are stored as the graph wants them:
   asymmetric, `N.zero_points` uint8 [out, ceil(blocks * bits / 8)]: the operands of com.microsoft.MatMulNBits;
 - a linear left in float: `N.weight` [in, out], ready for MatMul (the head in float16, cast when the session opens);
 - the rows of the fused QKV are permuted from `[heads, 3, head_dim]` to `[3, heads, head_dim]`, so that the product is
-  the packed `q | k | v` that attention operators read.
+  the packed `q | k | v` that attention operators read;
+- with two products a layer, QKV and h_to_4h are one matrix `fused_in` of 7 * hidden outputs, dense and 4h_to_h one
+  matrix `fused_out` of 5 * hidden inputs. The graph reads the whole; each linear keeps a slot of its own, inside it.
 
 Alignment: 4,096 bytes for tensors of a page or more, so that they can be memory-mapped, 64 below.
 """
@@ -15,11 +17,11 @@ Alignment: 4,096 bytes for tensors of a page or more, so that they can be memory
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import RecipeError
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, layer_prefix, linear_shape
 from ..recipe import Method, Quantize, Scheme
 
@@ -27,17 +29,34 @@ PAGE, SMALL = 4096, 64
 QKV = "attention.query_key_value"
 EMBEDDING_BLOCK = 32
 EMBEDDING_BITS = {"int8": 8, "int4": 4}
+NORMS = ("input_layernorm", "post_attention_layernorm")
+FUSED_IN, FUSED_OUT = "fused_in", "fused_out"
+PARTS = {FUSED_IN: (QKV, "mlp.dense_h_to_4h"), FUSED_OUT: ("attention.dense", "mlp.dense_4h_to_h")}
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor's place: numpy dtype name, shape, byte offset and length."""
+    """One tensor's place: numpy dtype name, shape, byte offset, and the bytes from one row to the next: more than a row
+    has where the tensor is part of a wider one."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
-    nbytes: int
+    pitch: int
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def end(self) -> int:
+        return self.offset + (self.shape[0] - 1) * self.pitch + self.nbytes // self.shape[0]
+
+    def view(self, memory: np.ndarray) -> np.ndarray:
+        """The tensor within `memory`, the file's bytes."""
+        inner = np.empty((1, *self.shape[1:]), self.dtype).strides[1:]
+        return np.ndarray(self.shape, self.dtype, memory, self.offset, (self.pitch, *inner))
 
 
 @dataclass(frozen=True)
@@ -63,12 +82,17 @@ class LinearPlan:
 
 @dataclass(frozen=True)
 class Layout:
+    """slots: what is written and read back, by checkpoint names. linears: how each is rounded. fused, wholes: the
+    matrices of two products a layer and their tensors, which the graph reads; empty with four."""
+
     slots: dict[str, Slot]
     linears: dict[str, LinearPlan]
+    fused: dict[str, LinearPlan]
+    wholes: dict[str, Slot]
 
     @property
     def nbytes(self) -> int:
-        return max(slot.offset + slot.nbytes for slot in self.slots.values())
+        return max(slot.end for slot in self.slots.values())
 
     @property
     def bits_per_weight(self) -> float:
@@ -84,8 +108,14 @@ class Layout:
         slot = self.slots.get(f"{EMBEDDING}.qweight")
         return None if slot is None else 8 * slot.shape[1] // hidden
 
-    def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(slot) for slot in self.slots.values()]
+    def sharing(self, name: str) -> tuple[str, ...]:
+        """The linears that are stored as one matrix with this one, itself among them."""
+        for fused in self.fused:
+            prefix, _, short = fused.rpartition(".")
+            names = tuple(f"{prefix}.{part}" for part in PARTS[short])
+            if name in names:
+                return names
+        return (name,)
 
 
 def linear_plans(config: NeoXConfig, quantize: Quantize) -> Iterator[LinearPlan]:
@@ -97,52 +127,141 @@ def linear_plans(config: NeoXConfig, quantize: Quantize) -> Iterator[LinearPlan]
     yield LinearPlan(HEAD, None, linear_shape(config, HEAD), *quantize.linear(HEAD))
 
 
-def _linear_slots(plan: LinearPlan, dtype: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor to be placed; `parts` are the names and shapes of those that it is put together from along `axis`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    axis: int = 0
+    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+def _linear(plan: LinearPlan, dtype: str) -> Iterator[_Tensor]:
     out, fan_in = plan.shape
     if plan.method == "none":
-        yield f"{plan.name}.weight", "float16" if plan.name == HEAD else dtype, (fan_in, out)
+        yield _Tensor(f"{plan.name}.weight", "float16" if plan.name == HEAD else dtype, (fan_in, out))
     else:
         bits = plan.scheme.stored_bits
-        yield f"{plan.name}.qweight", "uint8", (out, plan.blocks, plan.block_size * bits // 8)
-        yield f"{plan.name}.scales", dtype, (out, plan.blocks)
+        yield _Tensor(f"{plan.name}.qweight", "uint8", (out, plan.blocks, plan.block_size * bits // 8))
+        yield _Tensor(f"{plan.name}.scales", dtype, (out, plan.blocks))
         if not plan.scheme.symmetric:
-            yield f"{plan.name}.zero_points", "uint8", (out, -(-plan.blocks * bits // 8))
+            yield _Tensor(f"{plan.name}.zero_points", "uint8", (out, -(-plan.blocks * bits // 8)))
     if plan.name != HEAD:
-        yield f"{plan.name}.bias", dtype, (out,)
+        yield _Tensor(f"{plan.name}.bias", dtype, (out,))
 
 
-def _tensors(config: NeoXConfig, quantize: Quantize, dtype: str, plans: list[LinearPlan]) -> Iterator[Any]:
-    d, vocab = config.hidden_size, config.vocab_size
-    if quantize.embedding in EMBEDDING_BITS:
-        yield f"{EMBEDDING}.qweight", "uint8", (vocab, d * EMBEDDING_BITS[quantize.embedding] // 8)
-        yield f"{EMBEDDING}.scales", dtype, (vocab, -(-d // EMBEDDING_BLOCK))
+def _fused(whole: LinearPlan, parts: list[LinearPlan], dtype: str) -> Iterator[_Tensor]:
+    """The tensors of a matrix made of two linears: one above the other, or one beside the other with one bias."""
+    above = whole.name.endswith(FUSED_IN)
+    for tensors in zip(*(_linear(part, dtype) for part in parts), strict=True):
+        kind = tensors[0].name.rpartition(".")[2]
+        if kind == "bias" and not above:
+            tensors = tensors[1:]
+        axis = int(above) if kind == "weight" else int(not above)  # a float matrix is stored as [in, out]
+        axis = 0 if kind == "bias" else axis
+        shape = list(tensors[0].shape)
+        shape[axis] = sum(t.shape[axis] for t in tensors)
+        yield _Tensor(
+            f"{whole.name}.{kind}", tensors[0].dtype, tuple(shape), axis, tuple((t.name, t.shape) for t in tensors)
+        )
+
+
+def _fused_plan(name: str, parts: list[LinearPlan]) -> LinearPlan:
+    """How a matrix made of two linears is stored.
+
+    Raises:
+        RecipeError: they are not stored alike, or cannot lie side by side.
+    """
+    a, b = parts
+    if (a.method, a.scheme) != (b.method, b.scheme):
+        raise RecipeError(
+            f"quantize.products = 2 stores {a.name} and {b.name} as one matrix, and the recipe has "
+            f"{a.method} {a.scheme} for the one and {b.method} {b.scheme} for the other",
+            hint="Let the overrides match both or neither, or leave `products` at 4.",
+        )
+    if name.endswith(FUSED_IN):
+        return LinearPlan(name, a.layer, (a.shape[0] + b.shape[0], a.shape[1]), a.method, a.scheme)
+    whole = LinearPlan(name, a.layer, (a.shape[0], a.shape[1] + b.shape[1]), a.method, a.scheme)
+    bytes_of_zeros = a.blocks * a.scheme.stored_bits % 8 == 0 or a.scheme.symmetric
+    aligned = a.shape[1] % a.block_size == 0 and a.block_size == b.block_size == whole.block_size
+    if a.method != "none" and not (aligned and bytes_of_zeros):
+        raise RecipeError(
+            f"quantize.products = 2 stores {a.name} and {b.name} side by side; {a.shape[1]} columns do not end with a "
+            f"block of {a.block_size}{'' if bytes_of_zeros else ' and a byte of zero points'}",
+            hint="Choose a smaller group_size or a symmetric grid, or leave `products` at 4.",
+        )
+    return whole
+
+
+def _layer(config: NeoXConfig, plans: list[LinearPlan], fused: list[LinearPlan], dtype: str) -> Iterator[_Tensor]:
+    prefix, width = layer_prefix(plans[0].layer or 0), (config.hidden_size,)
+    if fused:
+        yield _Tensor(f"{prefix}.{NORMS[0]}.weight", dtype, width)
     else:
-        yield f"{EMBEDDING}.weight", quantize.embedding, (vocab, d)
-    for table in ("rotary.cos", "rotary.sin"):
-        yield table, dtype, (config.max_positions, config.rotary_dim // 2)
-    for plan in plans:
-        if plan.name.endswith(LINEARS[0]):
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                for part in ("weight", "bias"):
-                    yield f"{layer_prefix(plan.layer or 0)}.{norm}.{part}", dtype, (d,)
-        if plan.name == HEAD:
-            for part in ("weight", "bias"):
-                yield f"{FINAL_NORM}.{part}", dtype, (d,)
-        yield from _linear_slots(plan, dtype)
+        yield from (_Tensor(f"{prefix}.{norm}.{part}", dtype, width) for norm in NORMS for part in ("weight", "bias"))
+        for plan in plans:
+            yield from _linear(plan, dtype)
+    for whole in fused:
+        parts = PARTS[whole.name.removeprefix(f"{prefix}.")]
+        yield from _fused(whole, [p for p in plans if p.name.removeprefix(f"{prefix}.") in parts], dtype)
 
 
 def layout(config: NeoXConfig, quantize: Quantize, dtype: str) -> Layout:
-    """Lay out every tensor of the artifact. `dtype` is that of scales, biases and norms: float32 or float16."""
-    plans = list(linear_plans(config, quantize))
+    """Lay out every tensor of the artifact. `dtype` is that of scales, biases and norms: float32 or float16.
+
+    Raises:
+        RecipeError: two products a layer are asked for, of linears that cannot share a matrix.
+    """
+    d, vocab = config.hidden_size, config.vocab_size
+    linears = {plan.name: plan for plan in linear_plans(config, quantize)}
+    fused: dict[str, LinearPlan] = {}
     slots: dict[str, Slot] = {}
+    wholes: dict[str, Slot] = {}
     end = 0
-    for name, kind, shape in _tensors(config, quantize, dtype, plans):
-        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize
-        align = PAGE if nbytes >= PAGE else SMALL
-        offset = -(-end // align) * align
-        slots[name] = Slot(name, kind, shape, offset, nbytes)
-        end = offset + nbytes
-    return Layout(slots, {plan.name: plan for plan in plans})
+
+    def place(tensor: _Tensor) -> None:
+        nonlocal end
+        size = np.dtype(tensor.dtype).itemsize
+        pitch = int(np.prod(tensor.shape[1:], dtype=np.int64)) * size
+        align = PAGE if pitch * tensor.shape[0] >= PAGE else SMALL
+        at = -(-end // align) * align
+        whole = Slot(tensor.name, tensor.dtype, tensor.shape, at, pitch)
+        end = whole.end
+        if not tensor.parts:
+            slots[tensor.name] = whole
+            return
+        wholes[tensor.name] = whole
+        step = pitch // tensor.shape[1] if tensor.axis else pitch
+        for name, shape in tensor.parts:
+            slots[name] = Slot(name, tensor.dtype, shape, at, pitch)
+            at += shape[tensor.axis] * step
+
+    if quantize.embedding in EMBEDDING_BITS:
+        place(_Tensor(f"{EMBEDDING}.qweight", "uint8", (vocab, d * EMBEDDING_BITS[quantize.embedding] // 8)))
+        place(_Tensor(f"{EMBEDDING}.scales", dtype, (vocab, -(-d // EMBEDDING_BLOCK))))
+    else:
+        place(_Tensor(f"{EMBEDDING}.weight", quantize.embedding, (vocab, d)))
+    for table in ("rotary.cos", "rotary.sin"):
+        place(_Tensor(table, dtype, (config.max_positions, config.rotary_dim // 2)))
+    for layer in range(config.num_layers):
+        prefix = layer_prefix(layer)
+        of_layer = []
+        if quantize.products == 2:
+            for short, parts in PARTS.items():
+                name = f"{prefix}.{short}"
+                fused[name] = _fused_plan(name, [linears[f"{prefix}.{part}"] for part in parts])
+                of_layer.append(fused[name])
+        for tensor in _layer(config, [linears[f"{prefix}.{linear}"] for linear in LINEARS], of_layer, dtype):
+            place(tensor)
+        if of_layer:  # both branches read one normalised vector
+            slots[f"{prefix}.{NORMS[1]}.weight"] = slots[f"{prefix}.{NORMS[0]}.weight"]
+    for part in ("weight", "bias"):
+        place(_Tensor(f"{FINAL_NORM}.{part}", dtype, (d,)))
+    for tensor in _linear(linears[HEAD], dtype):
+        place(tensor)
+    return Layout(slots, linears, fused, wholes)
 
 
 def packed_qkv_rows(config: NeoXConfig) -> np.ndarray:

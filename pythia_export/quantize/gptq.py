@@ -178,14 +178,19 @@ def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _GridSearch) -> tuple[Tens
     return Q[place].T.contiguous(), scale.T.float().contiguous(), zero.T.to(torch.uint8).contiguous()
 
 
+def fitted_share(fan_in: int, tokens: int) -> float:
+    """A fit of `fan_in` weights to n tokens explains fan_in/n of pure noise: what is left of its step."""
+    return max(0.0, 1 - fan_in / tokens)
+
+
 def correction(missing: Tensor, factor: Factor, tokens: int) -> Tensor:
     """What to add to the weights so that they fit the wanted outputs best: ``missing (H + damp)^-1`` [out, in].
 
     `missing` [out, in] is ``E[(wanted - W x) x^T]``. The quadratic loss around the weights so found has the same H, so
     to round them instead of W corrects the error of what came before (GPTAQ, arXiv 2504.02692; Qronos, arXiv
-    2505.11695). A fit of `in` weights to n tokens explains in/n of pure noise, so the step is shortened by that share.
+    2505.11695). The step is shortened to its `fitted_share`.
     """
-    share = max(0.0, 1 - len(factor.L) / tokens)
+    share = fitted_share(len(factor.L), tokens)
     step = torch.empty_like(missing)
     step[:, factor.order] = torch.cholesky_solve(missing[:, factor.order].T, factor.L).T.mul_(share)
     step[:, factor.dead] = 0

@@ -25,6 +25,7 @@ from ..progress import SILENT, Progress
 from ..quantize.rtn import rtn
 from ..recipe import Override, Quantize
 from .activations import fits
+from .folded import Folded
 from .observe import Observed
 from .problem import Problem
 from .sensitivity import Sensitivity, Tensors, expected_cost, measure_sensitivity
@@ -60,6 +61,8 @@ def allocate(
     """
     asked = quantize.bits_per_weight
     assert asked is not None
+    if quantize.products == 2:
+        source = Folded(source)
     base = layout(source.config, quantize, dtype)
     chosen = [p.name for p in base.linears.values() if p.layer is not None and p.method != "none"]
     candidates = [name for name in chosen if base.linears[name].scheme.bits < RAISED]
@@ -73,10 +76,14 @@ def allocate(
     saved = _saved(source, quantize, base, high, candidates, ids, memory_gb, scratch, progress)
     raised: list[str] = []
     reached = base.bits_per_weight
-    for name in sorted(candidates, key=lambda name: saved[name] / _extra(base, high, name), reverse=True):
-        with_it = layout(source.config, _raised(quantize, [*raised, name]), dtype).bits_per_weight
+
+    def worth(names: tuple[str, ...]) -> float:
+        return sum(saved[name] for name in names) / sum(_extra(base, high, name) for name in names)
+
+    for names in sorted(dict.fromkeys(map(base.sharing, candidates)), key=worth, reverse=True):
+        with_it = layout(source.config, _raised(quantize, [*raised, *names]), dtype).bits_per_weight
         if with_it <= asked:
-            raised.append(name)
+            raised += names
             reached = with_it
     final = _raised(quantize, raised).model_copy(update={"bits_per_weight": None})
     return final, Allocation(asked, round(reached, 4), tuple(raised))

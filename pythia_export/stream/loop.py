@@ -19,7 +19,16 @@ from torch import Tensor
 
 from ..block import Block
 from ..errors import PythiaExportError
-from ..graph.layout import EMBEDDING_BITS, EMBEDDING_BLOCK, QKV, Layout, LinearPlan, packed_qkv_rows, rotary_tables
+from ..graph.layout import (
+    EMBEDDING_BITS,
+    EMBEDDING_BLOCK,
+    NORMS,
+    QKV,
+    Layout,
+    LinearPlan,
+    packed_qkv_rows,
+    rotary_tables,
+)
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, layer_prefix, layer_tensors
 from ..progress import SILENT, Progress
 from ..quantize.coupled import gptq_coupled
@@ -30,6 +39,7 @@ from ..quantize.rtn import rtn
 from ..recipe import Quantize
 from ..weights import WeightsReader, WeightsWriter
 from .activations import fits
+from .folded import Folded
 from .journal import Journal
 from .observe import Observed
 from .problem import Problem
@@ -58,6 +68,8 @@ def quantize_stream(
             message names the linear or the layer.
     """
     began = time.perf_counter()
+    if quantize.products == 2:
+        source = Folded(source)
     with ExitStack() as stack:
         if journal is not None:
             folder = journal.folder
@@ -125,7 +137,8 @@ class _Job:
             correct = self.quantize.error_correction
             spill = None if fits((*windows.shape, self.config.hidden_size), 2 if correct else 1, memory_gb) else folder
             # The artifact's own embedding is what every layer will read.
-            self.observed = Observed(self.config, windows, stored, table if correct else None, spill)
+            joint = (self.quantize.damp, self.quantize.max_damp) if self.quantize.joint_hessian else None
+            self.observed = Observed(self.config, windows, stored, table if correct else None, spill, joint)
 
     def layer(self, layer: int) -> None:
         began, prefix = time.perf_counter(), layer_prefix(layer)
@@ -140,13 +153,13 @@ class _Job:
             # From here on what the artifact stands for takes the original's place.
             rounded = self.out.stored(plan, W) if result is None else result.dequantize()
             weights[f"{name}.weight"] = rounded
-            if problem is not None and plan.method == "gptq":
+            if problem is not None and plan.method == "gptq" and f"{name}.bias" in self.layout.slots:
                 bias = problem.bias(bias, rounded)
             weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
             return rounded
 
         def norms() -> None:
-            for norm in ("input_layernorm", "post_attention_layernorm"):
+            for norm in NORMS:
                 for part in ("weight", "bias"):
                     name = f"{prefix}.{norm}.{part}"
                     weights[name] = self.out.vector(name, weights[name])
@@ -283,7 +296,12 @@ class _Writer:
     config_rows: np.ndarray
 
     def vector(self, name: str, value: Tensor) -> Tensor:
-        """Write a bias or a norm; returns it in float32 as the artifact will read it."""
+        """Write a bias or a norm; returns it in float32 as the artifact will read it.
+
+        Those that are folded into other weights are not stored and keep the value that this gave them.
+        """
+        if name not in self.layout.slots:
+            return value
         stored = value.to(getattr(torch, self.dtype))
         packed = stored[torch.from_numpy(self.config_rows)] if name.removesuffix(".bias").endswith(QKV) else stored
         self.file.put(name, packed.numpy())

@@ -23,6 +23,7 @@ from ..block import UP, Block, Rotary, Weights, final_norm, normalise
 from ..errors import NumericsError
 from ..graph.layout import QKV
 from ..neox import NeoXConfig, layer_prefix
+from ..quantize.gptq import correction, factor, fitted_share
 from .activations import Activations
 from .problem import Moments, Problem
 
@@ -38,10 +39,18 @@ class Observed:
     """Activations of windows ids [N, S] before the layer at hand; `spill` is where they lie when memory is short."""
 
     def __init__(
-        self, config: NeoXConfig, ids: np.ndarray, embedding: Tensor, source: Tensor | None, spill: Path | None
+        self,
+        config: NeoXConfig,
+        ids: np.ndarray,
+        embedding: Tensor,
+        source: Tensor | None,
+        spill: Path | None,
+        joint: tuple[float, float] | None = None,
     ) -> None:
-        """`embedding` is the table as it will be stored, `source` the original one where error correction wants it."""
+        """`embedding` is the table as it will be stored, `source` the original one where error correction wants it;
+        `joint`, damp and max_damp, lets dense count on 4h_to_h."""
         self.config, self.tokens = config, int(ids.size)
+        self.joint = joint
         self.rotary = Rotary.of(config, ids.shape[1], torch.float32)
         self.x = self._embedded(ids, embedding, spill)
         self.wanted = None if source is None else self._embedded(ids, source, spill)
@@ -120,12 +129,32 @@ class Observed:
         H, H_up, across = of_mixed.centred(), of_up.centred(), between.centred()
         A, B = W_mixed.to(H.dtype), W_up.to(H_up.dtype)
         missing = lacks_mixed.centred().sub_(A @ H).sub_((B.to(across.dtype) @ across.T).to(H.dtype))
+        lacking = lacks_up.centred().sub_(B @ H_up)
+        if self.joint is not None and fitted_share(len(H_up), self.tokens):
+            H, missing = self._counting_on_down(block.layer, H, missing, A, H_up, across, lacking)
         # Of the mean, 4h_to_h's bias takes all that is lacking; dense keeps its own.
         same = torch.zeros(d, dtype=H.dtype)
         done = solve(DENSE, Problem(W_mixed, H, self.tokens, None, missing, mean_mixed.to(H.dtype), same))
-        missing = lacks_up.centred().sub_((done.to(across.dtype) @ across).to(H_up.dtype)).sub_(B @ H_up)
+        missing = lacking.sub_((done.to(across.dtype) @ across).to(H_up.dtype))
         shift = lack - done.double() @ mean_mixed - block.weights(f"{prefix}.{DENSE}.bias").double()
         solve(DOWN, Problem(W_up, H_up, self.tokens, None, missing, mean_up.to(H_up.dtype), shift.to(H_up.dtype)))
+
+    def _counting_on_down(
+        self, layer: int, H: Tensor, missing: Tensor, A: Tensor, H_up: Tensor, across: Tensor, lacking: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """H and `missing` of dense when 4h_to_h, rounded after it, takes up what it leaves.
+
+        Of the joint problem [A B] with Hessian [[H, C], [C^T, H_up]], B at its best for any A is eliminated: what is
+        left of H is its Schur complement, as far as B will go (`fitted_share` s of its step: s (2 - s) of the gain).
+        """
+        assert self.joint is not None
+        try:
+            L = factor(H_up, False, *self.joint)
+        except NumericsError as e:
+            raise NumericsError(f"layer {layer}, the inputs of {DOWN}: {e}", hint=e.hint) from e
+        reach = correction(across, L, self.tokens).mul_(2 - fitted_share(len(H_up), self.tokens))  # [d, ff]
+        owed = lacking.to(across.dtype) - A.to(across.dtype) @ across
+        return H - (reach @ across.T).to(H.dtype), missing - (owed @ reach.T).to(H.dtype)
 
     def propagate(self, block: Block, measure: bool = True) -> float | None:
         """Move the quantised stream past the layer; its relative squared distance to the unquantised one, if known."""
