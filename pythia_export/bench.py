@@ -22,6 +22,7 @@ import numpy as np
 from .artifact import Artifact
 from .checkpoint import pull
 from .errors import EnvironmentProblem, RecipeError
+from .kernels import kernels_path
 from .machine import machine
 from .progress import SILENT, Progress
 from .runtime import Cache, Session, peak_memory_bytes
@@ -53,7 +54,10 @@ def bench(
     job = {"prompt": prompt_tokens, "new": new_tokens, "threads": threads}
     scheme = opened.recipe.quantize
     ours = f"{OURS} {'float' if scheme.method == 'none' else f'int{scheme.bits}'}"
-    contestants = {ours: job | {"kind": "ours", "folder": str(opened.folder)}}
+    here = job | {"folder": str(opened.folder)}
+    contestants = {ours: here | {"kind": "function"}}
+    if opened.recipe.export.rotary == "custom" and opened.recipe.export.target != "cuda" and kernels_path() is not None:
+        contestants = {f"{ours}, native": here | {"kind": "native"}} | contestants
 
     with tempfile.TemporaryDirectory(prefix="pythia-export-bench-") as scratch:
         if peers:
@@ -113,8 +117,10 @@ def _measure(task: dict[str, Any]) -> dict[str, float]:
     """One contestant, in this process. A warm-up pass comes first; it is not counted."""
     folder, prompt, new = Path(task["folder"]), task["prompt"], task["new"]
     began = time.perf_counter()
-    open_model = {"ours": _open_ours, "optimum": _open_optimum}[task["kind"]]
-    start, step, vocab = open_model(folder, task["threads"], prompt + new)
+    if task["kind"] == "optimum":
+        start, step, vocab = _open_optimum(folder, task["threads"], prompt + new)
+    else:
+        start, step, vocab = _open_ours(folder, task["threads"], prompt + new, task["kind"] == "native")
     loaded = time.perf_counter() - began
     ids = np.random.default_rng(0).integers(1, vocab, (1, prompt)).astype(np.int64)
     start(ids)
@@ -137,9 +143,9 @@ def _measure(task: dict[str, Any]) -> dict[str, float]:
 Opened = tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], Any], int]
 
 
-def _open_ours(folder: Path, threads: int, room: int) -> Opened:
+def _open_ours(folder: Path, threads: int, room: int, native: bool) -> Opened:
     artifact = Artifact.open(folder)
-    session = Session.open(artifact, threads=threads)
+    session = Session.open(artifact, threads=threads, native=native)
     caches: list[Cache] = []
 
     def start(ids: np.ndarray) -> None:

@@ -72,3 +72,10 @@ def test_a_nan_does_not_pass():
 
 def test_no_limits_no_gates():
     assert judge(Gates(), PARITY) == []
+
+
+def test_native_kernels_are_held_to_the_same_limit():
+    export = {"max_abs": 2e-5, "decode_max_abs": 3e-5, "native": {"max_abs": 1e-3, "decode_max_abs": 1e-5}}
+    assert not passed({"export": export}, export_max_abs=1e-4)
+    assert passed({"export": export}, decode_max_abs=1e-4)
+    assert judge(Gates(export_max_abs=1e-4), {"export": export})[0]["value"] == 1e-3

@@ -54,19 +54,22 @@ def prove(
     """
     began = time.perf_counter()
 
-    def session(level: int) -> Session:
+    def session(level: int, native: bool = True) -> Session:
         graph = model if level == export.accuracy_level else with_accuracy_level(model, level)
         return Session(
             graph.SerializeToString(), folder, config, kv_cache=kv_cache(export), kv_dtype=export.dtype,
-            provider="cuda" if export.target == "cuda" else "cpu",
+            provider="cuda" if export.target == "cuda" else "cpu", native=native,
         )  # fmt: skip
 
     some = windows.ids[:EXPORT_WINDOWS]
     reference = Reference(stored, config, some, "Reference on the artifact's weights", progress)
+    portable = session(0, native=False)
     kept: dict[str, Any] = {"accuracy_level": 0, "tokens": int(some.size)} | _export(
-        session(0), reference, some, progress
+        portable, reference, some, progress
     )
     shipped = session(export.accuracy_level)
+    kept |= {"speed": shipped.speed, "why": shipped.why}
+    kept["native"] = _export(session(0), reference, some, progress) if shipped.speed == "native" else None
     if export.accuracy_level:
         kept["shipped"] = {"accuracy_level": export.accuracy_level} | _export(shipped, reference, some, progress)
     else:

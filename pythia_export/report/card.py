@@ -159,17 +159,12 @@ def _origin(source: Json, recipe: Json) -> str:
 
 
 def _parity(parity: Json) -> Iterator[str]:
-    export, shipped, corpus, cost = (
-        parity["export"], parity["export"].get("shipped"), parity["corpus"], parity.get("cost")
-    )  # fmt: skip
+    export, corpus, cost = parity["export"], parity["corpus"], parity.get("cost")
     tokens = f"{export['tokens']:,} tokens"
     yield f"{words.QUESTIONS[0]} ONNX Runtime against torch on the same dequantised weights, {tokens}:"
-    header = ["", f"Accuracy level {export['accuracy_level']}"]
-    if shipped:
-        header.append(f"As it ships (level {shipped['accuracy_level']})")
-    sides = [side for side in (export, shipped) if side]
+    headings, sides = zip(*words.configurations(export), strict=True)
     yield _table(
-        header,
+        ["", *(heading.capitalize() for heading in headings)],
         [
             ["Largest logit difference", *(words.power(s["max_abs"]) for s in sides)],
             ["99.9 % of logits within", *(words.power(s["p999_abs"]) for s in sides)],

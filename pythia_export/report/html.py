@@ -67,6 +67,8 @@ def _export_plot(parity: Json) -> Any:
         ("token by token", export["decode_max_abs"]),
     ]
     others = [("as it ships", shipped["max_abs"])] if shipped else []
+    if export.get("native"):
+        others.append(("native kernels", export["native"]["max_abs"]))
     limits = [gate["limit"] for gate in parity["gates"] if gate["name"] in ("export_max_abs", "decode_max_abs")]
     return ruler.ruler(judged, others, limits)
 

@@ -32,10 +32,8 @@ def verdict(parity: Json, quantization: Json | None) -> RenderableType:
 
 
 def _export(parity: Json) -> RenderableType:
-    export, shipped = parity["export"], parity["export"].get("shipped")
-    columns = [f"level {export['accuracy_level']}"]
-    if shipped:
-        columns.append(f"as it ships, level {shipped['accuracy_level']}")
+    export = parity["export"]
+    columns, sides = zip(*words.configurations(export), strict=True)
     note = f"ONNX Runtime against torch, same weights, {export['tokens']:,} tokens"
     table = _table(*columns)
     for label, key, show in (
@@ -44,7 +42,7 @@ def _export(parity: Json) -> RenderableType:
         ("cached decode against one pass", "decode_max_abs", words.power),
         ("same likeliest token", "same_top", words.share),
     ):
-        table.add_row(label, *(show(side[key]) for side in (export, shipped) if side))
+        table.add_row(label, *(show(side[key]) for side in sides))
     return _titled(words.QUESTIONS[0], note, table)
 
 

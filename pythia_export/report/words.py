@@ -23,6 +23,17 @@ _METHODS = {"gptq": "GPTQ", "rtn": "Round to nearest", "none": "Not quantised"}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+def configurations(export: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What was compared with torch: the portable graph, the native kernels, the level that ships; heading, figures."""
+    level = export["accuracy_level"]
+    found = [(f"level {level}", export)]
+    if export.get("native"):
+        found.append((f"native kernels, level {level}", export["native"]))
+    if export.get("shipped"):
+        found.append((f"as it ships, level {export['shipped']['accuracy_level']}", export["shipped"]))
+    return found
+
+
 def verdict(parity: Json) -> tuple[str, str]:
     """One word and what it stands for: `("Passed", "all 3 gates")`."""
     gates = parity["gates"]

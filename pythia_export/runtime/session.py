@@ -8,6 +8,9 @@ Two kinds of graph, told apart by the manifest's `layout.kv_cache`:
 
 Either way the cache never passes through Python: a step copies token ids in and logits out.
 
+Two speeds of the same graph: where it calls pythia.RotaryAttention and the native kernels are built, they compute it;
+elsewhere ONNX Runtime takes the function that the graph carries. `Session.speed` says which, `Session.why` why.
+
 Left padding: the mask tells the real tokens, and a token's position counts the real tokens before it.
 """
 
@@ -26,12 +29,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import EnvironmentProblem, IntegrityError, RecipeError, ResourceError
+from ..kernels import kernels_path
 from ..neox import NeoXConfig
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
 
 Provider = Literal["cpu", "cuda"]
+Speed = Literal["native", "function", "stock"]
+# A node of our operators' domain in a graph's bytes: NodeProto's field 7, six characters. Reading it takes no onnx.
+_OURS = b"\x3a\x06pythia"
 MODEL = "model.onnx"
 _EXECUTION_PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -59,12 +66,14 @@ class Cache:
 
 class Session:
     """One graph, opened. `load_seconds` is the time that took; `providers` are those in use, the first preferred.
+    `speed` is "native", "function" or, for a graph without an operator of ours, "stock"; `why` explains it.
 
     `Session(model, folder, config, ...)` opens a graph that need not be published: `model` is its bytes or its path,
-    `folder` holds the files that its external tensors name.
+    `folder` holds the files that its external tensors name. `native` False leaves our kernels out.
 
     Raises:
-        EnvironmentProblem: both ONNX Runtime distributions are installed, or the provider is not to be had.
+        EnvironmentProblem: the kernels are built and do not load, both ONNX Runtime distributions are installed, or the
+            provider is not to be had.
         IntegrityError: ONNX Runtime refuses the graph, or the graph's inputs and outputs are not the configuration's.
     """
 
@@ -78,6 +87,7 @@ class Session:
         kv_dtype: str = "float32",
         threads: int | None = None,
         provider: Provider = "cpu",
+        native: bool = True,
     ) -> None:
         if kv_cache not in ("shared", "growing") or kv_dtype not in ("float32", "float16"):
             raise IntegrityError(
@@ -88,7 +98,9 @@ class Session:
         self.kv_cache = kv_cache
         self.kv_dtype = np.dtype(kv_dtype)
         self._ort = onnxruntime()
-        self._session = _open(self._ort, model, folder, threads, provider)
+        graph = model if isinstance(model, bytes) else model.read_bytes()
+        self.speed, self.why, library = _speed(graph, provider, native)
+        self._session = _open(self._ort, graph, folder, threads, provider, library)
         self.providers: list[str] = self._session.get_providers()
         self._device = provider
         parts = [f"{layer}.{part}" for layer in range(config.num_layers) for part in ("key", "value")]
@@ -105,6 +117,7 @@ class Session:
         accuracy_level: int | None = None,
         model_bytes: bytes | None = None,
         provider: Provider | None = None,
+        native: bool = True,
     ) -> Session:
         """Open a published artifact on the provider its recipe targets, or on `provider`.
 
@@ -125,6 +138,7 @@ class Session:
             kv_dtype=layout.get("kv_dtype"),
             threads=threads,
             provider=provider or ("cuda" if export.target == "cuda" else "cpu"),
+            native=native,
         )
 
     def logits(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
@@ -271,7 +285,7 @@ def require_provider(provider: Provider, probe: bytes) -> None:
     Raises:
         EnvironmentProblem: the provider cannot be started here.
     """
-    _open(onnxruntime(), probe, Path("check before the run"), None, provider)
+    _open(onnxruntime(), probe, Path("check before the run"), None, provider, None)
 
 
 def _is_installed(distribution: str) -> bool:
@@ -282,14 +296,39 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def _open(ort: Any, model: bytes | Path, folder: Path, threads: int | None, provider: Provider) -> Any:
+def _speed(graph: bytes, provider: Provider, native: bool) -> tuple[Speed, str, Path | None]:
+    """How fast a graph will run, why, and the library to register.
+
+    A registered library takes over the operator's schema for every provider, so it is kept from those it has no kernel
+    for: they take the function.
+    """
+    if _OURS not in graph:
+        return "stock", "the graph holds ONNX Runtime's operators alone", None
+    if provider != "cpu":
+        return "function", f"the native kernels are for the CPU, not for {provider}", None
+    if not native:
+        return "function", "native kernels were not wanted", None
+    library = kernels_path()
+    if library is None:
+        return "function", "the native kernels are not built (`make kernels` in a checkout)", None
+    return "native", str(library.name), library
+
+
+def _open(ort: Any, graph: bytes, folder: Path, threads: int | None, provider: Provider, library: Path | None) -> Any:
     options = ort.SessionOptions()
+    if library is not None:
+        try:
+            options.register_custom_ops_library(str(library))
+        except Exception as e:
+            raise EnvironmentProblem(
+                f"{library} cannot be loaded: {e}",
+                hint="Build it anew for this machine (`make kernels`), or delete it: the graph runs without.",
+            ) from e
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors; they are raised as well
     options.intra_op_num_threads = threads or _threads()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     said = _preload_cuda(ort) if provider == "cuda" else ""
-    graph = model if isinstance(model, bytes) else model.read_bytes()
     ort.set_default_logger_severity(4)  # a provider that fails to start is logged here, and raised below
     try:
         session = ort.InferenceSession(graph, options, providers=_EXECUTION_PROVIDERS[provider])

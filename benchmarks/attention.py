@@ -1,0 +1,188 @@
+"""The attention operator alone: our kernel with each type of cache beside ONNX Runtime's GroupQueryAttention.
+
+    python benchmarks/attention.py [--size 410m] [--context 1500] [--prefill 512] [--threads 2 1] [--rounds 7]
+
+The graph is one attention node a layer, for all layers of the size, so that caches do not stay in the processor's own;
+contestants take turns, and a figure is the median over the rounds. "Read" is the time to read the bytes of such a cache
+once at the memory bandwidth that numpy's sums reach in the same run, with as many threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper
+
+from pythia_export.graph.layout import rotary_tables
+from pythia_export.kernels import kernels_path
+from pythia_export.machine import machine
+from pythia_export.neox import NeoXConfig
+from pythia_export.suite import geometry
+
+CACHES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
+INPUTS = ("cos", "sin", "position_ids", "seqlens_k", "total_length", "attention_bias")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="410m")
+    parser.add_argument("--context", type=int, default=1500)
+    parser.add_argument("--prefill", type=int, default=512)
+    parser.add_argument("--threads", type=int, nargs="*", default=[2, 1])
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    config = geometry(f"EleutherAI/pythia-{args.size}")
+    library = kernels_path()
+    if config is None or library is None:
+        parser.error(f"{args.size} is no size of the suite" if config is None else "the kernels are not built")
+    print(f"pythia-{args.size}'s {config.num_layers} layers of attention; {machine()}\n")
+    print(
+        "| threads | | decode, ms a token | of GroupQueryAttention's | of reading the cache | prefill, ms | of GQA's |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for threads in args.threads:
+        names = ["GroupQueryAttention, float32", *CACHES]
+        runs = {name: _Run(config, name, threads, None if "Group" in name else str(library)) for name in names}
+        decode: dict[str, list[float]] = {name: [] for name in names}
+        prefill: dict[str, list[float]] = {name: [] for name in names}
+        for run in runs.values():
+            run(1, args.context)
+            run(args.prefill, args.prefill)
+        read = []
+        for _ in range(args.rounds):
+            for name, run in runs.items():
+                decode[name].append(run(1, args.context))
+                prefill[name].append(run(args.prefill, args.prefill))
+            read.append(_seconds_a_byte(threads))
+        stock = names[0]
+        for name in names:
+            one, many = statistics.median(decode[name]), statistics.median(prefill[name])
+            reading = runs[name].nbytes(args.context) * statistics.median(read)
+            print(
+                f"| {threads} | {name} | {1e3 * one:.2f} | {one / statistics.median(decode[stock]):.2f} "
+                f"| {one / reading:.2f} | {1e3 * many:.0f} | {many / statistics.median(prefill[stock]):.2f} |",
+                flush=True,
+            )
+        print(f"\nmemory bandwidth, {threads} threads: {1e-9 / statistics.median(read):.1f} GB/s\n")
+
+
+def _seconds_a_byte(threads: int) -> float:
+    data = np.ones(1 << 26, np.float32)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = np.array_split(data, threads)
+        list(pool.map(np.max, parts))
+        began = time.perf_counter()
+        list(pool.map(np.max, parts))
+        return (time.perf_counter() - began) / data.nbytes
+
+
+class _Run:
+    """A session of attention nodes over bound caches of 2,048 places."""
+
+    def __init__(self, config: NeoXConfig, kind: str, threads: int, library: str | None) -> None:
+        self.config, self.cache = config, "float32" if library is None else kind
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        if library is not None:
+            options.register_custom_ops_library(library)
+        graph = _graph(config, self.cache, library is not None)
+        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        heads, n = config.num_heads, config.head_dim
+        shape = (1, heads, config.max_positions, n)
+        rng, self.values = np.random.default_rng(0), {}
+        for layer in range(config.num_layers):
+            for part in ("key", "value"):
+                filled: Any = rng.standard_normal(shape, np.float32)
+                if self.cache == "int8":
+                    filled = (filled * 30).clip(-127, 127)
+                    self._bind_scale(layer, part, shape[:3])
+                dtype = {"float32": np.float32, "float16": np.float16, "int8": np.int8}[self.cache]
+                self.values[f"{layer}.{part}"] = onnxruntime.OrtValue.ortvalue_from_numpy(filled.astype(dtype))
+
+    def _bind_scale(self, layer: int, part: str, shape: tuple[int, ...]) -> None:
+        self.values[f"{layer}.{part}_scale"] = onnxruntime.OrtValue.ortvalue_from_numpy(
+            np.full(shape, 1 / 30, np.float32)
+        )
+
+    def nbytes(self, context: int) -> int:
+        c, size = self.config, {"float32": 4, "float16": 2, "int8": 1}[self.cache]
+        per_token = 2 * c.num_layers * (c.hidden_size * size + (4 * c.num_heads if size == 1 else 0))
+        return per_token * context
+
+    def __call__(self, new: int, total: int) -> float:
+        """Seconds of one call with `new` tokens, the last of `total`."""
+        cos, sin = (t.astype(np.float32) for t in rotary_tables(self.config))
+        rng = np.random.default_rng(1)
+        feeds = {
+            "qkv": rng.standard_normal((1, new, 3 * self.config.hidden_size), np.float32),
+            "cos": cos, "sin": sin,
+            "position_ids": np.arange(total - new, total)[None],
+            "seqlens_k": np.array([total - 1], np.int32), "total_length": np.array(total, np.int32),
+            "attention_bias": np.zeros((1, 1, new, total), np.float32),
+        }  # fmt: skip
+        binding = self.session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        for name, value in self.values.items():
+            binding.bind_ortvalue_input(f"past.{name}", value)
+            binding.bind_ortvalue_output(f"present.{name}", value)
+        binding.bind_output("out")
+        began = time.perf_counter()
+        self.session.run_with_iobinding(binding)
+        return time.perf_counter() - began
+
+
+def _graph(config: NeoXConfig, cache: str, ours: bool) -> bytes:
+    """Attention after attention, each on the same qkv; their outputs are summed so that none is dropped."""
+    heads, n, value = config.num_heads, config.head_dim, helper.make_tensor_value_info
+    kind = CACHES[cache]
+    inputs = [
+        value("qkv", TensorProto.FLOAT, ["B", "T", 3 * config.hidden_size]),
+        *(value(t, TensorProto.FLOAT, [config.max_positions, config.rotary_dim // 2]) for t in ("cos", "sin")),
+        value("position_ids", TensorProto.INT64, ["B", "T"]),
+        value("seqlens_k", TensorProto.INT32, ["B"]),
+        value("total_length", TensorProto.INT32, []),
+        value("attention_bias", TensorProto.FLOAT, ["B", 1, "T", "total"]),
+    ]
+    outputs, nodes = [], []
+    for layer in range(config.num_layers):
+        parts = [f"{layer}.key", f"{layer}.value"]
+        scales = [f"{part}_scale" for part in parts] if cache == "int8" else []
+        for names, type_, shape in (
+            (parts, kind, ["B", heads, "room", n]),
+            (scales, TensorProto.FLOAT, ["B", heads, "room"]),
+        ):
+            inputs += [value(f"past.{name}", type_, shape) for name in names]
+            outputs += [value(f"present.{name}", type_, shape) for name in names]
+        past, present = ([f"{side}.{name}" for name in parts] for side in ("past", "present"))
+        if ours:
+            past_scales, present_scales = ([f"{side}.{name}" for name in scales] for side in ("past", "present"))
+            node = helper.make_node(
+                "RotaryAttention", ["qkv", *past, *INPUTS, *past_scales], [f"out{layer}", *present, *present_scales],
+                domain="pythia", num_heads=heads, rotary_dim=config.rotary_dim,
+            )  # fmt: skip
+        else:
+            node = helper.make_node(
+                "GroupQueryAttention",
+                ["qkv", "", "", *past, "seqlens_k", "total_length", "cos", "sin", "", "attention_bias"],
+                [f"out{layer}", *present], domain="com.microsoft", num_heads=heads, kv_num_heads=heads, do_rotary=1,
+            )  # fmt: skip
+        nodes.append(node)
+    nodes.append(helper.make_node("Sum", [f"out{layer}" for layer in range(config.num_layers)], ["out"]))
+    outputs.append(value("out", TensorProto.FLOAT, ["B", "T", config.hidden_size]))
+    opsets = [helper.make_opsetid(*pair) for pair in (("", 21), ("com.microsoft", 1), ("pythia", 1))]
+    model = helper.make_model(
+        helper.make_graph(nodes, "attention", inputs, outputs), opset_imports=opsets, ir_version=10
+    )
+    return bytes(model.SerializeToString())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+// A node of ONNX Runtime's graph as the operators see it: its tensors, its attributes, and errors that name the place.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ort_abi.h"
+
+namespace pythia {
+
+struct Refusal : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+std::string text(const std::vector<int64_t>& shape);
+
+struct Tensor {
+  std::vector<int64_t> shape;
+  ort::ElementType type;
+  const void* data;
+
+  template <typename T>
+  const T* as() const { return static_cast<const T*>(data); }
+};
+
+class Node {
+ public:
+  Node(const ort::Api& api, const ort::KernelInfo* info, const char* op);
+
+  int64_t attribute(const char* name) const;
+  int64_t attribute(const char* name, int64_t otherwise) const;
+  [[noreturn]] void refuse(const std::string& what) const;  // throws Refusal: "<op> <node>: what"
+  const ort::Api& api() const { return *api_; }
+  void check(ort::Status* status, const char* doing) const;
+
+ private:
+  bool read(const char* name, int64_t* value) const;
+
+  const ort::Api* api_;
+  const ort::KernelInfo* info_;  // only while the kernel is made
+  std::string place_;
+};
+
+// One call of a node.
+class Call {
+ public:
+  Call(const Node& node, ort::KernelContext* context) : node_(node), context_(context) {}
+
+  bool has(size_t input) const;
+  Tensor input(size_t i, const char* name) const;
+  // Of exactly this shape; -1 fits any size.
+  Tensor input(size_t i, const char* name, const std::vector<int64_t>& shape) const;
+  void* output(size_t i, const std::vector<int64_t>& shape) const;
+  void parallel(size_t n, void (*fn)(void*, size_t), void* data) const;
+
+ private:
+  const Node& node_;
+  ort::KernelContext* context_;
+};
+
+}  // namespace pythia

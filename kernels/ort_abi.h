@@ -1,0 +1,95 @@
+// The part of ONNX Runtime's C ABI that the operators use. ONNX Runtime's Python wheels ship no headers.
+//
+// OrtApi is a struct of function pointers that only ever grows at its end, so the place of each is stable; the structs
+// that ONNX Runtime hands out are opaque. tests/test_kernels.py compares every place and every field with the official
+// onnxruntime_c_api.h where that is installed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ort {
+
+constexpr uint32_t kApiVersion = 17;  // the first with KernelContext_ParallelFor
+
+struct Status;
+struct KernelInfo;
+struct KernelContext;
+struct Value;
+struct Shape;  // OrtTensorTypeAndShapeInfo
+struct Domain;
+struct SessionOptions;
+
+enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
+enum ElementType : int { kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10 };
+enum Characteristic : int { kRequired = 0, kOptional = 1 };
+enum MemoryType : int { kDefaultMemory = 0 };
+
+// name, place in OrtApi, parameters; all return Status* but those that release.
+#define PYTHIA_ORT_FUNCTIONS(X)                                                                          \
+  X(CreateStatus, 0, Status*, (ErrorCode, const char*))                                                  \
+  X(CreateCustomOpDomain, 26, Status*, (const char*, Domain**))                                          \
+  X(CustomOpDomain_Add, 27, Status*, (Domain*, const struct CustomOp*))                                  \
+  X(AddCustomOpDomain, 28, Status*, (SessionOptions*, Domain*))                                          \
+  X(GetTensorMutableData, 51, Status*, (Value*, void**))                                                 \
+  X(GetTensorElementType, 60, Status*, (const Shape*, ElementType*))                                     \
+  X(GetDimensionsCount, 61, Status*, (const Shape*, size_t*))                                            \
+  X(GetDimensions, 62, Status*, (const Shape*, int64_t*, size_t))                                        \
+  X(GetTensorTypeAndShape, 65, Status*, (const Value*, Shape**))                                         \
+  X(KernelInfoGetAttribute_int64, 86, Status*, (const KernelInfo*, const char*, int64_t*))               \
+  X(KernelContext_GetInputCount, 88, Status*, (const KernelContext*, size_t*))                           \
+  X(KernelContext_GetOutputCount, 89, Status*, (const KernelContext*, size_t*))                          \
+  X(KernelContext_GetInput, 90, Status*, (const KernelContext*, size_t, const Value**))                  \
+  X(KernelContext_GetOutput, 91, Status*, (KernelContext*, size_t, const int64_t*, size_t, Value**))     \
+  X(ReleaseStatus, 93, void, (Status*))                                                                  \
+  X(ReleaseTensorTypeAndShapeInfo, 99, void, (Shape*))                                                   \
+  X(KernelInfo_GetNodeName, 244, Status*, (const KernelInfo*, char*, size_t*))                           \
+  X(KernelContext_ParallelFor, 274, Status*,                                                             \
+    (const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*))
+
+struct Api {
+  void* const places[275];
+
+#define X(name, place, returns, parameters)                    \
+  using name##Function = returns(*) parameters;                \
+  static constexpr size_t k##name = place;                     \
+  template <typename... A>                                     \
+  returns name(A... arguments) const {                         \
+    return reinterpret_cast<name##Function>(places[place])(arguments...); \
+  }
+  PYTHIA_ORT_FUNCTIONS(X)
+#undef X
+};
+
+struct ApiBase {
+  const Api* (*GetApi)(uint32_t version);
+  const char* (*GetVersionString)();
+};
+
+// OrtCustomOp as version 17 has it; ONNX Runtime reads no further than `version` says.
+struct CustomOp {
+  uint32_t version;
+  void* (*CreateKernel)(const CustomOp*, const Api*, const KernelInfo*);
+  const char* (*GetName)(const CustomOp*);
+  const char* (*GetExecutionProviderType)(const CustomOp*);
+  ElementType (*GetInputType)(const CustomOp*, size_t);
+  size_t (*GetInputTypeCount)(const CustomOp*);
+  ElementType (*GetOutputType)(const CustomOp*, size_t);
+  size_t (*GetOutputTypeCount)(const CustomOp*);
+  void (*KernelCompute)(void*, KernelContext*);
+  void (*KernelDestroy)(void*);
+  Characteristic (*GetInputCharacteristic)(const CustomOp*, size_t);
+  Characteristic (*GetOutputCharacteristic)(const CustomOp*, size_t);
+  MemoryType (*GetInputMemoryType)(const CustomOp*, size_t);
+  int (*GetVariadicInputMinArity)(const CustomOp*);
+  int (*GetVariadicInputHomogeneity)(const CustomOp*);
+  int (*GetVariadicOutputMinArity)(const CustomOp*);
+  int (*GetVariadicOutputHomogeneity)(const CustomOp*);
+  Status* (*CreateKernelV2)(const CustomOp*, const Api*, const KernelInfo*, void**);
+  Status* (*KernelComputeV2)(void*, KernelContext*);
+  Status* (*InferOutputShapeFn)(const CustomOp*, void*);
+  int (*GetStartVersion)(const CustomOp*);
+  int (*GetEndVersion)(const CustomOp*);
+};
+
+}  // namespace ort

@@ -1,0 +1,444 @@
+"""The native operators through ONNX Runtime, against their contract in numpy; and under sanitizers by themselves."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from pythia_export.errors import EnvironmentProblem
+from pythia_export.graph.decoder import build_decoder
+from pythia_export.kernels import kernels_path
+from pythia_export.recipe import Export, Quantize
+from pythia_export.runtime import Session
+
+KERNELS = Path(__file__).parent.parent / "kernels"
+LIBRARY = kernels_path()
+needs_library = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not built; `make kernels` builds them")
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("cmake") and shutil.which("g++")), reason="no CMake or no C++ compiler"
+)
+
+TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
+HEADS = {"32/8": (32, 8), "64/16": (64, 16), "256/64": (256, 64), "128/32": (128, 32), "80/20": (80, 20)}
+POSITIONS = 256
+
+
+def session(nodes, inputs, outputs) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(LIBRARY))
+    graph = helper.make_graph(
+        nodes,
+        "one node",
+        [helper.make_tensor_value_info(*i) for i in inputs],
+        [helper.make_tensor_value_info(*o) for o in outputs],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("pythia", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def attention_session(heads: int, rotary_dim: int, cache: str = "float32", scales: bool | None = None):
+    scales = cache == "int8" if scales is None else scales
+    given = ["past_key_scale", "past_value_scale"] if scales else []
+    names = ["qkv", "past_key", "past_value", "cos", "sin", "position_ids", "seqlens_k", "total_length", "bias", *given]
+    kinds = {"position_ids": TensorProto.INT64, "seqlens_k": TensorProto.INT32, "total_length": TensorProto.INT32}
+    kinds |= {"past_key": TYPES[cache], "past_value": TYPES[cache]}
+    out = ["attention", "present_key", "present_value", *(["key_scale", "value_scale"] if given else [])]
+    node = helper.make_node(
+        "RotaryAttention",
+        names,
+        out,
+        name="/layers.0/attention",
+        domain="pythia",
+        num_heads=heads,
+        rotary_dim=rotary_dim,
+    )
+    return session(
+        [node],
+        [(name, kinds.get(name, TensorProto.FLOAT), None) for name in names],
+        [(name, TYPES[cache] if name.startswith("present") else TensorProto.FLOAT, None) for name in out],
+    )
+
+
+def problem(heads=2, n=32, rotary_dim=8, B=3, T=5, past=0, room=None, cache="float32", seed=0, padding=(0, 2, 4)):
+    """Inputs of one call: rows b are padded on the left by padding[b] tokens."""
+    rng = np.random.default_rng(seed)
+    total = past + T
+    room = past if room is None else room
+    mask = np.zeros((B, total))
+    for b in range(B):
+        mask[b, : padding[b % 3]] = -3e4
+    position = np.clip(np.arange(past, total)[None] - np.array([padding[b % 3] for b in range(B)])[:, None], 0, None)
+    angle = np.outer(np.arange(POSITIONS), 10000.0 ** (-np.arange(rotary_dim // 2) / max(1, rotary_dim // 2)))
+    filled = {name: rng.standard_normal((B, heads, room, n)) for name in ("past_key", "past_value")}
+    feeds = {
+        "qkv": rng.standard_normal((B, T, 3 * heads * n)).astype("f"),
+        "cos": np.cos(angle).astype("f"),
+        "sin": np.sin(angle).astype("f"),
+        "position_ids": position.astype(np.int64),
+        "seqlens_k": np.full(B, total - 1, np.int32),
+        "total_length": np.array(total, np.int32),
+        "bias": np.broadcast_to(mask[:, None, None], (B, 1, T, total)).astype("f"),
+    }
+    for name, value in filled.items():
+        if cache == "int8":
+            feeds[f"{name}_scale"] = rng.uniform(0.01, 0.02, (B, heads, room)).astype("f")
+            feeds[name] = (value * 40).clip(-127, 127).astype(np.int8)
+        else:
+            feeds[name] = value.astype(cache)
+    return feeds
+
+
+def stored(x: np.ndarray, cache: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """x [..., head_dim] float32 as the cache holds it, and scales."""
+    if cache != "int8":
+        return x.astype(cache), None
+    scale = np.abs(x).max(-1) / np.float32(127)
+    safe = np.where(scale > 0, scale, 1)[..., None]
+    return np.round(x / safe).astype(np.int8), scale
+
+
+def expected(feeds, heads: int, rotary_dim: int, cache: str):
+    """The contract, token by token, in float64; keys are turned in float32, as every implementation does."""
+    B, T, width = feeds["qkv"].shape
+    n, total = width // 3 // heads, int(feeds["total_length"])
+    past, half = total - T, rotary_dim // 2
+    q, k, v = feeds["qkv"].reshape(B, T, 3, heads, n).transpose(2, 0, 3, 1, 4)
+
+    def turned(x):
+        c, s = (feeds[t][feeds["position_ids"]][:, None] for t in ("cos", "sin"))
+        a, b, rest = x[..., :half], x[..., half:rotary_dim], x[..., rotary_dim:]
+        return np.concatenate([a * c - b * s, b * c + a * s, rest], -1)
+
+    codes, read = {}, {}
+    for name, new in (("key", turned(k)), ("value", v)):
+        code, scale = stored(new, cache)
+        codes[name] = np.concatenate([feeds[f"past_{name}"][:, :, :past], code], 2)
+        read[name] = codes[name].astype(np.float64)
+        if scale is not None:
+            codes[f"{name}_scale"] = np.concatenate([feeds[f"past_{name}_scale"][:, :, :past], scale], 2)
+            read[name] *= codes[f"{name}_scale"][..., None]
+    out = np.zeros((B, T, heads, n))
+    for b in range(B):
+        for h in range(heads):
+            for t in range(T):
+                seen = past + t + 1
+                score = read["key"][b, h, :seen] @ turned(q)[b, h, t].astype(np.float64) / np.sqrt(n)
+                score += feeds["bias"][b, 0, t, :seen]
+                weight = np.exp(score - score.max())
+                out[b, t, h] = weight @ read["value"][b, h, :seen] / weight.sum()
+    return out.reshape(B, T, heads * n), codes
+
+
+def real(feeds) -> np.ndarray:
+    """[B, T] of the tokens that are not padding."""
+    T = feeds["qkv"].shape[1]
+    return feeds["bias"][:, 0, 0, -T:] == 0
+
+
+@needs_library
+@pytest.mark.parametrize("cache", TYPES)
+@pytest.mark.parametrize("size", HEADS)
+@pytest.mark.parametrize(("T", "past"), [(1, 9), (3, 9), (7, 0), (70, 20)])
+def test_attention_is_the_contract(size, cache, T, past):
+    n, rotary_dim = HEADS[size]
+    feeds = problem(2, n, rotary_dim, T=T, past=past, cache=cache)
+    got = attention_session(2, rotary_dim, cache).run(None, feeds)
+    wanted, codes = expected(feeds, 2, rotary_dim, cache)
+    seen = real(feeds)
+    assert np.abs(got[0] - wanted)[seen].max() <= 1e-5 * np.abs(wanted[seen]).max()
+    for name, value in zip(("key", "value", "key_scale", "value_scale"), got[1:], strict=False):
+        assert (value == codes[name]).all(), name
+
+
+@needs_library
+@pytest.mark.parametrize("cache", TYPES)
+def test_a_shared_buffer_is_written_in_place_and_nowhere_else(cache):
+    feeds = problem(T=1, past=9, room=16, cache=cache)
+    _, codes = expected(feeds, 2, 8, cache)
+    opened = attention_session(2, 8, cache)
+    binding = opened.io_binding()
+    shared = {name: onnxruntime.OrtValue.ortvalue_from_numpy(x.copy()) for name, x in feeds.items()}
+    for name, value in shared.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output("attention")
+    for part in ("key", "value"):
+        binding.bind_ortvalue_output(f"present_{part}", shared[f"past_{part}"])
+        if cache == "int8":
+            binding.bind_ortvalue_output(f"{part}_scale", shared[f"past_{part}_scale"])
+    opened.run_with_iobinding(binding)
+    for part in ("key", "value"):
+        after = shared[f"past_{part}"].numpy()
+        assert (after[:, :, :10] == codes[part]).all()
+        assert (after[:, :, 10:] == feeds[f"past_{part}"][:, :, 10:]).all()
+    apart = opened.run(None, feeds)  # into a buffer of its own: the same, as far as it is valid
+    assert (apart[1][:, :, :10] == codes["key"]).all() and apart[1].shape[2] == 16
+    assert np.array_equal(apart[0], binding.copy_outputs_to_cpu()[0])
+
+
+@needs_library
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_a_smaller_cache_costs_what_its_rounding_does(cache):
+    feeds = problem(T=40, padding=(0, 0, 0))
+    wanted, _ = expected(feeds, 2, 8, "float32")
+    empty = problem(T=40, padding=(0, 0, 0), cache=cache)
+    got = attention_session(2, 8, cache).run(None, feeds | {k: v for k, v in empty.items() if k.startswith("past")})[0]
+    error = np.abs(got - wanted).max() / np.abs(wanted).max()
+    assert error <= (2e-3 if cache == "float16" else 2e-2)
+    assert error > 1e-5  # it is used
+
+
+@needs_library
+@pytest.mark.parametrize("isa", ["base", "reference"])
+def test_every_instruction_set_gives_the_same(isa, monkeypatch):
+    feeds = problem(n=80, rotary_dim=20, T=9, past=5)
+    best = attention_session(2, 20).run(None, feeds)[0]
+    monkeypatch.setenv("PYTHIA_KERNELS_ISA", isa)
+    other = attention_session(2, 20).run(None, feeds)[0]
+    assert np.abs(best - other)[real(feeds)].max() <= 1e-5
+
+
+def changed(**changes):
+    return lambda feeds: feeds | {name: change(feeds[name]) for name, change in changes.items()}
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (
+            changed(total_length=lambda x: np.array(18, np.int32), bias=lambda x: np.zeros((3, 1, 5, 18), "f")),
+            "past_key holds 9 places",
+        ),
+        (changed(total_length=lambda x: np.array(3, np.int32)), "total_length is 3; 5 new tokens"),
+        (changed(total_length=lambda x: np.array(-1, np.int32)), "total_length is -1"),
+        (changed(seqlens_k=lambda x: x - 1), r"seqlens_k\[0\] is 12; total_length - 1 = 13"),
+        (changed(position_ids=lambda x: x + 250), "position_ids holds 2.. ; cos has 256".replace(" ;", ";")),
+        (changed(position_ids=lambda x: x - 300), "position_ids holds -"),
+        (changed(qkv=lambda x: x[:, :0], position_ids=lambda x: x[:, :0]), "at least one row and one token"),
+        (changed(qkv=lambda x: x[:0]), "at least one row and one token"),
+        (changed(qkv=lambda x: x[..., :-1]), "num_heads 2 was expected in the last place"),
+        (changed(qkv=lambda x: x[..., :-6]), r"past_key is \[3, 2, 9, 32\]; \[3, 2, \?, 31\]"),
+        (changed(past_value=lambda x: x[:, :, :-1]), "past_value is .* was expected"),
+        (changed(cos=lambda x: x[:, :-1]), r"cos is \[256, 3\]; \[\?, 4\]"),
+        (changed(bias=lambda x: x[..., :-1]), "attention_bias is .*14"),
+        (changed(bias=lambda x: x[:2]), "attention_bias is .*; 1 or 3 was expected first"),
+    ],
+)
+def test_bad_input_is_an_error_that_names_node_input_found_and_expected(break_it, words):
+    opened = attention_session(2, 8)
+    with pytest.raises(Exception, match=words) as refused:
+        opened.run(None, break_it(problem(past=9)))
+    assert "pythia::RotaryAttention /layers.0/attention: " in str(refused.value)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: attention_session(2, 7), "rotary_dim is 7; an even number"),
+        (lambda: attention_session(0, 8), "num_heads is 0"),
+    ],
+)
+def test_a_node_that_makes_no_sense_is_refused(make, words):
+    def run():
+        opened = make()
+        if isinstance(opened, onnxruntime.InferenceSession):
+            opened.run(None, problem(past=9))
+
+    with pytest.raises(Exception, match=words):
+        run()
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("cache", "scales", "words"),
+    [
+        ("int8", False, "past_key_scale is missing; a cache of int8 needs it"),
+        ("float32", True, "past_key_scale was given; only a cache of int8 has it"),
+    ],
+)
+def test_scales_belong_to_a_cache_of_int8_alone(cache, scales, words):
+    feeds = problem(past=9, cache="int8") if scales else problem(past=9, cache=cache)
+    feeds |= {k: x for k, x in problem(past=9, cache=cache).items() if k in ("past_key", "past_value")}
+    opened = attention_session(2, 8, cache, scales)
+    with pytest.raises(Exception, match=words):
+        opened.run(None, {i.name: feeds[i.name] for i in opened.get_inputs()})
+
+
+@needs_library
+def test_types_that_no_kernel_has_are_refused_when_the_session_opens():
+    names = ["qkv", "pk", "pv", "cos", "sin", "p", "s", "t", "b"]
+    node = helper.make_node("RotaryAttention", names, ["o", "k", "v"], domain="pythia", num_heads=2, rotary_dim=8)
+    kinds = [TensorProto.DOUBLE] * 5 + [TensorProto.INT64, TensorProto.INT32, TensorProto.INT32, TensorProto.DOUBLE]
+    with pytest.raises(Exception, match="RotaryAttention"):
+        session([node], [(n, k, None) for n, k in zip(names, kinds, strict=True)], [("o", TensorProto.DOUBLE, None)])
+
+
+# In a session of ours
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    from models import InMemory, export_model, hugging_face, on_disk, small_config
+
+    config = small_config(size="2.8b", layers=2)
+    original = InMemory(config, on_disk(hugging_face(config)))
+    return export_model(original, tmp_path_factory.mktemp("custom"), Quantize(method="rtn"), Export())
+
+
+def open_session(exported, **settings) -> Session:
+    graph = (exported.folder / "model.onnx").read_bytes()
+    return Session(graph, exported.folder, exported.config, kv_cache="shared", **settings)
+
+
+@needs_library
+def test_one_graph_runs_at_two_speeds_that_agree(exported):
+    native, function = open_session(exported), open_session(exported, native=False)
+    assert (native.speed, function.speed) == ("native", "function") and "not wanted" in function.why
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(0, 96, (2, 12)), np.ones((2, 12), np.int64)
+    mask[1, :5] = 0
+    outputs = []
+    for opened in (native, function):
+        cache = opened.start(2, 16)
+        first = opened.step(cache, ids, mask)
+        outputs.append(np.concatenate([first, opened.step(cache, ids[:, :1]), opened.step(cache, ids[:, 1:2])], 1))
+    seen = np.concatenate([mask, np.ones((2, 2))], 1) > 0
+    assert np.abs(outputs[0] - outputs[1])[seen].max() <= 1e-5 * np.abs(outputs[1][seen]).max()
+    assert not np.array_equal(*outputs)  # two computations indeed
+
+
+def test_a_graph_without_our_operator_says_so(exported, tmp_path):
+    plain = build_decoder(exported.config, exported.places, Export(rotary="gqa")).SerializeToString()
+    opened = Session(plain, exported.folder, exported.config, kv_cache="shared")
+    assert opened.speed == "stock"
+
+
+def test_a_library_that_does_not_load_is_an_error_and_not_a_slower_run(exported, tmp_path, monkeypatch):
+    broken = tmp_path / "libpythia_kernels.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr("pythia_export.runtime.session.kernels_path", lambda: broken)
+    with pytest.raises(EnvironmentProblem, match="cannot be loaded") as refused:
+        open_session(exported)
+    assert "make kernels" in refused.value.hint
+    assert open_session(exported, native=False).speed == "function"
+
+
+def test_where_they_are_not_built_the_function_runs_and_says_why(exported, monkeypatch):
+    monkeypatch.setattr("pythia_export.runtime.session.kernels_path", lambda: None)
+    opened = open_session(exported)
+    assert opened.speed == "function" and "not built" in opened.why
+
+
+# PartialRotary
+
+
+@needs_library
+def test_partial_rotary_passes_the_cases_of_onnx_for_rotary_embedding():
+    pytest.importorskip("PIL", reason="onnx's collection of cases imports Pillow")
+    from onnx import numpy_helper
+    from onnx.backend.test.case.node import collect_testcases
+
+    cases = [c for c in collect_testcases("RotaryEmbedding") if "expanded" not in c.name]
+    assert len(cases) == 8
+    for case in cases:
+        model = case.model
+        node = model.graph.node[0]
+        node.op_type, node.domain = "PartialRotary", "pythia"
+        inputs = [(i.name, i.type.tensor_type.elem_type, None) for i in model.graph.input]
+        opened = session([node], inputs, [(o.name, o.type.tensor_type.elem_type, None) for o in model.graph.output])
+        for given, wanted in case.data_sets:
+            arrays = [x if isinstance(x, np.ndarray) else numpy_helper.to_array(x) for x in (*given, *wanted)]
+            feeds = {i[0]: x for i, x in zip(inputs, arrays, strict=False)}
+            assert np.allclose(opened.run(None, feeds)[0], arrays[-1], rtol=1e-5, atol=1e-6), case.name
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("shapes", "attributes", "words"),
+    [
+        (((1, 2, 3), (5, 2), (5, 2), (1, 2)), {}, "num_heads 0"),
+        (((1, 2, 3, 4), (5, 1), (5, 1), (1, 3)), {}, "cos_cache is"),
+        (((1, 2, 3, 4), (5, 2), (5, 2), (1, 2)), {}, "position_ids is"),
+        (((1, 2, 3, 4), (5, 3), (5, 3), (1, 3)), {"rotary_embedding_dim": 6}, "rotary_embedding_dim is 6"),
+        (((4,), (5, 2), (5, 2), (1, 2)), {}, "3 or 4 dimensions"),
+    ],
+)
+def test_partial_rotary_refuses_what_does_not_fit(shapes, attributes, words):
+    names = ["x", "cos", "sin", "position"]
+    node = helper.make_node("PartialRotary", names, ["y"], domain="pythia", **attributes)
+    kinds = [TensorProto.FLOAT] * 3 + [TensorProto.INT64]
+    opened = session(
+        [node], [(n, k, None) for n, k in zip(names, kinds, strict=True)], [("y", TensorProto.FLOAT, None)]
+    )
+    feeds = {n: np.ones(s, np.int64 if n == "position" else "f") for n, s in zip(names, shapes, strict=True)}
+    with pytest.raises(Exception, match=words):
+        opened.run(None, feeds)
+
+
+# Without ONNX Runtime
+
+
+@needs_compiler
+def test_fuzzed_shapes_under_address_and_undefined_behaviour_sanitizers(tmp_path):
+    build = ["cmake", "-S", str(KERNELS), "-B", str(tmp_path), "-DPYTHIA_SANITIZE=ON"]
+    subprocess.run(build, check=True, capture_output=True)
+    make = ["cmake", "--build", str(tmp_path), "--target", "native_test", "-j", "2"]
+    subprocess.run(make, check=True, capture_output=True)
+    ran = subprocess.run([tmp_path / "native_test", "1", "60"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "60 cases" in ran.stdout
+
+
+@needs_compiler
+def test_our_declaration_of_the_abi_is_the_official_one(tmp_path):
+    """Where a distribution's headers are: Debian's libonnxruntime-dev, or a path in CPATH."""
+    places = ("onnxruntime/onnxruntime_c_api.h", "onnxruntime_c_api.h")
+    finds = "#if __has_include(<{0}>)\n#include <{0}>\n#else\n#include <{1}>\n#endif\n".format(*places)
+    (tmp_path / "has.cc").write_text(finds + "int main() {}")
+    if subprocess.run(["g++", "-fsyntax-only", tmp_path / "has.cc"], capture_output=True).returncode:
+        pytest.skip("onnxruntime_c_api.h is not installed")
+    ours = (KERNELS / "ort_abi.h").read_text()
+    functions = re.findall(r"X\((\w+), (\d+),", ours)
+    fields = re.findall(r"\(\*(\w+)\)\(", ours.split("struct CustomOp {")[1].split("};")[0])
+    assert len(functions) == 18 and len(fields) == 21
+    checks = [
+        f'static_assert(offsetof(OrtApi, {name}) == {place} * sizeof(void*), "{name}");' for name, place in functions
+    ]
+    checks += [f'static_assert(offsetof(OrtCustomOp, {f}) == offsetof(ort::CustomOp, {f}), "{f}");' for f in fields]
+    for name, element in (
+        ("kFloat", "FLOAT"),
+        ("kInt8", "INT8"),
+        ("kInt32", "INT32"),
+        ("kInt64", "INT64"),
+        ("kFloat16", "FLOAT16"),
+    ):
+        checks.append(f'static_assert(int(ort::{name}) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_{element}), "");')
+    checks.append('static_assert(int(ort::kInvalidArgument) == int(ORT_INVALID_ARGUMENT), "");')
+    checks.append('static_assert(ORT_API_VERSION >= ort::kApiVersion, "");')
+    checks.append('static_assert(int(ort::kOptional) == int(INPUT_OUTPUT_OPTIONAL), "");')
+    include = f'#include "{KERNELS / "ort_abi.h"}"\n#include <cstddef>\n'
+    (tmp_path / "abi.cc").write_text(finds + include + "\n".join(checks))
+    ran = subprocess.run(["g++", "-std=c++17", "-fsyntax-only", tmp_path / "abi.cc"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="nm of ELF files")
+def test_the_library_exports_its_entry_point_alone():
+    if LIBRARY is None or not shutil.which("nm"):
+        pytest.skip("no library or no nm")
+    symbols = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
+    ours = [line.split()[-1] for line in symbols.splitlines() if " T " in line]
+    assert ours == ["RegisterCustomOps"]
