@@ -1,6 +1,7 @@
 # make demo   the main job on the embedded checkpoint, offline once the dependencies are installed
 # make test   every test that needs no GPU and no hub
 # make lint   ruff and mypy
+# make kernels  the native operators, in build/kernels; needs a C++17 compiler, and nothing fails without one
 # Needs Python >= 3.11 with pip and venv; another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -8,12 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test lint kernels venv clean
 
-demo: $(STAMP)
+demo: $(STAMP) kernels
 	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
 
-test: $(STAMP)
+test: $(STAMP) kernels
 	@echo "test    everything that needs no GPU and no hub"
 	@$(BIN)/python -m pytest -q
 
@@ -22,6 +23,15 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+kernels: $(STAMP)
+	@if command -v "$${CXX:-c++}" >/dev/null; then \
+		echo "kernels building the native operators into build/kernels"; \
+		$(BIN)/cmake -S kernels -B build/kernels -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja >/dev/null \
+			&& $(BIN)/cmake --build build/kernels -- --quiet; \
+	else \
+		echo "kernels no C++ compiler ($${CXX:-c++}): artifacts run by the function in their graph, slower" >&2; \
+	fi
 
 venv: $(STAMP)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,13 +12,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# An editable installation finds the checkout before anything on the path.
+UNPACKED = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in type(f).__module__];"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    line = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    return built(out)
+
+
+def built(out: Path, **environment: str) -> Path:
+    line = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", str(out), str(ROOT)]
+    scripts = os.pathsep.join(
+        (str(Path(sys.executable).parent), os.environ["PATH"])
+    )  # CMake and Ninja come from wheels
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"PATH": scripts} | environment)
     assert done.returncode == 0, done.stderr
     return next(out.glob("*.whl"))
 
@@ -33,9 +44,24 @@ def test_the_wheel_holds_recipes_demo_and_template_and_no_tests(wheel):
     assert not any(name.startswith(("tests/", "benchmarks/", "build/")) for name in names)
 
 
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+def test_the_wheel_brings_the_kernels_for_every_python_of_one_platform(wheel, tmp_path):
+    assert "-py3-none-" in wheel.name and "-any" not in wheel.name
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = UNPACKED + "import pythia_export; print(pythia_export.kernels_path())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert Path(done.stdout.strip()).parent == tmp_path / "pythia_export" / "_kernels", done.stderr
+
+
+def test_without_a_compiler_the_wheel_is_plain_python(tmp_path):
+    wheel = built(tmp_path, CXX="/nowhere/c++")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not any("_kernels" in name for name in zipfile.ZipFile(wheel).namelist())
+
+
 def test_an_unpacked_wheel_finds_its_own_recipes_and_demo(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = (
+    code = UNPACKED + (
         "from pythia_export.recipe import recipe_names, recipes_folder;"
         "from pythia_export.checkpoint import demo_folder, open_checkpoint, pull;"
         "from pythia_export.recipe import Model;"
