@@ -193,6 +193,9 @@ def export(
         int | None, typer.Option(help="Of MatMulNBits: 0 keeps activations in float, 4 makes them int8.")
     ] = None,
     target: Annotated[Literal["cpu", "cuda", "web"] | None, typer.Option(help="Where the graph will run.")] = None,
+    kv_cache: Annotated[
+        Literal["float32", "float16", "int8"] | None, typer.Option(help="Type of cached keys and values.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Build a graph over weights that are quantised already. Not yet proved: `verify` does that."""
@@ -205,6 +208,7 @@ def export(
             rotary=rotary,
             accuracy_level=accuracy_level,
             target=target,
+            kv_cache=kv_cache,
             overwrite=overwrite,
             progress=progress,
         )

@@ -28,6 +28,11 @@ def layer_prefix(layer: int) -> str:
     return f"gpt_neox.layers.{layer}"
 
 
+def cache_parts(dtype: str) -> tuple[str, ...]:
+    """What a layer caches, by the names that the graph gives it: codes of int8 have scales."""
+    return ("key", "value", "key_scale", "value_scale") if dtype == "int8" else ("key", "value")
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One tensor of a checkpoint: its on-disk name, shape and role; `layer` is None outside the blocks."""

@@ -171,13 +171,14 @@ def export(
     rotary: str | None = None,
     accuracy_level: int | None = None,
     target: str | None = None,
+    kv_cache: str | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Outcome:
     """Build the graph over quantised weights (of `quantize`, or of another artifact), unverified."""
     source = Artifact.open(weights)
     source.check()
-    changes = {"rotary": rotary, "accuracy_level": accuracy_level, "target": target}
+    changes = {"rotary": rotary, "accuracy_level": accuracy_level, "target": target, "kv_cache": kv_cache}
     chosen = source.recipe.export.model_dump() | {k: v for k, v in changes.items() if v is not None}
     try:
         recipe = source.recipe.model_copy(update={"export": Export(**chosen)})
@@ -332,7 +333,7 @@ def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[s
         "versions": versions(),
         **carried,
         "recipe": recipe.model_dump(mode="json"),
-        "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.dtype},
+        "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.cache_dtype},
     }
 
 

@@ -191,7 +191,25 @@ class Export(Section):
     accuracy_level: Literal[0, 4] = Field(
         0, description="MatMulNBits: 4 quantises activations to int8 (faster on CPU), 0 keeps them in float"
     )
-    dtype: Literal["float32", "float16"] = Field("float32", description="activations, scales and KV cache")
+    dtype: Literal["float32", "float16"] = Field("float32", description="activations and scales")
+    kv_cache: Literal["float32", "float16", "int8"] | None = Field(
+        None,
+        description="type of cached keys and values; as `dtype` if not given. `int8` has a scale for each head and "
+        "token. A smaller cache is read faster by the native kernels, and converted at a cost without them",
+    )
+
+    @property
+    def cache_dtype(self) -> Literal["float32", "float16", "int8"]:
+        return self.kv_cache or self.dtype
+
+    @model_validator(mode="after")
+    def _converted_cache_is_ours(self) -> Self:
+        if self.cache_dtype != self.dtype and (self.rotary != "custom" or self.target != "cpu"):
+            raise ValueError(
+                f"kv_cache = '{self.kv_cache}' with activations of {self.dtype} needs rotary = 'custom' and "
+                f"target = 'cpu', not '{self.rotary}' and '{self.target}'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cpu_is_float32(self) -> Self:

@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper, inliner
 
-from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_prefix
+from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, cache_parts, layer_prefix
 from ..recipe import Export
 from .layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, NORMS, QKV, Layout, LinearPlan, Slot
 from .ops import DOMAIN, LOWEST, OPSET, rotary_attention
@@ -25,6 +25,7 @@ _TYPES = {
     "uint8": TensorProto.UINT8,
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
+    "int8": TensorProto.INT8,
 }
 
 
@@ -99,14 +100,17 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
     ]
     outputs = [value("logits", TensorProto.FLOAT, (*tokens, config.vocab_size))]
     for layer in range(config.num_layers):
-        for part in ("key", "value"):
-            inputs.append(value(f"past_key_values.{layer}.{part}", kind, cache))
-            outputs.append(value(f"present.{layer}.{part}", kind, grown))
+        for part in cache_parts(export.cache_dtype):
+            scale = part.endswith("scale")
+            of_cache = TensorProto.FLOAT if scale else _TYPES[export.cache_dtype]
+            inputs.append(value(f"past_key_values.{layer}.{part}", of_cache, cache[:3] if scale else cache))
+            outputs.append(value(f"present.{layer}.{part}", of_cache, grown[:3] if scale else grown))
+    converted = export.cache_dtype if export.cache_dtype != export.dtype else None
     graph = helper.make_graph(tape.nodes, "gpt_neox", inputs, outputs, list(tape.initializers.values()))
     graph.value_info.extend(tape.values)
     model = helper.make_model(
         graph,
-        functions=[rotary_attention(config, standard=export.rotary == "onnx")],
+        functions=[rotary_attention(config, export.rotary == "onnx", converted)],
         opset_imports=[helper.make_opsetid(*pair) for pair in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))],
         producer_name="pythia-export",
         ir_version=10,
@@ -212,12 +216,13 @@ def _two_products(
 def _attention(tape: _Tape, config: NeoXConfig, export: Export, layer: int, qkv: str, shared: list[str]) -> str:
     """What the heads give, [batch, sequence, hidden]; the layer's cache is extended."""
     name = f"/layers.{layer}/attention/RotaryAttention"
-    present = [f"present.{layer}.key", f"present.{layer}.value"]
-    past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+    parts = cache_parts(export.cache_dtype)
+    present = [f"present.{layer}.{part}" for part in parts]
+    past = [f"past_key_values.{layer}.{part}" for part in parts]
     tape.nodes.append(
         helper.make_node(
-            "RotaryAttention", [qkv, *past, *shared], [f"{name}/out0", *present], name=name, domain=DOMAIN,
-            num_heads=config.num_heads, rotary_dim=config.rotary_dim,
+            "RotaryAttention", [qkv, *past[:2], *shared, *past[2:]], [f"{name}/out0", *present], name=name,
+            domain=DOMAIN, num_heads=config.num_heads, rotary_dim=config.rotary_dim,
         )
     )  # fmt: skip
     return tape.typed(f"{name}/out0", _TYPES[export.dtype], config.hidden_size)

@@ -57,7 +57,7 @@ def prove(
     def session(level: int, native: bool = True) -> Session:
         graph = model if level == export.accuracy_level else with_accuracy_level(model, level)
         return Session(
-            graph.SerializeToString(), folder, config, kv_cache=kv_cache(export), kv_dtype=export.dtype,
+            graph.SerializeToString(), folder, config, kv_cache=kv_cache(export), kv_dtype=export.cache_dtype,
             provider="cuda" if export.target == "cuda" else "cpu", native=native,
         )  # fmt: skip
 

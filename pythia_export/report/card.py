@@ -23,9 +23,11 @@ config = json.load(open(f"{folder}/config.json"))
 tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
 session = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
 
-heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
-empty = np.zeros((1, heads, 0, config["hidden_size"] // heads), np.DTYPE)
-past = {f"past_key_values.{i}.{part}": empty for i in range(layers) for part in ("key", "value")}
+heads, types = config["num_attention_heads"], {"float": "f4", "float16": "f2", "int8": "i1"}
+past = {
+    value.name: np.zeros((1, heads, 0, *value.shape[3:]), types[value.type[7:-1]])  # tensor(float), say
+    for value in session.get_inputs() if value.name.startswith("past_key_values")
+}
 names = [name.replace("past_key_values", "present") for name in past]
 
 tokens = tokenizer.encode("PROMPT").ids
@@ -83,7 +85,6 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
     name, treatment = source["name"], words.treatment(quantization)
     demo = recipe["model"]["id"] == "demo"
     prompt = "def main(" if demo else "The Pile is"
-    onnxruntime = _ONNXRUNTIME.replace("np.DTYPE", f"np.{manifest['layout']['kv_dtype']}")
     title = f"{name.rstrip('/').rsplit('/', 1)[-1]}, {treatment}, ONNX"
     parts = [
         _front_matter(manifest, quantization),
@@ -107,9 +108,8 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
         "With pythia-export, from this folder:",
         _fence(f"pythia-export generate . --prompt '{prompt}'\npythia-export verify .   # prove it again", "sh"),
         "With ONNX Runtime alone (`pip install onnxruntime tokenizers`):",
-        _fence(onnxruntime.replace("PROMPT", prompt), "python"),
-        "With Optimum (`pip install optimum-onnx`):",
-        _fence(_OPTIMUM.replace("PROMPT", prompt), "python"),
+        _fence(_ONNXRUNTIME.replace("PROMPT", prompt), "python"),
+        *(_optimum(prompt) if manifest["layout"]["kv_dtype"] == recipe["export"]["dtype"] else ()),
         "## Intended use and limitations",
         _DEMO if demo else _SUITE,
         "\n".join(f"- {limit}" for limit in (_BASE, _DEMO_TEXT if demo else _PILE, _FIGURES)),
@@ -156,6 +156,11 @@ def _origin(source: Json, recipe: Json) -> str:
     if model is None or "/" not in model:
         return f"{_code(source['name'])} at {revision}"
     return f"[{_plain(model)}](https://huggingface.co/{_plain(model)}) at {revision} (commit {_code(source['commit'])})"
+
+
+def _optimum(prompt: str) -> tuple[str, str]:
+    """For a cache of the activations' type: Optimum knows no other."""
+    return "With Optimum (`pip install optimum-onnx`):", _fence(_OPTIMUM.replace("PROMPT", prompt), "python")
 
 
 def _parity(parity: Json) -> Iterator[str]:

@@ -30,7 +30,7 @@ import numpy as np
 
 from ..errors import EnvironmentProblem, IntegrityError, RecipeError, ResourceError
 from ..kernels import kernels_path
-from ..neox import NeoXConfig
+from ..neox import NeoXConfig, cache_parts
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -89,9 +89,10 @@ class Session:
         provider: Provider = "cpu",
         native: bool = True,
     ) -> None:
-        if kv_cache not in ("shared", "growing") or kv_dtype not in ("float32", "float16"):
+        if kv_cache not in ("shared", "growing") or kv_dtype not in ("float32", "float16", "int8"):
             raise IntegrityError(
-                f"{folder}: kv_cache {kv_cache!r} of {kv_dtype!r}; shared or growing of float32 or float16 was expected"
+                f"{folder}: kv_cache {kv_cache!r} of {kv_dtype!r}; shared or growing of float32, float16 or int8 was "
+                "expected"
             )
         began = time.perf_counter()
         self.config = config
@@ -103,7 +104,7 @@ class Session:
         self._session = _open(self._ort, graph, folder, threads, provider, library)
         self.providers: list[str] = self._session.get_providers()
         self._device = provider
-        parts = [f"{layer}.{part}" for layer in range(config.num_layers) for part in ("key", "value")]
+        parts = [f"{layer}.{part}" for layer in range(config.num_layers) for part in cache_parts(kv_dtype)]
         self._present_of = {f"past_key_values.{part}": f"present.{part}" for part in parts}
         self._check_interface(folder)
         self.load_seconds = time.perf_counter() - began
@@ -162,11 +163,15 @@ class Session:
             )
         room = max_len if self.kv_cache == "shared" else 0
         shape = (batch, self.config.num_heads, room, self.config.head_dim)
-        try:
+
+        def empty(past: str) -> np.ndarray:
             # Zeros and not garbage: attention multiplies what it masks by zero, and zero times NaN is NaN.
-            values = {past: self._to_device(np.zeros(shape, self.kv_dtype)) for past in self._present_of}
+            return np.zeros(shape[:3], np.float32) if past.endswith("_scale") else np.zeros(shape, self.kv_dtype)
+
+        try:
+            values = {past: self._to_device(empty(past)) for past in self._present_of}
         except (MemoryError, RuntimeError) as e:
-            nbytes = len(self._present_of) * int(np.prod(shape)) * self.kv_dtype.itemsize
+            nbytes = self.config.num_layers * 2 * int(np.prod(shape)) * self.kv_dtype.itemsize
             raise ResourceError(
                 f"no memory for a KV cache of {nbytes:,} bytes: {e}", hint="Use fewer rows or fewer tokens."
             ) from e
