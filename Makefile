@@ -16,7 +16,7 @@ demo: $(STAMP) kernels
 
 test: $(STAMP) kernels
 	@echo "test    everything that needs no GPU and no hub"
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	@echo "lint    ruff, mypy"
