@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models import GEOMETRIES, InMemory, export_model, hugging_face, on_disk, small_config
+from models import InMemory, export_model, hugging_face, on_disk, small_config
 from test_graph import relative
 
 from pythia_export.block import Block, Rotary, final_norm, head
@@ -42,7 +42,7 @@ def logits(tensors, config) -> np.ndarray:
     return head(final_norm(stream(tensors, config, IDS), config, tensors.tensor), tensors.tensor).numpy()
 
 
-@pytest.mark.parametrize("size", GEOMETRIES)
+@pytest.mark.parametrize("size", ["14m", "70m", "160m", "2.8b"])
 def test_in_float_it_is_the_original_model(size, tmp_path):
     original = source(size, layers=1)
     quantize = Quantize(method="none", embedding="float32", products=2)
