@@ -40,8 +40,9 @@ Case fuzzed(std::mt19937& random) {
   a.head_dim = pick({32, 64, 80, 128, 256, 6, 18, 34, 66});
   a.rotary_dim = std::min<int64_t>(a.head_dim, pick({8, 16, 20, 32, 64, 2, 0, 6}));
   a.batch = 1 + upto(2), a.heads = 1 + upto(4);
+  if (random() % 4 == 0) a.batch = a.heads = 1;  // fewer than threads: the cached length is split
   a.fresh = pick({1, 1, 1, 2, 3, 4, 5, 7, 17, 63, 64, 65, 130});
-  a.total = a.fresh + pick({0, 0, 1, 3, 64, 100, 700});
+  a.total = a.fresh + pick({0, 0, 1, 3, 64, 100, 700, 1100});
   a.room = a.total + pick({0, 0, 5, 33});
   a.cache = CacheType(random() % 3);
   const int64_t hidden = a.heads * a.head_dim, positions = a.total + 3;
