@@ -102,6 +102,7 @@ def _measure(config: NeoXConfig, folder: Path, threads: int, contexts: list[int]
     rng = np.random.default_rng(0)
     for _ in range(rounds + 1):  # the first round warms up
         for name, session in sessions.items():
+            time.sleep(0.1)  # the threads of the contestant before spin for a while
             cache = session.start(1, max(*contexts, prefill) + STEPS)
             ids = rng.integers(0, config.vocab_size, (1, max(*contexts, prefill)))
             began = time.perf_counter()
