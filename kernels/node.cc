@@ -1,6 +1,7 @@
 #include "node.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace pythia {
 
@@ -136,9 +137,17 @@ std::vector<Dimension> Inference::shape(size_t i, size_t rank) const {
 }
 
 void Inference::output(size_t i, ort::ElementType type, const std::vector<Dimension>& shape) const {
+  // A size that nobody knows needs a name of its own: without one ONNX Runtime takes -1 for the size itself, and with a
+  // shared one it takes two sizes for equal.
+  static std::atomic<uint64_t> nameless{0};
   std::vector<int64_t> sizes;
+  std::vector<std::string> kept;
+  for (const Dimension& d : shape) {
+    sizes.push_back(d.size);
+    kept.push_back(d.size < 0 && d.name.empty() ? "pythia_unknown_" + std::to_string(++nameless) : d.name);
+  }
   std::vector<const char*> names;
-  for (const Dimension& d : shape) sizes.push_back(d.size), names.push_back(d.name.c_str());
+  for (const std::string& name : kept) names.push_back(name.c_str());
   ort::Shape* made = nullptr;
   check(api_.CreateTensorTypeAndShapeInfo(&made));
   ort::Status* failed = api_.SetTensorElementType(made, type);

@@ -84,29 +84,32 @@ void put(const float* x, int64_t n, uint16_t* to, float*) {
   for (; d < n; ++d) to[d] = half_of(x[d]);
 }
 
+// Codes of v / scale; where the scale is so small that it was rounded itself, no further than 127.
+inline Floats coded(Floats v, Floats scale) {
+  v = rounded(v / scale);
+  v = v > 127.0f ? all(127.0f) : v;
+  return v < -127.0f ? all(-127.0f) : v;
+}
+
 void put(const float* x, int64_t n, int8_t* to, float* scale) {
-  float most = 0, poison = 0;  // a number that is not finite makes the scale NaN, so that it is not lost
-  for (int64_t d = 0; d < n; ++d) {
-    const float size = __builtin_fabsf(x[d]);
-    most = size > most ? size : most;
-    poison += x[d] * 0.0f;
+  Floats most = {}, poison = {};  // a number that is not finite makes the scale NaN, so that it is not lost
+  float tail[kLanes] = {};        // what is left over, made up to a vector
+  const int64_t whole = n / kLanes * kLanes;
+  for (int64_t d = whole; d < n; ++d) tail[d - whole] = x[d];
+  for (int64_t d = 0; d <= whole; d += kLanes) {
+    const Floats v = d < whole ? load(x + d) : load(tail);
+    most = larger(most, v < 0.0f ? -v : v);
+    poison += v * 0.0f;
   }
-  *scale = most / 127.0f + poison;
+  *scale = largest(most) / 127.0f + sum(poison);
   if (!(*scale > 0)) {
     std::memset(to, 0, size_t(n));
     return;
   }
-  for (int64_t d = 0; d < n; d += kLanes) {
-    const int64_t count = less(kLanes, n - d);
-    float at[kLanes] = {};
-    int8_t codes[kLanes];
-    std::memcpy(at, x + d, size_t(count) * sizeof(float));
-    Floats v = rounded(load(at) / all(*scale));
-    v = v > 127.0f ? all(127.0f) : v;  // where the scale is so small that it was rounded itself
-    v = v < -127.0f ? all(-127.0f) : v;
-    store(codes, v);
-    std::memcpy(to + d, codes, size_t(count));
-  }
+  for (int64_t d = 0; d < whole; d += kLanes) store(to + d, coded(load(x + d), all(*scale)));
+  int8_t codes[kLanes];
+  store(codes, coded(load(tail), all(*scale)));
+  for (int64_t d = whole; d < n; ++d) to[d] = codes[d - whole];
 }
 
 // Writes token t of one head. `turned` is room for one head.
