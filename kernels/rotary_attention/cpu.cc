@@ -125,14 +125,16 @@ void append(const Attention& a, int64_t row, int64_t t, float* turned) {
 
 // ---- decode
 
-// Asks for the bytes that follow kAhead after p; they may lie past the cache's end, where asking does nothing. Numbers
-// that take work to widen are otherwise waited for (float16 took 1.31 times as long as reading, int8 1.68; so 1.18 and
-// 1.54); floats come in time by themselves, and asking slowed them (1.10 to 1.25).
-constexpr int64_t kAhead = 1024, kLine = 64;
+// Asks for bytes some way after p; they may lie past the cache's end, where asking does nothing. Numbers that take work to
+// widen are otherwise waited for (float16 took 1.31 times as long as reading, int8 1.68; so 1.18 and 1.34); floats come
+// in time by themselves, and asking slowed them (1.10 to 1.25). Distances by trial: 512 to 4,096.
+template <typename C>
+constexpr uintptr_t kAhead = 2048 / sizeof(C);
+constexpr int64_t kLine = 64;
 template <typename C>
 inline void ask_ahead(const C* p, int64_t count) {
   if constexpr (sizeof(C) < sizeof(float)) {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(p) + kAhead;
+    const uintptr_t at = reinterpret_cast<uintptr_t>(p) + kAhead<C>;
     for (int64_t byte = 0; byte < count * int64_t(sizeof(C)); byte += kLine)
       __builtin_prefetch(reinterpret_cast<const void*>(at + uintptr_t(byte)));
   }
