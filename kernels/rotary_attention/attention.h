@@ -21,7 +21,8 @@ struct Attention {
   const float* cos;         // [positions, rotary_dim / 2]
   const float* sin;         // [positions, rotary_dim / 2]
   const int64_t* position;  // [batch, fresh]
-  const float* bias;        // [batch, fresh, total]
+  const float* bias;        // [batch or 1, fresh, total]
+  int64_t bias_batch;       // numbers from one row of the batch to the next; 0: one for all
 
   void* key;                // [batch, heads, room, head_dim]; places below total - fresh are filled
   void* value;

@@ -256,7 +256,7 @@ struct Decode {
       for (int64_t t = 0; t < a.fresh; ++t) {
         const int64_t to = less(less(from + step, end), a.total - a.fresh + t + 1);
         if (from < to)
-          gather(a, head, q + t * n, a.bias + (b * a.fresh + t) * a.total, from, to, p, part[t], mixed + t * n);
+          gather(a, head, q + t * n, a.bias + b * a.bias_batch + t * a.total, from, to, p, part[t], mixed + t * n);
       }
     for (int64_t t = 0; t < a.fresh; ++t) {
       if (self.splits == 1) {
@@ -447,7 +447,7 @@ struct Prefill {
 
   // Adds the bias to scores [keys, queries], and takes away the keys that come after a query.
   void hide(float* scores, int64_t b, int64_t first, int64_t count, int64_t start, int64_t from, int64_t m) const {
-    const float* bias = a.bias + (b * a.fresh + first) * a.total + from;
+    const float* bias = a.bias + b * a.bias_batch + first * a.total + from;
     for (int64_t i = 0; i < count; ++i) {
       const float* of_query = bias + i * a.total;
       bool any = false;  // most are nought, and looking along a row costs less than adding down a column

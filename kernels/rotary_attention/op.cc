@@ -18,7 +18,7 @@ char* grown(const Call& call, size_t output, const Tensor& past, const std::vect
             int64_t element) {
   char* to = static_cast<char*>(call.output(output, shape));
   const char* from = past.as<char>();
-  if (to == from) return to;
+  if (to == from || !filled) return to;
   const int64_t row = (shape.size() == 4 ? shape[3] : 1) * element, heads = shape[0] * shape[1];
   for (int64_t h = 0; h < heads; ++h)
     std::memmove(to + h * shape[2] * row, from + h * past.shape[2] * row, size_t(filled * row));
@@ -33,14 +33,15 @@ struct Widened {
   Widened(const Version& version, const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& bias,
           Attention& a) {
     const int64_t tokens = a.batch * a.fresh, half = a.rotary_dim / 2, hidden = a.heads * a.head_dim;
-    floats.resize(size_t(tokens * (4 * hidden + 2 * half + a.total)));
+    const int64_t biases = product(bias.shape);
+    floats.resize(size_t(tokens * (4 * hidden + 2 * half) + biases));
     position.resize(size_t(tokens));
     float* place = floats.data();
     const auto next = [&place](int64_t count) { return std::exchange(place, place + count); };
     float *wide_qkv = next(3 * tokens * hidden), *wide_cos = next(tokens * half), *wide_sin = next(tokens * half),
-          *wide_bias = next(tokens * a.total);
+          *wide_bias = next(biases);
     version.widen(qkv.as<uint16_t>(), wide_qkv, 3 * tokens * hidden);
-    version.widen(bias.as<uint16_t>(), wide_bias, tokens * a.total);
+    version.widen(bias.as<uint16_t>(), wide_bias, biases);
     for (int64_t i = 0; i < tokens; ++i) {
       version.widen(cos.as<uint16_t>() + a.position[i] * half, wide_cos + i * half, half);
       version.widen(sin.as<uint16_t>() + a.position[i] * half, wide_sin + i * half, half);
@@ -101,27 +102,32 @@ void RotaryAttention::compute(ort::KernelContext* context) const {
     need(at >= 0 && at < cos.shape[0], "position_ids holds " + std::to_string(at) + "; cos has " +
                                            std::to_string(cos.shape[0]) + " positions");
   }
-  const Tensor bias = call.input(kBias, "attention_bias", {B, 1, T, total});
+  const Tensor bias = call.input(kBias, "attention_bias", {-1, 1, T, total});
+  need(bias.shape[0] == B || bias.shape[0] == 1,
+       "attention_bias is " + text(bias.shape) + "; 1 or " + std::to_string(B) + " was expected first");
   const bool scaled = types_.cache == CacheType::kInt8;
   for (size_t i : {size_t(kKeyScale), size_t(kValueScale)})
     need(call.has(i) == scaled, std::string(i == kKeyScale ? "past_key_scale" : "past_value_scale") +
                                     (scaled ? " is missing; a cache of int8 needs it"
                                             : " was given; only a cache of int8 has it"));
+  Tensor key_scale{}, value_scale{};
+  if (scaled) {
+    key_scale = call.input(kKeyScale, "past_key_scale", {B, heads_, P});
+    value_scale = call.input(kValueScale, "past_value_scale", {B, heads_, P});
+  }
 
   Attention a{};
   a.batch = B, a.heads = heads_, a.head_dim = n, a.rotary_dim = rotary_dim_;
   a.fresh = T, a.total = total, a.room = std::max(P, total), a.cache = types_.cache;
-  a.position = position.as<int64_t>();
+  a.position = position.as<int64_t>(), a.bias_batch = bias.shape[0] == 1 ? 0 : T * total;
   void* attention = call.output(0, {B, T, hidden});
   const std::vector<int64_t> present{B, heads_, a.room, n}, scales{B, heads_, a.room};
   const int64_t element = kSize[int(types_.cache)];
   a.key = grown(call, 1, past_key, present, total - T, element);
   a.value = grown(call, 2, past_value, present, total - T, element);
   if (scaled) {
-    const Tensor past_key_scale = call.input(kKeyScale, "past_key_scale", {B, heads_, P});
-    const Tensor past_value_scale = call.input(kValueScale, "past_value_scale", {B, heads_, P});
-    a.key_scale = reinterpret_cast<float*>(grown(call, 3, past_key_scale, scales, total - T, 4));
-    a.value_scale = reinterpret_cast<float*>(grown(call, 4, past_value_scale, scales, total - T, 4));
+    a.key_scale = reinterpret_cast<float*>(grown(call, 3, key_scale, scales, total - T, 4));
+    a.value_scale = reinterpret_cast<float*>(grown(call, 4, value_scale, scales, total - T, 4));
   }
   if (types_.activations == ort::kFloat) {
     a.qkv = qkv.as<float>(), a.bias = bias.as<float>();

@@ -64,7 +64,7 @@ void attend_reference(const Attention& a, const Parallel&) {
           double dot = 0;
           for (int64_t d = 0; d < a.head_dim; ++d)
             dot += q[d] * read(a.key, a.key_scale, a.cache, first + j, a.head_dim, d);
-          weight[j] = dot / std::sqrt(double(a.head_dim)) + a.bias[(b * a.fresh + t) * a.total + j];
+          weight[j] = dot / std::sqrt(double(a.head_dim)) + a.bias[b * a.bias_batch + t * a.total + j];
           largest = std::max(largest, weight[j]);
         }
         for (double& w : weight) sum += w = std::exp(w - largest);

@@ -38,10 +38,12 @@ Case fuzzed(Random& random) {
   c.sin = random.normal(size_t(positions * (a.rotary_dim / 2)));
   c.position.reset(new int64_t[size_t(a.batch * a.fresh)]);
   for (int64_t i = 0; i < a.batch * a.fresh; ++i) c.position[i] = random.upto(positions - 1);
-  c.bias = random.normal(size_t(a.batch * a.fresh * a.total));
+  const int64_t biases = random.upto(1) ? a.batch : 1;
+  a.bias_batch = biases == 1 ? 0 : a.fresh * a.total;
+  c.bias = random.normal(size_t(biases * a.fresh * a.total));
   if (random.upto(1)) {  // as a mask of padding gives it: one row for all queries
     c.hidden = a.total / 3;
-    for (int64_t i = 0; i < a.batch * a.fresh; ++i)
+    for (int64_t i = 0; i < biases * a.fresh; ++i)
       for (int64_t j = 0; j < a.total; ++j) c.bias[i * a.total + j] = j < c.hidden ? -3e4f : 0.0f;
   }
   c.outs = size_t(a.batch * a.fresh * hidden);
