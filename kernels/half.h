@@ -1,4 +1,4 @@
-// float16 <-> float32 in plain integer arithmetic, round to nearest even.
+// float16 <-> float32 in plain integer arithmetic, round to nearest even. Static: each file keeps its own instructions.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 namespace pythia {
 
-inline float float_of(uint16_t half) {
+static inline float float_of(uint16_t half) {
   const uint32_t sign = uint32_t(half & 0x8000u) << 16, exponent = (half >> 10) & 0x1Fu, fraction = half & 0x3FFu;
   uint32_t bits;
   if (exponent == 0) {  // zero or subnormal: fraction * 2^-24
@@ -21,7 +21,7 @@ inline float float_of(uint16_t half) {
   return value;
 }
 
-inline uint16_t half_of(float value) {
+static inline uint16_t half_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   const uint16_t sign = uint16_t((bits >> 16) & 0x8000u);

@@ -1,11 +1,20 @@
 #include "node.h"
 
+#include <algorithm>
+#include <atomic>
+
 namespace pythia {
 
 std::string text(const std::vector<int64_t>& shape) {
   std::string s = "[";
   for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + (shape[i] < 0 ? "?" : std::to_string(shape[i]));
   return s + "]";
+}
+
+int64_t product(const std::vector<int64_t>& shape) {
+  int64_t n = 1;
+  for (int64_t d : shape) n *= d;
+  return n;
 }
 
 Node::Node(const ort::Api& api, const ort::KernelInfo* info, const char* op) : api_(&api), info_(info), place_(op) {
@@ -87,9 +96,66 @@ void* Call::output(size_t i, const std::vector<int64_t>& shape) const {
   return data;
 }
 
-void Call::parallel(size_t n, void (*fn)(void*, size_t), void* data) const {
-  if (n == 1) return fn(data, 0);
-  node_.check(node_.api().KernelContext_ParallelFor(context_, fn, n, 0, data), "sharing work out");
+Parallel Call::parallel() const {
+  const auto run = [](void* context, size_t n, void (*fn)(void*, size_t), void* data) {
+    const Call& call = *static_cast<const Call*>(context);
+    if (n == 1) return fn(data, 0);
+    // More batches than threads, taken as threads come free: tasks differ in length, and threads have other work.
+    const size_t batches = std::min(n, size_t(8 * hardware_threads()));
+    call.node_.check(call.node_.api().KernelContext_ParallelFor(call.context_, fn, n, batches, data), "sharing work out");
+  };
+  return {run, const_cast<Call*>(this)};
+}
+
+void Inference::check(ort::Status* status) const {
+  if (!status) return;
+  api_.ReleaseStatus(status);
+  throw Refusal("ONNX Runtime failed at inferring shapes");
+}
+
+ort::ElementType Inference::type(size_t i) const {
+  ort::Shape* given = nullptr;  // the context's own
+  ort::ElementType type;
+  check(api_.ShapeInferContext_GetInputTypeShape(context_, i, &given));
+  check(api_.GetTensorElementType(given, &type));
+  return type;
+}
+
+std::vector<Dimension> Inference::shape(size_t i, size_t rank) const {
+  ort::Shape* given = nullptr;
+  size_t known = 0;
+  check(api_.ShapeInferContext_GetInputTypeShape(context_, i, &given));
+  check(api_.GetDimensionsCount(given, &known));
+  std::vector<Dimension> shape(rank);
+  if (known != rank) return shape;
+  std::vector<int64_t> sizes(rank);
+  std::vector<const char*> names(rank, "");
+  check(api_.GetDimensions(given, sizes.data(), rank));
+  check(api_.GetSymbolicDimensions(given, names.data(), rank));
+  for (size_t d = 0; d < rank; ++d) shape[d] = {sizes[d], sizes[d] < 0 && names[d] ? names[d] : ""};
+  return shape;
+}
+
+void Inference::output(size_t i, ort::ElementType type, const std::vector<Dimension>& shape) const {
+  // A size that nobody knows needs a name of its own: without one ONNX Runtime takes -1 for the size itself, and with a
+  // shared one it takes two sizes for equal.
+  static std::atomic<uint64_t> nameless{0};
+  std::vector<int64_t> sizes;
+  std::vector<std::string> kept;
+  for (const Dimension& d : shape) {
+    sizes.push_back(d.size);
+    kept.push_back(d.size < 0 && d.name.empty() ? "pythia_unknown_" + std::to_string(++nameless) : d.name);
+  }
+  std::vector<const char*> names;
+  for (const std::string& name : kept) names.push_back(name.c_str());
+  ort::Shape* made = nullptr;
+  check(api_.CreateTensorTypeAndShapeInfo(&made));
+  ort::Status* failed = api_.SetTensorElementType(made, type);
+  if (!failed) failed = api_.SetDimensions(made, sizes.data(), sizes.size());
+  if (!failed) failed = api_.SetSymbolicDimensions(made, names.data(), names.size());
+  if (!failed) failed = api_.ShapeInferContext_SetOutputTypeShape(context_, i, made);
+  api_.ReleaseTensorTypeAndShapeInfo(made);
+  check(failed);
 }
 
 }  // namespace pythia

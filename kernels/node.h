@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ort_abi.h"
+#include "parallel.h"
 
 namespace pythia {
 
@@ -43,6 +44,8 @@ class Node {
   std::string place_;
 };
 
+int64_t product(const std::vector<int64_t>& shape);
+
 // One call of a node.
 class Call {
  public:
@@ -53,11 +56,32 @@ class Call {
   // Of exactly this shape; -1 fits any size.
   Tensor input(size_t i, const char* name, const std::vector<int64_t>& shape) const;
   void* output(size_t i, const std::vector<int64_t>& shape) const;
-  void parallel(size_t n, void (*fn)(void*, size_t), void* data) const;
+  Parallel parallel() const;  // ONNX Runtime's own threads
 
  private:
   const Node& node_;
   ort::KernelContext* context_;
+};
+
+// What is known of a node's tensors before any run: ONNX Runtime asks for the outputs' types and shapes from it.
+struct Dimension {
+  int64_t size = -1;  // -1: known by its name or not at all
+  std::string name;
+};
+
+class Inference {
+ public:
+  Inference(const ort::Api& api, ort::ShapeInferContext* context) : api_(api), context_(context) {}
+
+  ort::ElementType type(size_t input) const;
+  std::vector<Dimension> shape(size_t input, size_t rank) const;  // of another rank, or none: nothing is known
+  void output(size_t i, ort::ElementType type, const std::vector<Dimension>& shape) const;
+
+ private:
+  void check(ort::Status* status) const;
+
+  const ort::Api& api_;
+  ort::ShapeInferContext* context_;
 };
 
 }  // namespace pythia

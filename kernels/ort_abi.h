@@ -19,6 +19,7 @@ struct Value;
 struct Shape;  // OrtTensorTypeAndShapeInfo
 struct Domain;
 struct SessionOptions;
+struct ShapeInferContext;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int { kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10 };
@@ -32,9 +33,13 @@ enum MemoryType : int { kDefaultMemory = 0 };
   X(CustomOpDomain_Add, 27, Status*, (Domain*, const struct CustomOp*))                                  \
   X(AddCustomOpDomain, 28, Status*, (SessionOptions*, Domain*))                                          \
   X(GetTensorMutableData, 51, Status*, (Value*, void**))                                                 \
+  X(CreateTensorTypeAndShapeInfo, 57, Status*, (Shape**))                                                \
+  X(SetTensorElementType, 58, Status*, (Shape*, ElementType))                                            \
+  X(SetDimensions, 59, Status*, (Shape*, const int64_t*, size_t))                                        \
   X(GetTensorElementType, 60, Status*, (const Shape*, ElementType*))                                     \
   X(GetDimensionsCount, 61, Status*, (const Shape*, size_t*))                                            \
   X(GetDimensions, 62, Status*, (const Shape*, int64_t*, size_t))                                        \
+  X(GetSymbolicDimensions, 63, Status*, (const Shape*, const char**, size_t))                            \
   X(GetTensorTypeAndShape, 65, Status*, (const Value*, Shape**))                                         \
   X(KernelInfoGetAttribute_int64, 86, Status*, (const KernelInfo*, const char*, int64_t*))               \
   X(KernelContext_GetInputCount, 88, Status*, (const KernelContext*, size_t*))                           \
@@ -44,6 +49,10 @@ enum MemoryType : int { kDefaultMemory = 0 };
   X(ReleaseStatus, 93, void, (Status*))                                                                  \
   X(ReleaseTensorTypeAndShapeInfo, 99, void, (Shape*))                                                   \
   X(KernelInfo_GetNodeName, 244, Status*, (const KernelInfo*, char*, size_t*))                           \
+  X(ShapeInferContext_GetInputCount, 267, Status*, (const ShapeInferContext*, size_t*))                  \
+  X(ShapeInferContext_GetInputTypeShape, 268, Status*, (const ShapeInferContext*, size_t, Shape**))      \
+  X(ShapeInferContext_SetOutputTypeShape, 270, Status*, (ShapeInferContext*, size_t, const Shape*))      \
+  X(SetSymbolicDimensions, 271, Status*, (Shape*, const char**, size_t))                                 \
   X(KernelContext_ParallelFor, 274, Status*,                                                             \
     (const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*))
 
@@ -87,7 +96,7 @@ struct CustomOp {
   int (*GetVariadicOutputHomogeneity)(const CustomOp*);
   Status* (*CreateKernelV2)(const CustomOp*, const Api*, const KernelInfo*, void**);
   Status* (*KernelComputeV2)(void*, KernelContext*);
-  Status* (*InferOutputShapeFn)(const CustomOp*, void*);
+  Status* (*InferOutputShapeFn)(const CustomOp*, ShapeInferContext*);
   int (*GetStartVersion)(const CustomOp*);
   int (*GetEndVersion)(const CustomOp*);
 };

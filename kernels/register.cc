@@ -1,5 +1,7 @@
 // The library's entry point: the one place where operators are registered.
-#include <new>
+#include <exception>
+#include <mutex>
+#include <utility>
 
 #include "partial_rotary/op.h"
 #include "rotary_attention/op.h"
@@ -9,10 +11,21 @@ namespace {
 
 const ort::Api* api = nullptr;
 
-ort::Status* refused(const std::exception& e) { return api->CreateStatus(ort::kInvalidArgument, e.what()); }
+// No exception leaves the library: ONNX Runtime may be built without them.
+template <typename F>
+ort::Status* guarded(F&& f) {
+  try {
+    f();
+    return nullptr;
+  } catch (const Refusal& e) {
+    return api->CreateStatus(ort::kInvalidArgument, e.what());
+  } catch (const std::exception& e) {
+    return api->CreateStatus(ort::kFail, e.what());
+  }
+}
 
-// One operator for one type of cache, in the form that ONNX Runtime wants.
-template <typename Op, CacheType C>
+// One operator for one set of types, in the form that ONNX Runtime wants. kTypes is the place of the set in Op's table.
+template <typename Op, size_t kTypes>
 ort::CustomOp described() {
   ort::CustomOp op{};
   op.version = ort::kApiVersion;
@@ -20,8 +33,8 @@ ort::CustomOp described() {
   op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU
   op.GetInputTypeCount = [](const ort::CustomOp*) { return Op::kInputs; };
   op.GetOutputTypeCount = [](const ort::CustomOp*) { return Op::kOutputs; };
-  op.GetInputType = [](const ort::CustomOp*, size_t i) { return Op::input_type(C, i); };
-  op.GetOutputType = [](const ort::CustomOp*, size_t i) { return Op::output_type(C, i); };
+  op.GetInputType = [](const ort::CustomOp*, size_t i) { return Op::input_type(Op::kTypes[kTypes], i); };
+  op.GetOutputType = [](const ort::CustomOp*, size_t i) { return Op::output_type(Op::kTypes[kTypes], i); };
   op.GetInputCharacteristic = [](const ort::CustomOp*, size_t i) {
     return i < Op::kRequiredInputs ? ort::kRequired : ort::kOptional;
   };
@@ -33,25 +46,40 @@ ort::CustomOp described() {
   op.GetVariadicOutputMinArity = op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 0; };
   op.CreateKernelV2 = [](const ort::CustomOp*, const ort::Api* given, const ort::KernelInfo* info,
                          void** kernel) -> ort::Status* {
-    try {
-      *kernel = new Op(*given, info, C);
-      return nullptr;
-    } catch (const std::exception& e) {
-      return refused(e);
-    }
+    return guarded([&] { *kernel = new Op(*given, info, Op::kTypes[kTypes]); });
   };
   op.KernelComputeV2 = [](void* kernel, ort::KernelContext* context) -> ort::Status* {
-    try {
-      static_cast<const Op*>(kernel)->compute(context);
-      return nullptr;
-    } catch (const std::exception& e) {
-      return refused(e);
-    }
+    return guarded([&] { static_cast<const Op*>(kernel)->compute(context); });
   };
   op.KernelDestroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
+  op.InferOutputShapeFn = [](const ort::CustomOp*, ort::ShapeInferContext* context) -> ort::Status* {
+    return guarded([&] { Op::infer(Inference(*api, context)); });
+  };
   op.GetStartVersion = [](const ort::CustomOp*) { return 1; };
   op.GetEndVersion = [](const ort::CustomOp*) { return 1; };
   return op;
+}
+
+template <typename Op, size_t... kTypes>
+ort::Status* add(ort::Domain* domain, std::index_sequence<kTypes...>) {
+  static const ort::CustomOp ops[] = {described<Op, kTypes>()...};
+  for (const ort::CustomOp& op : ops)
+    if (ort::Status* status = api->CustomOpDomain_Add(domain, &op)) return status;
+  return nullptr;
+}
+
+template <typename Op>
+ort::Status* add(ort::Domain* domain) {
+  return add<Op>(domain, std::make_index_sequence<sizeof(Op::kTypes) / sizeof(*Op::kTypes)>());
+}
+
+// The domain with every operator. It must outlive every session, so it is made once and never released.
+ort::Domain* domain(ort::Status** failed) {
+  ort::Domain* made = nullptr;
+  *failed = api->CreateCustomOpDomain("pythia", &made);
+  if (!*failed) *failed = add<RotaryAttention>(made);
+  if (!*failed) *failed = add<PartialRotary>(made);
+  return made;
 }
 
 }  // namespace
@@ -65,19 +93,17 @@ extern "C"
 #endif
     ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
   using namespace pythia;
-  api = base->GetApi(ort::kApiVersion);
-  if (!api) return nullptr;  // ONNX Runtime before 1.17: the functions in the graph do the work
-  static const ort::CustomOp ops[] = {
-      described<RotaryAttention, CacheType::kFloat32>(),
-      described<RotaryAttention, CacheType::kFloat16>(),
-      described<RotaryAttention, CacheType::kInt8>(),
-      described<PartialRotary, CacheType::kFloat32>(),
-  };
-  static ort::Domain* domain = nullptr;  // it must outlive every session, so it is never released
-  if (!domain) {
-    if (ort::Status* status = api->CreateCustomOpDomain("pythia", &domain)) return status;
-    for (const ort::CustomOp& op : ops)
-      if (ort::Status* status = api->CustomOpDomain_Add(domain, &op)) return status;
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  const ort::Api* given = base->GetApi(ort::kApiVersion);
+  if (!given) return nullptr;  // ONNX Runtime before 1.17, which says so: the functions in the graph do the work
+  api = given;
+  static ort::Domain* made = nullptr;
+  if (!made) {
+    ort::Status* failed = nullptr;
+    ort::Domain* fresh = domain(&failed);
+    if (failed) return failed;
+    made = fresh;
   }
-  return api->AddCustomOpDomain(options, domain);
+  return api->AddCustomOpDomain(options, made);
 }

@@ -1,6 +1,6 @@
 // pythia::RotaryAttention on a CPU; compiled once for each instruction set, into the namespace PYTHIA_ISA.
 //
-// First every new key is rotated and, with its value, written to the cache in the cache's type. Then attention reads the
+// Every new key is rotated and, with its value, written to the cache in the cache's type. Then attention reads the
 // cache, new tokens included, in one of two ways:
 //
 // - few new tokens (decode): the cache is streamed once, keys first, then values; what limits is memory. When there are
@@ -9,63 +9,38 @@
 //   arXiv 2307.08691, algorithm 1), so that no row of scores is ever whole. Scores are kept as [key, query]: the product
 //   then takes keys as they lie, softmax works on vectors of queries without a reduction across lanes, and the second
 //   product reads its operand in the order in which it was written.
-#include <algorithm>
-#include <cmath>
-#include <thread>
-#include <type_traits>
-#include <vector>
+//
+// No template of the standard library is used: an instantiation could reach processors that lack these instructions,
+// since a linker keeps one of several.
+#include "attention.h"
 
 #include "../vector.h"
-#include "attention.h"
 
 namespace pythia {
 namespace PYTHIA_ISA {
 namespace {
 
 constexpr int64_t kQueries = 64, kKeys = 64;  // a tile; both are multiples of every vector's width
+constexpr int64_t kStripe = 16;               // keys whose hidden queries are left out together
 constexpr int64_t kFewTokens = 4;             // below this, streaming beats tiles
+constexpr int64_t kBlock = 256;               // cached tokens that several queries share while they are near
+constexpr int64_t kRows = 64;                 // rows of values that are mixed while they are near
 constexpr int64_t kLeastSplit = 256;          // cached tokens that are worth a task of their own
 constexpr float kNothing = -1e30f;            // finite, so that differences of it are no NaN
+constexpr float kHidden = -__builtin_inff();
 
 int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t more(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Scratch of one thread, kept between calls.
-float* scratch(size_t floats) {
-  thread_local std::vector<float> buffer;
-  if (buffer.size() < floats) buffer.resize(floats);
-  return buffer.data();
-}
-
-void rotate(const Attention& a, const float* x, int64_t position, float factor, float* y) {
-  const int64_t half = a.rotary_dim / 2;
-  const float *c = a.cos + position * half, *s = a.sin + position * half;
-  for (int64_t i = 0; i < half; ++i) {
-    y[i] = (x[i] * c[i] - x[half + i] * s[i]) * factor;
-    y[half + i] = (x[half + i] * c[i] + x[i] * s[i]) * factor;
-  }
-  for (int64_t i = 2 * half; i < a.head_dim; ++i) y[i] = x[i] * factor;
-}
-
-const float* row_of(const Attention& a, int64_t b, int64_t t, int64_t part, int64_t h) {
-  const int64_t hidden = a.heads * a.head_dim;
-  return a.qkv + (b * a.fresh + t) * 3 * hidden + part * hidden + h * a.head_dim;
-}
-
-void put(const float* x, int64_t n, float* to, float*) { std::copy(x, x + n, to); }
-
-void put(const float* x, int64_t n, uint16_t* to, float*) {
-  for (int64_t d = 0; d < n; ++d) to[d] = half_of(x[d]);
-}
-
-void put(const float* x, int64_t n, int8_t* to, float* scale) {
-  float most = 0;
-  for (int64_t d = 0; d < n; ++d) most = std::max(most, std::fabs(x[d]));
-  *scale = most / 127.0f;
-  for (int64_t d = 0; d < n; ++d) to[d] = int8_t(most > 0 ? std::nearbyint(x[d] / *scale) : 0.0f);
+void fill(float* x, int64_t n, float with) {
+  for (int64_t i = 0; i < n; ++i) x[i] = with;
 }
 
 template <typename C>
-constexpr bool kScaled = std::is_same<C, int8_t>::value;
+constexpr bool kScaled = sizeof(C) == 1;
+
+// ---- the cache
 
 // One head of one row of the batch: its cache, and how it is read.
 template <typename C>
@@ -80,38 +55,107 @@ struct Head {
         value_scale(kScaled<C> ? a.value_scale + row * a.room : nullptr) {}
 };
 
-template <typename C>
-void append(const Attention& a, int64_t row) {
-  const Head<C> head(a, row);
-  const int64_t b = row / a.heads, h = row % a.heads;
-  float* turned = scratch(a.head_dim);
-  for (int64_t t = 0; t < a.fresh; ++t) {
-    const int64_t place = a.total - a.fresh + t;
-    rotate(a, row_of(a, b, t, 1, h), a.position[b * a.fresh + t], 1.0f, turned);
-    put(turned, a.head_dim, head.key + place * a.head_dim, kScaled<C> ? head.key_scale + place : nullptr);
-    put(row_of(a, b, t, 2, h), a.head_dim, head.value + place * a.head_dim,
-        kScaled<C> ? head.value_scale + place : nullptr);
+const float* row_of(const Attention& a, int64_t b, int64_t t, int64_t part, int64_t h) {
+  const int64_t hidden = a.heads * a.head_dim;
+  return a.qkv + (b * a.fresh + t) * 3 * hidden + part * hidden + h * a.head_dim;
+}
+
+void rotate_head(const Attention& a, const float* x, int64_t position, float* y) {
+  const int64_t half = a.rotary_dim / 2;
+  const float *c = a.cos + position * half, *s = a.sin + position * half;
+  int64_t i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
+    const Floats first = load(x + i), second = load(x + half + i), cos = load(c + i), sin = load(s + i);
+    store(y + i, first * cos - second * sin);
+    store(y + half + i, second * cos + first * sin);
   }
+  for (; i < half; ++i) {
+    y[i] = x[i] * c[i] - x[half + i] * s[i];
+    y[half + i] = x[half + i] * c[i] + x[i] * s[i];
+  }
+  std::memcpy(y + 2 * half, x + 2 * half, size_t(a.head_dim - 2 * half) * sizeof(float));
+}
+
+void put(const float* x, int64_t n, float* to, float*) { std::memcpy(to, x, size_t(n) * sizeof(float)); }
+
+void put(const float* x, int64_t n, uint16_t* to, float*) {
+  int64_t d = 0;
+  for (; d + kLanes <= n; d += kLanes) store(to + d, load(x + d));
+  for (; d < n; ++d) to[d] = half_of(x[d]);
+}
+
+// Codes of v / scale; where the scale is so small that it was rounded itself, no further than 127.
+inline Floats coded(Floats v, Floats scale) {
+  v = rounded(v / scale);
+  v = v > 127.0f ? all(127.0f) : v;
+  return v < -127.0f ? all(-127.0f) : v;
+}
+
+void put(const float* x, int64_t n, int8_t* to, float* scale) {
+  Floats most = {}, poison = {};  // a number that is not finite makes the scale NaN, so that it is not lost
+  float tail[kLanes] = {};        // what is left over, made up to a vector
+  const int64_t whole = n / kLanes * kLanes;
+  for (int64_t d = whole; d < n; ++d) tail[d - whole] = x[d];
+  for (int64_t d = 0; d <= whole; d += kLanes) {
+    const Floats v = d < whole ? load(x + d) : load(tail);
+    most = larger(most, v < 0.0f ? -v : v);
+    poison += v * 0.0f;
+  }
+  *scale = largest(most) / 127.0f + sum(poison);
+  if (!(*scale > 0)) {
+    std::memset(to, 0, size_t(n));
+    return;
+  }
+  for (int64_t d = 0; d < whole; d += kLanes) store(to + d, coded(load(x + d), all(*scale)));
+  int8_t codes[kLanes];
+  store(codes, coded(load(tail), all(*scale)));
+  for (int64_t d = whole; d < n; ++d) to[d] = codes[d - whole];
+}
+
+// Writes token t of one head. `turned` is room for one head.
+template <typename C>
+void append(const Attention& a, int64_t row, int64_t t, float* turned) {
+  const Head<C> head(a, row);
+  const int64_t b = row / a.heads, h = row % a.heads, place = a.total - a.fresh + t;
+  rotate_head(a, row_of(a, b, t, 1, h), a.position[b * a.fresh + t], turned);
+  put(turned, a.head_dim, head.key + place * a.head_dim, kScaled<C> ? head.key_scale + place : nullptr);
+  put(row_of(a, b, t, 2, h), a.head_dim, head.value + place * a.head_dim,
+      kScaled<C> ? head.value_scale + place : nullptr);
 }
 
 // ---- decode
 
-// Four dot products at once, so that each vector of q is loaded once and four chains of additions run side by side.
-template <typename C, int N>
-inline void dots(const float* q, const C* k, int64_t n, float* out) {
-  Floats acc[N] = {};
+// Asks for bytes some way after p; they may lie past the cache's end, where asking does nothing. Numbers that take work to
+// widen are otherwise waited for (float16 took 1.31 times as long as reading, int8 1.68; so 1.18 and 1.34); floats come
+// in time by themselves, and asking slowed them (1.10 to 1.25). Distances by trial: 512 to 4,096.
+template <typename C>
+constexpr uintptr_t kAhead = 2048 / sizeof(C);
+constexpr int64_t kLine = 64;
+template <typename C>
+inline void ask_ahead(const C* p, int64_t count) {
+  if constexpr (sizeof(C) < sizeof(float)) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(p) + kAhead<C>;
+    for (int64_t byte = 0; byte < count * int64_t(sizeof(C)); byte += kLine)
+      __builtin_prefetch(reinterpret_cast<const void*>(at + uintptr_t(byte)));
+  }
+}
+
+// kLanes dot products at once, so that q is loaded once for all and their sums are one vector; with rows of k no further
+// than `last`, which stands for those after it.
+template <typename C>
+inline Floats dots(const float* q, const C* k, int64_t n, int64_t last) {
+  const C* row[kLanes];
+  for (int i = 0; i < kLanes; ++i) row[i] = k + less(i, last) * n;
+  Floats acc[kLanes] = {};
   int64_t d = 0;
   for (; d + kLanes <= n; d += kLanes) {
     const Floats x = load(q + d);
-    for (int i = 0; i < N; ++i) acc[i] = fused(x, load(k + i * n + d), acc[i]);
+    for (int i = 0; i < kLanes; ++i) acc[i] = fused(x, load(row[i] + d), acc[i]);
   }
-  if constexpr (N == 4) {
-    sums(acc, out);
-  } else {
-    for (int i = 0; i < N; ++i) out[i] = sum(acc[i]);
-  }
+  Floats out = sums(acc);
   for (; d < n; ++d)
-    for (int i = 0; i < N; ++i) out[i] += q[d] * value_of(k[i * n + d]);
+    for (int i = 0; i < kLanes; ++i) out[i] += q[d] * value_of(row[i][d]);
+  return out;
 }
 
 // out[d] += sum_j p[j] * v[j][d] for N vectors of d.
@@ -119,102 +163,150 @@ template <typename C, int N>
 inline void mix(const float* p, const C* v, int64_t count, int64_t n, float* out) {
   Floats acc[N];
   for (int i = 0; i < N; ++i) acc[i] = load(out + i * kLanes);
-  for (int64_t j = 0; j < count; ++j)
-    for (int i = 0; i < N; ++i) acc[i] = fused(all(p[j]), load(v + j * n + i * kLanes), acc[i]);
+  for (int64_t j = 0; j < count; ++j) {
+    const Floats weight = all(p[j]);
+    ask_ahead(v + j * n, N * kLanes);
+    for (int i = 0; i < N; ++i) acc[i] = fused(weight, load(v + j * n + i * kLanes), acc[i]);
+  }
   for (int i = 0; i < N; ++i) store(out + i * kLanes, acc[i]);
 }
 
-// What one query gathers from places [from, to): its largest score, the sum of exponentials, and the values they weigh.
+// All dimensions of `count` rows of values.
+template <typename C>
+void mix_rows(const float* p, const C* v, int64_t count, int64_t n, float* out) {
+  int64_t d = 0;
+  for (; d + 8 * kLanes <= n; d += 8 * kLanes) mix<C, 8>(p, v + d, count, n, out + d);
+  for (; d + 2 * kLanes <= n; d += 2 * kLanes) mix<C, 2>(p, v + d, count, n, out + d);
+  for (; d + kLanes <= n; d += kLanes) mix<C, 1>(p, v + d, count, n, out + d);
+  for (; d < n; ++d)
+    for (int64_t j = 0; j < count; ++j) out[d] += p[j] * value_of(v[j * n + d]);
+}
+
+// What a query gathered from some places: its largest score, the sum of exponentials, and the values that they weigh.
 struct Part {
   float most, total;
 };
 
+// Adds places [from, to). p has room for them, to a multiple of kLanes.
 template <typename C>
-Part gather(const Attention& a, const Head<C>& head, const float* q, const float* bias, int64_t from, int64_t to,
-            float* p, float* out) {
-  const int64_t n = a.head_dim, count = to - from;
+void gather(const Attention& a, const Head<C>& head, const float* q, const float* bias, int64_t from, int64_t to,
+            float* p, Part& part, float* mixed) {
+  const int64_t n = a.head_dim, count = to - from, padded = up(count, kLanes);
   const C* key = head.key + from * n;
+  Floats scores_most = all(part.most);
   int64_t j = 0;
-  for (; j + 4 <= count; j += 4) dots<C, 4>(q, key + j * n, n, p + j);
-  for (; j < count; ++j) dots<C, 1>(q, key + j * n, n, p + j);
-  const int64_t padded = up(count, kLanes);
-  for (j = count; j < padded; ++j) p[j] = kNothing;
-  Floats most = all(kNothing);
-  for (j = 0; j < count; ++j) p[j] = p[j] * (kScaled<C> ? head.key_scale[from + j] : 1.0f) + bias[from + j];
-  for (j = 0; j < padded; j += kLanes) most = larger(most, load(p + j));
-  const float largest_score = largest(most);
+  for (; j + kLanes <= count; j += kLanes) {
+    ask_ahead(key + j * n, kLanes * n);
+    Floats s = dots(q, key + j * n, n, kLanes - 1);
+    if constexpr (kScaled<C>) s = s * load(head.key_scale + from + j);
+    s += load(bias + from + j);
+    scores_most = larger(scores_most, s);
+    store(p + j, s);
+  }
+  if (j < count) {
+    const Floats s = dots(q, key + j * n, n, count - 1 - j);
+    for (int64_t i = j; i < padded; ++i)
+      p[i] = i < count ? s[i - j] * (kScaled<C> ? head.key_scale[from + i] : 1.0f) + bias[from + i] : kHidden;
+    scores_most = larger(scores_most, load(p + j));
+  }
+  const float most = largest(scores_most);
   Floats total = {};
   for (j = 0; j < padded; j += kLanes) {
-    const Floats e = exp_of(load(p + j) - largest_score);
+    const Floats e = exp_of(load(p + j) - most);
     total += e;
     store(p + j, e);
   }
-  float sum_of = sum(total);
-  for (j = count; j < padded; ++j) sum_of -= p[j];
-  if (kScaled<C>)
+  if constexpr (kScaled<C>)
     for (j = 0; j < count; ++j) p[j] *= head.value_scale[from + j];
-  const C* value = head.value + from * n;
-  std::fill(out, out + n, 0.0f);
-  int64_t d = 0;
-  for (; d + 8 * kLanes <= n; d += 8 * kLanes) mix<C, 8>(p, value + d, count, n, out + d);
-  for (; d + 2 * kLanes <= n; d += 2 * kLanes) mix<C, 2>(p, value + d, count, n, out + d);
-  for (; d + kLanes <= n; d += kLanes) mix<C, 1>(p, value + d, count, n, out + d);
-  for (; d < n; ++d)
-    for (j = 0; j < count; ++j) out[d] += p[j] * value_of(value[j * n + d]);
-  return {largest_score, sum_of};
+  const float shrink = part.total > 0 ? exp_of(all(part.most - most))[0] : 0.0f;
+  part = {most, part.total * shrink + sum(total)};
+  if (shrink != 1.0f)
+    for (int64_t d = 0; d < n; ++d) mixed[d] *= shrink;
+  for (j = 0; j < count; j += kRows)
+    mix_rows(p + j, head.value + (from + j) * n, less(kRows, count - j), n, mixed);
 }
 
 template <typename C>
 struct Decode {
   const Attention& a;
   int64_t splits;
-  std::vector<Part> parts;    // [batch * heads, fresh, splits]
-  std::vector<float> gathered;  // [batch * heads, fresh, splits, head_dim]
+  Part* parts;  // [batch * heads, fresh, splits]; null where there is one split
+  float* gathered;  // [batch * heads, fresh, splits, head_dim]
 
   static void run(void* data, size_t task) {
     auto& self = *static_cast<Decode*>(data);
     const Attention& a = self.a;
-    const int64_t row = int64_t(task) / self.splits, split = int64_t(task) % self.splits;
+    const int64_t row = int64_t(task) / self.splits, split = int64_t(task) % self.splits, n = a.head_dim;
     const int64_t b = row / a.heads, h = row % a.heads, length = up(a.total, self.splits) / self.splits;
-    float* q = scratch(a.head_dim + up(length, kLanes));
-    float* p = q + a.head_dim;
+    const float factor = 1.0f / __builtin_sqrtf(float(n));
+    const int64_t step = a.fresh > 1 ? kBlock : length;  // one query sees each place once, however far it lies
+    float* q = scratch(kTask, size_t(a.fresh * n + n + up(less(step, length), kLanes) + a.fresh * n));
+    float *turned = q + a.fresh * n, *mixed = turned + n, *p = mixed + a.fresh * n;
+    Part part[kFewTokens];
+    fill(mixed, a.fresh * n, 0.0f);
     for (int64_t t = 0; t < a.fresh; ++t) {
-      const int64_t visible = a.total - a.fresh + t + 1, at = (row * a.fresh + t) * self.splits + split;
-      const int64_t from = std::min(visible, split * length), to = std::min(visible, from + length);
-      rotate(a, row_of(a, b, t, 0, h), a.position[b * a.fresh + t], 1.0f / std::sqrt(float(a.head_dim)), q);
-      const float* bias = a.bias + b * a.bias_batch + t * a.total;
-      self.parts[at] = {kNothing, 0.0f};
-      if (from < to)
-        self.parts[at] = gather(a, Head<C>(a, row), q, bias, from, to, p, self.gathered.data() + at * a.head_dim);
+      if (self.splits == 1) append<C>(a, row, t, turned);
+      rotate_head(a, row_of(a, b, t, 0, h), a.position[b * a.fresh + t], turned);
+      for (int64_t d = 0; d < n; ++d) q[t * n + d] = turned[d] * factor;
+      part[t] = {kNothing, 0.0f};
+    }
+    const Head<C> head(a, row);
+    const int64_t end = less(a.total, (split + 1) * length);
+    for (int64_t from = split * length; from < end; from += step)
+      for (int64_t t = 0; t < a.fresh; ++t) {
+        const int64_t to = less(less(from + step, end), a.total - a.fresh + t + 1);
+        if (from < to)
+          gather(a, head, q + t * n, a.bias + b * a.bias_batch + t * a.total, from, to, p, part[t], mixed + t * n);
+      }
+    for (int64_t t = 0; t < a.fresh; ++t) {
+      if (self.splits == 1) {
+        finish(a, row, t, mixed + t * n, part[t].total);
+      } else {
+        const int64_t at = (row * a.fresh + t) * self.splits + split;
+        self.parts[at] = part[t];
+        std::memcpy(self.gathered + at * n, mixed + t * n, size_t(n) * sizeof(float));
+      }
     }
   }
 
+  static void finish(const Attention& a, int64_t row, int64_t t, const float* mixed, float total) {
+    float* out = a.out + ((row / a.heads * a.fresh + t) * a.heads + row % a.heads) * a.head_dim;
+    for (int64_t d = 0; d < a.head_dim; ++d) out[d] = mixed[d] / total;
+  }
+
   void join() const {
+    const int64_t n = a.head_dim;
     for (int64_t row = 0; row < a.batch * a.heads; ++row)
       for (int64_t t = 0; t < a.fresh; ++t) {
-        float* out = a.out + ((row / a.heads * a.fresh + t) * a.heads + row % a.heads) * a.head_dim;
         const int64_t at = (row * a.fresh + t) * splits;
         float most = kNothing, total = 0;
-        for (int64_t s = 0; s < splits; ++s) most = std::max(most, parts[at + s].most);
-        for (int64_t s = 0; s < splits; ++s) total += parts[at + s].total * std::exp(parts[at + s].most - most);
-        std::fill(out, out + a.head_dim, 0.0f);
+        for (int64_t s = 0; s < splits; ++s) most = parts[at + s].most > most ? parts[at + s].most : most;
+        float* sum_of = gathered + at * n;
         for (int64_t s = 0; s < splits; ++s) {
-          if (parts[at + s].total == 0) continue;
-          const float share = std::exp(parts[at + s].most - most) / total;
-          for (int64_t d = 0; d < a.head_dim; ++d) out[d] += share * gathered[(at + s) * a.head_dim + d];
+          const float share = exp_of(all(parts[at + s].most - most))[0];
+          total += parts[at + s].total * share;
+          for (int64_t d = 0; d < n; ++d) sum_of[d] = (s ? sum_of[d] : 0.0f) + share * gathered[(at + s) * n + d];
         }
+        finish(a, row, t, sum_of, total);
       }
   }
 };
 
 template <typename C>
 void decode(const Attention& a, const Parallel& parallel) {
-  const int64_t rows = a.batch * a.heads, threads = std::max(1u, std::thread::hardware_concurrency());
-  const int64_t splits = std::clamp<int64_t>((2 * threads + rows - 1) / rows, 1, std::max<int64_t>(1, a.total / kLeastSplit));
-  const int64_t wanted = rows >= threads ? 1 : splits;
-  Decode<C> job{a, wanted, std::vector<Part>(rows * a.fresh * wanted),
-                std::vector<float>(rows * a.fresh * wanted * a.head_dim)};
-  parallel(size_t(rows * wanted), Decode<C>::run, &job);
+  const int64_t rows = a.batch * a.heads, threads = hardware_threads();
+  const int64_t wanted = rows >= threads ? 1 : (2 * threads + rows - 1) / rows;
+  const int64_t splits = more(1, less(wanted, a.total / kLeastSplit)), parts = rows * a.fresh * splits;
+  if (splits == 1) {
+    Decode<C> job{a, 1, nullptr, nullptr};
+    parallel(size_t(rows), Decode<C>::run, &job);
+    return;
+  }
+  float* memory = scratch(kCall, size_t(parts * (a.head_dim + 2) + a.head_dim));
+  Decode<C> job{a, splits, reinterpret_cast<Part*>(memory), memory + 2 * parts};
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t t = 0; t < a.fresh; ++t) append<C>(a, row, t, memory + parts * (a.head_dim + 2));
+  parallel(size_t(rows * splits), Decode<C>::run, &job);
   job.join();
 }
 
@@ -244,7 +336,7 @@ void column(int64_t m, const float* a, int64_t rows, int64_t columns, const floa
             int64_t ldc, int64_t depth, bool add) {
   int64_t i = 0;
   for (; i + 6 <= m; i += 6) block<6, N>(a + i * rows, rows, columns, b, ldb, c + i * ldc, ldc, depth, add);
-  for (; i + 2 <= m; i += 2) block<2, N>(a + i * rows, rows, columns, b, ldb, c + i * ldc, ldc, depth, add);
+  for (; i + 4 <= m; i += 4) block<4, N>(a + i * rows, rows, columns, b, ldb, c + i * ldc, ldc, depth, add);
   for (; i < m; ++i) block<1, N>(a + i * rows, rows, columns, b, ldb, c + i * ldc, ldc, depth, add);
 }
 
@@ -260,8 +352,8 @@ void product(int64_t m, int64_t n, const float* a, int64_t rows, int64_t columns
 const float* as_floats(const float* x, const float*, int64_t, int64_t n, int64_t width, float* to, int64_t count) {
   if (n == width) return x;
   for (int64_t j = 0; j < count; ++j) {
-    std::copy(x + j * n, x + (j + 1) * n, to + j * width);
-    std::fill(to + j * width + n, to + (j + 1) * width, 0.0f);
+    std::memcpy(to + j * width, x + j * n, size_t(n) * sizeof(float));
+    fill(to + j * width + n, width - n, 0.0f);
   }
   return to;
 }
@@ -274,7 +366,7 @@ const float* as_floats(const C* x, const float* scale, int64_t from, int64_t n, 
     int64_t d = 0;
     for (; d + kLanes <= n; d += kLanes) store(to + j * width + d, load(x + j * n + d) * s);
     for (; d < n; ++d) to[j * width + d] = value_of(x[j * n + d]) * s;
-    std::fill(to + j * width + n, to + (j + 1) * width, 0.0f);
+    fill(to + j * width + n, width - n, 0.0f);
   }
   return to;
 }
@@ -282,10 +374,15 @@ const float* as_floats(const C* x, const float* scale, int64_t from, int64_t n, 
 template <typename C>
 struct Prefill {
   const Attention& a;
-  std::vector<char> same_bias;  // [batch]: every query of the row has the first one's bias
+
+  static void cache(void* data, size_t task) {
+    const Attention& a = static_cast<Prefill*>(data)->a;
+    float* turned = scratch(kTask, size_t(a.head_dim));
+    for (int64_t t = 0; t < a.fresh; ++t) append<C>(a, int64_t(task), t, turned);
+  }
 
   static void run(void* data, size_t task) {
-    auto& self = *static_cast<Prefill*>(data);
+    const Prefill& self = *static_cast<Prefill*>(data);
     const Attention& a = self.a;
     const int64_t tiles = (a.fresh + kQueries - 1) / kQueries;
     // The longest tiles come first, so that threads end together.
@@ -294,53 +391,50 @@ struct Prefill {
 
   void tile(int64_t row, int64_t tile) const {
     const int64_t b = row / a.heads, h = row % a.heads, n = a.head_dim, width = up(n, kLanes);
-    const int64_t first = tile * kQueries, count = std::min(kQueries, a.fresh - first), lanes = up(count, kLanes);
-    const int64_t past = a.total - a.fresh, end = past + first + count;
+    const int64_t first = tile * kQueries, count = less(kQueries, a.fresh - first), lanes = up(count, kLanes);
+    const int64_t start = a.total - a.fresh + first, end = start + count;  // places of the tile's own tokens
     const Head<C> head(a, row);
-    float* q = scratch(n * kQueries + kKeys * kQueries + (kQueries + 2 * kKeys) * width + 3 * kQueries + n);
-    float* scores = q + n * kQueries;            // [kKeys, kQueries]
-    float* mixed = scores + kKeys * kQueries;    // [kQueries, width]
-    float* keys = mixed + kQueries * width;      // [kKeys, width]
-    float* values = keys + kKeys * width;        // [kKeys, width]
+    float* q = scratch(kTask, size_t(n * kQueries + kKeys * kQueries + (kQueries + 2 * kKeys) * width + 3 * kQueries + n));
+    float* scores = q + n * kQueries;          // [kKeys, kQueries]
+    float* mixed = scores + kKeys * kQueries;  // [kQueries, width]
+    float* keys = mixed + kQueries * width;    // [kKeys, width]
+    float* values = keys + kKeys * width;      // [kKeys, width]
     float *most = values + kKeys * width, *total = most + kQueries, *shrink = total + kQueries, *turned = shrink + kQueries;
+    const float factor = 1.0f / __builtin_sqrtf(float(n));
 
-    std::fill(q, q + n * kQueries, 0.0f);
+    fill(q, n * kQueries, 0.0f);
     for (int64_t i = 0; i < count; ++i) {  // q is kept as [head_dim, query]
       const int64_t t = first + i;
-      rotate(a, row_of(a, b, t, 0, h), a.position[b * a.fresh + t], 1.0f / std::sqrt(float(n)), turned);
-      for (int64_t d = 0; d < n; ++d) q[d * kQueries + i] = turned[d];
+      rotate_head(a, row_of(a, b, t, 0, h), a.position[b * a.fresh + t], turned);
+      for (int64_t d = 0; d < n; ++d) q[d * kQueries + i] = turned[d] * factor;
     }
-    std::fill(mixed, mixed + kQueries * width, 0.0f);
-    std::fill(most, most + kQueries, kNothing);
-    std::fill(total, total + kQueries, 0.0f);
+    fill(mixed, kQueries * width, 0.0f);
+    fill(most, kQueries, kNothing);
+    fill(total, kQueries, 0.0f);
 
     for (int64_t from = 0; from < end; from += kKeys) {
-      const int64_t m = std::min(kKeys, end - from);
+      const int64_t m = less(kKeys, end - from);
       const float* k = as_floats(head.key + from * n, head.key_scale, from, n, width, keys, m);
-      product(m, lanes, k, width, 1, q, kQueries, scores, kQueries, n, false);
-      hide(scores, b, first, count, past, from, m);
-      for (int64_t i = 0; i < lanes; i += kLanes) {
-        const Floats before = load(most + i);
-        Floats now = before, sum_of = {};
-        for (int64_t j = 0; j < m; ++j) now = larger(now, load(scores + j * kQueries + i));
-        for (int64_t j = 0; j < m; ++j) {
-          const Floats e = exp_of(load(scores + j * kQueries + i) - now);
-          sum_of += e;
-          store(scores + j * kQueries + i, e);
-        }
-        const Floats less = exp_of(before - now);
-        store(most + i, now);
-        store(shrink + i, less);
-        store(total + i, load(total + i) * less + sum_of);
+      for (int64_t j = 0; j < m; j += kStripe) {
+        const int64_t seen = seen_from(start, from + j);
+        if (seen < lanes)
+          product(less(kStripe, m - j), lanes - seen, k + j * width, width, 1, q + seen, kQueries,
+                  scores + j * kQueries + seen, kQueries, n, false);
       }
+      hide(scores, b, first, count, start, from, m);
+      soften(scores, lanes, m, most, total, shrink);
       if (from)
         for (int64_t i = 0; i < count; ++i) {
-          const Floats less = all(shrink[i]);
           if (shrink[i] == 1.0f) continue;
-          for (int64_t d = 0; d < width; d += kLanes) store(mixed + i * width + d, load(mixed + i * width + d) * less);
+          const Floats by = all(shrink[i]);
+          for (int64_t d = 0; d < width; d += kLanes) store(mixed + i * width + d, load(mixed + i * width + d) * by);
         }
       const float* v = as_floats(head.value + from * n, head.value_scale, from, n, width, values, m);
-      product(count, width, scores, 1, kQueries, v, width, mixed, width, m, true);
+      for (int64_t i = 0; i < count; i += kStripe) {  // of a stripe of queries, the keys that its last one sees
+        const int64_t queries = less(kStripe, count - i), depth = less(m, start + i + queries - from);
+        if (depth > 0)
+          product(queries, width, scores + i, 1, kQueries, v, width, mixed + i * width, width, depth, true);
+      }
     }
     for (int64_t i = 0; i < count; ++i) {
       float* out = a.out + ((b * a.fresh + first + i) * a.heads + h) * n;
@@ -348,40 +442,51 @@ struct Prefill {
     }
   }
 
-  // Add the bias to scores [keys, queries], and take away the keys that come after a query.
-  void hide(float* scores, int64_t b, int64_t first, int64_t count, int64_t past, int64_t from, int64_t m) const {
+  // The first of the tile's queries that sees `place`, down to a multiple of kLanes.
+  static int64_t seen_from(int64_t start, int64_t place) { return more(0, place - start) / kLanes * kLanes; }
+
+  // Adds the bias to scores [keys, queries], and takes away the keys that come after a query.
+  void hide(float* scores, int64_t b, int64_t first, int64_t count, int64_t start, int64_t from, int64_t m) const {
     const float* bias = a.bias + b * a.bias_batch + first * a.total + from;
-    for (int64_t j = 0; j < m; ++j) {
-      float* row = scores + j * kQueries;
-      if (!same_bias[b])
-        for (int64_t i = 0; i < count; ++i) row[i] += bias[i * a.total + j];
-      else if (bias[j] != 0)
-        for (int64_t i = 0; i < count; ++i) row[i] += bias[j];
-      const int64_t hidden = std::min(count, from + j - past - first);  // queries before this key
-      for (int64_t i = 0; i < hidden; ++i) row[i] = kNothing;
+    for (int64_t i = 0; i < count; ++i) {
+      const float* of_query = bias + i * a.total;
+      bool any = false;  // most are nought, and looking along a row costs less than adding down a column
+      for (int64_t j = 0; j < m; ++j) any |= of_query[j] != 0;
+      for (int64_t j = 0; any && j < m; ++j) scores[j * kQueries + i] += of_query[j];
+    }
+    for (int64_t j = more(0, start - from + 1); j < m; ++j)
+      for (int64_t i = 0; i < less(up(count, kLanes), from + j - start); ++i) scores[j * kQueries + i] = kHidden;
+  }
+
+  // Scores become exponentials; the largest so far, their sums and what earlier sums shrink by are kept up to date.
+  static void soften(float* scores, int64_t lanes, int64_t m, float* most, float* total, float* shrink) {
+    for (int64_t i = 0; i < lanes; i += kLanes) {
+      const Floats before = load(most + i);
+      Floats now = before, sum_of = {};
+      for (int64_t j = 0; j < m; ++j) now = larger(now, load(scores + j * kQueries + i));
+      for (int64_t j = 0; j < m; ++j) {
+        const Floats e = exp_of(load(scores + j * kQueries + i) - now);
+        sum_of += e;
+        store(scores + j * kQueries + i, e);
+      }
+      const Floats by = exp_of(before - now);
+      store(most + i, now);
+      store(shrink + i, by);
+      store(total + i, load(total + i) * by + sum_of);
     }
   }
 };
 
 template <typename C>
 void prefill(const Attention& a, const Parallel& parallel) {
-  Prefill<C> job{a, std::vector<char>(size_t(a.batch))};
-  for (int64_t b = 0; b < a.batch; ++b) {
-    const float* bias = a.bias + b * a.bias_batch;
-    job.same_bias[b] = 1;
-    for (int64_t t = 1; t < a.fresh && job.same_bias[b]; ++t)
-      job.same_bias[b] = std::equal(bias, bias + a.total, bias + t * a.total);
-  }
+  Prefill<C> job{a};
   const int64_t tiles = (a.fresh + kQueries - 1) / kQueries;
+  parallel(size_t(a.batch * a.heads), Prefill<C>::cache, &job);
   parallel(size_t(a.batch * a.heads * tiles), Prefill<C>::run, &job);
 }
 
 template <typename C>
 void attend_cached(const Attention& a, const Parallel& parallel) {
-  parallel(
-      size_t(a.batch * a.heads),
-      [](void* data, size_t row) { append<C>(*static_cast<const Attention*>(data), int64_t(row)); },
-      const_cast<Attention*>(&a));
   if (a.fresh < kFewTokens)
     decode<C>(a, parallel);
   else

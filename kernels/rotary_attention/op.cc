@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace pythia {
 namespace {
@@ -12,37 +13,57 @@ enum Input { kQkv, kPastKey, kPastValue, kCos, kSin, kPosition, kSeqlens, kTotal
 constexpr ort::ElementType kElement[] = {ort::kFloat, ort::kFloat16, ort::kInt8};
 constexpr int64_t kSize[] = {4, 2, 1};
 
-int64_t product(const std::vector<int64_t>& shape) {
-  int64_t n = 1;
-  for (int64_t d : shape) n *= d;
-  return n;
-}
-
 // The output that is `past` grown to `shape`: the same buffer, or a copy of the `filled` places of each head.
 char* grown(const Call& call, size_t output, const Tensor& past, const std::vector<int64_t>& shape, int64_t filled,
             int64_t element) {
   char* to = static_cast<char*>(call.output(output, shape));
   const char* from = past.as<char>();
-  if (to == from) return to;
+  if (to == from || !filled) return to;
   const int64_t row = (shape.size() == 4 ? shape[3] : 1) * element, heads = shape[0] * shape[1];
   for (int64_t h = 0; h < heads; ++h)
     std::memmove(to + h * shape[2] * row, from + h * past.shape[2] * row, size_t(filled * row));
   return to;
 }
 
+// float16 activations as float32 for one call: of the rotation's tables the rows that are turned to, in order.
+struct Widened {
+  std::vector<float> floats;
+  std::vector<int64_t> position;
+
+  Widened(const Version& version, const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& bias,
+          Attention& a) {
+    const int64_t tokens = a.batch * a.fresh, half = a.rotary_dim / 2, hidden = a.heads * a.head_dim;
+    const int64_t biases = product(bias.shape);
+    floats.resize(size_t(tokens * (4 * hidden + 2 * half) + biases));
+    position.resize(size_t(tokens));
+    float* place = floats.data();
+    const auto next = [&place](int64_t count) { return std::exchange(place, place + count); };
+    float *wide_qkv = next(3 * tokens * hidden), *wide_cos = next(tokens * half), *wide_sin = next(tokens * half),
+          *wide_bias = next(biases);
+    version.widen(qkv.as<uint16_t>(), wide_qkv, 3 * tokens * hidden);
+    version.widen(bias.as<uint16_t>(), wide_bias, biases);
+    for (int64_t i = 0; i < tokens; ++i) {
+      version.widen(cos.as<uint16_t>() + a.position[i] * half, wide_cos + i * half, half);
+      version.widen(sin.as<uint16_t>() + a.position[i] * half, wide_sin + i * half, half);
+      position[size_t(i)] = i;
+    }
+    a.qkv = wide_qkv, a.cos = wide_cos, a.sin = wide_sin, a.bias = wide_bias, a.position = position.data();
+    a.out = place;
+  }
+};
+
 }  // namespace
 
-RotaryAttention::RotaryAttention(const ort::Api& api, const ort::KernelInfo* info, CacheType cache)
+RotaryAttention::RotaryAttention(const ort::Api& api, const ort::KernelInfo* info, Types types)
     : node_(api, info, "pythia::RotaryAttention"),
-      cache_(cache),
+      types_(types),
       heads_(node_.attribute("num_heads")),
       rotary_dim_(node_.attribute("rotary_dim")),
-      chosen_(choose()) {
+      version_(chosen()) {
   if (heads_ < 1) node_.refuse("num_heads is " + std::to_string(heads_) + "; 1 or more was expected");
   if (rotary_dim_ < 0 || rotary_dim_ % 2)
     node_.refuse("rotary_dim is " + std::to_string(rotary_dim_) + "; an even number was expected");
-  if (!chosen_.attend)
-    node_.refuse("PYTHIA_KERNELS_ISA asks for instructions that this processor or this build does not have");
+  if (!version_) node_.refuse(kNoVersion);
 }
 
 void RotaryAttention::compute(ort::KernelContext* context) const {
@@ -84,44 +105,61 @@ void RotaryAttention::compute(ort::KernelContext* context) const {
   const Tensor bias = call.input(kBias, "attention_bias", {-1, 1, T, total});
   need(bias.shape[0] == B || bias.shape[0] == 1,
        "attention_bias is " + text(bias.shape) + "; 1 or " + std::to_string(B) + " was expected first");
-  const bool scaled = cache_ == CacheType::kInt8;
+  const bool scaled = types_.cache == CacheType::kInt8;
   for (size_t i : {size_t(kKeyScale), size_t(kValueScale)})
     need(call.has(i) == scaled, std::string(i == kKeyScale ? "past_key_scale" : "past_value_scale") +
                                     (scaled ? " is missing; a cache of int8 needs it"
                                             : " was given; only a cache of int8 has it"));
+  Tensor key_scale{}, value_scale{};
+  if (scaled) {
+    key_scale = call.input(kKeyScale, "past_key_scale", {B, heads_, P});
+    value_scale = call.input(kValueScale, "past_value_scale", {B, heads_, P});
+  }
 
   Attention a{};
   a.batch = B, a.heads = heads_, a.head_dim = n, a.rotary_dim = rotary_dim_;
-  a.fresh = T, a.total = total, a.room = std::max(P, total), a.cache = cache_;
-  a.qkv = qkv.as<float>(), a.cos = cos.as<float>(), a.sin = sin.as<float>();
-  a.position = position.as<int64_t>(), a.bias = bias.as<float>(), a.bias_batch = bias.shape[0] == 1 ? 0 : T * total;
-  a.out = static_cast<float*>(call.output(0, {B, T, hidden}));
+  a.fresh = T, a.total = total, a.room = std::max(P, total), a.cache = types_.cache;
+  a.position = position.as<int64_t>(), a.bias_batch = bias.shape[0] == 1 ? 0 : T * total;
+  void* attention = call.output(0, {B, T, hidden});
   const std::vector<int64_t> present{B, heads_, a.room, n}, scales{B, heads_, a.room};
-  const int64_t element = kSize[int(cache_)];
+  const int64_t element = kSize[int(types_.cache)];
   a.key = grown(call, 1, past_key, present, total - T, element);
   a.value = grown(call, 2, past_value, present, total - T, element);
   if (scaled) {
-    const Tensor past_key_scale = call.input(kKeyScale, "past_key_scale", {B, heads_, P});
-    const Tensor past_value_scale = call.input(kValueScale, "past_value_scale", {B, heads_, P});
-    a.key_scale = reinterpret_cast<float*>(grown(call, 3, past_key_scale, scales, total - T, 4));
-    a.value_scale = reinterpret_cast<float*>(grown(call, 4, past_value_scale, scales, total - T, 4));
+    a.key_scale = reinterpret_cast<float*>(grown(call, 3, key_scale, scales, total - T, 4));
+    a.value_scale = reinterpret_cast<float*>(grown(call, 4, value_scale, scales, total - T, 4));
   }
-  const Parallel parallel{
-      [](void* c, size_t count, void (*fn)(void*, size_t), void* data) {
-        static_cast<const Call*>(c)->parallel(count, fn, data);
-      },
-      const_cast<Call*>(&call)};
-  chosen_.attend(a, parallel);
+  if (types_.activations == ort::kFloat) {
+    a.qkv = qkv.as<float>(), a.bias = bias.as<float>();
+    a.cos = cos.as<float>(), a.sin = sin.as<float>();
+    a.out = static_cast<float*>(attention);
+    version_->attend(a, call.parallel());
+  } else {
+    const Widened widened(*version_, qkv, cos, sin, bias, a);
+    version_->attend(a, call.parallel());
+    version_->narrow(a.out, static_cast<uint16_t*>(attention), B * T * hidden);
+  }
 }
 
-ort::ElementType RotaryAttention::input_type(CacheType cache, size_t i) {
-  if (i == kPastKey || i == kPastValue) return kElement[int(cache)];
+void RotaryAttention::infer(const Inference& in) {
+  const std::vector<Dimension> qkv = in.shape(kQkv, 3), key = in.shape(kPastKey, 4);
+  const Dimension hidden{qkv[2].size > 0 && qkv[2].size % 3 == 0 ? qkv[2].size / 3 : -1, ""};
+  in.output(0, in.type(kQkv), {qkv[0], qkv[1], hidden});
+  for (size_t i : {1, 2}) in.output(i, in.type(kPastKey), {qkv[0], key[1], {}, key[3]});
+  if (in.type(kPastKey) == ort::kInt8)
+    for (size_t i : {3, 4}) in.output(i, ort::kFloat, {qkv[0], key[1], {}});
+}
+
+ort::ElementType RotaryAttention::input_type(Types types, size_t i) {
+  if (i == kPastKey || i == kPastValue) return kElement[int(types.cache)];
   if (i == kPosition) return ort::kInt64;
-  return i == kSeqlens || i == kTotal ? ort::kInt32 : ort::kFloat;
+  if (i == kKeyScale || i == kValueScale) return ort::kFloat;
+  return i == kSeqlens || i == kTotal ? ort::kInt32 : types.activations;
 }
 
-ort::ElementType RotaryAttention::output_type(CacheType cache, size_t i) {
-  return i == 1 || i == 2 ? kElement[int(cache)] : ort::kFloat;
+ort::ElementType RotaryAttention::output_type(Types types, size_t i) {
+  if (i == 1 || i == 2) return kElement[int(types.cache)];
+  return i ? ort::kFloat : types.activations;
 }
 
 }  // namespace pythia

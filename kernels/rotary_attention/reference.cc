@@ -22,11 +22,12 @@ void write(void* cache, float* scale, CacheType type, int64_t place, const std::
   if (type == CacheType::kFloat16)
     for (int64_t d = 0; d < n; ++d) static_cast<uint16_t*>(cache)[place * n + d] = half_of(x[d]);
   if (type == CacheType::kInt8) {
-    float largest = 0;
-    for (float v : x) largest = std::max(largest, std::fabs(v));
-    scale[place] = largest / 127.0f;
+    float largest = 0, poison = 0;  // a number that is not finite makes the scale NaN, so that it is not lost
+    for (float v : x) largest = std::max(largest, std::fabs(v)), poison += v * 0;
+    const float s = scale[place] = largest / 127.0f + poison;
     for (int64_t d = 0; d < n; ++d)
-      static_cast<int8_t*>(cache)[place * n + d] = int8_t(largest > 0 ? std::nearbyint(x[d] / scale[place]) : 0.0f);
+      static_cast<int8_t*>(cache)[place * n + d] =
+          s > 0 ? int8_t(std::clamp(std::nearbyint(x[d] / s), -127.0f, 127.0f)) : int8_t(0);
   }
 }
 

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../parallel.h"
+
 namespace pythia {
 
 // x and y: element (b, h, t, d) lies at b * batch_stride + h * head_stride + t * token_stride + d. cos and sin: row of
@@ -17,6 +19,6 @@ struct Rotary {
   float* y;
 };
 
-void turn(const Rotary&);
+void rotate_reference(const Rotary&, const Parallel&);
 
 }  // namespace pythia

@@ -1,0 +1,31 @@
+// Which version of the operators runs: the reference, or one source compiled for an instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "partial_rotary/rotary.h"
+#include "rotary_attention/attention.h"
+
+namespace pythia {
+
+struct Version {
+  const char* name;
+  bool (*runs_here)();
+  void (*attend)(const Attention&, const Parallel&);
+  void (*rotate)(const Rotary&, const Parallel&);
+  void (*widen)(const uint16_t* half, float* to, int64_t count);
+  void (*narrow)(const float* from, uint16_t* half, int64_t count);
+};
+
+// Best first, the reference last.
+extern const Version kVersions[];
+extern const size_t kVersionCount;
+
+// The best that this processor runs, or the one that the environment variable PYTHIA_KERNELS_ISA names; null where it
+// names one that this build or this processor does not have.
+const Version* chosen();
+constexpr const char* kNoVersion =
+    "PYTHIA_KERNELS_ISA names a version that this processor or this build does not have; kernels/README.md lists them";
+
+}  // namespace pythia
