@@ -22,10 +22,9 @@ import numpy as np
 from .artifact import Artifact
 from .checkpoint import pull
 from .errors import EnvironmentProblem, RecipeError
-from .kernels import kernels_path
 from .machine import machine
 from .progress import SILENT, Progress
-from .runtime import Cache, Session, peak_memory_bytes
+from .runtime import Cache, Session, peak_memory_bytes, speed_here
 
 OURS, OPTIMUM = "pythia-export", "Optimum float32"
 
@@ -56,7 +55,8 @@ def bench(
     ours = f"{OURS} {'float' if scheme.method == 'none' else f'int{scheme.bits}'}"
     here = job | {"folder": str(opened.folder)}
     contestants = {ours: here | {"kind": "function"}}
-    if opened.recipe.export.rotary == "custom" and opened.recipe.export.target != "cuda" and kernels_path() is not None:
+    speed, why = speed_here(opened)
+    if speed == "native":
         contestants = {f"{ours}, native": here | {"kind": "native"}} | contestants
 
     with tempfile.TemporaryDirectory(prefix="pythia-export-bench-") as scratch:
@@ -80,6 +80,8 @@ def bench(
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "repeats": repeats,
+        "speed": speed,
+        "why": why,
         "rows": rows,
     }
 

@@ -240,6 +240,9 @@ def verify(
 def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     """Hash every file again and show where the artifact comes from, what it holds and what was proved of it."""
     from .artifact import Artifact
+    from .graph.layout import layout
+    from .graph.targets import warnings
+    from .runtime import MODEL, speed_here
     from .tables import artifact_view
 
     opened = Artifact.open(artifact)
@@ -248,11 +251,16 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     def read(name: str) -> Any:
         return opened.read_json(name) if name in opened.manifest["files"] else None
 
-    quantization, parity = read("quantization.json"), read("parity.json")
+    quantization, parity, speed = read("quantization.json"), read("parity.json"), ("none", "there is no graph")
+    if MODEL in opened.manifest["files"]:  # `quantize` writes weights alone
+        speed = speed_here(opened)
+    q, chosen = opened.recipe.quantize, opened.recipe.export
+    warned = warnings(layout(opened.config, q, chosen.dtype), chosen)
     if as_json:
-        _print_json({"manifest": opened.manifest, "quantization": quantization, "parity": parity})
+        here = {"speed": speed[0], "why": speed[1], "warnings": warned}
+        _print_json({"manifest": opened.manifest, "here": here, "quantization": quantization, "parity": parity})
         return
-    _print(artifact_view(opened, quantization))
+    _print(artifact_view(opened, quantization, speed, warned))
     _print("")
     if parity is None:
         _print(f"Not verified. `pythia-export verify {artifact}` proves it.")
@@ -274,6 +282,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest that sum to p.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes the draws repeatable.")] = None,
+    native: Annotated[bool, typer.Option(help="By the native kernels, where they are built.")] = True,
 ) -> None:
     """Continue a prompt; the text appears as it comes, its speed on stderr at the end."""
     from . import runtime
@@ -284,7 +293,7 @@ def generate(
             raise RecipeError("no prompt", hint="Give --prompt TEXT, or pipe the text in.")
         prompt = sys.stdin.read().removesuffix("\n")
     opened = Artifact.open(artifact)
-    tokenizer, session = opened.tokenizer(), runtime.Session.open(opened)
+    tokenizer, session = opened.tokenizer(), runtime.Session.open(opened, native=native)
     ids, text = tokenizer.encode(prompt).ids, runtime.StreamDecoder(tokenizer)
     tokens = runtime.generate(
         session, tokenizer, ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
@@ -302,7 +311,8 @@ def generate(
     typer.echo(text.finish())
     decoding = time.perf_counter() - first
     speed = f"{(n - 1) / decoding:,.1f} tokens/s" if n > 1 and decoding > 0 else "too few for a speed"
-    _say(f"{n} tokens, {speed}; {len(ids)} tokens of prompt in {first - began:.2f} s")
+    at = session.speed if session.speed == "native" else f"{session.speed} speed: {session.why}"
+    _say(f"{n} tokens, {speed}; {len(ids)} tokens of prompt in {first - began:.2f} s ({at})")
 
 
 @app.command(

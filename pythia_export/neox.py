@@ -33,6 +33,12 @@ def cache_parts(dtype: str) -> tuple[str, ...]:
     return ("key", "value", "key_scale", "value_scale") if dtype == "int8" else ("key", "value")
 
 
+def cache_bytes(config: NeoXConfig, dtype: str, tokens: int) -> int:
+    """Of a cache of `dtype` with room for so many tokens, of all rows together."""
+    a_head = config.head_dim * {"float32": 4, "float16": 2, "int8": 1}[dtype] + (4 if dtype == "int8" else 0)
+    return 2 * config.num_layers * config.num_heads * tokens * a_head
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One tensor of a checkpoint: its on-disk name, shape and role; `layer` is None outside the blocks."""

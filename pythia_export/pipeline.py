@@ -24,8 +24,9 @@ from .corpus import Windows, calibration_windows, verify_windows
 from .errors import RecipeError, SourceError
 from .graph.decoder import DATA_FILE, build_decoder, kv_cache
 from .graph.layout import Layout, layout
+from .graph.targets import require_fit, warnings
 from .machine import versions
-from .neox import NeoXConfig
+from .neox import NeoXConfig, cache_bytes
 from .parity.measure import prove
 from .progress import SILENT, Progress
 from .recipe import Export, Recipe
@@ -49,9 +50,11 @@ class Plan:
     files: dict[str, int]
     download_bytes: int | None
     peak_memory_bytes: int
+    kv_cache_bytes: int
     linears: list[dict[str, Any]]
     bits_per_weight: float
     steps: list[str]
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def plan(recipe: Recipe) -> Plan:
     """
     config, source_bytes = _geometry(recipe)
     places = layout(config, recipe.quantize, recipe.export.dtype)
+    require_fit(places, recipe.export)
     steps = [f"pull {recipe.model.name} at {recipe.model.revision}"]
     calibration = recipe.calibration if recipe.uses_gptq else None
     if calibration is not None:
@@ -94,10 +98,12 @@ def plan(recipe: Recipe) -> Plan:
             "head_dim": config.head_dim,
             "rotary_dim": config.rotary_dim,
             "vocab": config.vocab_size,
+            "context": config.max_positions,
         },
         files={MODEL: build_decoder(config, places, recipe.export).ByteSize(), DATA_FILE: places.nbytes},
         download_bytes=source_bytes if recipe.model.id not in (None, "demo") else None,
         peak_memory_bytes=_peak_memory(config, recipe),
+        kv_cache_bytes=cache_bytes(config, recipe.export.cache_dtype, config.max_positions),
         linears=[
             {
                 "name": p.name,
@@ -110,6 +116,7 @@ def plan(recipe: Recipe) -> Plan:
         ],
         bits_per_weight=places.bits_per_weight,
         steps=steps,
+        warnings=warnings(places, recipe.export),
     )
 
 
@@ -186,13 +193,16 @@ def export(
         reason = e.errors()[0]["msg"].removeprefix("Value error, ")
         raise RecipeError(f"these export options do not go together: {reason}") from e
     began = time.perf_counter()
+    places = layout(source.config, recipe.quantize, recipe.export.dtype)
+    require_fit(places, recipe.export)
+    for warning in warnings(places, recipe.export):
+        progress.note(warning)
     with Staging(out, overwrite) as staging:
         kept = [n for n in source.manifest["files"] if n not in (MODEL, "parity.json", "report.html", "README.md")]
         with progress.track("Copying", len(kept), "files") as advance:
             for name in kept:
                 shutil.copyfile(source.folder / name, staging.folder / name)
                 advance(1)
-        places = layout(source.config, recipe.quantize, recipe.export.dtype)
         _save(build_decoder(source.config, places, recipe.export), staging.folder)
         carried: dict[str, Any] = {k: source.manifest[k] for k in ("source", "calibration") if k in source.manifest}
         staging.publish(_manifest(recipe, carried, recipe.export))
@@ -244,6 +254,7 @@ class _Job:
         self.config: NeoXConfig = self.checkpoint.config
         self.tokenizer = self.checkpoint.tokenizer()
         self.layout: Layout = layout(self.config, self.recipe.quantize, self.recipe.export.dtype)
+        require_fit(self.layout, self.recipe.export)
         self.calibration: Windows | None = None
         self.allocation: Allocation | None = None
 
@@ -305,6 +316,8 @@ class _Job:
         }
 
     def export_into(self, folder: Path, chosen: Export) -> onnx.ModelProto:
+        for warning in warnings(self.layout, chosen):
+            self.progress.note(warning)
         with self.stage("export"):
             model = build_decoder(self.config, self.layout, chosen)
             _save(model, folder)

@@ -26,6 +26,7 @@ def plan_view(plan: Plan) -> RenderableType:
             "Geometry": ", ".join(f"{name} {_number(value)}" for name, value in plan.geometry.items()),
             "Download": "nothing" if plan.download_bytes is None else f"about {decimal(plan.download_bytes)}",
             "Memory": f"about {decimal(plan.peak_memory_bytes)} at most",
+            "KV cache": f"{decimal(plan.kv_cache_bytes)} for {_number(plan.geometry['context'])} tokens",
             "Linears": f"{plan.bits_per_weight:.2f} bits a weight, scales included",
         }
     )
@@ -36,7 +37,7 @@ def plan_view(plan: Plan) -> RenderableType:
         files.add_section()
         files.add_row("in all", decimal(sum(plan.files.values())))
     steps = Text("\n".join(f"{n}. {step}" for n, step in enumerate(plan.steps, 1)))
-    return Group(facts, "", files, "", linears_table(plan.linears), "", steps)
+    return Group(facts, "", files, "", linears_table(plan.linears), "", steps, *_warned(plan.warnings))
 
 
 def linears_table(linears: Iterable[Mapping[str, Any]]) -> Table:
@@ -51,8 +52,13 @@ def linears_table(linears: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
-def artifact_view(artifact: Artifact, quantization: Mapping[str, Any] | None) -> RenderableType:
-    """Provenance, files and the quantisation's summary. That the hashes hold is for the caller to have checked."""
+def artifact_view(
+    artifact: Artifact, quantization: Mapping[str, Any] | None, speed: tuple[str, str], warnings: Iterable[str]
+) -> RenderableType:
+    """Provenance, files and the quantisation's summary. That the hashes hold is for the caller to have checked.
+
+    `speed` is what the graph runs at here, and why.
+    """
     manifest, recipe = artifact.manifest, artifact.recipe
     source, calibration, q = manifest["source"], manifest.get("calibration"), recipe.quantize
     facts = {
@@ -60,7 +66,9 @@ def artifact_view(artifact: Artifact, quantization: Mapping[str, Any] | None) ->
         "Source": f"{source['name']} at {source['revision']}",
         "Commit": source["commit"],
         "Recipe": f"{q.method}, {q.bits} bits, group {_group(q.group_size)}; for {recipe.export.target}, "
-        f"rotary {recipe.export.rotary}, accuracy level {recipe.export.accuracy_level}, {recipe.export.dtype}",
+        f"rotary {recipe.export.rotary}, accuracy level {recipe.export.accuracy_level}, {recipe.export.dtype}, "
+        f"KV cache of {recipe.export.cache_dtype}",
+        "Speed here": f"{speed[0]} ({speed[1]})",
         "Calibration": f"{calibration['windows']} x {calibration['sequence_length']} tokens, {calibration['source']}"
         if calibration
         else "none",
@@ -74,7 +82,11 @@ def artifact_view(artifact: Artifact, quantization: Mapping[str, Any] | None) ->
     parts: list[RenderableType] = [_facts(facts), "", files]
     if quantization is not None:
         parts += ["", losses_table(quantization)]
-    return Group(*parts)
+    return Group(*parts, *_warned(warnings))
+
+
+def _warned(warnings: Iterable[str]) -> list[RenderableType]:
+    return [part for warning in warnings for part in ("", f"Warning: {warning}")]
 
 
 def losses_table(quantization: Mapping[str, Any]) -> Table:
@@ -118,6 +130,8 @@ def checkpoint_line(written: Dequantized) -> str:
 
 def bench_table(result: Mapping[str, Any]) -> Table:
     table = _table(str(result["machine"]), "", ">Prefill", ">Decode", ">Peak memory", ">Load", ">Size")
+    if result["speed"] != "native":
+        table.caption, table.caption_justify = f"{result['speed']} speed: {result['why']}", "left"
     for row in result["rows"]:
         table.add_row(
             row["name"],

@@ -14,7 +14,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pythia_export.graph.decoder import DATA_FILE, build_decoder
 from pythia_export.graph.layout import Layout, layout
-from pythia_export.neox import NeoXConfig
+from pythia_export.neox import NeoXConfig, cache_parts
 from pythia_export.recipe import Export, Quantize
 from pythia_export.stream import quantize_stream
 from pythia_export.weights import WeightsReader, WeightsWriter
@@ -83,9 +83,12 @@ class Exported:
         """Inputs of one call: ids [B, T] are the last T of the mask's [B, total] tokens."""
         positions = np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :]
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        empty = np.zeros((len(ids), self.config.num_heads, 0, self.config.head_dim), np.float32)
-        for i in range(2 * self.config.num_layers):
-            feeds[f"past_key_values.{i // 2}.{('key', 'value')[i % 2]}"] = past[i] if past is not None else empty
+        kept = self.export.cache_dtype
+        names = [f"{layer}.{part}" for layer in range(self.config.num_layers) for part in cache_parts(kept)]
+        empty = np.zeros((len(ids), self.config.num_heads, 0, self.config.head_dim), kept)
+        for i, name in enumerate(names):
+            nothing = empty[..., 0].astype("f") if name.endswith("scale") else empty
+            feeds[f"past_key_values.{name}"] = nothing if past is None else past[i]
         return feeds
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pythia_export import kernels_path
 from pythia_export.artifact import Artifact
 from pythia_export.checkpoint import demo_folder
 from pythia_export.runtime import Session
@@ -187,6 +188,25 @@ def test_quantize_then_export_equals_run(job):
     assert verified["export"]["max_abs"] <= 1e-4 and verified["export"]["decode_max_abs"] <= 1e-4
 
 
+def test_a_smaller_cache_is_exported_over_the_same_weights_and_proved(job):
+    command("quantize", job / "recipe.toml", "--out", job / "weights")
+    command("export", job / "weights", "--out", job / "kv8", "--kv-cache", "int8")
+    assert Artifact.open(job / "kv8").manifest["layout"] == {"kv_cache": "shared", "kv_dtype": "int8"}
+    verified = json.loads(command("verify", job / "kv8", "--json").stdout)
+    assert 1e-4 < verified["export"]["max_abs"] < 0.5  # the cache rounds
+    # Prefill reads what decode reads, but for codes that float32's last digit rounds the other way.
+    assert verified["export"]["decode_max_abs"] < verified["export"]["max_abs"]
+    inspected = command("inspect", job / "kv8").stdout
+    assert "KV cache of int8" in inspected
+    said = command("generate", job / "kv8", "--prompt", "def ", "--max-new-tokens", "4", "--no-native").stderr
+    assert "function speed: native kernels were not wanted" in said
+    here = json.loads(command("inspect", job / "kv8", "--json").stdout)["here"]
+    assert here["speed"] == ("native" if kernels_path() else "function") and here["why"] in inspected
+    assert "there is no graph" in command("inspect", job / "weights").stdout
+    done = command("export", job / "kv8", "--out", job / "web", "--target", "web", check=2)
+    assert "needs rotary = 'custom'" in done.stderr and not (job / "web").exists()
+
+
 def test_a_failed_gate_is_exit_code_10_and_the_artifact_says_so(job):
     text = RECIPE.replace("bits = 4", "bits = 2") + "[verify.gates]\nppl_ratio = 1.0001\n"
     (job / "recipe.toml").write_text(text)
@@ -199,6 +219,7 @@ def test_plan_pulls_nothing_and_tells_the_exact_size(demo):
     planned = json.loads(command("plan", "demo", "--json").stdout)
     assert planned["files"]["model.onnx_data"] == (demo / "model.onnx_data").stat().st_size
     assert planned["files"]["model.onnx"] == (demo / "model.onnx").stat().st_size
+    assert planned["kv_cache_bytes"] == 2 * 6 * 512 * 128 * 4  # two, layers, positions, hidden, float32
     large = json.loads(command("plan", "pythia-12b-int4", "--json").stdout)
     assert 6e9 < large["files"]["model.onnx_data"] < 8e9
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from models import GEOMETRIES, Exported, InMemory, export_model, hugging_face, on_disk, small_config
 
+from pythia_export.errors import RecipeError
 from pythia_export.graph.decoder import DATA_FILE, build_decoder, with_accuracy_level
 from pythia_export.graph.layout import layout
+from pythia_export.graph.targets import WEB_BYTES, require_fit, warnings
 from pythia_export.recipe import Export, Quantize, load_recipe, recipe_names
 
 BATCH, LENGTH = 3, 11
@@ -155,6 +157,73 @@ def test_layout_aligns_and_never_overlaps():
     for a, b in zip(slots, slots[1:], strict=False):
         assert a.offset + a.nbytes <= b.offset
     assert all(s.offset % (4096 if s.nbytes >= 4096 else 64) == 0 for s in slots)
+
+
+@pytest.mark.parametrize(
+    ("rotary", "kv_cache"), [*((rotary, None) for rotary in ROTARIES), ("custom", "float16"), ("custom", "int8")]
+)
+@pytest.mark.parametrize("products", [4, 2])
+def test_every_value_has_a_type_and_a_shape_and_a_name_of_its_own(rotary, kv_cache, products):
+    config, quantize = small_config(layers=2), Quantize(method="rtn", products=products)
+    model = build_decoder(config, layout(config, quantize, "float32"), Export(rotary=rotary, kv_cache=kv_cache))
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
+    known = {
+        v.name: v.type.tensor_type
+        for v in (*inferred.input, *inferred.value_info, *inferred.output)
+        if v.type.tensor_type.elem_type and v.type.tensor_type.HasField("shape")
+    }
+    values = [name for node in model.graph.node for name in node.output if name]
+    assert not [name for name in values if name not in known]
+    given = [x.name for x in (*model.graph.input, *model.graph.initializer)]
+    assert len(given + values) == len({*given, *values})
+    read = {name for node in model.graph.node for name in node.input}
+    assert not [x.name for x in (*model.graph.input, *model.graph.initializer) if x.name not in read | {"position_ids"}]
+    declared = [v.name for v in model.graph.value_info]
+    assert len(declared) == len(set(declared))
+
+
+@pytest.mark.parametrize("rotary", ROTARIES)
+def test_a_graph_for_browsers_stays_within_what_they_run(rotary):
+    """Opset 21; weights in one file beside a small graph, and a model that no browser could load is refused."""
+    from pythia_export.suite import geometry
+
+    config, quantize = geometry("EleutherAI/pythia-160m"), Quantize(method="rtn")
+    places, export = layout(config, quantize, "float32"), Export(target="web", rotary=rotary)
+    require_fit(places, export)
+    model = build_decoder(config, places, export)
+    assert {o.domain: o.version for o in model.opset_import}[""] == 21
+    assert {o.domain for f in model.functions for o in f.opset_import} <= {"", "com.microsoft"}
+    assert model.ByteSize() < 4e6 and places.nbytes <= WEB_BYTES
+    locations = {e.value for x in model.graph.initializer for e in x.external_data if e.key == "location"}
+    assert locations == {DATA_FILE}
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch_size"
+    too_large = layout(geometry("EleutherAI/pythia-6.9b"), quantize, "float32")
+    with pytest.raises(RecipeError, match="at most 2.1 GB"):
+        require_fit(too_large, export)
+    require_fit(too_large, Export())
+
+
+@pytest.mark.parametrize(
+    ("quantize", "export", "said"),
+    [
+        (
+            {"bits": 8},
+            {},
+            "5 linears, gpt_neox.layers.0.attention.query_key_value first, of 8 bits",
+        ),
+        ({"bits": 4}, {}, "embed_out of 8 bits"),
+        ({"bits": 2}, {}, "of 2 and 8 bits"),
+        ({"bits": 4, "head": {"bits": 4}}, {}, None),
+        ({"bits": 3, "head": {"method": "none"}}, {}, None),
+        ({"bits": 8}, {"accuracy_level": 4}, None),
+        ({"bits": 8}, {"target": "cuda", "dtype": "float16"}, None),
+        ({"method": "none"}, {}, None),
+    ],
+)
+def test_what_onnx_runtime_has_no_fast_kernel_for_is_warned_of(quantize, export, said):
+    config, chosen = small_config(layers=1), Export(**export)
+    found = warnings(layout(config, Quantize(**({"method": "rtn"} | quantize)), chosen.dtype), chosen)
+    assert len(found) == (said is not None) and (said or "") in "".join(found)
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -411,17 +411,22 @@ def test_the_card_shows_parity_origin_and_limits():
         assert part in card
 
 
-def test_the_cards_onnxruntime_example_runs(tmp_path):
+@pytest.mark.parametrize("kept", [None, "int8"])
+def test_the_cards_onnxruntime_example_runs(kept, tmp_path):
     """Against a graph of random weights: the example decodes over its cache what a fresh pass over all would."""
-    config = small_config(vocab=256)
-    graph = export_model(InMemory(config, on_disk(hugging_face(config))), tmp_path, Quantize(method="none"), Export())
+    config, export = small_config(vocab=256), Export(kv_cache=kept)
+    graph = export_model(InMemory(config, on_disk(hugging_face(config))), tmp_path, Quantize(method="none"), export)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     tokenizer = Tokenizer(tokenizer_models.BPE({c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
 
-    example, optimum = blocks(model_card(*records()), "python")
-    compile(optimum, "optimum", "exec")
+    manifest, quantization, parity = records()
+    manifest["layout"]["kv_dtype"] = export.cache_dtype
+    example, *optimum = blocks(model_card(manifest, quantization, parity), "python")
+    assert len(optimum) == (kept is None)  # Optimum makes a cache of the activations' type alone
+    for code in optimum:
+        compile(code, "optimum", "exec")
     ran = subprocess.run(
         [sys.executable, "-X", "utf8", "-W", "error::DeprecationWarning", "-c", example],
         cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60,

@@ -1,27 +1,32 @@
 """pythia.RotaryAttention: the contract of our operator, and the function bodies that let any ONNX Runtime run it.
 
+A is the type of the activations (float32 or float16), C that of the cache (float32, float16 or int8).
+
 | input | shape, type | |
 |---|---|---|
-| qkv | [B, T, 3 * hidden] float | packed q, k, v; each [heads, head_dim], not yet rotated |
-| past_key, past_value | [B, heads, P, head_dim] float, float16, int8 | rotated keys; P of a shared buffer: all of it |
-| cos, sin | [max_positions, rotary_dim / 2] float | |
+| qkv | [B, T, 3 * hidden] A | packed q, k, v; each [heads, head_dim], not yet rotated |
+| past_key, past_value | [B, heads, P, head_dim] C | rotated keys; with a shared buffer P is its whole length |
+| cos, sin | [max_positions, rotary_dim / 2] A | |
 | position_ids | [B, T] int64 | |
 | seqlens_k | [B] int32 | total_length - 1 for every row, left-padded or not |
 | total_length | [] int32 | tokens cached after this call; T of them are new |
-| attention_bias | [B, 1, T, total_length] float | added to the scores before softmax; hides padding |
-| past_key_scale, past_value_scale | [B, heads, P] float | with a cache of int8, and only then |
+| attention_bias | [B, 1, T, total_length] A | added to the scores before softmax; hides padding |
+| past_key_scale, past_value_scale | [B, heads, P] float32 | with int8 alone: x is about code * scale |
 
-Outputs: attention [B, T, hidden]; present_key, present_value [B, heads, max(P, total_length), head_dim]; with a cache
-of int8 present_key_scale, present_value_scale [B, heads, max(P, total_length)].
+Outputs: attention [B, T, hidden] A; present_key, present_value [B, heads, max(P, total_length), head_dim] C; with int8
+present_key_scale, present_value_scale [B, heads, max(P, total_length)].
 Attributes: num_heads, rotary_dim. Causal; scores are scaled by 1 / sqrt(head_dim); the first rotary_dim dimensions of
 each head of q and k turn half-split: ``(a, b) -> (a cos - b sin, b cos + a sin)``.
 
-A cache of another type than the activations' holds what rounding leaves: float16, or int8 codes round(x / scale), half
-to even, with scale = max|x| / 127 over one head of one token. What is cached is what attention reads, new tokens too,
-so that one pass and token by token agree.
+int8 is symmetric, one scale a head and token: ``scale = max|x| / 127``, ``code = round(x / scale)``, half to even, and
+0 for a vector of zeros. Keys are rounded after they were rotated. Attention reads the cache as it is stored, the new
+tokens included, so that prefill and decode agree.
 
 Rotation is relative, so a body may turn by the place in the cache where `position_ids` counts from the first token
 that is not padding: outputs agree, cached keys differ by that row's constant turn.
+
+What a body costs: where A and C are one type GroupQueryAttention writes into a shared buffer. Where they differ no ONNX
+Runtime operator does, so each call copies the buffer, and what is valid of it again as A. The native kernel does not.
 """
 
 from __future__ import annotations
@@ -36,24 +41,23 @@ from ..neox import NeoXConfig
 DOMAIN = "pythia"
 OPSET = 21
 LOWEST = -3e4  # hides a position from softmax; twice it is still a finite float16, so a row of padding alone is not NaN
-_INPUTS = "qkv, past_key, past_value, cos, sin, position_ids, seqlens_k, total_length, attention_bias"
-_OUTPUTS = "attention, present_key, present_value"
-_SCALES = ("past_key_scale", "past_value_scale"), ("present_key_scale", "present_value_scale")
-_ONNX_TYPES = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
+_INPUTS = (
+    "qkv, past_key, past_value, cos, sin, position_ids, seqlens_k, total_length, attention_bias",
+    "past_key_scale, past_value_scale",
+)
+_OUTPUTS = "attention, present_key, present_value", "present_key_scale, present_value_scale"
+_ELEMENT = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
 
 
 def rotary_attention(config: NeoXConfig, standard: bool, cache: str | None = None) -> onnx.FunctionProto:
     """The function body for one geometry, of standard ONNX operators or (faster) over GroupQueryAttention.
 
-    `cache` is the type of the cache where it is not that of the activations: float16 or int8.
+    `cache` is C where it differs from A; None where both are one type.
     """
-    inputs, outputs = _INPUTS, _OUTPUTS
     if cache is not None:
-        if cache == "int8":
-            inputs, outputs = ", ".join((inputs, *_SCALES[0])), ", ".join((outputs, *_SCALES[1]))
-        body = _rotate(config) + _by_head(config) + _converted_cache(cache) + _attend(config)
+        body = _rotate(config) + _by_head(config) + _converted(cache) + _attend(config, cache)
     elif standard:
-        body = _rotate(config) + _by_head(config) + _grown_cache() + _attend(config)
+        body = _rotate(config) + _by_head(config) + _GROWING + _attend(config, cache)
     elif config.rotary_dim % 16 == 0:
         # GroupQueryAttention rotates by itself only where its tables' width is a multiple of 8.
         body = """
@@ -73,10 +77,11 @@ def rotary_attention(config: NeoXConfig, standard: bool, cache: str | None = Non
             (q, k, v, past_key, past_value, seqlens_k, total_length, "", "", "", attention_bias)
         """
         )
-    text = (
-        f'<opset_import: ["": {OPSET}, "com.microsoft": 1], domain: "{DOMAIN}">\n'
-        f"RotaryAttention <num_heads, rotary_dim> ({inputs}) => ({outputs}) {{{body}}}"
+    upto = 2 if cache == "int8" else 1
+    signature = (
+        f"RotaryAttention <num_heads, rotary_dim> ({', '.join(_INPUTS[:upto])}) => ({', '.join(_OUTPUTS[:upto])})"
     )
+    text = f'<opset_import: ["": {OPSET}, "com.microsoft": 1], domain: "{DOMAIN}">\n{signature} {{{body}}}'
     return parser.parse_function(text)
 
 
@@ -108,7 +113,7 @@ def _rotate(config: NeoXConfig) -> str:
 
 
 def _by_head(config: NeoXConfig) -> str:
-    """query, key, value, each [B, heads, T, head_dim], rotated."""
+    """query, key, value [B, heads, T, head_dim] A; total, past, new: how many tokens, [] int64."""
     return f"""
         q4, k4 = Split <axis: int = 2, num_outputs: int = 2> (qk_rotated)
         v_by_head = Constant <value_ints: ints = [0, 0, {config.num_heads}, {config.head_dim}]> ()
@@ -116,107 +121,118 @@ def _by_head(config: NeoXConfig) -> str:
         query = Transpose <perm: ints = [0, 2, 1, 3]> (q4)
         key = Transpose <perm: ints = [0, 2, 1, 3]> (k4)
         value = Transpose <perm: ints = [0, 2, 1, 3]> (v4)
-    """
-
-
-def _grown_cache() -> str:
-    """present = past, then what is new: for a cache that grows. Gives keys and values to read."""
-    return """
-        present_key = Concat <axis: int = 2> (past_key, key)
-        present_value = Concat <axis: int = 2> (past_value, value)
-        keys = Identity (present_key)
-        values = Identity (present_value)
-    """
-
-
-def _converted_cache(cache: str) -> str:
-    """What is new is rounded and put behind the valid places; the rest of a shared buffer, if any, stays behind it.
-
-    Gives keys and values to read, in the activations' type.
-    """
-    body = """
-        behind = Constant <value_ints: ints = [9223372036854775807]> ()
-        none = Constant <value_ints: ints = [0]> ()
-        tokens = Constant <value_ints: ints = [2]> ()
-        last = Constant <value_ints: ints = [-1]> ()
-        top = Constant <value_float: float = 127.0> ()
-        nought_scale = Constant <value_float: float = 0.0> ()
-        one_scale = Constant <value_float: float = 1.0> ()
-        filled64 = Cast <to: int = 7> (total_length)
-        filled = Reshape (filled64, last)
-        fresh = Shape <start: int = 1, end: int = 2> (position_ids)
-        before = Sub (filled, fresh)
-    """
-    for part in ("key", "value"):
-        stored = [f"{part}"]
-        if cache == "int8":
-            stored.append(f"{part}_scale")
-            body += f"""
-        {part}_size = Abs ({part})
-        {part}_most = ReduceMax <keepdims: int = 0> ({part}_size, last)
-        {part}_scale_new = Div ({part}_most, top)
-        {part}_silent = Equal ({part}_scale_new, nought_scale)
-        {part}_safe = Where ({part}_silent, one_scale, {part}_scale_new)
-        {part}_step = Unsqueeze ({part}_safe, last)
-        {part}_steps = Div ({part}, {part}_step)
-        {part}_rounded = Round ({part}_steps)
-        {part}_new = Cast <to: int = {_ONNX_TYPES[cache]}> ({part}_rounded)
-            """
-        else:
-            body += f"""
-        {part}_new = Cast <to: int = {_ONNX_TYPES[cache]}> ({part})
-            """
-        for name in stored:
-            body += f"""
-        {name}_kept = Slice (past_{name}, none, before, tokens)
-        {name}_after = Slice (past_{name}, filled, behind, tokens)
-        present_{name} = Concat <axis: int = 2> ({name}_kept, {name}_new, {name}_after)
-        {name}_valid = Concat <axis: int = 2> ({name}_kept, {name}_new)
-            """
-        body += f"""
-        {part}_read = CastLike ({part}_valid, qkv)
-        """
-        if cache == "int8":
-            body += f"""
-        {part}_steps_read = Unsqueeze ({part}_scale_valid, last)
-        {part}s = Mul ({part}_read, {part}_steps_read)
-            """
-        else:
-            body += f"""
-        {part}s = Identity ({part}_read)
-            """
-    return body
-
-
-def _attend(config: NeoXConfig) -> str:
-    return f"""
         total = Cast <to: int = 7> (total_length)
-        one = Constant <value_int: int = 1> ()
-        zero = Constant <value_int: int = 0> ()
         first_axis = Constant <value_ints: ints = [0]> ()
         second_axis = Constant <value_ints: ints = [1]> ()
         new_1d = Shape <start: int = 1, end: int = 2> (position_ids)
         new = Squeeze (new_1d, first_axis)
         past = Sub (total, new)
+    """
+
+
+# A body goes on by storing the new tokens, which gives keys, values [B, heads, total, head_dim] to read, and attends.
+_GROWING = """
+        present_key = Concat <axis: int = 2> (past_key, key)
+        present_value = Concat <axis: int = 2> (past_value, value)
+        keys = Identity (present_key)
+        values = Identity (present_value)
+"""
+
+
+def _converted(cache: str) -> str:
+    """Store as `cache` and read back as A; of int8 the codes are read, in float32, and beside them their scales.
+
+    The new tokens go between what lies before them in the buffer and what lies behind: nothing, in a cache that grows.
+    """
+    text = """
+        places = Constant <value_ints: ints = [2]> ()
+        start = Constant <value_ints: ints = [0]> ()
+        end = Constant <value_ints: ints = [9223372036854775807]> ()
+        past_1d = Unsqueeze (past, first_axis)
+        total_1d = Unsqueeze (total, first_axis)
+    """
+    if cache == "int8":
+        text += """
+        last_axis = Constant <value_ints: ints = [-1]> ()
+        most = Constant <value_float: float = 127.0> ()
+        none = Constant <value_float: float = 0.0> ()
+        unit = Constant <value_float: float = 1.0> ()
+        """
+    for part in ("key", "value"):
+        if cache == "int8":
+            text += f"""
+        {part}_float = Cast <to: int = {_ELEMENT["float32"]}> ({part})
+        {part}_size = Abs ({part}_float)
+        {part}_peak = ReduceMax <keepdims: int = 0> ({part}_size, last_axis)
+        new_{part}_scale = Div ({part}_peak, most)
+        {part}_is_zero = Equal (new_{part}_scale, none)
+        {part}_divisor = Where ({part}_is_zero, unit, new_{part}_scale)
+        {part}_step = Unsqueeze ({part}_divisor, last_axis)
+        {part}_ratio = Div ({part}_float, {part}_step)
+        {part}_round = Round ({part}_ratio)
+            """
+        rounded = f"{part}_round" if cache == "int8" else part
+        text += f"\n        new_{part} = Cast <to: int = {_ELEMENT[cache]}> ({rounded})"
+        text += _joined(part)
+        if cache == "int8":
+            text += _joined(f"{part}_scale")
+            text += f"\n        {part}s = Cast <to: int = {_ELEMENT['float32']}> (read_{part})"
+        else:
+            text += f"\n        {part}s = CastLike (read_{part}, {part})"
+    return text
+
+
+def _joined(part: str) -> str:
+    """present_`part`, and of it read_`part`, the first `total` places."""
+    return f"""
+        before_{part} = Slice (past_{part}, start, past_1d, places)
+        behind_{part} = Slice (past_{part}, total_1d, end, places)
+        present_{part} = Concat <axis: int = 2> (before_{part}, new_{part}, behind_{part})
+        read_{part} = Slice (present_{part}, start, total_1d, places)"""
+
+
+def _attend(config: NeoXConfig, cache: str | None) -> str:
+    """Causal softmax attention of query over keys and values, in standard operators.
+
+    The scales of int8 multiply scores and weights, one number a token, and not each code.
+    """
+    by_key = by_value = to_float = ""
+    scores, weights, read = "products", "shares", "query"
+    if cache == "int8":
+        scores, weights, read = "scores", "weights", "query_float"
+        by_key, by_value = (
+            f"""
+        {part}_row = Unsqueeze (read_{part}_scale, row_axis)
+        {out} = Mul ({of}, {part}_row)"""
+            for part, of, out in (("key", "products", "scores"), ("value", "shares", "weights"))
+        )
+        by_key = "\n        row_axis = Constant <value_ints: ints = [2]> ()" + by_key
+        to_float = f"query_float = Cast <to: int = {_ELEMENT['float32']}> (query)"
+    return f"""
+        {to_float}
+        one = Constant <value_int: int = 1> ()
+        zero = Constant <value_int: int = 0> ()
         column = Range (zero, total, one)
         row_flat = Range (past, total, one)
         row = Unsqueeze (row_flat, second_axis)
         future = Greater (column, row)
         lowest = Constant <value_float: float = {LOWEST}> ()
         nought = Constant <value_float: float = 0.0> ()
-        hidden_value = CastLike (lowest, attention_bias)
-        none_value = CastLike (nought, attention_bias)
+        hidden_value = CastLike (lowest, {read})
+        none_value = CastLike (nought, {read})
         causal = Where (future, hidden_value, none_value)
-        mask = Add (attention_bias, causal)
-        key_t = Transpose <perm: ints = [0, 1, 3, 2]> (keys)
+        bias = CastLike (attention_bias, {read})
+        mask = Add (bias, causal)
+        keys_t = Transpose <perm: ints = [0, 1, 3, 2]> (keys)
         scale_f = Constant <value_float: float = {1 / math.sqrt(config.head_dim)!r}> ()
-        scale = CastLike (scale_f, query)
-        query_scaled = Mul (query, scale)
-        scores = MatMul (query_scaled, key_t)
-        masked = Add (scores, mask)
-        weights = Softmax <axis: int = -1> (masked)
-        mixed = MatMul (weights, values)
+        scale = CastLike (scale_f, {read})
+        query_scaled = Mul ({read}, scale)
+        products = MatMul (query_scaled, keys_t){by_key}
+        masked = Add ({scores}, mask)
+        shares = Softmax <axis: int = -1> (masked){by_value}
+        mixed = MatMul ({weights}, values)
         mixed_t = Transpose <perm: ints = [0, 2, 1, 3]> (mixed)
         flat = Constant <value_ints: ints = [0, 0, {config.hidden_size}]> ()
-        attention = Reshape (mixed_t, flat)
+        mixed_flat = Reshape (mixed_t, flat)
+        attention = CastLike (mixed_flat, qkv)
     """

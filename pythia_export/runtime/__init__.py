@@ -2,9 +2,10 @@
 
 from .generate import StreamDecoder, generate, generate_batch, generate_text
 from .sampling import Sampling
-from .session import Cache, Session, peak_memory_bytes, require_provider
+from .session import MODEL, Cache, Session, peak_memory_bytes, require_provider, speed_here
 
 __all__ = [
+    "MODEL",
     "Cache",
     "Sampling",
     "Session",
@@ -14,4 +15,5 @@ __all__ = [
     "generate_text",
     "peak_memory_bytes",
     "require_provider",
+    "speed_here",
 ]

@@ -30,7 +30,7 @@ import numpy as np
 
 from ..errors import EnvironmentProblem, IntegrityError, RecipeError, ResourceError
 from ..kernels import kernels_path
-from ..neox import NeoXConfig, cache_parts
+from ..neox import NeoXConfig, cache_bytes, cache_parts
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -138,7 +138,7 @@ class Session:
             kv_cache=layout.get("kv_cache"),
             kv_dtype=layout.get("kv_dtype"),
             threads=threads,
-            provider=provider or ("cuda" if export.target == "cuda" else "cpu"),
+            provider=provider or _provider(artifact),
             native=native,
         )
 
@@ -171,7 +171,7 @@ class Session:
         try:
             values = {past: self._to_device(empty(past)) for past in self._present_of}
         except (MemoryError, RuntimeError) as e:
-            nbytes = self.config.num_layers * 2 * int(np.prod(shape)) * self.kv_dtype.itemsize
+            nbytes = cache_bytes(self.config, self.kv_dtype.name, batch * room)
             raise ResourceError(
                 f"no memory for a KV cache of {nbytes:,} bytes: {e}", hint="Use fewer rows or fewer tokens."
             ) from e
@@ -291,6 +291,16 @@ def require_provider(provider: Provider, probe: bytes) -> None:
         EnvironmentProblem: the provider cannot be started here.
     """
     _open(onnxruntime(), probe, Path("check before the run"), None, provider, None)
+
+
+def speed_here(artifact: Artifact) -> tuple[Speed, str]:
+    """`speed` and `why` of a session that opened the artifact here and now; nothing is loaded."""
+    speed, why, _ = _speed(artifact.file(MODEL).read_bytes(), _provider(artifact), True)
+    return speed, why
+
+
+def _provider(artifact: Artifact) -> Provider:
+    return "cuda" if artifact.recipe.export.target == "cuda" else "cpu"
 
 
 def _is_installed(distribution: str) -> bool:
