@@ -135,6 +135,16 @@ def test_a_row_of_a_left_padded_batch_is_that_row_alone(session: Session) -> Non
         assert close(np.concatenate(batch, 1)[row], alone[0, n - 1 :])
 
 
+def test_logits_of_the_last_token_alone_are_those_among_all(session: Session) -> None:
+    for rows in (1, 2):
+        ids = tokens(rows, 9)
+        everything = session.logits(ids)
+        cache = session.start(rows, 12)
+        alone = session.step(cache, ids, last=True)
+        assert alone.shape == (rows, 1, VOCAB) and close(alone, everything[:, -1:])
+    assert session.logits(ids).shape == (2, 9, VOCAB)  # the next call gives all again
+
+
 def test_logits_of_a_step_are_not_overwritten_by_the_next(session: Session) -> None:
     cache = session.start(1, 8)
     first = session.step(cache, tokens(1, 4))
@@ -391,9 +401,9 @@ class Scripted:
         self.max_len = max_len
         return batch
 
-    def step(self, batch: int, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    def step(self, batch: int, ids: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False) -> np.ndarray:
         self.fed.append(ids)
-        logits = np.zeros((batch, ids.shape[1], self.config.vocab_size), np.float32)
+        logits = np.zeros((batch, 1 if last else ids.shape[1], self.config.vocab_size), np.float32)
         for row in range(batch):
             logits[row, -1, self.rows[row][min(self.t, len(self.rows[row]) - 1)]] = 1
         self.t += 1
@@ -458,7 +468,7 @@ def test_requests_that_cannot_be_met_are_refused_on_the_call(session: Session, t
 def test_logits_that_are_not_finite_stop_it(tokenizer: Tokenizer) -> None:
     session = scripted(tokenizer, "the cat")
     step = session.step
-    session.step = lambda *a: step(*a) * np.nan  # type: ignore[method-assign]
+    session.step = lambda *a, **k: step(*a, **k) * np.nan  # type: ignore[method-assign]
     with pytest.raises(NumericsError):
         list(generate(session, tokenizer, [1], 5))
 

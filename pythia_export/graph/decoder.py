@@ -19,6 +19,8 @@ from .ops import DOMAIN, LOWEST, OPSET, rotary_attention
 
 DATA_FILE = "model.onnx_data"
 MICROSOFT = "com.microsoft"
+KEEP = "num_logits_to_keep"  # the name that transformers.js and Hugging Face gave it
+LOGITS_LENGTH = "logits_length"
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -48,9 +50,9 @@ class _Tape:
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, domain=domain, **attributes))
         return output
 
-    def typed(self, value: str, kind: int, width: int) -> str:
-        """Declare `value` as [batch, sequence, width]: onnx cannot infer the outputs of operators it does not know."""
-        shape = ("batch_size", "sequence_length", width)
+    def typed(self, value: str, kind: int, width: int, length: str = "sequence_length") -> str:
+        """Declare `value` as [batch, `length`, width]: onnx cannot infer the outputs of operators it does not know."""
+        shape = ("batch_size", length, width)
         self.values.append(helper.make_tensor_value_info(value, kind, shape))
         return value
 
@@ -79,6 +81,9 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
 
     Outputs: logits [batch, sequence, vocab] float32 and the extended cache. `export.rotary` chooses whether
     attention stays a call of pythia.RotaryAttention ("custom") or its body stands in the graph.
+
+    An input with a default, which a runtime may leave out: num_logits_to_keep [] int64, how many of the last tokens
+    get logits; 0, the default, is all. A prompt needs one, and the head is a large part of a small model's work.
     """
     kind = _TYPES[export.dtype]
     tape = _Tape(layout)
@@ -86,6 +91,7 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
     x = _embedding(tape, layout, config.hidden_size, kind)
     for layer in range(config.num_layers):
         x = _block(tape, config, layout, export, layer, x, shared)
+    x = _last(tape, x, kind, config.hidden_size)
     x = _norm(tape, config, FINAL_NORM, "/final_layer_norm", x)
     logits = _linear(tape, layout.linears[HEAD], export, "/embed_out", x)
     tape.nodes.append(helper.make_node("Cast", [logits], ["logits"], name="/logits/Cast", to=TensorProto.FLOAT))
@@ -98,13 +104,14 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
         value("attention_mask", TensorProto.INT64, ("batch_size", "total_sequence_length")),
         value("position_ids", TensorProto.INT64, tokens),
     ]
-    outputs = [value("logits", TensorProto.FLOAT, (*tokens, config.vocab_size))]
+    outputs = [value("logits", TensorProto.FLOAT, ("batch_size", LOGITS_LENGTH, config.vocab_size))]
     for layer in range(config.num_layers):
         for part in cache_parts(export.cache_dtype):
             scale = part.endswith("scale")
             of_cache = TensorProto.FLOAT if scale else _TYPES[export.cache_dtype]
             inputs.append(value(f"past_key_values.{layer}.{part}", of_cache, cache[:3] if scale else cache))
             outputs.append(value(f"present.{layer}.{part}", of_cache, grown[:3] if scale else grown))
+    inputs.append(value(KEEP, TensorProto.INT64, ()))  # last: it is also an initializer, its default
     converted = export.cache_dtype if export.cache_dtype != export.dtype else None
     graph = helper.make_graph(tape.nodes, "gpt_neox", inputs, outputs, list(tape.initializers.values()))
     graph.value_info.extend(tape.values)
@@ -157,6 +164,15 @@ def _shared_inputs(tape: _Tape, kind: int) -> list[str]:
     shape = tape.node("Concat", "/mask/bias/shape", [batch, ones, new, total64], axis=0)
     expanded = tape.node("Expand", "/mask/bias/Expand", [bias4, shape])
     return [tape.weight("rotary.cos"), tape.weight("rotary.sin"), "position_ids", seqlens, total_scalar, expanded]
+
+
+def _last(tape: _Tape, x: str, kind: int, hidden: int) -> str:
+    """The tokens that get logits, [batch, logits, hidden]."""
+    keep = tape.constant(KEEP, TensorProto.INT64, [], [0])
+    one = tape.constant("one64", TensorProto.INT64, [1], [1])
+    end = tape.constant("end", TensorProto.INT64, [1], [2**63 - 1])
+    start = tape.node("Neg", "/last/Neg", [tape.node("Reshape", "/last/Reshape", [keep, one])])
+    return tape.typed(tape.node("Slice", "/last/Slice", [x, start, end, one]), kind, hidden, LOGITS_LENGTH)
 
 
 def _embedding(tape: _Tape, layout: Layout, hidden: int, kind: int) -> str:
@@ -250,7 +266,8 @@ def _linear(tape: _Tape, plan: LinearPlan, export: Export, path: str, x: str) ->
         "MatMulNBits", f"{path}/MatMul", inputs, domain=MICROSOFT, K=plan.shape[1], N=plan.shape[0],
         bits=plan.scheme.stored_bits, block_size=plan.block_size, accuracy_level=export.accuracy_level,
     )  # fmt: skip
-    return tape.typed(product, _TYPES[export.dtype], plan.shape[0])
+    length = LOGITS_LENGTH if plan.name == HEAD else "sequence_length"
+    return tape.typed(product, _TYPES[export.dtype], plan.shape[0], length)
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -45,6 +45,7 @@ _EXECUTION_PROVIDERS = {
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],  # the CPU computes shapes
 }
 _INPUTS = ("input_ids", "attention_mask", "position_ids")
+_KEEP = "num_logits_to_keep"  # has a default: all
 
 
 class Cache:
@@ -177,8 +178,8 @@ class Session:
             ) from e
         return Cache(batch, max_len, values, self._bind(values))
 
-    def step(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """Append `ids` [B, T] int64 to the cache; return their logits [B, T, V] float32.
+    def step(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False) -> np.ndarray:
+        """Append `ids` [B, T] int64 to the cache; return their logits [B, T, V] float32, or [B, 1, V] of the `last`.
 
         `mask` [B, T] is of these tokens alone (the cache remembers the earlier ones'): 0 for padding. None: all real.
 
@@ -195,7 +196,9 @@ class Session:
         binding = cache._binding
         for name, array in zip(_INPUTS, (ids, total, positions), strict=True):
             binding.bind_ortvalue_input(name, self._to_device(np.ascontiguousarray(array, np.int64)))
-        logits = np.empty((batch, new, self.config.vocab_size), np.float32)
+        keep = np.array(last, np.int64)
+        binding.bind_ortvalue_input(_KEEP, self._ort.OrtValue.ortvalue_from_numpy(keep))
+        logits = np.empty((batch, 1 if last else new, self.config.vocab_size), np.float32)
         on_device = self._to_device(logits)
         binding.bind_ortvalue_output("logits", on_device)
         try:
@@ -247,8 +250,10 @@ class Session:
                 raise ValueError("a row of padding alone")
 
     def _check_interface(self, folder: Path) -> None:
-        found = {value.name for value in (*self._session.get_inputs(), *self._session.get_outputs())}
-        expected = {*_INPUTS, "logits", *self._present_of, *self._present_of.values()}
+        graph = self._session
+        values = (*graph.get_inputs(), *graph.get_overridable_initializers(), *graph.get_outputs())
+        found = {value.name for value in values}
+        expected = {*_INPUTS, _KEEP, "logits", *self._present_of, *self._present_of.values()}
         if found != expected:
             missing, extra = sorted(expected - found), sorted(found - expected)
             raise IntegrityError(
