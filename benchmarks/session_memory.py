@@ -3,8 +3,8 @@
     python benchmarks/session_memory.py [--size 410m] [--layers N] [--prefill 512] [--context 2048]
 
 Random weights as in graph.py. Each line is a process of its own: it opens the graph and fills a cache of the whole
-context, so many tokens a step of which the last alone gets logits, as in generation. The peak is the process's high-water
-mark, Python and ONNX Runtime included; "of both" is that peak over artifact plus cache.
+context, so many tokens a step, of which the last alone gets logits, as in generation. The peak is the process's
+high-water mark, Python and ONNX Runtime included; "of both" is that peak over artifact plus cache.
 """
 
 from __future__ import annotations
