@@ -169,11 +169,14 @@ def test_a_body_of_standard_operators_is_the_contract_without_onnx_runtime_too(c
 
 
 def test_a_head_of_zeros_is_stored_as_zeros():
-    """Its scale is 0, and 0 / 0 would be no number."""
+    """Its scale is 0, and 0 / 0 would be no number: what a cast makes of that is each machine's own affair."""
     config = small_config()
     feeds = feeds_for(config, "int8", 1, 2, 0, 4)
     feeds["qkv"][0, 1] = 0
-    got = run(one_call(config, False, "int8", feeds), feeds)
+    model = one_call(config, False, "int8", feeds)
+    with np.errstate(divide="raise", invalid="raise"):
+        reference(model, feeds)
+    got = run(model, feeds)
     assert np.isfinite(got["attention"]).all()
     for part in ("key", "value"):
         assert not got[f"present_{part}"][0, :, 1].any() and not got[f"present_{part}_scale"][0, :, 1].any()
