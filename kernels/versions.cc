@@ -5,6 +5,10 @@
 
 #include "half.h"
 
+#ifdef PYTHIA_X86
+#include <cpuid.h>
+#endif
+
 namespace pythia {
 
 #define PYTHIA_VERSION(isa)                                      \
@@ -35,10 +39,22 @@ void narrow(const float* from, uint16_t* half, int64_t count) {
 namespace {
 bool always() { return true; }
 #ifdef PYTHIA_X86
-bool has_avx512() { return __builtin_cpu_supports("avx512f"); }
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+// Whether the processor has these bits of CPUID (leaf 1, ecx; leaf 7, ebx), and the system keeps these registers when it
+// switches threads (XCR0). By hand, since __builtin_cpu_supports refuses "f16c" to compile in Clang 14.
+bool has(unsigned leaf1, unsigned leaf7, unsigned kept) {
+  unsigned a, b, c, d, low, high;
+  constexpr unsigned kSystemSays = 1u << 27;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (leaf1 | kSystemSays)) != (leaf1 | kSystemSays)) return false;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & kept) != kept) return false;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & leaf7) == leaf7;
 }
+
+constexpr unsigned kFma = 1u << 12, kF16c = 1u << 29;        // leaf 1
+constexpr unsigned kAvx2 = 1u << 5, kAvx512f = 1u << 16;     // leaf 7
+constexpr unsigned kYmm = 0x06, kZmm = 0xE6;                 // XCR0
+bool has_avx512() { return has(kFma | kF16c, kAvx2 | kAvx512f, kZmm); }
+bool has_avx2() { return has(kFma | kF16c, kAvx2, kYmm); }
 #endif
 }  // namespace
 
