@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -74,3 +75,19 @@ def test_an_unpacked_wheel_finds_its_own_recipes_and_demo(wheel, tmp_path):
 
 def test_the_demo_is_small_enough_for_a_repository():
     assert sum(p.stat().st_size for p in (ROOT / "demo").rglob("*") if p.is_file()) <= 16e6
+
+
+def test_a_source_distribution_holds_sources_and_nothing_built(tmp_path):
+    (ROOT / "build" / "kernels").mkdir(parents=True, exist_ok=True)
+    built_here = ROOT / "build" / "kernels" / "no-source"
+    built_here.touch()
+    try:
+        code = f"from scikit_build_core.build import build_sdist; build_sdist({str(tmp_path)!r})"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    finally:
+        built_here.unlink()
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = [name.split("/", 1)[1] for name in archive.getnames()]
+    assert {"kernels/CMakeLists.txt", "recipes/demo.toml", "demo/main/model.safetensors"} <= set(names)
+    assert not [name for name in names if name.startswith(("build/", "dist/"))]
