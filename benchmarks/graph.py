@@ -75,12 +75,12 @@ def main() -> None:
     print("|---" * (4 + 2 * len(args.contexts)) + "|")
     with tempfile.TemporaryDirectory() as folder:
         for products in {products for products, _ in CASES.values()}:
-            _write(config, products, Path(folder) / str(products))
+            write_weights(config, products, Path(folder) / str(products))
         for threads in args.threads:
             _measure(config, Path(folder), threads, args.contexts, args.prefill, args.rounds)
 
 
-def _write(config: NeoXConfig, products: int, folder: Path) -> None:
+def write_weights(config: NeoXConfig, products: int, folder: Path) -> None:
     folder.mkdir()
     quantize = Quantize(method="rtn", group_size=128, products=products)
     places = layout(config, quantize, "float32")

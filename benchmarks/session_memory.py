@@ -32,7 +32,7 @@ def main() -> None:
         folder, kept, native = args.in_process
         return _run(Path(folder), kept, native == "native", args.prefill, args.context)
 
-    from graph import _write
+    from graph import write_weights
 
     from pythia_export.graph.decoder import build_decoder
     from pythia_export.graph.layout import layout
@@ -48,7 +48,7 @@ def main() -> None:
     print("| speed | cache of | artifact | cache | peak | of both |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "weights"
-        _write(config, 4, folder)
+        write_weights(config, 4, folder)
         (folder / "config.json").write_text(json.dumps(config.to_dict("float32")))
         places = layout(config, Quantize(method="rtn", group_size=128), "float32")
         for kept in CACHES:

@@ -1,33 +1,16 @@
-"""The native operators through ONNX Runtime, against their contract in numpy; and under sanitizers by themselves."""
+"""The native operators through ONNX Runtime, a node at a time, against their contract in numpy."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper
 
-from pythia_export.errors import EnvironmentProblem
-from pythia_export.graph.decoder import build_decoder
 from pythia_export.kernels import kernels_path
-from pythia_export.neox import cache_parts
-from pythia_export.recipe import Export, Quantize
-from pythia_export.runtime import Session
 
-KERNELS = Path(__file__).parent.parent / "kernels"
 LIBRARY = kernels_path()
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not built; `make kernels` builds them")
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which("cmake") and shutil.which("g++")), reason="no CMake or no C++ compiler"
-)
 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
 HEADS = {"32/8": (32, 8), "64/16": (64, 16), "256/64": (256, 64), "128/32": (128, 32), "80/20": (80, 20)}
@@ -449,121 +432,6 @@ def test_types_that_no_kernel_has_are_refused_when_the_session_opens(wrong, word
         session([node], [(name, kind, None) for name, kind in kinds.items()], outputs)
 
 
-# In a session of ours
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    from models import InMemory, export_model, hugging_face, on_disk, small_config
-
-    config = small_config(size="2.8b", layers=2)
-    original = InMemory(config, on_disk(hugging_face(config)))
-    return export_model(original, tmp_path_factory.mktemp("custom"), Quantize(method="rtn"), Export())
-
-
-def open_session(exported, **settings) -> Session:
-    graph = (exported.folder / "model.onnx").read_bytes()
-    return Session(graph, exported.folder, exported.config, kv_cache="shared", **settings)
-
-
-@needs_library
-def test_one_graph_runs_at_two_speeds_that_agree(exported):
-    native, function = open_session(exported), open_session(exported, native=False)
-    assert (native.speed, function.speed) == ("native", "function") and "not wanted" in function.why
-    rng = np.random.default_rng(0)
-    ids, mask = rng.integers(0, 96, (2, 12)), np.ones((2, 12), np.int64)
-    mask[1, :5] = 0
-    outputs = []
-    for opened in (native, function):
-        cache = opened.start(2, 16)
-        first = opened.step(cache, ids, mask)
-        outputs.append(np.concatenate([first, opened.step(cache, ids[:, :1]), opened.step(cache, ids[:, 1:2])], 1))
-    seen = np.concatenate([mask, np.ones((2, 2))], 1) > 0
-    assert np.abs(outputs[0] - outputs[1])[seen].max() <= 1e-5 * np.abs(outputs[1][seen]).max()
-    assert not np.array_equal(*outputs)  # two computations indeed
-
-
-@pytest.mark.parametrize("rotary_16", [True, False])
-@pytest.mark.parametrize("cache", ["float16", "int8"])
-def test_a_converted_cache_is_the_same_at_both_speeds_and_from_call_to_call(cache, rotary_16, tmp_path):
-    """Keys and values as stored, codes of int8 included, bit for bit; in one pass, in parts, shared or growing."""
-    from models import InMemory, export_model, hugging_face, on_disk, small_config
-
-    config = small_config(size="70m" if rotary_16 else "14m", layers=2)
-    original = InMemory(config, on_disk(hugging_face(config)))
-    export_model(original, tmp_path, Quantize(method="none", embedding="float32"), Export(kv_cache=cache))
-    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
-    rng = np.random.default_rng(0)
-    ids, mask = rng.integers(0, 96, (2, 12)), np.ones((2, 12), np.int64)
-    mask[1, :5] = 0
-    seen = mask > 0
-    found = {}
-    for native in (False, *([True] if LIBRARY else [])):
-        graph = (tmp_path / "model.onnx").read_bytes()
-        for kv_cache in ("shared", "growing"):
-            opened = Session(graph, tmp_path, config, kv_cache=kv_cache, kv_dtype=cache, native=native)
-            for parts in ([12], [7, 1, 4]):
-                held, logits, at = opened.start(2, 16), [], 0
-                for n in parts:
-                    logits.append(opened.step(held, ids[:, at : at + n], mask[:, at : at + n]))
-                    at += n
-                codes = {name: value.numpy()[:, :, :12].copy() for name, value in held._values.items()}
-                found[native, kv_cache, len(parts)] = np.concatenate(logits, 1), codes
-    first, first_codes = found[False, "shared", 1]
-    assert set(first_codes) == {f"past_key_values.{i}.{part}" for i in range(2) for part in cache_parts(cache)}
-    assert (
-        first_codes["past_key_values.0.key"].dtype == cache and np.abs(first_codes["past_key_values.0.key"]).max() > 1
-    )
-    for case, (logits, codes) in found.items():
-        assert np.abs(logits - first)[seen].max() <= 2e-3 * np.abs(first[seen]).max(), case
-        for name, value in codes.items():
-            if ".0." in name:  # of later layers the inputs differ in the last bit already
-                assert (np.moveaxis(value, 2, 1)[seen] == np.moveaxis(first_codes[name], 2, 1)[seen]).all(), (
-                    case,
-                    name,
-                )
-    with torch.no_grad():
-        positions = np.clip(mask.cumsum(1) - 1, 0, None)
-        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        wanted = hugging_face(config)(**{k: torch.from_numpy(v) for k, v in given.items()}).logits.numpy()
-    error = np.abs(first - wanted)[seen].max() / np.abs(wanted[seen]).max()
-    assert 1e-6 < error < (1e-3 if cache == "float16" else 3e-2)
-
-
-@pytest.mark.parametrize(
-    "settings", [{"rotary": "gqa"}, {"rotary": "onnx"}, {"target": "web"}, {"target": "cuda", "dtype": "float16"}]
-)
-def test_a_converted_cache_is_refused_where_it_would_be_slow_or_unknown(settings):
-    with pytest.raises(ValueError, match="kv_cache = 'int8' .* needs rotary = 'custom'"):
-        Export(kv_cache="int8", **settings)
-    assert (
-        Export(kv_cache="float32").cache_dtype == "float32"
-        and Export(dtype="float16", target="cuda").cache_dtype == "float16"
-    )
-
-
-def test_a_graph_without_our_operator_says_so(exported, tmp_path):
-    plain = build_decoder(exported.config, exported.places, Export(rotary="gqa")).SerializeToString()
-    opened = Session(plain, exported.folder, exported.config, kv_cache="shared")
-    assert opened.speed == "stock"
-
-
-def test_a_library_that_does_not_load_is_an_error_and_not_a_slower_run(exported, tmp_path, monkeypatch):
-    broken = tmp_path / "libpythia_kernels.so"
-    broken.write_bytes(b"no library")
-    monkeypatch.setattr("pythia_export.runtime.session.kernels_path", lambda: broken)
-    with pytest.raises(EnvironmentProblem, match="cannot be loaded") as refused:
-        open_session(exported)
-    assert "make kernels" in refused.value.hint
-    assert open_session(exported, native=False).speed == "function"
-
-
-def test_where_they_are_not_built_the_function_runs_and_says_why(exported, monkeypatch):
-    monkeypatch.setattr("pythia_export.runtime.session.kernels_path", lambda: None)
-    opened = open_session(exported)
-    assert opened.speed == "function" and "not built" in opened.why
-
-
 # PartialRotary
 
 
@@ -632,97 +500,3 @@ def test_partial_rotary_of_float16_is_float32_rounded_once(interleaved, position
         return opened.run(None, {n: v if n == "position" else v.astype(kind) for n, v in feeds.items()})[0]
 
     assert np.array_equal(run("float16"), run("float32").astype(np.float16))
-
-
-# Without ONNX Runtime
-
-
-def native_tests(build: Path, *options: str) -> Path:
-    """Builds into `build`, which is kept: a second run compiles what changed."""
-    subprocess.run(["cmake", "-S", str(KERNELS), "-B", str(build), *options], check=True, capture_output=True)
-    make = ["cmake", "--build", str(build), "--target", "native_tests", "-j", "2"]
-    made = subprocess.run(make, capture_output=True, text=True)
-    assert made.returncode == 0, made.stdout + made.stderr
-    return build
-
-
-def run_native(command: list[str | Path], cases: int) -> str:
-    ran = subprocess.run([*command, "1", str(cases)], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"{cases} cases" in ran.stdout and " 0 failures" in ran.stdout
-    return ran.stdout
-
-
-@needs_compiler
-def test_fuzzed_shapes_under_address_and_undefined_behaviour_sanitizers():
-    build = native_tests(KERNELS.parent / "build" / "kernels-sanitized", "-DPYTHIA_SANITIZE=ON")
-    ran = run_native([build / "rotary_attention_test"], 60)
-    assert "ran: wide" in ran  # the 16 lanes of AVX-512 in plain C++
-    run_native([build / "partial_rotary_test"], 60)
-
-
-@pytest.mark.skipif(
-    not (shutil.which("cmake") and shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")),
-    reason="no compiler for or emulator of aarch64",
-)
-def test_neon_gives_the_same_under_an_emulator():
-    options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_EXE_LINKER_FLAGS=-static"]
-    compiler = "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++"
-    build = native_tests(KERNELS.parent / "build" / "kernels-aarch64", *options, compiler)
-    assert "ran: neon" in run_native(["qemu-aarch64", build / "rotary_attention_test"], 40)
-    assert "ran: neon" in run_native(["qemu-aarch64", build / "partial_rotary_test"], 40)
-
-
-@needs_compiler
-def test_our_declaration_of_the_abi_is_the_official_one(tmp_path):
-    """Where a distribution's headers are: Debian's libonnxruntime-dev, or a path in CPATH."""
-    places = ("onnxruntime/onnxruntime_c_api.h", "onnxruntime_c_api.h")
-    finds = "#if __has_include(<{0}>)\n#include <{0}>\n#else\n#include <{1}>\n#endif\n".format(*places)
-    (tmp_path / "has.cc").write_text(finds + "int main() {}")
-    if subprocess.run(["g++", "-fsyntax-only", tmp_path / "has.cc"], capture_output=True).returncode:
-        pytest.skip("onnxruntime_c_api.h is not installed")
-    ours = (KERNELS / "ort_abi.h").read_text()
-    functions = re.findall(r"X\((\w+), (\d+),", ours)
-    fields = re.findall(r"\(\*(\w+)\)\(", ours.split("struct CustomOp {")[1].split("};")[0])
-    assert len(functions) == 26 and len(fields) == 21
-    checks = [
-        f'static_assert(offsetof(OrtApi, {name}) == {place} * sizeof(void*), "{name}");' for name, place in functions
-    ]
-    checks += [f'static_assert(offsetof(OrtCustomOp, {f}) == offsetof(ort::CustomOp, {f}), "{f}");' for f in fields]
-    for name, element in (
-        ("kFloat", "FLOAT"),
-        ("kInt8", "INT8"),
-        ("kInt32", "INT32"),
-        ("kInt64", "INT64"),
-        ("kFloat16", "FLOAT16"),
-    ):
-        checks.append(f'static_assert(int(ort::{name}) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_{element}), "");')
-    checks.append('static_assert(int(ort::kInvalidArgument) == int(ORT_INVALID_ARGUMENT), "");')
-    checks.append('static_assert(ORT_API_VERSION >= ort::kApiVersion, "");')
-    checks.append('static_assert(int(ort::kOptional) == int(INPUT_OUTPUT_OPTIONAL), "");')
-    include = f'#include "{KERNELS / "ort_abi.h"}"\n#include <cstddef>\n'
-    (tmp_path / "abi.cc").write_text(finds + include + "\n".join(checks))
-    ran = subprocess.run(["g++", "-std=c++17", "-fsyntax-only", tmp_path / "abi.cc"], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-
-
-@needs_compiler
-@pytest.mark.skipif(sys.platform != "linux", reason="nm of ELF files")
-def test_the_library_exports_its_entry_point_alone():
-    if LIBRARY is None or not shutil.which("nm"):
-        pytest.skip("no library or no nm")
-    symbols = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
-    ours = [line.split()[-1] for line in symbols.splitlines() if " T " in line]
-    assert ours == ["RegisterCustomOps"]
-
-
-@needs_compiler
-@pytest.mark.skipif(sys.platform != "linux", reason="nm of ELF files")
-def test_what_is_compiled_for_one_processor_defines_nothing_that_another_could_be_given():
-    """A linker keeps one of several inline functions of a name: none may come from files with AVX in them."""
-    objects = [o for isa in ("avx2", "avx512") for o in (KERNELS.parent / "build/kernels").glob(f"**/{isa}.dir/**/*.o")]
-    if not objects or not shutil.which("nm"):
-        pytest.skip("no objects of a build in the checkout, or no nm")
-    symbols = subprocess.run(["nm", "--defined-only", *objects], capture_output=True, text=True, check=True).stdout
-    weak = [line for line in symbols.splitlines() if re.search(r" [WVu] ", line) and "DW.ref" not in line]
-    assert weak == []

@@ -31,7 +31,7 @@ EMBEDDING_BLOCK = 32
 EMBEDDING_BITS = {"int8": 8, "int4": 4}
 NORMS = ("input_layernorm", "post_attention_layernorm")
 FUSED_IN, FUSED_OUT = "fused_in", "fused_out"
-PARTS = {FUSED_IN: (QKV, "mlp.dense_h_to_4h"), FUSED_OUT: ("attention.dense", "mlp.dense_4h_to_h")}
+PARTS = {FUSED_IN: (LINEARS[0], LINEARS[2]), FUSED_OUT: (LINEARS[1], LINEARS[3])}
 
 
 @dataclass(frozen=True)
@@ -195,19 +195,6 @@ def _fused_plan(name: str, parts: list[LinearPlan]) -> LinearPlan:
     return whole
 
 
-def _layer(config: NeoXConfig, plans: list[LinearPlan], fused: list[LinearPlan], dtype: str) -> Iterator[_Tensor]:
-    prefix, width = layer_prefix(plans[0].layer or 0), (config.hidden_size,)
-    if fused:
-        yield _Tensor(f"{prefix}.{NORMS[0]}.weight", dtype, width)
-    else:
-        yield from (_Tensor(f"{prefix}.{norm}.{part}", dtype, width) for norm in NORMS for part in ("weight", "bias"))
-        for plan in plans:
-            yield from _linear(plan, dtype)
-    for whole in fused:
-        parts = PARTS[whole.name.removeprefix(f"{prefix}.")]
-        yield from _fused(whole, [p for p in plans if p.name.removeprefix(f"{prefix}.") in parts], dtype)
-
-
 def layout(config: NeoXConfig, quantize: Quantize, dtype: str) -> Layout:
     """Lay out every tensor of the artifact. `dtype` is that of scales, biases and norms: float32 or float16.
 
@@ -247,16 +234,21 @@ def layout(config: NeoXConfig, quantize: Quantize, dtype: str) -> Layout:
         place(_Tensor(table, dtype, (config.max_positions, config.rotary_dim // 2)))
     for layer in range(config.num_layers):
         prefix = layer_prefix(layer)
-        of_layer = []
-        if quantize.products == 2:
-            for short, parts in PARTS.items():
-                name = f"{prefix}.{short}"
-                fused[name] = _fused_plan(name, [linears[f"{prefix}.{part}"] for part in parts])
-                of_layer.append(fused[name])
-        for tensor in _layer(config, [linears[f"{prefix}.{linear}"] for linear in LINEARS], of_layer, dtype):
-            place(tensor)
-        if of_layer:  # both branches read one normalised vector
-            slots[f"{prefix}.{NORMS[1]}.weight"] = slots[f"{prefix}.{NORMS[0]}.weight"]
+        if quantize.products == 4:
+            for norm in NORMS:
+                for part in ("weight", "bias"):
+                    place(_Tensor(f"{prefix}.{norm}.{part}", dtype, (d,)))
+            for linear in LINEARS:
+                for tensor in _linear(linears[f"{prefix}.{linear}"], dtype):
+                    place(tensor)
+            continue
+        place(_Tensor(f"{prefix}.{NORMS[0]}.weight", dtype, (d,)))
+        slots[f"{prefix}.{NORMS[1]}.weight"] = slots[f"{prefix}.{NORMS[0]}.weight"]  # one scale for both branches
+        for short, names in PARTS.items():
+            parts, name = [linears[f"{prefix}.{linear}"] for linear in names], f"{prefix}.{short}"
+            fused[name] = _fused_plan(name, parts)
+            for tensor in _fused(fused[name], parts, dtype):
+                place(tensor)
     for part in ("weight", "bias"):
         place(_Tensor(f"{FINAL_NORM}.{part}", dtype, (d,)))
     for tensor in _linear(linears[HEAD], dtype):

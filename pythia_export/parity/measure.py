@@ -69,7 +69,10 @@ def prove(
     )
     shipped = session(export.accuracy_level)
     kept |= {"speed": shipped.speed, "why": shipped.why}
-    kept["native"] = _export(session(0), reference, some, progress) if shipped.speed == "native" else None
+    kept["native"] = None
+    if shipped.speed == "native":
+        exact = session(0) if export.accuracy_level else shipped
+        kept["native"] = _export(exact, reference, some, progress)
     if export.accuracy_level:
         kept["shipped"] = {"accuracy_level": export.accuracy_level} | _export(shipped, reference, some, progress)
     else:

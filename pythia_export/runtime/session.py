@@ -258,7 +258,15 @@ class Session:
             missing, extra = sorted(expected - found), sorted(found - expected)
             raise IntegrityError(
                 f"{folder}: the graph does not match a {self.config.num_layers}-layer config.json; "
-                f"missing {', '.join(missing) or 'nothing'}, not expected {', '.join(extra) or 'nothing'}"
+                f"missing {', '.join(missing) or 'nothing'}, not expected {', '.join(extra) or 'nothing'}",
+                hint="Made by another version? `pythia-export export` builds the graph anew over the same weights.",
+            )
+        cached = next(value for value in graph.get_inputs() if value.name == "past_key_values.0.key")
+        wanted = f"tensor({'float' if self.kv_dtype == np.float32 else self.kv_dtype.name})"
+        if cached.type != wanted:
+            raise IntegrityError(
+                f"{folder}: the graph caches {cached.type}, its manifest says {wanted}",
+                hint="Has manifest.json been edited? `pythia-export export` writes both anew.",
             )
 
 
