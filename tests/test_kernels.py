@@ -141,7 +141,7 @@ def real(feeds) -> np.ndarray:
 @needs_library
 @pytest.mark.parametrize("cache", TYPES)
 @pytest.mark.parametrize("size", HEADS)
-@pytest.mark.parametrize(("T", "past"), [(1, 9), (3, 9), (7, 0), (70, 20)])
+@pytest.mark.parametrize(("T", "past"), [(1, 9), (3, 9), (7, 0), (11, 9), (70, 20)])
 def test_attention_is_the_contract(size, cache, T, past):
     n, rotary_dim = HEADS[size]
     feeds = problem(2, n, rotary_dim, T=T, past=past, cache=cache)
@@ -370,6 +370,55 @@ def test_bad_input_is_an_error_that_names_node_input_found_and_expected(break_it
     with pytest.raises(Exception, match=words) as refused:
         opened.run(None, break_it(problem(past=9)))
     assert "pythia::RotaryAttention /layers.0/attention: " in str(refused.value)
+
+
+def damaged(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """x with an axis longer, shorter or gone, with one too many, with no element, with a number out of bounds."""
+    how, axis = rng.integers(6), int(rng.integers(x.ndim)) if x.ndim else None
+    if how == 0 and x.dtype.kind == "i" and x.dtype != np.int8 and x.size:
+        wrong = np.array(x)
+        wrong.reshape(-1)[rng.integers(x.size)] = rng.choice(
+            [-1, 0, 300, *(getattr(np.iinfo(x.dtype), m) for m in ("min", "max"))]
+        )
+        return wrong
+    if how == 1 or axis is None:
+        return x[None]
+    if how == 2 and x.shape[axis]:
+        return np.asarray(np.take(x, 0, axis))
+    if how == 3 and x.shape[axis]:
+        return np.concatenate([x, np.take(x, [0], axis)], axis)
+    if how == 4:
+        return np.take(x, range(max(0, x.shape[axis] - int(rng.integers(1, 4)))), axis)
+    return np.zeros((0,) * x.ndim, x.dtype)
+
+
+@needs_library
+def test_fuzzed_calls_are_right_or_refused_by_name():
+    """Sizes drawn at random; none, one or two of the inputs damaged."""
+    rng, refused, right, opened = np.random.default_rng(0), 0, 0, {}
+    for seed in range(300):
+        cache = str(rng.choice(list(TYPES)))
+        heads, n, T = (int(rng.choice(of)) for of in ((1, 2, 3), (2, 6, 18, 34, 80), (1, 1, 2, 3, 4, 8, 9, 66)))
+        rotary_dim, past = min(n, int(rng.choice([0, 2, 6, 20]))), int(rng.choice([0, 1, 9, 70]))
+        room = past + int(rng.choice([0, 1, T, T + 3]))
+        feeds = problem(heads, n, rotary_dim, int(rng.integers(1, 4)), T, past, room, cache, seed, padding=(0, 0, 0))
+        feeds["bias"] = rng.standard_normal(feeds["bias"].shape, np.float32)
+        bad = {name: damaged(rng, feeds[name]) for name in rng.choice(list(feeds), rng.integers(3), replace=False)}
+        key = heads, rotary_dim, cache
+        opened[key] = opened.get(key) or attention_session(*key)
+        try:
+            got = opened[key].run(None, feeds | bad)
+        except Exception as e:
+            assert bad and "pythia::RotaryAttention /layers.0/attention: " in str(e), (bad, e)
+            refused += 1
+            continue
+        used = feeds | bad  # what was damaged may be fit for use: positions, rows of tables, one bias for all
+        used["total_length"] = used["total_length"].reshape(())
+        used["bias"] = np.broadcast_to(used["bias"], (len(used["qkv"]), *used["bias"].shape[1:]))
+        wanted, _ = expected(used, heads, rotary_dim, cache)
+        assert np.abs(got[0] - wanted).max() <= 1e-5 * np.abs(wanted).max(), (seed, key, T, past, room, list(bad))
+        right += 1
+    assert refused > 100 and right > 100
 
 
 @needs_library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -39,6 +40,33 @@ def test_fuzzed_shapes_under_address_and_undefined_behaviour_sanitizers():
     ran = run_native([build / "rotary_attention_test"], 60)
     assert "ran: wide" in ran  # the 16 lanes of AVX-512 in plain C++
     run_native([build / "partial_rotary_test"], 60)
+
+
+@pytest.mark.skipif(not shutil.which("clang++"), reason="no Clang")
+@pytest.mark.parametrize("source", sorted(KERNELS.rglob("*.cc")), ids=lambda path: str(path.relative_to(KERNELS)))
+def test_clang_takes_every_source_without_a_warning(source):
+    """Other compilers know fewer of GCC's built-in functions."""
+    command = [
+        "clang++",
+        "-std=c++17",
+        "-fsyntax-only",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-psabi",
+        "-DPYTHIA_ISA=any",
+    ]
+    sets = [[]]
+    if platform.machine() in ("x86_64", "AMD64"):
+        command.append("-DPYTHIA_X86")
+        sets += (
+            [["-mavx2", "-mfma", "-mf16c"], ["-mavx512f", "-mfma", "-mf16c"]]
+            if source.name in ("cpu.cc", "half.cc")
+            else []
+        )
+    for flags in sets:
+        ran = subprocess.run([*command, *flags, str(source)], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.skipif(

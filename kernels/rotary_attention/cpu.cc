@@ -22,7 +22,8 @@ namespace {
 
 constexpr int64_t kQueries = 64, kKeys = 64;  // a tile; both are multiples of every vector's width
 constexpr int64_t kStripe = 16;               // keys whose hidden queries are left out together
-constexpr int64_t kFewTokens = 4;             // below this, streaming beats tiles
+// Below this, streaming beats tiles, by trial. Four lanes take long to widen codes, and streaming does that for every query.
+constexpr int64_t kFewTokens = kLanes == 4 ? 4 : 9;
 constexpr int64_t kBlock = 256;               // cached tokens that several queries share while they are near
 constexpr int64_t kRows = 64;                 // rows of values that are mixed while they are near
 constexpr int64_t kLeastSplit = 256;          // cached tokens that are worth a task of their own

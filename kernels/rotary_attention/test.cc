@@ -22,12 +22,12 @@ Case fuzzed(Random& random) {
   a.head_dim = random.pick({32, 64, 80, 128, 256, 2, 6, 18, 34, 66});
   a.rotary_dim = std::min<int64_t>(a.head_dim, random.pick({8, 16, 20, 32, 64, 2, 0, 6}));
   a.batch = 1 + random.upto(2), a.heads = 1 + random.upto(4);
-  a.fresh = random.pick({1, 1, 1, 2, 3, 4, 5, 7, 17, 63, 64, 65, 130});
+  a.fresh = random.pick({1, 1, 1, 2, 3, 4, 5, 8, 9, 17, 63, 64, 65, 130});
   a.total = a.fresh + random.pick({0, 0, 1, 3, 64, 100, 700});
   a.room = a.total + random.pick({0, 0, 5, 33});
   a.cache = CacheType(random.upto(2));
   if (random.upto(9) == 0)  // enough cached tokens for few heads that the length is split between threads
-    a.batch = a.heads = 1, a.head_dim = 32, a.rotary_dim = 8, a.fresh = 1 + random.upto(2),
+    a.batch = a.heads = 1, a.head_dim = 32, a.rotary_dim = 8, a.fresh = 1 + random.upto(7),
     a.total = 1024 + random.upto(999), a.room = a.total + random.upto(9);
   const int64_t hidden = a.heads * a.head_dim, positions = a.total + 3;
   const size_t rows = size_t(a.batch * a.heads * a.room);
