@@ -171,7 +171,7 @@ def _windows(
     tokenizer, config = checkpoint.tokenizer(), checkpoint.config
     calibration = calibration_windows(Calibration(samples=args.samples, **text), tokenizer, config)
     held_out = verify_windows(Verify(tokens=args.tokens, **text), tokenizer, config)
-    return calibration.ids, held_out.ids, np.repeat(held_out.documents, args.length - 1)
+    return calibration.ids, held_out.ids, held_out.documents[:, 1:].ravel()
 
 
 def _random_checkpoint(size: str, scratch: Path) -> Path:

@@ -62,7 +62,7 @@ class Scorer:
 
     def __init__(self, checkpoint: Checkpoint, ids: np.ndarray, documents: np.ndarray) -> None:
         self._config, self.ids = checkpoint.config, ids
-        self._clusters = np.repeat(documents, ids.shape[1] - 1)
+        self._clusters = documents[:, 1:].ravel()
         self._kept: dict[int, np.ndarray] = {}
         self.original, _ = self._run(checkpoint)
 
@@ -122,7 +122,7 @@ def main() -> None:
         below = [x["loss"] < x["rtn_loss"] for x in record["linears"] if x["loss"] is not None]
         return found | {"seconds": seconds, "below": sum(below), "stored_bits": places.bits_per_weight}
 
-    scored, documents = score.original.size, len(set(held_out.documents))
+    scored, documents = score.original.size, held_out.documents.max() + 1
     print(f"demo {args.revision}: {scored:,} held-out tokens of {documents} documents, perplexity ", end="")
     print(f"{np.exp(score.original.mean()):.3f}; calibrated on {calibration.ids.size:,} tokens; {machine()}\n")
     bar = Console(stderr=True)

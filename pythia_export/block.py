@@ -67,7 +67,8 @@ class Block:
         name = f"{layer_prefix(self.layer)}.{norm}"
         return z * self.weights(f"{name}.weight") + self.weights(f"{name}.bias")
 
-    def _linear(self, x: Tensor, linear: str) -> Tensor:
+    def linear(self, x: Tensor, linear: str) -> Tensor:
+        """One of the four products with its bias, by its name within the layer."""
         name = f"{layer_prefix(self.layer)}.{linear}"
         return F.linear(x, self.weights(f"{name}.weight"), self.weights(f"{name}.bias"))
 
@@ -79,7 +80,7 @@ class Block:
     def middle(self, x: Tensor, rotary: Rotary, see: See | None = None) -> tuple[Tensor, Tensor]:
         """What dense [B, T, hidden] and 4h_to_h [B, T, intermediate] read; `see` is shown what they are made of."""
         for_attention, for_mlp = self.inputs(x)
-        qkv, up = self._linear(for_attention, QKV), self._linear(for_mlp, UP)
+        qkv, up = self.linear(for_attention, QKV), self.linear(for_mlp, UP)
         if see is not None:
             see(QKV, qkv)
             see(UP, up)
@@ -88,7 +89,7 @@ class Block:
     def __call__(self, x: Tensor, rotary: Rotary, see: See | None = None) -> Tensor:
         """The block's output, x [B, T, hidden] -> [B, T, hidden]."""
         mixed, up = self.middle(x, rotary, see)
-        return x + self._linear(mixed, "attention.dense") + self._linear(up, "mlp.dense_4h_to_h")
+        return x + self.linear(mixed, "attention.dense") + self.linear(up, "mlp.dense_4h_to_h")
 
 
 def final_norm(x: Tensor, config: NeoXConfig, weights: Weights) -> Tensor:

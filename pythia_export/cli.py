@@ -215,19 +215,39 @@ def export(
     _print_outcome(outcome)
 
 
-@app.command(epilog=_examples("pythia-export verify build/demo", "pythia-export verify models/160m --tokens 262144"))
+@app.command(
+    epilog=_examples(
+        "pythia-export verify build/demo",
+        "pythia-export verify models/160m --tokens 262144",
+        "pythia-export verify build/new --against build/old/parity.json",
+        "pythia-export verify build/demo --rtn --per-token tokens.parquet",
+    )
+)
 def verify(
     artifact: ArtifactFolder,
     tokens: Annotated[
         int | None, typer.Option(min=64, help="Held-out tokens to score; the recipe's if not given.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another artifact's parity.json: compare with it, token by token, and fail if worse."),
+    ] = None,
+    rtn: Annotated[bool, typer.Option("--rtn", help="Also round to nearest, and say what GPTQ recovered.")] = False,
+    per_token: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a Parquet table, one row a token (needs pyarrow).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Prove an artifact against its original again, and put verdict and report into it. Exit code 10: a gate failed."""
+    """Prove an artifact against its original again, and put verdict and report into it.
+
+    Exit code 10: a gate did not pass. It failed, or it is inconclusive: then more --tokens decide.
+    """
     from . import pipeline
 
     with _progress() as progress:
-        parity = pipeline.verify(artifact, tokens=tokens, progress=progress)
+        parity = pipeline.verify(
+            artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, progress=progress
+        )
     if as_json:
         _print_json(parity)
     else:
@@ -242,6 +262,7 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     from .artifact import Artifact
     from .graph.layout import layout
     from .graph.targets import warnings
+    from .parity import SCHEMA
     from .runtime import MODEL, speed_here
     from .tables import artifact_view
 
@@ -262,8 +283,9 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
         return
     _print(artifact_view(opened, quantization, speed, warned))
     _print("")
-    if parity is None:
-        _print(f"Not verified. `pythia-export verify {artifact}` proves it.")
+    if parity is None or parity["schema"] != SCHEMA:
+        found = "Not verified" if parity is None else "Verified by another version"
+        _print(f"{found}. `pythia-export verify {artifact}` proves it.")
     else:
         _print_verdict(parity, quantization)
 
@@ -442,8 +464,10 @@ def _progress() -> Iterator[Progress]:
 def _exit_by_gates(parity: dict[str, Any] | None) -> None:
     if parity is None or parity["passed"]:
         return
-    failed = [gate["name"] for gate in parity["gates"] if not gate["passed"]]
-    _say(f"Gate failed: {', '.join(failed)}")
+    from .report.words import unmet
+
+    for line in unmet(parity):
+        _say(line)
     raise typer.Exit(EXIT_GATE)
 
 

@@ -17,7 +17,7 @@ import onnx
 import torch
 from pydantic import ValidationError
 
-from .artifact import Artifact, Staging
+from .artifact import Artifact, Staging, write_atomically
 from .checkpoint import Checkpoint, Pulled, open_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
@@ -27,7 +27,9 @@ from .graph.layout import Layout, layout
 from .graph.targets import require_fit, warnings
 from .machine import versions
 from .neox import NeoXConfig, cache_bytes
-from .parity.measure import prove
+from .parity.against import check_comparable
+from .parity.prove import Subject, prove
+from .parity.table import require_parquet, token_table
 from .progress import SILENT, Progress
 from .recipe import Export, Recipe
 from .report.card import model_card
@@ -146,10 +148,11 @@ def run(
             quantization = job.quantize_into(journal)
             model = job.export_into(journal.output, recipe.export)
             with job.stage("verify"):
-                parity = prove(
-                    job.checkpoint, job.reader(journal.output), job.config, model, journal.output, recipe.export,
-                    held_out, recipe.verify.gates, progress,
+                subject = Subject(
+                    job.source, job.checkpoint, job.reader(journal.output), job.config, model, journal.output,
+                    job.recipe.quantize, recipe.export,
                 )  # fmt: skip
+                parity = prove(subject, held_out, recipe.verify.gates, progress).parity
             manifest = job.manifest(recipe.export)
             _write_reports(journal.output, manifest, quantization, parity)
             journal.finish(staging.folder)
@@ -209,9 +212,31 @@ def export(
     return Outcome(staging.out, source.read_json("quantization.json"), None, {"export": time.perf_counter() - began})
 
 
-def verify(artifact: Path, *, tokens: int | None = None, progress: Progress = SILENT) -> dict[str, Any]:
-    """Prove a published artifact against its source again, and put `parity.json` and the report into it."""
+def verify(
+    artifact: Path,
+    *,
+    tokens: int | None = None,
+    against: Path | None = None,
+    nearest: bool = False,
+    per_token: Path | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Prove a published artifact against its source again, and put `parity.json` and the report into it.
+
+    `against` is the parity.json of another artifact, to be compared with; `nearest` rounds the checkpoint to nearest
+    and scores that beside GPTQ; `per_token` is a Parquet file to write, one row a token.
+
+    Raises:
+        EnvironmentProblem: `per_token` without pyarrow.
+        RecipeError: `nearest` where nothing was rounded by GPTQ.
+        SourceError: the checkpoint changed, or `against` is of another text or another checkpoint.
+    """
     opened = Artifact.open(artifact)
+    if per_token is not None:
+        require_parquet()
+    if nearest and not opened.recipe.uses_gptq:
+        raise RecipeError(f"{artifact} was not rounded by GPTQ: there is nothing to set beside round-to-nearest")
+    other = None if against is None else _read_parity(against)
     opened.check()
     recipe, origin = opened.recipe, opened.manifest["source"]
     pulled = pull_checkpoint(_pinned(recipe, origin["commit"]), progress=progress)
@@ -226,12 +251,42 @@ def verify(artifact: Path, *, tokens: int | None = None, progress: Progress = SI
     places = layout(opened.config, recipe.quantize, recipe.export.dtype)
     reader = WeightsReader(opened.file(DATA_FILE), places, opened.config)
     model = onnx.load(opened.file(MODEL), load_external_data=False)
-    parity = prove(
-        checkpoint, reader, opened.config, model, opened.folder, recipe.export, windows, recipe.verify.gates, progress
-    )  # fmt: skip
-    reports = _reports(opened.manifest, opened.read_json("quantization.json"), parity)
+    subject = Subject(origin, checkpoint, reader, opened.config, model, opened.folder, recipe.quantize, recipe.export)
+    with tempfile.TemporaryDirectory(prefix="pythia-export-rtn-") as scratch:
+        beside = _rounded_to_nearest(checkpoint, recipe, Path(scratch), progress) if nearest else None
+        proof = prove(subject, windows, recipe.verify.gates, progress, nearest=beside, against=other)
+        del beside  # unmapped before its folder goes
+    if per_token is not None:
+        write_atomically(per_token, token_table(proof.figures, windows))
+    reports = _reports(opened.manifest, opened.read_json("quantization.json"), proof.parity)
     opened.replace_files({name: text.encode() for name, text in reports.items()})
-    return parity
+    return proof.parity
+
+
+def _read_parity(path: Path) -> dict[str, Any]:
+    """Another artifact's parity.json, or the artifact itself."""
+    path = path / "parity.json" if path.is_dir() else path
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file", hint="--against takes another artifact's parity.json.") from None
+    except (OSError, ValueError) as e:
+        raise SourceError(f"{path}: cannot be read as JSON: {e}") from e
+    check_comparable(found, str(path))
+    return found
+
+
+def _rounded_to_nearest(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress) -> WeightsReader:
+    """The checkpoint on the artifact's own grids, without GPTQ."""
+    asked = recipe.quantize
+    rules = tuple(r.model_copy(update={"method": "rtn"}) if r.method == "gptq" else r for r in asked.override)
+    method = "rtn" if asked.method == "gptq" else asked.method
+    plain = asked.model_copy(update={"method": method, "override": rules, "bits_per_weight": None})
+    places = layout(checkpoint.config, plain, recipe.export.dtype)
+    path = folder / DATA_FILE
+    with WeightsWriter(path, places) as writer:
+        quantize_stream(checkpoint, plain, places, recipe.export.dtype, None, writer, progress)
+    return WeightsReader(path, places, checkpoint.config)
 
 
 @dataclass
@@ -327,7 +382,6 @@ class _Job:
         return WeightsReader(folder / DATA_FILE, self.layout, self.config)
 
     def manifest(self, chosen: Export) -> dict[str, Any]:
-        pulled = self.checkpoint.pulled
         calibration = None
         if self.calibration is not None:
             windows, length = self.calibration.ids.shape
@@ -337,8 +391,12 @@ class _Job:
                 "windows": windows,
                 "sequence_length": length,
             }
-        source = {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit}
-        return _manifest(self.recipe, {"source": source, "calibration": calibration}, chosen)
+        return _manifest(self.recipe, {"source": self.source, "calibration": calibration}, chosen)
+
+    @property
+    def source(self) -> dict[str, str]:
+        pulled = self.checkpoint.pulled
+        return {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit}
 
 
 def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[str, Any]:

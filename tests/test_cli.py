@@ -18,7 +18,14 @@ COMMANDS = (
     "recipes",
 )
 
-PARITY_FAILED = {"passed": False, "gates": [{"name": "ppl_ratio", "passed": False}, {"name": "x", "passed": True}]}
+PARITY_FAILED = {
+    "passed": False,
+    "gates": [
+        {"name": "ppl_ratio", "passed": False, "outcome": "failed", "more_tokens": None},
+        {"name": "kld_mean", "passed": False, "outcome": "inconclusive", "more_tokens": 12000},
+        {"name": "x", "passed": True, "outcome": "passed", "more_tokens": None},
+    ],
+}
 
 
 def invoke(*args: str):
@@ -70,7 +77,8 @@ def test_a_failed_gate_is_10_and_is_named(monkeypatch):
     monkeypatch.setattr(pipeline, "verify", lambda *args, **kwargs: PARITY_FAILED)
     done = invoke("verify", "somewhere", "--json")
     assert done.exit_code == 10 and json.loads(done.stdout) == PARITY_FAILED
-    assert "ppl_ratio" in done.stderr and "x" not in done.stderr.split(":")[1]
+    assert "Gate ppl_ratio: failed" in done.stderr and " x" not in done.stderr
+    assert "Gate kld_mean: inconclusive: about 12,000 more tokens would decide" in done.stderr
 
 
 @pytest.mark.parametrize(

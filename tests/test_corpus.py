@@ -59,7 +59,8 @@ def test_windows_are_the_documents_in_the_seeds_order_with_eos_between(tmp_path,
     stream = [i for d in order for i in [*tokenizer.encode(rows[d]).ids, 0]]
     assert got.ids.ravel().tolist() == stream[: 8 * 32]
     starts = np.cumsum([0] + [len(tokenizer.encode(rows[d]).ids) + 1 for d in order])
-    assert got.documents.tolist() == [int(np.searchsorted(starts, 32 * i, "right")) - 1 for i in range(8)]
+    expected = [int(np.searchsorted(starts, i, "right")) - 1 for i in range(8 * 32)]
+    assert got.documents.ravel().tolist() == expected
     assert windows(tmp_path / "a.jsonl", tokenizer, samples=8, seed=1).sha256 != got.sha256
 
 
@@ -79,6 +80,26 @@ def test_bytes_of_the_end_token_are_none(tmp_path, tokenizer):
     got = windows(written(tmp_path, "a.jsonl", ["abc"] * 40), tokenizer, samples=2, length=16)
     ends = int((got.ids == 0).sum())
     assert ends and got.n_bytes == len(tokenizer.decode([i for i in got.ids.ravel().tolist() if i]).encode())
+
+
+def test_subsets_are_those_that_the_lines_name_with_their_own_bytes(tmp_path, tokenizer):
+    rows = [
+        {"text": "a fraction of it\n" * 5, "meta": {"pile_set_name": "Wikipedia (en)"}},
+        {"text": "un deux trois été, cut\n" * 5, "meta": {"pile_set_name": "EuroParl"}},
+        {"text": "no one knows whence\n" * 5},
+        {"text": "the longest of all, by far\n" * 20, "meta": {"pile_set_name": "Wikipedia (en)"}},
+        *({"text": text, "meta": meta} for text, meta in (("x", "EuroParl"), ("y", {"pile_set_name": 7}), ("z", None))),
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    got = windows(tmp_path / "a.jsonl", tokenizer, samples=11)
+    order = [int(i) for i in np.random.default_rng(0).permutation(len(rows))]
+    assert set(got.subsets) == {"EuroParl", "Wikipedia (en)"}
+    for name, subset in got.subsets.items():
+        named = [rows[i].get("meta") == {"pile_set_name": name} for i in order]
+        assert set(subset.documents) <= {d for d, own in enumerate(named) if own}
+        text = "".join(tokenizer.decode(got.ids[got.documents == d].tolist()) for d in subset.documents)
+        assert subset.n_bytes == len(text.encode()) > 0
+    assert windows(written(tmp_path, "b.jsonl", texts(40)), tokenizer).subsets.keys() == {"Test"}
 
 
 def test_a_tokenizer_file_that_cuts_or_pads_does_neither_here(tmp_path, tokenizer):
@@ -108,7 +129,7 @@ def test_a_long_text_is_read_in_pieces_cut_at_line_ends(tmp_path, monkeypatch):
     lines = "".join(f"line {i}\n" for i in range(200))
     (tmp_path / "a.txt").write_text(lines)
     _, pieces = sources.documents_of(Calibration(source="file", path=tmp_path / "a.txt"))
-    pieces = list(pieces)
+    pieces = [piece.text for piece in pieces]
     assert len(pieces) > 10 and all(p.endswith("\n") and len(p) < 120 for p in pieces)
     assert sorted("".join(pieces).splitlines()) == sorted(lines.splitlines())
 
@@ -124,8 +145,8 @@ def test_no_more_documents_are_held_than_the_buffer_takes(bound, tmp_path, monke
     _, given = sources.documents_of(Calibration(source="file", path=path, seed=3))
     got = []
     with pytest.raises(SourceError, match="line 101"):
-        for text in given:
-            got.append(text)
+        for document in given:
+            got.append(document.text)
     assert 88 <= len(got) <= 90 and len(set(got)) == len(got) and got != rows[: len(got)]
 
 

@@ -57,7 +57,10 @@ def test_a_shipped_recipe_parses_and_never_ships_the_slow_kernel(name):
         ({"calibration": {"source": "file"}}, "needs `path`"),
         ({"model": {"path": "x"}}, "either `id` or `path`"),
         ({"export": {"dtype": "float16"}}, "target = 'cuda'"),
-        ({"verify": {"gates": {"ppl_ratio": 0.9}}}, "`verify.gates.ppl_ratio`"),
+        ({"verify": {"gates": {"ppl_ratio": 0.9}}}, "`verify.gates.ppl_ratio.limit`: Input should be greater than 1"),
+        ({"verify": {"gates": {"ppl_ratio": {"limit": 1.1, "confidence": 95}}}}, "`verify.gates.ppl_ratio.confidence`"),
+        ({"verify": {"gates": {"ppl_ratio": {"limits": 1.1}}}}, "did you mean `limit`"),
+        ({"verify": {"gates": {"export_max_abs": {"limit": 1.1}}}}, "`verify.gates.export_max_abs`"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(sections, said):

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pythia_export.parity.metrics import TokenFigures
-from pythia_export.parity.statistics import clustered_mean, clustered_share, student_t, summarise, wilson
+from pythia_export.parity.statistics import (
+    bootstrap,
+    clustered_mean,
+    clustered_share,
+    mean_of_clusters,
+    student_t,
+    summarise,
+    wilson,
+)
 
 
 def cr2_written_out(x, clusters):
@@ -75,16 +83,20 @@ def test_students_quantile_falls_between_whole_degrees_of_freedom():
 def test_the_interval_holds_the_truth_where_naive_errors_miss_it(documents):
     """Documents of log-normal length, each with an effect of its own. 95 % is promised; naive errors keep half."""
     rng, trials, truth = np.random.default_rng(documents), 1000, 0.03
-    held = naive = 0
-    for _ in range(trials):
+    held = naive = drawn = 0
+    for trial in range(trials):
         sizes = np.maximum(1, rng.lognormal(3, 1, documents)).astype(int)
         clusters = np.repeat(np.arange(documents), sizes)
         x = truth + rng.normal(size=len(clusters)) + 0.4 * rng.normal(size=documents)[clusters]
         got = clustered_mean(x, clusters)
         held += got.low <= truth <= got.high
         naive += abs(x.mean() - truth) <= 1.96 * x.std(ddof=1) / math.sqrt(len(x))
+        if trial < 300:
+            low, high = bootstrap(sizes, np.bincount(clusters, x))
+            drawn += low <= truth <= high
     assert 0.925 <= held / trials <= 0.98
     assert naive / trials < 0.75
+    assert {4: 0.7, 12: 0.84, 40: 0.89}[documents] <= drawn / 300 < 0.97  # too short where documents are few
 
 
 @pytest.mark.parametrize("p", [0.8, 0.98])
@@ -130,9 +142,8 @@ def test_summary_holds_each_figure_of_the_schema():
     delta = collected.nll_quantized - collected.nll_original
     se, dof = cr2_written_out(delta, collected.clusters)
     half = student_t(dof) * se
-    assert cost["delta_nll"] == pytest.approx(
-        {"mean": delta.mean(), "se": se, "low": delta.mean() - half, "high": delta.mean() + half}
-    )
+    ends = {"mean": delta.mean(), "se": se, "dof": dof, "low": delta.mean() - half, "high": delta.mean() + half}
+    assert {key: cost["delta_nll"][key] for key in ends} == pytest.approx(ends)
     ends = (delta.mean(), delta.mean() - half, delta.mean() + half)
     assert tuple(cost["ppl_ratio"][k] for k in ("value", "low", "high")) == pytest.approx(tuple(np.exp(ends)))
     assert cost["ppl_ratio"]["value"] == pytest.approx(cost["ppl_quantized"] / cost["ppl_original"])
@@ -140,7 +151,11 @@ def test_summary_holds_each_figure_of_the_schema():
     kld = collected.kld
     assert cost["kld"]["mean"] == pytest.approx(kld.mean()) and cost["kld"]["max"] == kld.max()
     assert cost["kld"]["median"] == pytest.approx(np.median(kld))
-    assert np.mean(kld <= cost["kld"]["p99"]) == pytest.approx(0.99, abs=0.01)
+    for key, share in (("p90", 0.9), ("p99", 0.99), ("p999", 0.999)):
+        assert np.mean(kld <= cost["kld"][key]) == pytest.approx(share, abs=0.01)
+    moved = np.exp(-collected.nll_quantized) - np.exp(-collected.nll_original)
+    assert cost["delta_p"]["mean"] == pytest.approx(moved.mean())
+    assert cost["delta_p"]["low"] < cost["delta_p"]["rms"] == pytest.approx(math.sqrt((moved**2).mean()))
     assert cost["same_top"]["value"] == pytest.approx(collected.same_top.mean())
     assert cost["bits_per_byte_quantized"] == pytest.approx(collected.nll_quantized.mean() / math.log(2) / 3.5)
     assert cost["clusters"] == {"by": "document", "count": 4} and cost["tokens"] == 108
@@ -174,7 +189,8 @@ def test_a_single_window_gives_figures_without_intervals():
 def test_unquantised_weights_cost_nothing_exactly():
     cost = summarise(figures(np.random.default_rng(2), noise=0), 1)
     assert cost["ppl_ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert cost["delta_nll"] == {"mean": 0.0, "se": 0.0, "low": 0.0, "high": 0.0}
+    assert {cost["delta_nll"][key] for key in ("mean", "se", "low", "high")} == {0.0}
+    assert cost["delta_nll"]["bootstrap"]["low"] == cost["delta_nll"]["bootstrap"]["high"] == 0.0
     assert cost["kld"]["high"] == cost["kld"]["max"] == 0 and cost["same_top"]["value"] == 1
 
 
@@ -204,3 +220,46 @@ def test_nothing_scored_is_an_error():
         summarise(TokenFigures(), 1)
     with pytest.raises(ValueError, match=r"\[3\].*\[2\]"):
         clustered_mean([1, 2, 3], [0, 1])
+
+
+def test_the_bootstrap_draws_whole_documents():
+    """Against a loop that lays the drawn documents' tokens end to end."""
+    rng = np.random.default_rng(4)
+    documents = [rng.normal(loc=rng.normal(), size=size) for size in (3, 9, 1, 6, 4, 8, 2, 7)]
+    low, high = bootstrap([len(d) for d in documents], [d.sum() for d in documents])
+    means = [np.concatenate([documents[i] for i in rng.integers(0, 8, 8)]).mean() for _ in range(20_000)]
+    width = np.quantile(means, 0.975) - np.quantile(means, 0.025)
+    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.05 * width)
+    assert bootstrap([5], [1.0]) is None
+    assert bootstrap([3, 4], [1.0, 2.0], relative_to=[2.0, 4.0]) == (0.5, 0.5)  # half of it is gone, whatever is drawn
+
+
+def test_sums_are_all_that_an_interval_depends_on():
+    collected = figures(np.random.default_rng(6))
+    cost = summarise(collected, 1)
+    kept = cost["sums"]
+    assert sum(kept["tokens"]) == cost["tokens"] and len(kept["tokens"]) == 4
+    assert sum(kept["same_top"]) == collected.same_top.sum()
+    again = mean_of_clusters(kept["tokens"], np.subtract(kept["nll_quantized"], kept["nll_original"]))
+    assert (again.low, again.high) == pytest.approx((cost["delta_nll"]["low"], cost["delta_nll"]["high"]))
+    wider = mean_of_clusters(kept["tokens"], kept["kld"], confidence=0.99)
+    assert wider.high - wider.value == pytest.approx(student_t(wider.dof, 0.99) * cost["kld"]["se"])
+
+
+def test_a_part_of_the_text_is_summarised_as_if_it_were_all():
+    rng = np.random.default_rng(8)
+    whole, part = TokenFigures(), TokenFigures()
+    for window in range(12):
+        p = rng.normal(size=(9, 17))
+        q, targets = p + 0.2 * rng.normal(size=p.shape), rng.integers(0, 17, 9)
+        documents = np.array([window] * 5 + [window + 1] * 4)  # the end of one, the start of the next
+        whole.add(p, q, targets, documents)
+        own = documents % 2 == 1
+        part.add(p[own], q[own], targets[own], documents[own])
+    odd, even = [1, 3, 5, 7, 9, 11], [0, 2, 4, 6, 8, 10, 12]
+    cost = summarise(whole, 3.0, {"odd": (odd, 2.0), "even": (even, 4.0), "none": ([99], 1.0)})
+    assert [x["name"] for x in cost["subsets"]] == ["odd", "even"]
+    alone = summarise(part, 2.0)
+    assert {k: v for k, v in cost["subsets"][0].items() if k != "name"} == {
+        k: v for k, v in alone.items() if k not in ("subsets", "sums")
+    }

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import zstandard
@@ -28,7 +28,14 @@ BUFFER_CHARS = 1 << 27
 PIECE = 1 << 24
 
 
-def documents_of(section: Text) -> tuple[str, Iterator[str]]:
+class Document(NamedTuple):
+    """A text, and the part of the Pile that it is from, where its line says so (`meta.pile_set_name`)."""
+
+    text: str
+    subset: str | None = None
+
+
+def documents_of(section: Text) -> tuple[str, Iterator[Document]]:
     """A line for people that names the source, and its documents in the seed's order.
 
     Raises:
@@ -47,24 +54,24 @@ def documents_of(section: Text) -> tuple[str, Iterator[str]]:
     return path.name, _shuffled(_read(path, path.name, path.name), section.seed)
 
 
-def _shuffled(texts: Iterator[str], seed: int) -> Iterator[str]:
+def _shuffled(documents: Iterator[Document], seed: int) -> Iterator[Document]:
     rng = np.random.default_rng(seed)
-    buffer: list[str] = []
+    buffer: list[Document] = []
     held = 0  # characters
-    for text in texts:
-        buffer.append(text)
-        held += len(text)
+    for document in documents:
+        buffer.append(document)
+        held += len(document.text)
         while len(buffer) > BUFFER or held > BUFFER_CHARS:
             i = int(rng.integers(len(buffer)))
             buffer[i], buffer[-1] = buffer[-1], buffer[i]
             out = buffer.pop()
-            held -= len(out)
+            held -= len(out.text)
             yield out
     for i in rng.permutation(len(buffer)):
         yield buffer[i]
 
 
-def _read(path: Path, name: str, source: str) -> Iterator[str]:
+def _read(path: Path, name: str, source: str) -> Iterator[Document]:
     """`path` may be a blob of the hub's cache: `name` tells the kind. `source` is for people."""
     kind = name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
     if kind not in ("jsonl", "txt"):
@@ -75,16 +82,16 @@ def _read(path: Path, name: str, source: str) -> Iterator[str]:
             text = io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
             if kind == "txt":
                 while piece := text.read(PIECE):
-                    yield piece + text.readline(PIECE)
+                    yield Document(piece + text.readline(PIECE))
                 return
             for number, line in enumerate(text, 1):
                 if line.strip():
-                    yield _text_of(line, f"{source}, line {number}")
+                    yield _document(line, f"{source}, line {number}")
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, UnicodeDecodeError) as e:
         raise IntegrityError(f"{path}: cannot be read to its end: {e}", hint="Fetch or copy the file again.") from e
 
 
-def _text_of(line: str, where: str) -> str:
+def _document(line: str, where: str) -> Document:
     try:
         row = json.loads(line)
     except ValueError as e:
@@ -97,7 +104,9 @@ def _text_of(line: str, where: str) -> str:
         text.encode()
     except UnicodeEncodeError as e:  # JSON can spell half of a surrogate pair, which is no character
         raise SourceError(f"{where}: `text` is not Unicode: {e.reason} at character {e.start}") from e
-    return text
+    meta = row.get("meta")
+    subset = meta.get("pile_set_name") if isinstance(meta, dict) else None
+    return Document(text, subset if isinstance(subset, str) and subset else None)
 
 
 @contextmanager

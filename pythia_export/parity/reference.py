@@ -1,10 +1,16 @@
-"""The model in torch, one layer in memory at a time: from a checkpoint, or from an artifact's own dequantised weights.
+"""The model in torch: from a checkpoint, or from an artifact's own dequantised weights.
 
 The same code computes both, so what differs between them is the weights.
+
+One layer is in memory at a time, and the hidden states of as many windows as `SLAB_BYTES` hold. More windows than that
+take several passes over the layers; then the weights are kept in memory if they are small beside what is free, and read
+anew for each pass if not. `Reference.how` says which.
 """
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +22,8 @@ from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_tensors
 from ..progress import SILENT, Progress
 
 CHUNK_TOKENS = 4096
+SLAB_BYTES = 1 << 30  # of hidden states
+SHARE_OF_MEMORY = 0.5  # of what is free, that kept weights may take
 
 
 class Tensors(Protocol):
@@ -25,31 +33,65 @@ class Tensors(Protocol):
 
 
 class Reference:
-    """Logits of `source` on windows ids [N, S], float32; hidden states are computed once, logits window by window."""
+    """Logits of `source` on windows ids [N, S], float32, window by window; cheapest in order."""
 
     def __init__(
         self, source: Tensors, config: NeoXConfig, ids: np.ndarray, title: str, progress: Progress = SILENT
     ) -> None:
-        def read(name: str) -> Tensor:
-            return source.tensor(name).float()
-
-        rotary = Rotary.of(config, ids.shape[1], torch.float32)
-        with torch.inference_mode(), progress.track(title, config.num_layers, "layers") as advance:
-            x = source.tensor(f"{EMBEDDING}.weight")[torch.tensor(ids)].float()
-            per_chunk = max(1, CHUNK_TOKENS // ids.shape[1])
-            for layer in range(config.num_layers):
-                weights = {spec.name: read(spec.name) for spec in layer_tensors(config, layer)}
-                block = Block(config, layer, weights.__getitem__)
-                for chunk in x.split(per_chunk):
-                    chunk.copy_(block(chunk, rotary))
-                advance(1)
-            ends = {f"{FINAL_NORM}.{part}": read(f"{FINAL_NORM}.{part}") for part in ("weight", "bias")}
-            for chunk in x.split(per_chunk):
-                chunk.copy_(final_norm(chunk, config, ends.__getitem__))
-            self._hidden = x
-            self._head = {f"{HEAD}.weight": read(f"{HEAD}.weight")}
+        self._source, self._config, self._ids = source, config, ids
+        self._title, self._progress = title, progress
+        self._rotary = Rotary.of(config, ids.shape[1], torch.float32)
+        self._slab = max(1, min(len(ids), SLAB_BYTES // (4 * ids.shape[1] * config.hidden_size)))
+        passes, need, free = -(-len(ids) // self._slab), 4 * config.parameters, _free_memory()
+        self._kept: dict[str, Tensor] | None = {} if passes > 1 and need <= SHARE_OF_MEMORY * free else None
+        weights = "kept in memory" if self._kept is not None else "one layer at a time"
+        self.how = {"weights": weights, "passes": passes, "float32_bytes": need, "free_bytes": free}
+        self._first: int | None = None  # the slab that is held begins with this window
+        self._head = {f"{HEAD}.weight": self._read(f"{HEAD}.weight")}
 
     def logits(self, window: int) -> np.ndarray:
         """[S, vocab] float32 of one window."""
+        first = window - window % self._slab
+        if first != self._first:
+            self._hidden = self._pass(self._ids[first : first + self._slab])
+            self._first = first
         with torch.inference_mode():
-            return head(self._hidden[window], self._head.__getitem__).numpy()
+            return head(self._hidden[window - first], self._head.__getitem__).numpy()
+
+    def _pass(self, ids: np.ndarray) -> Tensor:
+        """What the head reads, [N, S, hidden], layer by layer."""
+        config = self._config
+        with torch.inference_mode(), self._progress.track(self._title, config.num_layers, "layers") as advance:
+            x = self._source.tensor(f"{EMBEDDING}.weight")[torch.tensor(ids)].float()
+            chunks = x.split(max(1, CHUNK_TOKENS // ids.shape[1]))
+            for layer in range(config.num_layers):
+                weights = {spec.name: self._read(spec.name) for spec in layer_tensors(config, layer)}
+                block = Block(config, layer, weights.__getitem__)
+                for chunk in chunks:
+                    chunk.copy_(block(chunk, self._rotary))
+                advance(1)
+            ends = {f"{FINAL_NORM}.{part}": self._read(f"{FINAL_NORM}.{part}") for part in ("weight", "bias")}
+            for chunk in chunks:
+                chunk.copy_(final_norm(chunk, config, ends.__getitem__))
+        return x
+
+    def _read(self, name: str) -> Tensor:
+        if self._kept is None:
+            return self._source.tensor(name).float()
+        if name not in self._kept:
+            self._kept[name] = self._source.tensor(name).float()
+        return self._kept[name]
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take: of the machine, or of the control group that it is confined to."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    except (OSError, StopIteration, ValueError):  # not Linux; no limit ("max")
+        pass
+    return max(0, free)

@@ -173,7 +173,10 @@ def _parity(parity: Json) -> Iterator[str]:
         [
             ["Largest logit difference", *(words.power(s["max_abs"]) for s in sides)],
             ["99.9 % of logits within", *(words.power(s["p999_abs"]) for s in sides)],
-            ["Cached decode against one pass, largest", *(words.power(s["decode_max_abs"]) for s in sides)],
+            [
+                "Over the cache, batched, padded; largest difference to one pass",
+                *(words.power(s["decode_max_abs"]) for s in sides),
+            ],
             ["Same likeliest token", *(words.share(s["same_top"]) for s in sides)],
         ],
     )
@@ -221,7 +224,7 @@ def _parity(parity: Json) -> Iterator[str]:
                     words.gate_value(gate["name"], gate["value"]),
                     words.gate_value(gate["name"], gate["bound"]),
                     words.gate_value(gate["name"], gate["limit"]),
-                    "passed" if gate["passed"] else "**failed**",
+                    "passed" if gate["passed"] else f"**{words.outcome(gate)}**",
                 ]
                 for gate in parity["gates"]
             ],

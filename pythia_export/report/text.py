@@ -9,7 +9,8 @@ from rich.text import Text
 from . import words
 from .words import Json
 
-_STYLES = {"Passed": "bold green", "Failed": "bold red", "Measured": "bold"}
+_STYLES = {"Passed": "bold green", "Failed": "bold red", "Inconclusive": "bold yellow", "Measured": "bold"}
+_OUTCOMES = {"passed": "green", "failed": "bold red", "inconclusive": "yellow"}
 
 
 def verdict(parity: Json, quantization: Json | None) -> RenderableType:
@@ -39,7 +40,7 @@ def _export(parity: Json) -> RenderableType:
     for label, key, show in (
         ("largest logit difference", "max_abs", words.power),
         ("99.9 % of logits within", "p999_abs", words.power),
-        ("cached decode against one pass", "decode_max_abs", words.power),
+        ("cached, batched or padded", "decode_max_abs", words.power),
         ("same likeliest token", "same_top", words.share),
     ):
         table.add_row(label, *(show(side[key]) for side in sides))
@@ -85,13 +86,13 @@ def _gates(parity: Json) -> RenderableType:
     table = _table("measured", "held to limit", "limit", "")
     for gate in parity["gates"]:
         name = gate["name"]
-        sign = "≥" if name == "same_top" else "≤"
+        sign = "≥" if name in words.AT_LEAST else "≤"
         table.add_row(
             words.GATES[name][0].lower().replace("kl ", "KL "),
             words.gate_value(name, gate["value"]),
             words.gate_value(name, gate["bound"]),
             f"{sign} {words.gate_value(name, gate['limit'])}",
-            Text("passed", style="green") if gate["passed"] else Text("failed", style="bold red"),
+            Text(words.outcome(gate), style=_OUTCOMES[gate["outcome"]]),
         )
     return _titled("Gates", "an estimate passes only by the far end of its interval", table)
 

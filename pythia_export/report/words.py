@@ -14,43 +14,89 @@ ABSENT = "–"
 
 GATES = {
     "export_max_abs": ("Export, in one pass", "largest logit difference"),
-    "decode_max_abs": ("Export, token by token", "largest logit difference to one pass"),
+    "decode_max_abs": ("Export, cached, batched, padded", "largest logit difference to one pass"),
     "ppl_ratio": ("Perplexity", "ratio to the original's"),
+    "delta_nll": ("Loss", "difference to the original's, nats a token"),
     "kld_mean": ("KL divergence", "mean, nats a token"),
     "same_top": ("Same likeliest token", "share of tokens"),
+    "min_tokens": ("Held-out text", "tokens scored"),
+    "regression": ("Regression", "mean KL divergence above the other artifact's"),
 }
+AT_LEAST = ("same_top", "min_tokens")  # the others are held to be at most their limits
 _METHODS = {"gptq": "GPTQ", "rtn": "Round to nearest", "none": "Not quantised"}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def configurations(export: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """What was compared with torch: the portable graph, the native kernels, the level that ships; heading, figures."""
-    level = export["accuracy_level"]
-    found = [(f"level {level}", export)]
-    if export.get("native"):
-        found.append((f"native kernels, level {level}", export["native"]))
-    if export.get("shipped"):
-        found.append((f"as it ships, level {export['shipped']['accuracy_level']}", export["shipped"]))
-    return found
+    return [(run["name"], run) for run in export["runs"]]
+
+
+def largest(export: Mapping[str, Any]) -> float:
+    """The largest logit difference of those runs that are held to limits."""
+    return max(float(run["max_abs"]) for run in export["runs"] if run["gated"])
 
 
 def verdict(parity: Json) -> tuple[str, str]:
     """One word and what it stands for: `("Passed", "all 3 gates")`."""
     gates = parity["gates"]
-    failed = [gate for gate in gates if not gate["passed"]]
+    failed, undecided = ([x for x in gates if x["outcome"] == outcome] for outcome in ("failed", "inconclusive"))
     if not gates:
         return "Measured", "the recipe sets no gate"
-    if not failed:
+    if not failed and not undecided:
         return "Passed", "the one gate" if len(gates) == 1 else f"all {len(gates)} gates"
-    names = ", ".join(GATES[gate["name"]][0] for gate in failed)
-    return "Failed", f"{len(failed)} of {len(gates)} gates: {names}"
+    names = ", ".join(GATES[gate["name"]][0] for gate in failed or undecided)
+    return "Failed" if failed else "Inconclusive", f"{len(failed or undecided)} of {len(gates)} gates: {names}"
+
+
+def outcome(gate: Json) -> str:
+    """``passed``, ``failed``, or ``inconclusive: about 12,000 more tokens would decide``."""
+    if gate["outcome"] != "inconclusive":
+        return str(gate["outcome"])
+    more = gate["more_tokens"]
+    if more is None:
+        return "inconclusive"
+    return f"inconclusive: {'' if gate['name'] == 'min_tokens' else 'about '}{more:,} more tokens would decide"
+
+
+def unmet(parity: Json) -> list[str]:
+    """A line for each gate that did not pass, and where to look first."""
+    lines = [f"Gate {gate['name']}: {outcome(gate)}" for gate in parity["gates"] if not gate["passed"]]
+    return lines + [line for line in (look_in_graph(parity), look_in_weights(parity)) if line]
+
+
+def look_in_graph(parity: Json) -> str:
+    """Where the graph leaves the reference first; empty where nobody had to look."""
+    found = (parity.get("export") or {}).get("first_divergence")
+    if not found:
+        return ""
+    if found["op"] is None:
+        return f"Look first: none of {found['checked']} operators differs from torch by itself, on its own inputs."
+    by = "has no such value" if found["error"] is None else f"differs by {power(found['error'])}, relative"
+    return f"Look first at {found['node']} ({found['way']}, {found['speed']} speed): it {by}."
+
+
+def look_in_weights(parity: Json) -> str:
+    found = (parity.get("cost") or {}).get("suspects")
+    if not found:
+        return ""
+    first, worst = found["first"], found["worst"][0]
+    if first is None:
+        return (
+            f"Look first: no weights are out of line; the worst, {worst['name']}, have {worst['ratio']:.2g} times the "
+            "error of round-to-nearest."
+        )
+    return (
+        f"Look first at the weights of {first['name']}: their output error is {power(first['error'])}, "
+        f"{first['ratio']:.2g} times that of round-to-nearest."
+    )
 
 
 def export_sentence(parity: Json) -> str:
-    largest = power(parity["export"]["max_abs"])
+    by = power(largest(parity["export"]))
     if any(gate["name"] == "export_max_abs" and not gate["passed"] for gate in parity["gates"]):
-        return f"ONNX Runtime differs from torch on the same weights by up to {largest} in a logit."
-    return f"ONNX Runtime computes what torch does on the same weights, to {largest} in every logit."
+        return f"ONNX Runtime differs from torch on the same weights by up to {by} in a logit."
+    return f"ONNX Runtime computes what torch does on the same weights, to {by} in every logit."
 
 
 def cost_sentence(parity: Json, quantized: bool = True) -> str:
@@ -87,6 +133,8 @@ def gate_value(name: str, value: float | None) -> str:
         return f"{value:.4f}"
     if name == "same_top":
         return share(value)
+    if name == "min_tokens":
+        return f"{value:,.0f}"
     return power(value)
 
 
