@@ -1,6 +1,6 @@
 # make demo   the main job on the embedded checkpoint, offline once the dependencies are installed
 # make test   every test that needs no GPU and no hub
-# make lint   ruff and mypy
+# make lint   ruff, mypy, and the schemas of action.yml and the workflows
 # make kernels  the native operators, in build/kernels; needs a C++17 compiler, and nothing fails without one
 # Needs Python >= 3.11 with pip and venv; another interpreter: make demo PYTHON=python3.12
 
@@ -19,10 +19,12 @@ test: $(STAMP) kernels
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
-	@echo "lint    ruff, mypy"
+	@echo "lint    ruff, mypy, the action and its workflow"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-actions action.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 kernels: $(STAMP)
 	@if command -v "$${CXX:-c++}" >/dev/null; then \

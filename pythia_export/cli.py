@@ -22,7 +22,7 @@ from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
 from . import __version__
-from .errors import EXIT_GATE, PythiaExportError, RecipeError
+from .errors import EXIT_GATE, OutputError, PythiaExportError, RecipeError
 
 if TYPE_CHECKING:
     from .pipeline import Outcome
@@ -81,6 +81,9 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Directory to publish; ma
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there, once this is whole.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last layer that an interrupted run finished.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+JUnit = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Write the verdict as JUnit XML, one case a gate.")
+]
 
 
 def _examples(*lines: str) -> str:
@@ -117,7 +120,12 @@ def _version(wanted: bool) -> None:
     )
 )
 def run(
-    recipe: RecipeName, out: Out, overwrite: Overwrite = False, resume: Resume = False, as_json: Json = False
+    recipe: RecipeName,
+    out: Out,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    junit: JUnit = None,
+    as_json: Json = False,
 ) -> None:
     """The whole job: pull, quantise, export, prove, publish.
 
@@ -125,16 +133,17 @@ def run(
     """
     from . import pipeline
 
+    _require_folder_of(junit)
     with _progress() as progress:
         outcome = pipeline.run(_recipe(recipe), out, overwrite=overwrite, resume=resume, progress=progress)
+    assert outcome.parity is not None
     if as_json:
         _print_json(_outcome(outcome))
     else:
-        assert outcome.parity is not None
         _print_verdict(outcome.parity, outcome.quantization)
         _print_outcome(outcome)
         _print(f"Report    {outcome.folder / 'report.html'}")
-    _exit_by_gates(outcome.parity)
+    _conclude(outcome.parity, junit)
 
 
 @app.command(epilog=_examples("pythia-export plan pythia-2.8b-int4", "pythia-export plan my.toml --json"))
@@ -221,6 +230,7 @@ def export(
         "pythia-export verify models/160m --tokens 262144",
         "pythia-export verify build/new --against build/old/parity.json",
         "pythia-export verify build/demo --rtn --per-token tokens.parquet",
+        "pythia-export verify build/demo --junit parity.xml",
     )
 )
 def verify(
@@ -236,6 +246,7 @@ def verify(
     per_token: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a Parquet table, one row a token (needs pyarrow).")
     ] = None,
+    junit: JUnit = None,
     as_json: Json = False,
 ) -> None:
     """Prove an artifact against its original again, and put verdict and report into it.
@@ -244,6 +255,8 @@ def verify(
     """
     from . import pipeline
 
+    for file in (junit, per_token):
+        _require_folder_of(file)
     with _progress() as progress:
         parity = pipeline.verify(
             artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, progress=progress
@@ -253,7 +266,7 @@ def verify(
     else:
         _print_verdict(parity, None)
         _print(f"Report    {artifact / 'report.html'}")
-    _exit_by_gates(parity)
+    _conclude(parity, junit)
 
 
 @app.command(epilog=_examples("pythia-export inspect build/demo", "pythia-export inspect build/demo --json"))
@@ -461,14 +474,30 @@ def _progress() -> Iterator[Progress]:
         yield bars
 
 
-def _exit_by_gates(parity: dict[str, Any] | None) -> None:
-    if parity is None or parity["passed"]:
-        return
-    from .report.words import unmet
+def _require_folder_of(file: Path | None) -> None:
+    """Before the long part."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise OutputError(f"{file}: there is no folder {file.absolute().parent}", hint="Create it first.")
 
-    for line in unmet(parity):
+
+def _conclude(parity: dict[str, Any], junit: Path | None) -> None:
+    """Tell the CI system, if one is there, and exit by the gates."""
+    from .artifact import write_atomically
+    from .github import announce
+    from .report import words
+    from .report.junit import junit as as_junit
+
+    for line in words.unmet(parity):
         _say(line)
-    raise typer.Exit(EXIT_GATE)
+    try:
+        if junit is not None:
+            write_atomically(junit, as_junit(parity).encode())
+        for annotation in announce(parity):
+            typer.echo(annotation, err=True)  # the runner reads both streams; --json has stdout to itself
+    except OSError as e:
+        raise OutputError(f"the verdict could not be written for CI: {e}") from e
+    if not parity["passed"]:
+        raise typer.Exit(EXIT_GATE)
 
 
 def _fail(error: PythiaExportError, debug: bool) -> None:

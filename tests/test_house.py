@@ -18,7 +18,7 @@ FLOORS = [
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
     {"stream", "parity", "report", "dequantize"},
     {"pipeline", "bench"},
-    {"cli", "console", "tables", "__main__"},
+    {"cli", "console", "github", "tables", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -27,7 +27,7 @@ ALLOWED = {
     ("neox", "errors"), ("recipe", "errors"), ("recipe", "neox"), ("suite", "neox"),
     ("block", "graph"),  # the rotary tables are those that the graph stores
     ("runtime", "artifact"),  # a session opens an artifact; for type checkers alone
-    ("cli", "console"), ("cli", "tables"), ("__main__", "cli"),
+    ("cli", "console"), ("cli", "github"), ("cli", "tables"), ("__main__", "cli"),
 }  # fmt: skip
 
 # Opening, checking and running an artifact need none of these (nor does anything they import).

@@ -88,7 +88,7 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
     title = f"{name.rstrip('/').rsplit('/', 1)[-1]}, {treatment}, ONNX"
     parts = [
         _front_matter(manifest, quantization),
-        f"# {_plain(title)}",
+        f"# {plain(title)}",
         f"{_origin(source, recipe)}, exported to ONNX with a KV cache by pythia-export {__version__}"
         + (
             f" at {quantization['bits_per_weight']:.2f} bits a weight (scales included)."
@@ -102,7 +102,7 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
         ),
         "`report.html` beside this file shows the whole proof.",
         "## Parity",
-        *_parity(parity),
+        *parity_tables(parity),
         *_findings(quantization),
         "## Use",
         "With pythia-export, from this folder:",
@@ -116,7 +116,7 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
         "## Recipe",
         _fence(words.recipe_toml(recipe), "toml"),
         "## Provenance",
-        _table(("", ""), _provenance(manifest, parity)),
+        table(("", ""), _provenance(manifest, parity)),
     ]
     if _licence(recipe) is None:
         parts.append("The licence is that of the source checkpoint.")
@@ -155,7 +155,7 @@ def _origin(source: Json, recipe: Json) -> str:
     model, revision = recipe["model"]["id"], _code(source["revision"])
     if model is None or "/" not in model:
         return f"{_code(source['name'])} at {revision}"
-    return f"[{_plain(model)}](https://huggingface.co/{_plain(model)}) at {revision} (commit {_code(source['commit'])})"
+    return f"[{plain(model)}](https://huggingface.co/{plain(model)}) at {revision} (commit {_code(source['commit'])})"
 
 
 def _optimum(prompt: str) -> tuple[str, str]:
@@ -163,12 +163,12 @@ def _optimum(prompt: str) -> tuple[str, str]:
     return "With Optimum (`pip install optimum-onnx`):", _fence(_OPTIMUM.replace("PROMPT", prompt), "python")
 
 
-def _parity(parity: Json) -> Iterator[str]:
+def parity_tables(parity: Json) -> Iterator[str]:
     export, corpus, cost = parity["export"], parity["corpus"], parity.get("cost")
     tokens = f"{export['tokens']:,} tokens"
     yield f"{words.QUESTIONS[0]} ONNX Runtime against torch on the same dequantised weights, {tokens}:"
     headings, sides = zip(*words.configurations(export), strict=True)
-    yield _table(
+    yield table(
         ["", *(heading.capitalize() for heading in headings)],
         [
             ["Largest logit difference", *(words.power(s["max_abs"]) for s in sides)],
@@ -184,10 +184,10 @@ def _parity(parity: Json) -> Iterator[str]:
         kld, top, delta = cost["kld"], cost["same_top"], cost["delta_nll"]
         yield (
             f"{words.QUESTIONS[1]} The artifact as it ships against the original checkpoint on "
-            f"{cost.get('tokens', corpus['tokens']):,} held-out tokens of {_plain(corpus['source'])} "
+            f"{cost.get('tokens', corpus['tokens']):,} held-out tokens of {plain(corpus['source'])} "
             f"({words.clusters(cost)}):"
         )
-        yield _table(
+        yield table(
             ["", "Original", "Artifact", "Change", "95 % interval"],
             [
                 [
@@ -216,7 +216,7 @@ def _parity(parity: Json) -> Iterator[str]:
         )  # fmt: skip
     if parity["gates"]:
         yield "Gates of the recipe; an estimate passes only when the far end of its interval clears the limit:"
-        yield _table(
+        yield table(
             ["Gate", "Measured", "Held to the limit", "Limit", "Verdict"],
             [
                 [
@@ -235,7 +235,7 @@ def _findings(quantization: Json) -> Iterator[str]:
     sentences = findings.sentences(quantization)
     if sentences:
         yield "## Where the error is"
-        yield "\n".join(f"- {_plain(sentence)}" for sentence in sentences)
+        yield "\n".join(f"- {plain(sentence)}" for sentence in sentences)
 
 
 def _provenance(manifest: Json, parity: Json) -> list[list[str]]:
@@ -244,12 +244,12 @@ def _provenance(manifest: Json, parity: Json) -> list[list[str]]:
         ["Source", _code(source["name"])],
         ["Revision", _code(source["revision"])],
         ["Commit", _code(source["commit"])],
-        ["Held-out text", f"{_plain(corpus['source'])}, SHA-256 {_code(corpus['sha256'])}"],
+        ["Held-out text", f"{plain(corpus['source'])}, SHA-256 {_code(corpus['sha256'])}"],
     ]
     if calibration:
-        rows.append(["Calibration text", f"{_plain(calibration['source'])}, SHA-256 {_code(calibration['sha256'])}"])
+        rows.append(["Calibration text", f"{plain(calibration['source'])}, SHA-256 {_code(calibration['sha256'])}"])
     versions = parity.get("versions") or manifest.get("versions") or {}
-    rows.append(["Versions", _plain(", ".join(f"{package} {version}" for package, version in versions.items()))])
+    rows.append(["Versions", plain(", ".join(f"{package} {version}" for package, version in versions.items()))])
     return rows
 
 
@@ -257,12 +257,12 @@ def _percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.2f} %"
 
 
-def _table(header: Any, rows: list[list[str]]) -> str:
+def table(header: Any, rows: list[list[str]]) -> str:
     lines = [list(header), ["---", *["---:" if len(header) > 2 or header[-1] else "---"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text from outside, on one line and without meaning to Markdown or HTML."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split())).replace("\\_", "_")
 

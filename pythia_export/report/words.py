@@ -59,6 +59,25 @@ def outcome(gate: Json) -> str:
     return f"inconclusive: {'' if gate['name'] == 'min_tokens' else 'about '}{more:,} more tokens would decide"
 
 
+def sign(gate: str) -> str:
+    """How what is held to the limit has to stand to it."""
+    return "≥" if gate in AT_LEAST else "≤"
+
+
+def gate_sentence(gate: Json) -> str:
+    """``Perplexity, ratio to the original's: 1.0202, its 95 % interval ends at 1.0223; limit ≤ 1.0500: passed``."""
+    name = gate["name"]
+    measured, bound, limit = (gate_value(name, gate[key]) for key in ("value", "bound", "limit"))
+    where = f" ({gate['run']})" if gate["run"] else ""
+    if gate["confidence"] is None:
+        held = ""
+    elif gate["bound"] is None:
+        held = ", without an interval"
+    else:
+        held = f", its {100 * gate['confidence']:.4g} % interval ends at {bound}"
+    return f"{', '.join(GATES[name])}: {measured}{where}{held}; limit {sign(name)} {limit}: {outcome(gate)}"
+
+
 def unmet(parity: Json) -> list[str]:
     """A line for each gate that did not pass, and where to look first."""
     lines = [f"Gate {gate['name']}: {outcome(gate)}" for gate in parity["gates"] if not gate["passed"]]

@@ -1,0 +1,209 @@
+"""What a CI system gets of a verdict: JUnit XML, a summary in Markdown, annotations, outputs, the action's steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from pythia_export.checkpoint import demo_folder
+from pythia_export.github import announce
+from pythia_export.report.junit import junit
+from pythia_export.report.summary import summary
+
+ROOT = Path(__file__).parent.parent
+# One gate that passes, one that cannot, and one for which the text is too short.
+RECIPE = """
+[model]
+path = "model"
+[calibration]
+source = "python-stdlib"
+samples = 8
+sequence_length = 128
+[quantize]
+bits = 4
+group_size = 32
+[verify]
+source = "python-stdlib"
+tokens = 1024
+sequence_length = 128
+[verify.gates]
+export_max_abs = 1e-3
+kld_mean = 1e-6
+min_tokens = 1000000
+"""
+HOSTILE = "50 %: a,b\n::error::<b>|`\x1b"
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A job of GitHub Actions that runs the recipe: its folder, and the command as it ended."""
+    folder = tmp_path_factory.mktemp("job")
+    shutil.copytree(demo_folder() / "main", folder / "model")
+    (folder / "recipe.toml").write_text(RECIPE)
+    environment = runner(folder)
+    line = [sys.executable, "-m", "pythia_export", "run", "recipe.toml", "--out", "out", "--junit", "x.xml", "--json"]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return folder, done
+
+
+def runner(folder: Path) -> dict[str, str]:
+    """The environment of a step."""
+    (folder / "summary.md").write_text("From a step before.\n")
+    (folder / "output.txt").write_text("")
+    return os.environ | {
+        "HF_HUB_OFFLINE": "1", "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
+        "GITHUB_OUTPUT": str(folder / "output.txt"), "RUNNER_TEMP": str(folder / "temp"),
+        "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parity(job) -> dict:
+    return json.loads((job[0] / "out" / "parity.json").read_text())
+
+
+def test_a_job_gets_the_exit_code_the_files_and_a_stdout_of_json_alone(job, parity):
+    folder, done = job
+    assert done.returncode == 10, done.stderr
+    assert json.loads(done.stdout)["parity"] == parity
+    written = (folder / "summary.md").read_text()
+    assert written.startswith("From a step before.\n") and written.endswith(summary(parity))
+    outputs = dict(line.split("=", 1) for line in (folder / "output.txt").read_text().splitlines())
+    assert outputs["verdict"] == "failed"
+    assert float(outputs["kld_mean"]) == parity["cost"]["kld"]["mean"]
+    assert (folder / "x.xml").read_text() == junit(parity)
+
+
+def test_each_gate_that_did_not_pass_is_annotated_by_its_outcome(job):
+    commands = [line for line in job[1].stderr.splitlines() if line.startswith("::")]
+    assert [line.split("::")[1].split(" ")[0] for line in commands] == ["error", "warning", "notice"]
+    assert commands[0].startswith("::error title=Gate kld_mean%3A failed::KL divergence, mean, nats a token: ")
+    assert "more tokens would decide" in commands[1] and "Look first" in commands[2]
+
+
+def test_an_annotation_is_one_line_whatever_it_says(parity):
+    gate = parity["gates"][0] | {"passed": False, "outcome": "failed", "run": HOSTILE}
+    (line,) = announce(
+        parity | {"gates": [gate], "cost": parity["cost"] | {"suspects": None}}, {"GITHUB_ACTIONS": "true"}
+    )
+    assert "\n" not in line and line.count("::error") == 2  # the runner looks for a command at the start of a line
+    assert "50 %25: a,b%0A" in line
+
+
+def test_elsewhere_nothing_is_announced(parity):
+    assert announce(parity, {"GITHUB_ACTIONS": "false", "PATH": "/bin"}) == []
+
+
+def test_junit_has_a_case_a_gate_and_says_what_was_found(parity):
+    suites = ElementTree.fromstring(junit(parity))
+    (suite,) = suites
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
+    cases = {case.get("name"): case for case in suite.iter("testcase")}
+    assert list(cases) == ["export_max_abs", "kld_mean", "min_tokens"]
+    assert cases["export_max_abs"].get("classname") == "pythia-export.export"
+    assert cases["export_max_abs"].find("failure") is None and cases["export_max_abs"].find("error") is None
+    failure = cases["kld_mean"].find("failure")
+    assert "limit ≤ 10⁻⁶: failed" in failure.get("message") and "Look first" in failure.text
+    assert "998,984 more tokens would decide" in cases["min_tokens"].find("error").get("message")
+    properties = {p.get("name"): p.get("value") for p in suite.iter("property")}
+    assert properties["corpus.sha256"] == parity["corpus"]["sha256"]
+
+
+def test_names_from_outside_stay_text(parity):
+    hostile = parity | {"source": parity["source"] | {"name": HOSTILE}}
+    assert ElementTree.fromstring(junit(hostile))[0].get("name").startswith("50 %: a,b\n::error::<b>|`\ufffd at")
+    headline = summary(hostile).splitlines()[0]
+    assert "\\<b\\>\\|\\`" in headline
+
+
+def test_the_summary_says_the_verdict_first_and_holds_every_gate(parity):
+    text = summary(parity)
+    assert text.startswith("## ❌ ") and "failed, 1 of 3 gates: KL divergence" in text.splitlines()[0]
+    for gate in parity["gates"]:
+        assert f"| `{gate['name']}` |" in text
+    assert "> Look first" in text
+    passed = parity | {"gates": parity["gates"][:1], "passed": True}
+    assert summary(passed).startswith("## ✅ ")
+    waiting = parity | {"gates": parity["gates"][2:]}
+    assert summary(waiting).startswith("## ⚠️ ")
+
+
+def test_a_summary_shows_the_comparison(parity):
+    found = {"mean": 0.001, "se": 1e-4, "dof": 9, "low": 0.0008, "high": 0.0012}
+    against = {"tokens": 1016, "delta_nll": found, "kld": found, "same_top": found}
+    assert "| KL divergence from the original | +0.00100 | +0.00080 to +0.00120 |" in summary(
+        parity | {"against": against}
+    )
+
+
+def test_a_file_that_cannot_be_written_is_found_before_the_long_part(job):
+    line = [sys.executable, "-m", "pythia_export", "verify", "out", "--junit", "nowhere/x.xml"]
+    done = subprocess.run(line, cwd=job[0], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 8 and "nowhere" in done.stderr and "Hint" in done.stderr
+
+
+def steps() -> dict[str, dict]:
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    return {step["name"]: step for step in action["runs"]["steps"] if "run" in step}
+
+
+def run_step(name: str, folder: Path, **inputs: str) -> tuple[int, str, dict[str, str]]:
+    """One step of the action as the runner runs it: exit code, what it printed, its outputs."""
+    step, environment = steps()[name], runner(folder)
+    tools = folder / "temp" / "pythia-export" / "bin"
+    tools.mkdir(parents=True, exist_ok=True)
+    for tool, what in (("python", ""), ("pythia-export", " -m pythia_export")):
+        (tools / tool).write_text(f'#!/bin/sh\nexec "{sys.executable}"{what} "$@"\n')
+        (tools / tool).chmod(0o755)
+    defaults = yaml.safe_load((ROOT / "action.yml").read_text())["inputs"]
+    for variable, value in step["env"].items():
+        wanted = value.removeprefix("${{ inputs.").removesuffix(" }}")
+        assert value == f"${{{{ inputs.{wanted} }}}}"
+        environment[variable] = inputs.get(wanted.replace("-", "_"), defaults[wanted]["default"])
+    script = folder / "step.sh"
+    script.write_text(step["run"])
+    line = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    outputs = dict(line.split("=", 1) for line in (folder / "output.txt").read_text().splitlines())
+    return done.returncode, done.stdout + done.stderr, outputs
+
+
+def test_the_actions_cache_is_of_the_checkpoint_and_not_of_the_recipe(job, tmp_path):
+    folder = job[0]
+    keys = {
+        run_step("Name the checkpoint", folder, **given)[2]["key"]
+        for given in ({"recipe": "pythia-70m-int4"}, {"recipe": "pythia-70m-int8"})
+    }
+    assert len(keys) == 1
+    of_artifact = run_step("Name the checkpoint", folder, artifact="out")[2]["key"]
+    assert of_artifact not in keys
+    for wrong in ({}, {"recipe": "demo", "artifact": "out"}):
+        code, printed, _ = run_step("Name the checkpoint", folder, **wrong)
+        assert code == 2 and "::error" in printed
+
+
+def test_the_action_runs_a_recipe_and_its_verdict_is_the_jobs(job, parity):
+    folder = job[0]
+    (folder / "good.toml").write_text(RECIPE.replace("1e-6", "1.0").replace("1000000", "1000"))
+    code, printed, outputs = run_step("Prove", folder, recipe="good.toml", out="good", rtn="true")
+    assert code == 0, printed
+    assert outputs["verdict"] == "passed" and outputs["artifact"] == "good"
+    assert json.loads((folder / "good" / "parity.json").read_text())["cost"]["rounding"]
+    written = (folder / "summary.md").read_text()
+    assert written.count("## ✅") == 1  # one verdict, though the recipe ran and was verified
+
+
+def test_the_action_verifies_an_artifact_against_another(job):
+    folder = job[0]
+    code, printed, outputs = run_step("Prove", folder, artifact="out", against="out/parity.json")
+    assert code == 10, printed
+    assert outputs["verdict"] == "failed" and "Against the other artifact" in (folder / "summary.md").read_text()
+    assert (folder / "parity-junit.xml").is_file()
