@@ -71,7 +71,7 @@ def _run(folder: Path, kept: str, native: bool, prefill: int, context: int) -> N
     session = Session(graph, folder, config, kv_cache="shared", kv_dtype=kept, native=native)
     cache, ids = session.start(1, context), np.arange(prefill)[None] % config.vocab_size
     while cache.length < context:
-        session.step(cache, ids[:, : context - cache.length], last=True)
+        session.step(cache, ids[:, : context - cache.length], keep=1)
     artifact = graph.stat().st_size + (folder / "model.onnx_data").stat().st_size
     held, peak = cache_bytes(config, kept, context), peak_memory_bytes()
     figures = " | ".join(f"{n / 1e6:,.0f} MB" for n in (artifact, held, peak))

@@ -351,6 +351,57 @@ def generate(
 
 
 @app.command(
+    name="eval",
+    epilog=_examples(
+        "pythia-export eval models/160m --tasks lambada_openai,piqa",
+        "pythia-export eval models/160m --tasks arc_easy --num-fewshot 5 --limit 200",
+        "pythia-export eval build/demo --tasks my_task --include-path my-tasks --json",
+    ),
+)
+def evaluate(
+    artifact: ArtifactFolder,
+    tasks: Annotated[str, typer.Option(help="Names of tasks or groups, with commas between.")],
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help="A folder of tasks of your own.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples in the context; the task's number if not given.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many samples of each task.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="The most rows of a batch; as many as fit if not given.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime; every core if not given.")] = None,
+    native: Annotated[bool, typer.Option(help="By the native kernels, where they are built.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Tasks of lm-evaluation-harness, beside what was published of the original.
+
+    Needs pip install 'pythia-export[eval]'. The harness's own tasks fetch their data from the hub.
+    """
+    from .errors import EnvironmentProblem
+    from .tables import eval_table
+
+    try:
+        from .evaluate.run import evaluate as measure
+    except ModuleNotFoundError as e:
+        raise EnvironmentProblem(
+            f"`eval` runs lm-evaluation-harness; {e.name} is not installed", hint="pip install 'pythia-export[eval]'"
+        ) from e
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise RecipeError("no task", hint="--tasks lambada_openai,piqa names two.")
+    result = measure(
+        artifact, names, include_path=include_path, num_fewshot=num_fewshot, limit=limit, batch_size=batch_size,
+        threads=threads, native=native,
+    )  # fmt: skip
+    if as_json:
+        _print_json(result)
+    else:
+        _print(eval_table(result))
+
+
+@app.command(
     epilog=_examples(
         "pythia-export dequantize build/demo build/demo-float32",
         "pythia-export dequantize models/12b models/12b-bf16 --dtype bfloat16 --max-shard-size 2GB",

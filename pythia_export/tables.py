@@ -144,6 +144,37 @@ def bench_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def eval_table(result: Mapping[str, Any]) -> Group:
+    """A row a task and metric; the published figure and the difference from it, where there is one."""
+    source, known = result["source"], any(row["published"] for row in result["rows"])
+    title = f"{source['name']} at {source['revision']}"
+    columns = ["Task", "Metric", ">Samples", ">Artifact", ">± error"]
+    table = _table(title, *columns, *((">Published", ">± error", ">Difference") if known else ()))
+    previous = None
+    for row in result["rows"]:
+        metric = row["metric"] + {True: " ↑", False: " ↓"}.get(row["higher_is_better"], "")
+        if row["filter"] != "none":
+            metric += f" ({row['filter']})"
+        there = row["published"]
+        cells = [f"{row['samples']:,}" if row["samples"] else "", *_figure(row["value"], row["stderr"])]
+        if there:
+            apart = "" if row["value"] is None else f"{row['value'] - there['value']:+.4g}"
+            cells += [*_figure(there["value"], there["stderr"]), apart]
+        table.add_row(row["task"] if row["task"] != previous else "", metric, *cells)
+        previous = row["task"]
+    said = f"lm-evaluation-harness {result['versions'].get('lm_eval', '')}, {result['seconds']:,.1f} s, "
+    said += f"{result['speed']} speed"
+    if result["limit"]:
+        said += f"; only the first {result['limit']:,} samples of each task: not comparable with published figures"
+    if known:
+        said += "\nPublished: EleutherAI/pythia, evals/pythia-v1, zero-shot, half precision, the harness of 2023"
+    return Group(table, Text(said, style="dim"))
+
+
+def _figure(value: float | None, stderr: float | None) -> tuple[str, str]:
+    return "–" if value is None else f"{value:.4g}", "" if stderr is None else f"{stderr:.2g}"
+
+
 def _table(title: str, *columns: str) -> Table:
     """A `>` before a column's name aligns it to the right."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -14,7 +14,7 @@ from pythia_export.neox import NeoXConfig
 from pythia_export.progress import SILENT
 
 COMMANDS = (
-    *("run", "plan", "pull", "quantize", "export", "verify", "inspect", "generate", "dequantize", "bench"),
+    *("run", "plan", "pull", "quantize", "export", "verify", "inspect", "generate", "dequantize", "bench", "eval"),
     "recipes",
 )
 

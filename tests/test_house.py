@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "neox", "recipe", "suite", "progress", "machine", "kernels"},
     {"quantize", "block", "graph"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
-    {"stream", "parity", "report", "dequantize"},
+    {"stream", "parity", "report", "dequantize", "evaluate"},
     {"pipeline", "bench"},
     {"cli", "console", "github", "tables", "__main__"},
 ]

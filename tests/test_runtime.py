@@ -140,7 +140,7 @@ def test_logits_of_the_last_token_alone_are_those_among_all(session: Session) ->
         ids = tokens(rows, 9)
         everything = session.logits(ids)
         cache = session.start(rows, 12)
-        alone = session.step(cache, ids, last=True)
+        alone = session.step(cache, ids, keep=1)
         assert alone.shape == (rows, 1, VOCAB) and close(alone, everything[:, -1:])
     assert session.logits(ids).shape == (2, 9, VOCAB)  # the next call gives all again
 

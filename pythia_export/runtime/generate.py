@@ -137,7 +137,7 @@ def _steps(
     generators = sampling.generators(rows)
     cache = session.start(rows, longest + max_new_tokens)
     ended = [False] * rows
-    logits = session.step(cache, ids, mask, last=True)[:, 0]  # [B, V]
+    logits = session.step(cache, ids, mask, keep=1)[:, 0]  # [B, V]
     for left in reversed(range(max_new_tokens)):
         tokens: list[int | None] = [None] * rows
         for row in range(rows):

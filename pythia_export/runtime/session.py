@@ -178,8 +178,10 @@ class Session:
             ) from e
         return Cache(batch, max_len, values, self._bind(values))
 
-    def step(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False) -> np.ndarray:
-        """Append `ids` [B, T] int64 to the cache; return their logits [B, T, V] float32, or [B, 1, V] of the `last`.
+    def step(
+        self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None = None, *, keep: int | None = None
+    ) -> np.ndarray:
+        """Append `ids` [B, T] int64 to the cache; return their logits [B, T, V] float32, or those of the last `keep`.
 
         `mask` [B, T] is of these tokens alone (the cache remembers the earlier ones'): 0 for padding. None: all real.
 
@@ -196,9 +198,11 @@ class Session:
         binding = cache._binding
         for name, array in zip(_INPUTS, (ids, total, positions), strict=True):
             binding.bind_ortvalue_input(name, self._to_device(np.ascontiguousarray(array, np.int64)))
-        keep = np.array(last, np.int64)
-        binding.bind_ortvalue_input(_KEEP, self._ort.OrtValue.ortvalue_from_numpy(keep))
-        logits = np.empty((batch, 1 if last else new, self.config.vocab_size), np.float32)
+        kept = new if keep is None else min(keep, new)
+        if kept < 1:
+            raise ValueError(f"logits of the last {keep} tokens; 1 or more was expected")
+        binding.bind_ortvalue_input(_KEEP, self._ort.OrtValue.ortvalue_from_numpy(np.array(kept, np.int64)))
+        logits = np.empty((batch, kept, self.config.vocab_size), np.float32)
         on_device = self._to_device(logits)
         binding.bind_ortvalue_output("logits", on_device)
         try:

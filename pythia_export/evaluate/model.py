@@ -1,0 +1,230 @@
+"""An artifact as a model of lm-evaluation-harness, by the name `pythia-onnx`.
+
+The harness's own `hf` model is the measure of what a request means: how text is split into context and continuation,
+what is cut where it is too long, which continuation counts as greedy. What differs is how it is computed. Requests are
+taken longest first, so that a batch has rows of about one length; only logits of the continuation leave the graph, not
+those of the context; and requests with the same input, as the choices of a question often are, are one row.
+
+The harness (0.4.13) loads no models from other packages. `pythia-lm-eval` is its own command line with this one added;
+in Python, importing this module registers it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lm_eval.models  # the harness looks for its own models only while none is registered
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook, TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from ..artifact import Artifact
+from ..errors import RecipeError
+from ..runtime import Sampling, Session, StreamDecoder, generate_batch
+
+assert lm_eval.models
+
+TOKENS = 1024  # of a batch, padding included: more only takes memory
+LOGIT_BYTES = 1 << 28  # of a batch
+MAX_NEW_TOKENS = 256  # where a task says nothing, as the harness has it
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context, continuation
+
+
+@register_model("pythia-onnx")
+class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
+    """`artifact` is its directory; `batch_size` the most rows of a batch, "auto" for as many as fit; `threads` None
+    for every core; `native` False leaves the native kernels out. The harness always
+    gives a `device`, a GPU by default: an artifact runs where its recipe says."""
+
+    cache_hook: CacheHook
+
+    def __init__(
+        self,
+        artifact: str | Path,
+        batch_size: int | str | None = "auto",
+        threads: int | None = None,
+        native: bool = True,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        super().__init__()
+        opened = Artifact.open(Path(artifact))
+        self._session = Session.open(opened, threads=threads, native=native)
+        self.tokenizer = opened.tokenizer()
+        self._rows = None if batch_size in (None, "auto") else int(batch_size)
+        self._rows = self._rows or max_batch_size
+        self.max_length = self._session.config.max_positions
+
+    @property
+    def speed(self) -> str:
+        """Of the session: native, function or stock."""
+        return self._session.speed
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._session.config.eos_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return "pythia-onnx"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Pythia's tokenizer has nothing to add before or behind a text."""
+        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)).ids
+        return ids
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation, and whether every token of it is the likeliest."""
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for i, (_, context, continuation) in enumerate(requests):
+            if not context or not continuation:
+                raise RecipeError(f"request {i} has no {'context' if not context else 'continuation'} to score")
+            if len(continuation) > self.max_length:
+                raise RecipeError(
+                    f"request {i} has a continuation of {len(continuation):,} tokens; this model has "
+                    f"{self.max_length:,} positions"
+                )
+            rows.setdefault(tuple((context + continuation)[-(self.max_length + 1) : -1]), []).append(i)
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        inputs = sorted(rows, key=lambda ids: (-len(ids), ids))
+        kept = {ids: max(len(requests[i][2]) for i in rows[ids]) for ids in inputs}
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
+            for batch in self._batches(inputs, kept):
+                for ids, logits in zip(batch, self._last_logits(batch, max(kept[x] for x in batch)), strict=True):
+                    for i in rows[ids]:
+                        texts, _, continuation = requests[i]
+                        answers[i] = _score(logits[-len(continuation) :], continuation)
+                        self.cache_hook.add_partial("loglikelihood", texts, answers[i])
+                    bar.update(len(rows[ids]))
+        return answers
+
+    def _batches(
+        self, inputs: list[tuple[int, ...]], kept: dict[tuple[int, ...], int]
+    ) -> Iterator[list[tuple[int, ...]]]:
+        """Runs of inputs, the longest first, that stay within the limits."""
+        batch: list[tuple[int, ...]] = []
+        for ids in inputs:
+            grown = len(batch) + 1
+            logits = 4 * grown * self._session.config.vocab_size * max(kept[x] for x in (*batch, ids))
+            full = grown * len((*batch, ids)[0]) > TOKENS or logits > LOGIT_BYTES or grown > (self._rows or grown)
+            if batch and full:
+                yield batch
+                batch = []
+            batch.append(ids)
+        if batch:
+            yield batch
+
+    def _last_logits(self, batch: list[tuple[int, ...]], keep: int) -> np.ndarray:
+        """[B, keep, V] float32; the shorter are padded on the left."""
+        longest = max(map(len, batch))
+        ids, mask = (np.zeros((len(batch), longest), np.int64) for _ in range(2))
+        for row, tokens in enumerate(batch):
+            ids[row, longest - len(tokens) :], mask[row, longest - len(tokens) :] = tokens, 1
+        return self._session.step(self._session.start(len(batch), longest), ids, mask, keep=keep)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Of whole texts, in windows of the model's length that do not overlap."""
+        windows: list[Request] = []
+        counts = []
+        for request in requests:
+            tokens = self.tok_encode(request.args[0])
+            parts = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+            found = [("", ""), *map(make_disjoint_window, parts)][1:]
+            windows += [(("", ""), context, continuation) for context, continuation in found]
+            counts.append(len(found))
+        hook: CacheHook = self.cache_hook
+        self.cache_hook = CacheHook(None)  # a window is no request of its own
+        scores = iter(self._loglikelihood_tokens(windows, disable_tqdm))
+        self.cache_hook = hook
+        answers = []
+        for request, count in zip(requests, counts, strict=True):
+            answers.append(sum(next(scores)[0] for _ in range(count)))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answers[-1])
+        return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations, each cut before the first of its stop strings. A context too long loses its beginning."""
+        alike: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+        answers = [""] * len(requests)
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
+            for members in alike.values():
+                stop, new, sampling = _generation(
+                    requests[members[0]].args[1], self.tokenizer.id_to_token(self.eot_token_id)
+                )
+                room = self.max_length - new
+                if room < 1:
+                    raise RecipeError(f"{new:,} new tokens of a model that has {self.max_length:,} positions")
+                prompts = {i: self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id] for i in members}
+                order = sorted(members, key=lambda i: (-len(prompts[i]), i))
+                for batch in self._batches_of_prompts(order, prompts, new):
+                    texts = [StreamDecoder(self.tokenizer, stop) for _ in batch]
+                    pieces = [""] * len(batch)
+                    for tokens in generate_batch(
+                        self._session, self.tokenizer, [prompts[i] for i in batch], new, sampling, stop
+                    ):
+                        for row, token in enumerate(tokens):
+                            if token is not None:
+                                pieces[row] += texts[row].push(token)
+                    for row, i in enumerate(batch):
+                        answers[i] = pieces[row] + texts[row].finish()
+                        self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
+                    bar.update(len(batch))
+        return answers
+
+    def _batches_of_prompts(self, order: list[int], prompts: dict[int, list[int]], new: int) -> Iterator[list[int]]:
+        at = 0
+        while at < len(order):
+            rows = max(1, TOKENS // (len(prompts[order[at]]) + new))
+            rows = min(rows, self._rows or rows)
+            yield order[at : at + rows]
+            at += rows
+
+
+def _score(logits: np.ndarray, continuation: list[int]) -> tuple[float, bool]:
+    """Logits [C, V] of the C tokens that came; log-softmax in float64."""
+    x = logits.astype(np.float64)
+    x -= x.max(1, keepdims=True)
+    came = np.take_along_axis(x, np.array(continuation)[:, None], 1)[:, 0]
+    total = float((came - np.log(np.exp(x).sum(1))).sum())
+    return total, bool((logits.argmax(1) == continuation).all())
+
+
+def _generation(asked: dict[str, Any], eos: str) -> tuple[tuple[str, ...], int, Sampling]:
+    """Stop strings, number of tokens and sampling out of a task's `generation_kwargs`.
+
+    Raises:
+        RecipeError: a setting that this model does not know.
+    """
+    left = dict(asked)
+    until: str | Iterable[str] = left.pop("until", None) or ()
+    lengths = [left.pop(name) for name in _LENGTHS if name in left]
+    temperature, sampled = float(left.pop("temperature", 0.0) or 0.0), bool(left.pop("do_sample", False))
+    top_k, top_p, seed = (left.pop(name, None) for name in ("top_k", "top_p", "seed"))
+    if left:
+        raise RecipeError(f"generation settings {', '.join(sorted(left))}; this model knows none of that name")
+    stop = tuple(filter(None, [until] if isinstance(until, str) else until))
+    sampling = Sampling(temperature or 1.0, top_k, top_p, seed) if sampled else Sampling()
+    return (*stop, eos), int(lengths[0]) if lengths else MAX_NEW_TOKENS, sampling
+
+
+def main() -> None:
+    """`pythia-lm-eval`: the harness's command line, which then also knows `--model pythia-onnx`."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()
