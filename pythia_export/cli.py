@@ -365,7 +365,7 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help="A folder of tasks of your own.")
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="Examples in the context; the task's number if not given.")
+        int | None, typer.Option(min=0, help="Solved samples in the context; the task's number if not given.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many samples of each task.")] = None,
     batch_size: Annotated[
@@ -377,7 +377,7 @@ def evaluate(
 ) -> None:
     """Tasks of lm-evaluation-harness, beside what was published of the original.
 
-    Needs pip install 'pythia-export[eval]'. The harness's own tasks fetch their data from the hub.
+    The harness comes with the extra `eval` of this package; its own tasks fetch their data from the hub.
     """
     from .errors import EnvironmentProblem
     from .tables import eval_table

@@ -23,10 +23,10 @@ def announce(parity: Json, environment: Mapping[str, str] = os.environ) -> list[
     Raises:
         OSError: one of the files cannot be written.
     """
-    for variable, text in (("GITHUB_STEP_SUMMARY", summary(parity)), ("GITHUB_OUTPUT", _outputs(parity))):
+    for variable, render in (("GITHUB_STEP_SUMMARY", summary), ("GITHUB_OUTPUT", _outputs)):
         if environment.get(variable):
             with Path(environment[variable]).open("a", encoding="utf-8") as f:
-                f.write(text)
+                f.write(render(parity))
     return list(_annotations(parity)) if environment.get("GITHUB_ACTIONS") == "true" else []
 
 

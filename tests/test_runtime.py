@@ -142,6 +142,8 @@ def test_logits_of_the_last_token_alone_are_those_among_all(session: Session) ->
         cache = session.start(rows, 12)
         alone = session.step(cache, ids, keep=1)
         assert alone.shape == (rows, 1, VOCAB) and close(alone, everything[:, -1:])
+        some = session.step(session.start(rows, 12), ids, keep=4)
+        assert some.shape == (rows, 4, VOCAB) and close(some, everything[:, -4:])
     assert session.logits(ids).shape == (2, 9, VOCAB)  # the next call gives all again
 
 
@@ -401,9 +403,9 @@ class Scripted:
         self.max_len = max_len
         return batch
 
-    def step(self, batch: int, ids: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False) -> np.ndarray:
+    def step(self, batch: int, ids: np.ndarray, mask: np.ndarray | None = None, *, keep: int | None = None) -> np.ndarray:
         self.fed.append(ids)
-        logits = np.zeros((batch, 1 if last else ids.shape[1], self.config.vocab_size), np.float32)
+        logits = np.zeros((batch, keep or ids.shape[1], self.config.vocab_size), np.float32)
         for row in range(batch):
             logits[row, -1, self.rows[row][min(self.t, len(self.rows[row]) - 1)]] = 1
         self.t += 1
