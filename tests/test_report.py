@@ -24,6 +24,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
 
 from pythia_export.neox import LINEARS
+from pythia_export.parity import SCHEMA
 from pythia_export.parity.gates import judge
 from pythia_export.recipe import Export, Gates, Quantize, load_recipe, parse_recipe
 from pythia_export.report import findings, words
@@ -61,14 +62,22 @@ def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
     quantization = {"schema": 1, "method": method, "bits_per_weight": 4.625, "seconds": 9.0, "linears": linears}
     level_0 = {
         "name": "level 0", "gated": True, "accuracy_level": 0,
+        "speed": "function", "why": "native kernels were not wanted",
         "max_abs": 1.91e-5, "p999_abs": 5.2e-6, "same_top": 0.99999, "decode_max_abs": 2.3e-5,
+        "batch_max_abs": 1.1e-5, "padding_max_abs": 2.3e-5,
+        "splits": [{"at": 0, "max_abs": 1.2e-5}, {"at": 170, "max_abs": 1.3e-5}],
     }  # fmt: skip
     level_4 = {
         "name": "as it ships, level 4", "gated": False, "accuracy_level": 4,
+        "speed": "native", "why": "libpythia_kernels.so",
         "max_abs": 0.31, "p999_abs": 0.08, "same_top": 0.981, "decode_max_abs": 0.29,
+        "batch_max_abs": 0.1, "padding_max_abs": 0.29,
+        "splits": [{"at": 0, "max_abs": 0.2}, {"at": 170, "max_abs": 0.21}],
     }  # fmt: skip
     parity = {
-        "schema": 1, "created": "2025-01-02T03:04:05Z", "versions": {"onnx": "1.23.2"}, "machine": "a machine",
+        "schema": SCHEMA, "created": "2025-01-02T03:04:05Z", "against": None,
+        "source": {"name": model, "revision": "step3000", "commit": "c0ffee" * 6},
+        "versions": {"onnx": "1.23.2"}, "machine": "a machine",
         "corpus": {
             "source": "held-out modules", "sha256": "ab" * 32, "tokens": 65536, "windows": 128,
             "sequence_length": 512, "n_bytes": 222822,
@@ -81,8 +90,11 @@ def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
             "delta_nll": {"mean": 0.02, "se": 0.001, "dof": 30, "low": 0.018, "high": 0.022},
             "kld": {
                 "mean": 0.021, "se": 0.001, "dof": 30, "low": 0.019, "high": 0.023,
-                "median": 0.008, "p99": 0.2, "max": 3.1,
+                "bootstrap": {"low": 0.019, "high": 0.023, "replicates": 2000, "seed": 0},
+                "median": 0.008, "p90": 0.06, "p99": 0.2, "p999": 0.8, "max": 3.1,
             },
+            "delta_p": {"mean": -0.001, "rms": 0.031, "low": 0.03, "high": 0.032},
+            "subsets": [], "rounding": None, "suspects": None,
             "same_top": {"value": 0.951, "low": 0.948, "high": 0.954, "dof": 30, "independent_tokens": 22_000},
             "bits_per_byte_original": 0.7213, "bits_per_byte_quantized": 0.7298,
         },
@@ -206,12 +218,11 @@ def test_without_gates_nothing_is_said_to_have_passed():
 @pytest.mark.parametrize(
     "change",
     [
-        {"cost": None},
         {"cost.clusters": "absent", "cost.tokens": "absent", "versions": "absent", "machine": "absent"},
         {"cost.ppl_ratio": {"value": 1.02, "low": None, "high": None}},
         {"cost.ppl_ratio": {"value": None, "low": None, "high": None}, "cost.ppl_quantized": None},
         {"cost.delta_nll": {"mean": 0.0, "se": None, "low": None, "high": None}},
-        {"cost.kld": {"mean": 0.0, "se": 0, "low": 0, "high": 0, "median": 0, "p99": 0, "max": 0}},
+        {"cost.kld": {"mean": 0.0, "se": 0, "low": 0, "high": 0, "median": 0, "p90": 0, "p99": 0, "p999": 0, "max": 0}},
         {"cost.same_top": {"value": 1.0, "low": None, "high": None}},
         {"export.max_abs": 0.0, "export.p999_abs": 0.0, "export.decode_max_abs": 0.0},
     ],
@@ -238,6 +249,31 @@ def test_what_is_missing_or_zero_leaves_every_rendering_whole(change):
     ):
         figures = re.sub(r"<style>.*?</style>|^```python$.*?^```$", "", text, flags=re.S | re.M)
         assert not re.search(r"\b(None|nan|inf)\b", figures)
+
+
+def test_every_section_of_the_proof_is_on_the_page():
+    manifest, quantization, parity = records()
+    cost = parity["cost"]
+    part = {key: cost[key] for key in cost if key not in ("subsets", "rounding", "suspects")}
+    cost["subsets"] = [part | {"name": HOSTILE, "tokens": 1234}, part | {"name": "PubMed Central"}]
+    estimate = {"mean": 0.0251, "se": 0.001, "dof": 30, "low": 0.023, "high": 0.027}
+    shares = {"value": 0.672, "low": 0.655, "high": 0.695}
+    both = {"rtn": estimate, "artifact": estimate, "saved": estimate, "recovered": shares}
+    cost["rounding"] = {"delta_nll": both | {"recovered": None}, "kld": both}
+    weights = {"name": "gpt_neox.layers.1.attention.dense", "layer": 1, "error": 0.3, "rtn_error": 0.04, "ratio": 7.5}
+    cost["suspects"] = {"limit": 2.0, "first": weights, "worst": [weights]}
+    parity["against"] = {
+        "created": "2025-01-01T00:00:00Z", "machine": "another machine", "tokens": 65408, "delta_nll": estimate,
+        "kld": estimate, "same_top": estimate, "export": {"max_abs": 1.9e-5, "other_max_abs": 1.7e-5},
+    }  # fmt: skip
+    page = Page(render_report(manifest, quantization, parity))
+    for said in (
+        "Where to look first", "7.5 times that of round-to-nearest", "another machine", "+0.02510",
+        "+0.02300 to +0.02700", "Beside round to nearest", "67.20 %", "By part of the text", "PubMed Central", "1,234",
+        "cut at 170 tokens", "99.9 % within 0.800", "3.10 %",
+    ):  # fmt: skip
+        assert said in page.text, said
+    assert "script" not in {tag for tag, _ in page.tags}
 
 
 def test_losses_that_were_not_measured_are_said_to_be_missing():

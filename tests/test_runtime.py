@@ -403,7 +403,9 @@ class Scripted:
         self.max_len = max_len
         return batch
 
-    def step(self, batch: int, ids: np.ndarray, mask: np.ndarray | None = None, *, keep: int | None = None) -> np.ndarray:
+    def step(
+        self, batch: int, ids: np.ndarray, mask: np.ndarray | None = None, *, keep: int | None = None
+    ) -> np.ndarray:
         self.fed.append(ids)
         logits = np.zeros((batch, keep or ids.shape[1], self.config.vocab_size), np.float32)
         for row in range(batch):

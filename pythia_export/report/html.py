@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from .. import __version__
 from . import findings, ruler, words
 from .depth import depth_panels, residual_panel
+from .forest import divergence_forest, perplexity_forest
 from .heads import head_maps
 from .words import Json
 
@@ -39,9 +40,12 @@ def render_report(manifest: Json, quantization: Json, parity: Json) -> str:
         parity=parity,
         corpus=parity["corpus"],
         export=parity["export"],
-        cost=parity.get("cost"),
+        cost=parity["cost"],
+        against=parity["against"],
+        look=[line for line in (words.look_in_graph(parity), words.look_in_weights(parity)) if line],
         export_plot=_export_plot(parity),
         cost_plot=_cost_plot(parity),
+        parts=_parts(parity),
         quantization=quantization,
         method=words.method_name(quantization["method"]),
         findings=findings,
@@ -72,11 +76,21 @@ def _export_plot(parity: Json) -> Any:
 
 
 def _cost_plot(parity: Json) -> Any:
-    ratio = (parity.get("cost") or {}).get("ppl_ratio")
-    if not ratio or ratio["value"] is None:
+    ratio = parity["cost"]["ppl_ratio"]
+    if ratio["value"] is None:
         return None
     limit = next((gate["limit"] for gate in parity["gates"] if gate["name"] == "ppl_ratio"), None)
     return ruler.interval_plot(ratio["value"], ratio["low"], ratio["high"], limit)
+
+
+def _parts(parity: Json) -> list[tuple[str, Any]]:
+    """Perplexity and divergence with error bars: of the whole text, and of its parts where documents name them."""
+    cost, limits = parity["cost"], {gate["name"]: gate["limit"] for gate in parity["gates"]}
+    plots = [
+        ("Change of perplexity, with its 95 % interval", perplexity_forest(cost, limits.get("ppl_ratio"))),
+        ("KL divergence from the original, nats a token", divergence_forest(cost, limits.get("kld_mean"))),
+    ]
+    return [(title, plot) for title, plot in plots if plot is not None]
 
 
 def _recovered(linears: list[Json]) -> list[tuple[str, float]]:
