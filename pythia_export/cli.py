@@ -133,7 +133,7 @@ def run(
     """
     from . import pipeline
 
-    _require_folder_of(junit)
+    _require_writable(junit)
     with _progress() as progress:
         outcome = pipeline.run(_recipe(recipe), out, overwrite=overwrite, resume=resume, progress=progress)
     assert outcome.parity is not None
@@ -256,7 +256,7 @@ def verify(
     from . import pipeline
 
     for file in (junit, per_token):
-        _require_folder_of(file)
+        _require_writable(file)
     with _progress() as progress:
         parity = pipeline.verify(
             artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, progress=progress
@@ -525,8 +525,10 @@ def _progress() -> Iterator[Progress]:
         yield bars
 
 
-def _require_folder_of(file: Path | None) -> None:
+def _require_writable(file: Path | None) -> None:
     """Before the long part."""
+    if file is not None and file.is_dir():
+        raise OutputError(f"{file} is a folder; a file to write was expected", hint=f"{file / 'a-name'}, for example.")
     if file is not None and not file.absolute().parent.is_dir():
         raise OutputError(f"{file}: there is no folder {file.absolute().parent}", hint="Create it first.")
 

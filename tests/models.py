@@ -19,6 +19,23 @@ from pythia_export.recipe import Export, Quantize
 from pythia_export.stream import quantize_stream
 from pythia_export.weights import WeightsReader, WeightsWriter
 
+# Of the demo checkpoint, as a directory beside it: seconds.
+SMALL_RECIPE = """
+[model]
+path = "model"
+[calibration]
+source = "python-stdlib"
+samples = 8
+sequence_length = 128
+[quantize]
+bits = 4
+group_size = 32
+[verify]
+source = "python-stdlib"
+tokens = 1024
+sequence_length = 128
+"""
+
 # hidden, heads of the ten sizes
 GEOMETRIES = {
     "14m": (128, 4), "31m": (256, 8), "70m": (512, 8), "160m": (768, 12), "410m": (1024, 16),

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from models import SMALL_RECIPE
 
 from pythia_export.checkpoint import demo_folder
 from pythia_export.github import announce
@@ -20,25 +21,15 @@ from pythia_export.report.summary import summary
 
 ROOT = Path(__file__).parent.parent
 # One gate that passes, one that cannot, and one for which the text is too short.
-RECIPE = """
-[model]
-path = "model"
-[calibration]
-source = "python-stdlib"
-samples = 8
-sequence_length = 128
-[quantize]
-bits = 4
-group_size = 32
-[verify]
-source = "python-stdlib"
-tokens = 1024
-sequence_length = 128
+RECIPE = (
+    SMALL_RECIPE
+    + """
 [verify.gates]
 export_max_abs = 1e-3
 kld_mean = 1e-6
 min_tokens = 1000000
 """
+)
 HOSTILE = "50 %: a,b\n::error::<b>|`\x1b"
 
 
@@ -144,10 +135,11 @@ def test_a_summary_shows_the_comparison(parity):
     )
 
 
-def test_a_file_that_cannot_be_written_is_found_before_the_long_part(job):
-    line = [sys.executable, "-m", "pythia_export", "verify", "out", "--junit", "nowhere/x.xml"]
+@pytest.mark.parametrize(("option", "file"), [("--junit", "nowhere/x.xml"), ("--junit", "."), ("--per-token", ".")])
+def test_a_file_that_cannot_be_written_is_found_before_the_long_part(job, option, file):
+    line = [sys.executable, "-m", "pythia_export", "verify", "out", option, file]
     done = subprocess.run(line, cwd=job[0], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 8 and "nowhere" in done.stderr and "Hint" in done.stderr
+    assert done.returncode == 8 and "Hint" in done.stderr and "windows" not in done.stderr
 
 
 def steps() -> dict[str, dict]:

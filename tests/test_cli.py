@@ -20,6 +20,8 @@ COMMANDS = (
 
 PARITY_FAILED = {
     "passed": False,
+    "export": {"first_divergence": None},
+    "cost": {"suspects": None},
     "gates": [
         {"name": "ppl_ratio", "passed": False, "outcome": "failed", "more_tokens": None},
         {"name": "kld_mean", "passed": False, "outcome": "inconclusive", "more_tokens": 12000},

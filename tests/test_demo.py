@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models import SMALL_RECIPE
 from safetensors.torch import load_file, save_file
 
 from pythia_export import kernels_path
@@ -25,22 +26,6 @@ FILES = {
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "model.onnx", "model.onnx_data", "quantization.json", "parity.json", "report.html", "README.md",
 }  # fmt: skip
-
-RECIPE = """
-[model]
-path = "model"
-[calibration]
-source = "python-stdlib"
-samples = 8
-sequence_length = 128
-[quantize]
-bits = 4
-group_size = 32
-[verify]
-source = "python-stdlib"
-tokens = 1024
-sequence_length = 128
-"""
 
 
 def command(*args: object, check: int | None = 0, **kwargs) -> subprocess.CompletedProcess[str]:
@@ -71,7 +56,7 @@ def int8(tmp_path_factory) -> Path:
 def job(tmp_path) -> Path:
     """A folder with a small recipe and the demo checkpoint as an ordinary local directory."""
     shutil.copytree(demo_folder() / "main", tmp_path / "model")
-    (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "recipe.toml").write_text(SMALL_RECIPE)
     return tmp_path
 
 
@@ -181,7 +166,7 @@ def test_verify_again_gives_the_same_verdict_and_updates_the_artifact(job):
 
 def test_verify_beside_another_artifact_beside_rtn_and_token_by_token(job):
     command("run", job / "recipe.toml", "--out", job / "fine")
-    text = RECIPE.replace("bits = 4", "bits = 2")
+    text = SMALL_RECIPE.replace("bits = 4", "bits = 2")
     (job / "recipe.toml").write_text(text)
     command("run", job / "recipe.toml", "--out", job / "coarse")
     done = command("verify", job / "coarse", "--against", job / "fine" / "parity.json", "--rtn", "--json", check=10)
@@ -243,7 +228,7 @@ def test_a_smaller_cache_is_exported_over_the_same_weights_and_proved(job):
 
 
 def test_a_failed_gate_is_exit_code_10_and_the_artifact_says_so(job):
-    text = RECIPE.replace("bits = 4", "bits = 2") + "[verify.gates]\nppl_ratio = 1.0001\n"
+    text = SMALL_RECIPE.replace("bits = 4", "bits = 2") + "[verify.gates]\nppl_ratio = 1.0001\n"
     (job / "recipe.toml").write_text(text)
     done = command("run", job / "recipe.toml", "--out", job / "out", check=10)
     assert "ppl_ratio" in done.stderr
@@ -292,9 +277,10 @@ CAUSES = {
     "wrong shape": (lambda job: edit_config(job, intermediate_size=256), 4, "dense_h_to_4h"),
     "NaN": (lambda job: edit_weights(job, poison), 5, "layers.4.attention.dense.weight"),
     "truncated": (truncate, 4, "model.safetensors"),
-    "unknown key": (lambda job: (job / "recipe.toml").write_text(RECIPE + "[exprot]\n"), 2, "export"),
+    "unknown key": (lambda job: (job / "recipe.toml").write_text(SMALL_RECIPE + "[exprot]\n"), 2, "export"),
     "text too short": (
-        lambda job: (job / "recipe.toml").write_text(RECIPE.replace("samples = 8", "samples = 900000")), 3, "tokens",
+        lambda job: (job / "recipe.toml").write_text(SMALL_RECIPE.replace("samples = 8", "samples = 900000")),
+        3, "tokens",
     ),
 }  # fmt: skip
 
@@ -312,7 +298,7 @@ def test_what_a_user_can_cause_is_explained_and_leaves_nothing(cause, job):
 def test_a_cuda_recipe_without_a_gpu_is_refused_before_the_long_part(job):
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine may have a GPU")
-    (job / "recipe.toml").write_text(RECIPE + '[export]\ntarget = "cuda"\ndtype = "float16"\n')
+    (job / "recipe.toml").write_text(SMALL_RECIPE + '[export]\ntarget = "cuda"\ndtype = "float16"\n')
     done = command("run", job / "recipe.toml", "--out", job / "out", check=6)
     assert "CUDA" in done.stderr and "Quantising" not in done.stderr and not (job / "out").exists()
 

@@ -14,13 +14,14 @@ from models import InMemory, export_model, hugging_face, on_disk, small_config
 from pythia_export.corpus import Subset, Windows
 from pythia_export.errors import EnvironmentProblem, SourceError
 from pythia_export.parity import SCHEMA, export, reference
-from pythia_export.parity.against import check_comparable, compare
+from pythia_export.parity.against import check_comparable, compare, require_same
 from pythia_export.parity.locate import first_divergence
 from pythia_export.parity.metrics import TokenFigures
 from pythia_export.parity.prove import Subject, prove, runs
 from pythia_export.parity.reference import Reference
 from pythia_export.parity.statistics import clustered_mean
 from pythia_export.parity.table import token_table
+from pythia_export.progress import SILENT
 from pythia_export.recipe import Export, Gates, Quantize
 
 CONFIG = small_config(layers=2, vocab=96, positions=64)
@@ -167,8 +168,37 @@ def test_what_cannot_be_paired_is_refused(place, value, said, proofs):
     for key in place[:-1]:
         section = section[key]
     section[place[-1]] = value
+    this = proofs[0].parity
     with pytest.raises(SourceError, match=said):
-        compare(proofs[0].parity, other)
+        require_same(this["source"], this["corpus"], other)
+        compare(this, other)
+
+
+def test_another_text_is_refused_before_anything_is_measured(source, tmp_path, proofs):
+    other, measured = copy.deepcopy(proofs[0].parity), []
+    other["corpus"]["sha256"] = "1" * 64
+
+    class Watched(type(SILENT)):
+        def track(self, title, *args, **kwargs):
+            measured.append(title)
+            return super().track(title, *args, **kwargs)
+
+    it = subject(source, tmp_path, Quantize(method="rtn", group_size=32))
+    with pytest.raises(SourceError, match="held-out text"):
+        prove(it, some_windows(rows=30), Gates(), Watched(), against=other)
+    assert not measured
+
+
+@pytest.mark.parametrize("lacks", ["cost", "export", "source", "corpus", "cost.sums", "cost.sums.kld"])
+def test_half_a_proof_is_refused_by_name(proofs, lacks):
+    other = copy.deepcopy(proofs[0].parity)
+    *sections, name = lacks.split(".")
+    section = other
+    for key in sections:
+        section = section[key]
+    del section[name]
+    with pytest.raises(SourceError, match=f"there.json: not a whole parity.json; it lacks .*{name}"):
+        check_comparable(other, "there.json")
 
 
 @pytest.mark.parametrize("other", [{"schema": 1}, {}, [], "x"])

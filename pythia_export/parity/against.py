@@ -23,31 +23,49 @@ _HINT = "Run `verify` on both with the same recipe text, number of tokens and ve
 Json = Mapping[str, Any]
 
 
+_KEPT = {"tokens", "nll_original", "nll_quantized", "kld", "same_top"}  # of cost.sums
+
+
 def check_comparable(other: Json, where: str) -> None:
-    """Before the long part.
+    """Before anything is opened.
 
     Raises:
-        SourceError: not a parity.json, or of another version of the schema.
+        SourceError: not a whole parity.json, or of another version of the schema.
     """
     if not isinstance(other, Mapping) or other.get("schema") != SCHEMA:
         found = other.get("schema") if isinstance(other, Mapping) else type(other).__name__
         raise SourceError(f"{where}: schema {found!r}; a parity.json of schema {SCHEMA} was expected", hint=_HINT)
+    try:
+        whole = other["corpus"]["sha256"] and other["source"]["commit"] and other["export"]["runs"]
+        missing = _KEPT - set(other["cost"]["sums"]) if whole else {"export.runs"}
+    except (KeyError, TypeError) as e:
+        missing = {str(e)}
+    if missing:
+        raise SourceError(f"{where}: not a whole parity.json; it lacks {', '.join(sorted(missing))}", hint=_HINT)
+
+
+def require_same(source: Json, corpus: Json, other: Json) -> None:
+    """Before the long part: sections of this proof, and the other's whole.
+
+    Raises:
+        SourceError: other text, or another checkpoint.
+    """
+    for what, a, b in (
+        ("held-out text (SHA-256)", corpus["sha256"], other["corpus"]["sha256"]),
+        ("source checkpoint", source["commit"], other["source"]["commit"]),
+    ):
+        if a != b:
+            raise SourceError(f"the two artifacts cannot be compared: {what}: {b} there, {a} here", hint=_HINT)
 
 
 def compare(this: Json, other: Json) -> dict[str, Any]:
     """The section `against`: differences, this less the other, of loss, divergence and same likeliest token.
 
     Raises:
-        SourceError: other text, another checkpoint, or other documents.
+        SourceError: the documents of the text were cut otherwise.
     """
-    for what, a, b in (
-        ("held-out text (SHA-256)", this["corpus"]["sha256"], other["corpus"]["sha256"]),
-        ("source checkpoint", this["source"]["commit"], other["source"]["commit"]),
-        ("tokens of each document", this["cost"]["sums"]["tokens"], other["cost"]["sums"]["tokens"]),
-    ):
-        if a != b:
-            shown = "differ" if isinstance(a, list) else f"{b} there, {a} here"
-            raise SourceError(f"the two artifacts cannot be compared: {what}: {shown}", hint=_HINT)
+    if this["cost"]["sums"]["tokens"] != other["cost"]["sums"]["tokens"]:
+        raise SourceError("the two artifacts cannot be compared: tokens of each document: differ", hint=_HINT)
     mine, theirs = this["cost"]["sums"], other["cost"]["sums"]
     n = np.asarray(mine["tokens"], np.float64)
 

@@ -27,7 +27,7 @@ from ..progress import SILENT, Progress
 from ..recipe import Export, Gates, Quantize
 from ..runtime import Session
 from . import SCHEMA, cost, export
-from .against import compare
+from .against import compare, require_same
 from .export import Run
 from .gates import judge
 from .locate import first_divergence, suspects
@@ -99,6 +99,8 @@ def prove(
             "n_bytes": windows.n_bytes,
         },
     }
+    if against is not None:
+        require_same(parity["source"], parity["corpus"], against)
     some, config = windows.ids[: export.WINDOWS], subject.config
     reference = Reference(subject.stored, config, some, "Reference on the artifact's weights", progress)
     shipped = subject.session(subject.export.accuracy_level, native=True)

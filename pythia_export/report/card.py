@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import __version__
 from . import findings, words
+from .markdown import parity_tables, plain, table
 from .words import Json
 
 _ONNXRUNTIME = """\
@@ -163,74 +164,6 @@ def _optimum(prompt: str) -> tuple[str, str]:
     return "With Optimum (`pip install optimum-onnx`):", _fence(_OPTIMUM.replace("PROMPT", prompt), "python")
 
 
-def parity_tables(parity: Json) -> Iterator[str]:
-    export, corpus, cost = parity["export"], parity["corpus"], parity.get("cost")
-    tokens = f"{export['tokens']:,} tokens"
-    yield f"{words.QUESTIONS[0]} ONNX Runtime against torch on the same dequantised weights, {tokens}:"
-    headings, sides = zip(*words.configurations(export), strict=True)
-    yield table(
-        ["", *(heading.capitalize() for heading in headings)],
-        [
-            ["Largest logit difference", *(words.power(s["max_abs"]) for s in sides)],
-            ["99.9 % of logits within", *(words.power(s["p999_abs"]) for s in sides)],
-            [
-                "Over the cache, batched, padded; largest difference to one pass",
-                *(words.power(s["decode_max_abs"]) for s in sides),
-            ],
-            ["Same likeliest token", *(words.share(s["same_top"]) for s in sides)],
-        ],
-    )
-    if cost:
-        kld, top, delta = cost["kld"], cost["same_top"], cost["delta_nll"]
-        yield (
-            f"{words.QUESTIONS[1]} The artifact as it ships against the original checkpoint on "
-            f"{cost.get('tokens', corpus['tokens']):,} held-out tokens of {plain(corpus['source'])} "
-            f"({words.clusters(cost)}):"
-        )
-        yield table(
-            ["", "Original", "Artifact", "Change", "95 % interval"],
-            [
-                [
-                    "Perplexity", words.number(cost["ppl_original"], 3), words.number(cost["ppl_quantized"], 3),
-                    words.percent_change({"value": cost["ppl_ratio"]["value"], "low": None, "high": None}),
-                    words.interval(cost["ppl_ratio"]["low"], cost["ppl_ratio"]["high"], _percent),
-                ],
-                [
-                    "Nats a token", words.number(cost["nll_original"], 4), words.number(cost["nll_quantized"], 4),
-                    f"{delta['mean']:+.4f}", words.interval(delta["low"], delta["high"], "{:+.4f}".format),
-                ],
-                [
-                    "Bits a byte", words.number(cost["bits_per_byte_original"], 4),
-                    words.number(cost["bits_per_byte_quantized"], 4),
-                    f"{cost['bits_per_byte_quantized'] - cost['bits_per_byte_original']:+.4f}", "",
-                ],
-                [
-                    "KL divergence, nats a token", "", "", words.power(kld["mean"]),
-                    words.interval(kld["low"], kld["high"], words.power),
-                ],
-                [
-                    "Same likeliest token", "", "", words.share(top["value"]),
-                    words.interval(top["low"], top["high"], words.share),
-                ],
-            ],
-        )  # fmt: skip
-    if parity["gates"]:
-        yield "Gates of the recipe; an estimate passes only when the far end of its interval clears the limit:"
-        yield table(
-            ["Gate", "Measured", "Held to the limit", "Limit", "Verdict"],
-            [
-                [
-                    words.GATES[gate["name"]][0],
-                    words.gate_value(gate["name"], gate["value"]),
-                    words.gate_value(gate["name"], gate["bound"]),
-                    words.gate_value(gate["name"], gate["limit"]),
-                    "passed" if gate["passed"] else f"**{words.outcome(gate)}**",
-                ]
-                for gate in parity["gates"]
-            ],
-        )
-
-
 def _findings(quantization: Json) -> Iterator[str]:
     sentences = findings.sentences(quantization)
     if sentences:
@@ -251,20 +184,6 @@ def _provenance(manifest: Json, parity: Json) -> list[list[str]]:
     versions = parity.get("versions") or manifest.get("versions") or {}
     rows.append(["Versions", plain(", ".join(f"{package} {version}" for package, version in versions.items()))])
     return rows
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.2f} %"
-
-
-def table(header: Any, rows: list[list[str]]) -> str:
-    lines = [list(header), ["---", *["---:" if len(header) > 2 or header[-1] else "---"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def plain(text: str) -> str:
-    """Text from outside, on one line and without meaning to Markdown or HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split())).replace("\\_", "_")
 
 
 def _code(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import words
-from .card import parity_tables, plain, table
+from .markdown import parity_tables, plain, table
 from .words import Json
 
 _MARKS = {"Passed": "✅", "Failed": "❌", "Inconclusive": "⚠️", "Measured": "📏"}

@@ -34,25 +34,21 @@ def verdict(parity: Json, quantization: Json | None) -> RenderableType:
 
 def _export(parity: Json) -> RenderableType:
     export = parity["export"]
-    columns, sides = zip(*words.configurations(export), strict=True)
     note = f"ONNX Runtime against torch, same weights, {export['tokens']:,} tokens"
-    table = _table(*columns)
+    table = _table(*(run["name"] for run in export["runs"]))
     for label, key, show in (
         ("largest logit difference", "max_abs", words.power),
         ("99.9 % of logits within", "p999_abs", words.power),
         ("cached, batched or padded", "decode_max_abs", words.power),
         ("same likeliest token", "same_top", words.share),
     ):
-        table.add_row(label, *(show(side[key]) for side in sides))
+        table.add_row(label, *(show(run[key]) for run in export["runs"]))
     return _titled(words.QUESTIONS[0], note, table)
 
 
 def _cost(parity: Json) -> RenderableType:
-    cost = parity.get("cost")
-    if not cost:
-        return Text(words.cost_sentence(parity))
-    tokens = cost.get("tokens", parity["corpus"]["tokens"])
-    note = f"against the original, {tokens:,} held-out tokens"
+    cost = parity["cost"]
+    note = f"against the original, {cost['tokens']:,} held-out tokens"
     table = _table("original", "artifact", "change", "95 % interval")
     ratio, delta, kld, top = (cost[name] for name in ("ppl_ratio", "delta_nll", "kld", "same_top"))
 
@@ -86,12 +82,11 @@ def _gates(parity: Json) -> RenderableType:
     table = _table("measured", "held to limit", "limit", "")
     for gate in parity["gates"]:
         name = gate["name"]
-        sign = "≥" if name in words.AT_LEAST else "≤"
         table.add_row(
             words.GATES[name][0].lower().replace("kl ", "KL "),
             words.gate_value(name, gate["value"]),
             words.gate_value(name, gate["bound"]),
-            f"{sign} {words.gate_value(name, gate['limit'])}",
+            f"{words.sign(name)} {words.gate_value(name, gate['limit'])}",
             Text(words.outcome(gate), style=_OUTCOMES[gate["outcome"]]),
         )
     return _titled("Gates", "an estimate passes only by the far end of its interval", table)

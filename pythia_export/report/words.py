@@ -27,11 +27,6 @@ _METHODS = {"gptq": "GPTQ", "rtn": "Round to nearest", "none": "Not quantised"}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def configurations(export: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """What was compared with torch: the portable graph, the native kernels, the level that ships; heading, figures."""
-    return [(run["name"], run) for run in export["runs"]]
-
-
 def largest(export: Mapping[str, Any]) -> float:
     """The largest logit difference of those runs that are held to limits."""
     return max(float(run["max_abs"]) for run in export["runs"] if run["gated"])
@@ -86,7 +81,7 @@ def unmet(parity: Json) -> list[str]:
 
 def look_in_graph(parity: Json) -> str:
     """Where the graph leaves the reference first; empty where nobody had to look."""
-    found = (parity.get("export") or {}).get("first_divergence")
+    found = parity["export"]["first_divergence"]
     if not found:
         return ""
     if found["op"] is None:
@@ -96,7 +91,7 @@ def look_in_graph(parity: Json) -> str:
 
 
 def look_in_weights(parity: Json) -> str:
-    found = (parity.get("cost") or {}).get("suspects")
+    found = parity["cost"]["suspects"]
     if not found:
         return ""
     first, worst = found["first"], found["worst"][0]
@@ -119,10 +114,7 @@ def export_sentence(parity: Json) -> str:
 
 
 def cost_sentence(parity: Json, quantized: bool = True) -> str:
-    cost = parity.get("cost")
-    if not cost:
-        return "The cost against the original checkpoint was not measured."
-    what, ratio = "Quantisation" if quantized else "Storing the weights so", cost["ppl_ratio"]
+    what, ratio = "Quantisation" if quantized else "Storing the weights so", parity["cost"]["ppl_ratio"]
     if ratio["value"] is None:
         return f"{what} destroyed the model: the perplexity ratio is beyond what a float can hold."
     if ratio["low"] is None or ratio["high"] is None:
@@ -197,13 +189,9 @@ def interval(low: float | None, high: float | None, show: Any) -> str:
 
 
 def clusters(cost: Json) -> str:
-    """How the intervals were made; the schema's older files do not say."""
-    found = cost.get("clusters")
-    if not found:
-        return "95 % intervals, clustered by document"
-    if found["by"] == "document":
-        return f"95 % intervals, clustered by {found['count']:,} documents"
-    return f"95 % intervals, clustered by {found['count']:,} windows: the text is one document"
+    """How the intervals were made."""
+    by, count = cost["clusters"]["by"], cost["clusters"]["count"]
+    return f"95 % intervals, clustered by {count:,} {by}s" + (": the text is one document" if by == "window" else "")
 
 
 def scheme(linear: Json) -> str:

@@ -1,0 +1,132 @@
+"""What the pipeline hands to the report, made up: manifest, quantization, parity; and a reader of pages."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+from rich.console import Console
+
+from pythia_export.neox import LINEARS
+from pythia_export.parity import SCHEMA
+from pythia_export.parity.gates import judge
+from pythia_export.recipe import Gates, load_recipe
+from pythia_export.report.text import verdict
+
+HOSTILE = '</title><script>alert("1")</script>|`[x](http://evil.example)\n# <img src=x onerror=alert(1)>'
+GATES = Gates(export_max_abs=1e-4, decode_max_abs=1e-4, ppl_ratio=1.05, kld_mean=0.05, same_top=0.9)
+
+
+def linear(name, layer, rtn, loss, method="gptq", **others):
+    recovered = 1 - loss / rtn if rtn else None
+    return {
+        "name": name, "layer": layer, "shape": [384, 128], "method": method, "bits": 4, "group_size": 32,
+        "symmetric": True, "rtn_loss": rtn, "loss": loss, "recovered": recovered,
+        "damp": 0.01 if method == "gptq" else None, "tokens": 32768, "seconds": 0.25,
+    } | others  # fmt: skip
+
+
+def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
+    """Manifest, quantization and parity of an artifact of so many layers, as the pipeline hands them over."""
+    linears = []
+    for layer in range(layers if method != "none" else 0):
+        for i, kind in enumerate(LINEARS):
+            rtn = 0.004 * (1 + i) * (1 + layer / 10)
+            linears.append(
+                linear(f"gpt_neox.layers.{layer}.{kind}", layer, rtn, rtn * (0.5 if method == "gptq" else 1), method)
+            )
+    if linears:
+        linears.append(linear("embed_out", None, 3e-5, 2.7e-5, method, bits=8, group_size=128, shape=[4096, 128]))
+    quantization = {"schema": 1, "method": method, "bits_per_weight": 4.625, "seconds": 9.0, "linears": linears}
+    level_0 = {
+        "name": "level 0", "gated": True, "accuracy_level": 0,
+        "speed": "function", "why": "native kernels were not wanted",
+        "max_abs": 1.91e-5, "p999_abs": 5.2e-6, "same_top": 0.99999, "decode_max_abs": 2.3e-5,
+        "batch_max_abs": 1.1e-5, "padding_max_abs": 2.3e-5,
+        "splits": [{"at": 0, "max_abs": 1.2e-5}, {"at": 170, "max_abs": 1.3e-5}],
+    }  # fmt: skip
+    level_4 = {
+        "name": "as it ships, level 4", "gated": False, "accuracy_level": 4,
+        "speed": "native", "why": "libpythia_kernels.so",
+        "max_abs": 0.31, "p999_abs": 0.08, "same_top": 0.981, "decode_max_abs": 0.29,
+        "batch_max_abs": 0.1, "padding_max_abs": 0.29,
+        "splits": [{"at": 0, "max_abs": 0.2}, {"at": 170, "max_abs": 0.21}],
+    }  # fmt: skip
+    parity = {
+        "schema": SCHEMA, "created": "2025-01-02T03:04:05Z", "against": None,
+        "source": {"name": model, "revision": "step3000", "commit": "c0ffee" * 6},
+        "versions": {"onnx": "1.23.2"}, "machine": "a machine",
+        "corpus": {
+            "source": "held-out modules", "sha256": "ab" * 32, "tokens": 65536, "windows": 128,
+            "sequence_length": 512, "n_bytes": 222822,
+        },
+        "export": {"tokens": 4096, "runs": [level_0, level_4] if shipped else [level_0], "first_divergence": None},
+        "cost": {
+            "tokens": 65408, "clusters": {"by": "document", "count": 31},
+            "nll_original": 1.7, "nll_quantized": 1.72, "ppl_original": 5.474, "ppl_quantized": 5.585,
+            "ppl_ratio": {"value": 1.0202, "low": 1.0181, "high": 1.0223},
+            "delta_nll": {"mean": 0.02, "se": 0.001, "dof": 30, "low": 0.018, "high": 0.022},
+            "kld": {
+                "mean": 0.021, "se": 0.001, "dof": 30, "low": 0.019, "high": 0.023,
+                "bootstrap": {"low": 0.019, "high": 0.023, "replicates": 2000, "seed": 0},
+                "median": 0.008, "p90": 0.06, "p99": 0.2, "p999": 0.8, "max": 3.1,
+            },
+            "delta_p": {"mean": -0.001, "rms": 0.031, "low": 0.03, "high": 0.032},
+            "subsets": [], "rounding": None, "suspects": None,
+            "same_top": {"value": 0.951, "low": 0.948, "high": 0.954, "dof": 30, "independent_tokens": 22_000},
+            "bits_per_byte_original": 0.7213, "bits_per_byte_quantized": 0.7298,
+        },
+        "seconds": 31.0,
+    }  # fmt: skip
+    parity["gates"] = judge(gates, parity)
+    parity["passed"] = all(gate["passed"] for gate in parity["gates"])
+    recipe = load_recipe("demo").model_dump(mode="json")
+    recipe["model"]["id"] = model
+    manifest = {
+        "versions": {"onnx": "1.23.2"},
+        "source": {"name": model, "revision": "step3000", "commit": "c0ffee" * 6},
+        "recipe": recipe,
+        "calibration": {"source": "other modules", "sha256": "cd" * 32, "windows": 64, "sequence_length": 512},
+        "layout": {"kv_cache": "shared", "kv_dtype": "float32"},
+    }
+    return manifest, quantization, parity
+
+
+class Page(HTMLParser):
+    """Checks nesting; collects tags, attributes and text."""
+
+    VOID = {"meta", "link", "img", "br", "hr", "input", "circle", "line", "path"}
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "title"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def printed(parity, quantization, width=100) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(verdict(parity, quantization))
+    return console.export_text()
