@@ -92,6 +92,25 @@ def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
     return manifest, quantization, parity
 
 
+def everything():
+    """The same with every part that a proof may have: parts of the text, rounding, suspects, the other artifact."""
+    manifest, quantization, parity = records()
+    cost = parity["cost"]
+    part = {key: cost[key] for key in cost if key not in ("subsets", "rounding", "suspects")}
+    cost["subsets"] = [part | {"name": HOSTILE, "tokens": 1234}, part | {"name": "PubMed Central"}]
+    estimate = {"mean": 0.0251, "se": 0.001, "dof": 30, "low": 0.023, "high": 0.027}
+    shares = {"value": 0.672, "low": 0.655, "high": 0.695}
+    both = {"rtn": estimate, "artifact": estimate, "saved": estimate, "recovered": shares}
+    cost["rounding"] = {"delta_nll": both | {"recovered": None}, "kld": both}
+    weights = {"name": "gpt_neox.layers.1.attention.dense", "layer": 1, "error": 0.3, "rtn_error": 0.04, "ratio": 7.5}
+    cost["suspects"] = {"limit": 2.0, "first": weights, "worst": [weights]}
+    parity["against"] = {
+        "created": "2025-01-01T00:00:00Z", "machine": "another machine", "tokens": 65408, "delta_nll": estimate,
+        "kld": estimate, "same_top": estimate, "export": {"max_abs": 1.9e-5, "other_max_abs": 1.7e-5},
+    }  # fmt: skip
+    return manifest, quantization, parity
+
+
 class Page(HTMLParser):
     """Checks nesting; collects tags, attributes and text."""
 

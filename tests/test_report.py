@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import InMemory, export_model, hugging_face, on_disk, small_config
-from records import GATES, HOSTILE, Page, linear, printed, records
+from records import GATES, HOSTILE, Page, everything, linear, printed, records
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -126,21 +126,7 @@ def test_what_is_missing_or_zero_leaves_every_rendering_whole(change):
 
 
 def test_every_section_of_the_proof_is_on_the_page():
-    manifest, quantization, parity = records()
-    cost = parity["cost"]
-    part = {key: cost[key] for key in cost if key not in ("subsets", "rounding", "suspects")}
-    cost["subsets"] = [part | {"name": HOSTILE, "tokens": 1234}, part | {"name": "PubMed Central"}]
-    estimate = {"mean": 0.0251, "se": 0.001, "dof": 30, "low": 0.023, "high": 0.027}
-    shares = {"value": 0.672, "low": 0.655, "high": 0.695}
-    both = {"rtn": estimate, "artifact": estimate, "saved": estimate, "recovered": shares}
-    cost["rounding"] = {"delta_nll": both | {"recovered": None}, "kld": both}
-    weights = {"name": "gpt_neox.layers.1.attention.dense", "layer": 1, "error": 0.3, "rtn_error": 0.04, "ratio": 7.5}
-    cost["suspects"] = {"limit": 2.0, "first": weights, "worst": [weights]}
-    parity["against"] = {
-        "created": "2025-01-01T00:00:00Z", "machine": "another machine", "tokens": 65408, "delta_nll": estimate,
-        "kld": estimate, "same_top": estimate, "export": {"max_abs": 1.9e-5, "other_max_abs": 1.7e-5},
-    }  # fmt: skip
-    page = Page(render_report(manifest, quantization, parity))
+    page = Page(render_report(*everything()))
     for said in (
         "Where to look first", "7.5 times that of round-to-nearest", "another machine", "+0.02510",
         "+0.02300 to +0.02700", "Beside round to nearest", "67.20 %", "By part of the text", "PubMed Central", "1,234",
