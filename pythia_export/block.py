@@ -18,7 +18,7 @@ from .neox import FINAL_NORM, HEAD, NeoXConfig, layer_prefix
 
 Weights = Callable[[str], Tensor]  # on-disk name -> tensor, in the dtype to compute in
 See = Callable[[str, Tensor], None]  # a linear's name within the layer, and its output
-UP = "mlp.dense_h_to_4h"
+DENSE, UP, DOWN = "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Block:
     def __call__(self, x: Tensor, rotary: Rotary, see: See | None = None) -> Tensor:
         """The block's output, x [B, T, hidden] -> [B, T, hidden]."""
         mixed, up = self.middle(x, rotary, see)
-        return x + self.linear(mixed, "attention.dense") + self.linear(up, "mlp.dense_4h_to_h")
+        return x + self.linear(mixed, DENSE) + self.linear(up, DOWN)
 
 
 def final_norm(x: Tensor, config: NeoXConfig, weights: Weights) -> Tensor:

@@ -119,7 +119,7 @@ class Gates(Section):
     delta_nll: Gate | None = Field(None, description="most that it may cost, nats/token: the logarithm of ppl_ratio")
     kld_mean: Gate | None = Field(None, description="most that the mean KL divergence may be, nats/token")
     same_top: ShareGate | None = Field(None, description="least share of tokens with the same argmax")
-    min_tokens: int | None = Field(None, ge=1, description="least number of tokens to have scored")
+    min_tokens: int | None = Field(None, ge=1, description="least number of held-out tokens")
     regression: Gate | None = Field(
         None, description="with `verify --against`: most that the mean KL divergence may exceed the other artifact's"
     )

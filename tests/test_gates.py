@@ -18,6 +18,7 @@ RUNS = [
 ]
 T = student_t(20)
 PARITY = {
+    "corpus": {"tokens": 10_000},
     "export": {"runs": RUNS},
     "cost": {
         "tokens": 10_000,
@@ -119,7 +120,7 @@ def test_without_an_interval_no_estimate_decides():
 @pytest.mark.parametrize("cost", [None, {}])
 def test_what_was_not_measured_does_not_pass(cost):
     for limit in ({"kld_mean": 1.0}, {"same_top": 0.01}, {"ppl_ratio": 9.0}, {"min_tokens": 1}):
-        assert one(PARITY | {"cost": cost}, **limit)["outcome"] == INCONCLUSIVE
+        assert one(PARITY | {"cost": cost, "corpus": cost}, **limit)["outcome"] == INCONCLUSIVE
     assert one({"export": None}, export_max_abs=1.0)["outcome"] == INCONCLUSIVE
 
 

@@ -24,7 +24,7 @@ from pythia_export.graph.decoder import DATA_FILE, with_accuracy_level
 from pythia_export.graph.layout import Layout, packed_qkv_rows
 from pythia_export.kernels import kernels_path
 from pythia_export.neox import EMBEDDING, NeoXConfig
-from pythia_export.parity.locate import first_divergence
+from pythia_export.parity.divergence import first_divergence
 from pythia_export.parity.prove import Subject, prove
 from pythia_export.quantize.packing import pack_bits, unpack_bits
 from pythia_export.recipe import Export, Gates, Model, Override, Quantize

@@ -15,7 +15,7 @@ from pythia_export.corpus import Subset, Windows
 from pythia_export.errors import EnvironmentProblem, SourceError
 from pythia_export.parity import SCHEMA, export, reference
 from pythia_export.parity.against import check_comparable, compare, require_same
-from pythia_export.parity.locate import first_divergence
+from pythia_export.parity.divergence import first_divergence
 from pythia_export.parity.metrics import TokenFigures
 from pythia_export.parity.prove import Subject, prove, runs
 from pythia_export.parity.reference import Reference

@@ -136,6 +136,17 @@ def test_every_section_of_the_proof_is_on_the_page():
     assert "script" not in {tag for tag, _ in page.tags}
 
 
+def test_the_terminal_lists_the_parts_of_the_text():
+    _, quantization, parity = everything()
+    assert "By part of the text" not in printed(records()[2], quantization)
+    lines = printed(parity, quantization).splitlines()
+    (part,) = [line.split() for line in lines if line.startswith("PubMed Central")]
+    assert part == ["PubMed", "Central", "65,408", "+2.02", "%", "+1.81", "%", "to", "+2.23", "%", "0.0210"]
+    assert all(len(line) <= 100 for line in lines)
+    parity["cost"]["subsets"][0]["name"] = "red\x1b[31m\rname"
+    assert "red [31m name" in printed(parity, quantization)  # nothing of a text's own moves the cursor
+
+
 def test_losses_that_were_not_measured_are_said_to_be_missing():
     manifest, quantization, parity = records(method="rtn")
     for x in quantization["linears"]:

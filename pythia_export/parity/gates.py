@@ -28,7 +28,7 @@ Verdict = dict[str, Any]
 
 
 def judge(gates: Gates, parity: Json) -> list[Verdict]:
-    """One dict a gate that the recipe sets, in the recipe's order; `parity` holds the sections `export` and `cost`.
+    """One dict a gate that the recipe sets, in the recipe's order; `parity` has `corpus`, `export` and `cost`.
 
     `name`, `limit`; `confidence`, None where the figure was measured outright; `value`; `bound`, what was held to the
     limit: the value itself, or the far end of its interval, None where there is none; `outcome`; `passed`;
@@ -65,7 +65,7 @@ def _measured(name: str, limit: float, parity: Json) -> Verdict:
 
 
 def _enough(limit: int, parity: Json) -> Verdict:
-    tokens = (parity.get("cost") or {}).get("tokens", 0)
+    tokens = (parity.get("corpus") or {}).get("tokens", 0)
     outcome, more = (PASSED, None) if tokens >= limit else (INCONCLUSIVE, limit - tokens)
     return _verdict("min_tokens", limit, None, tokens, tokens, outcome, more)
 

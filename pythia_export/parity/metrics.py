@@ -25,6 +25,14 @@ CHUNK_LOGITS = 1 << 17  # logits in work at a time: 1 MiB in float64, so that a 
 _BINS = 1 << 15
 
 
+def relative_error(got: ArrayLike | None, expected: ArrayLike) -> float:
+    """Root of squares of the difference, relative to the expected; infinite of a value that is not there."""
+    if got is None:
+        return math.inf
+    e = np.asarray(expected, np.float64)
+    return float(np.linalg.norm(np.asarray(got, np.float64) - e)) / max(float(np.linalg.norm(e)), 1e-30)
+
+
 class ExportDifference:
     """Absolute difference of logits, over every token and every entry of the vocabulary, as blocks come."""
 

@@ -4,8 +4,8 @@ A. Did the export keep the numbers? `export.py`: ONNX Runtime against torch on t
    accuracy level 0 by the graph's own function and by the native kernels, and, where another level ships, at that.
 B. What did quantisation cost? `cost.py`: the artifact as it ships against the original checkpoint, on held-out text.
 
-Then the recipe's gates judge, and where one does not pass, `locate.py` says where to look first. What comes out is the
-content of `parity.json`; `docs/parity.md` describes it field by field.
+Then the recipe's gates judge, and where one does not pass, `divergence.py` or `suspects.py` says where to look first.
+What comes out is the content of `parity.json`; `docs/parity.md` describes it field by field.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from ..recipe import Export, Gates, Quantize
 from ..runtime import Session
 from . import SCHEMA, cost, export
 from .against import compare, require_same
+from .divergence import first_divergence
 from .export import Run
 from .gates import judge
-from .locate import first_divergence, suspects
 from .metrics import TokenFigures
 from .reference import Reference, Tensors
+from .suspects import suspects
 
 
 @dataclass(frozen=True)

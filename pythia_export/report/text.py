@@ -14,7 +14,7 @@ _OUTCOMES = {"passed": "green", "failed": "bold red", "inconclusive": "yellow"}
 
 
 def verdict(parity: Json, quantization: Json | None) -> RenderableType:
-    """Verdict, the two questions, gates; and the recovered share of round-to-nearest's error, where it is known."""
+    """In the order of the page; at the end the recovered share of round-to-nearest's error, where it is known."""
     word, scope = words.verdict(parity)
     parts: list[RenderableType] = [
         Text.assemble((word.upper(), _STYLES[word]), "  ", scope),
@@ -23,6 +23,8 @@ def verdict(parity: Json, quantization: Json | None) -> RenderableType:
         "",
         _cost(parity),
     ]
+    if parity["cost"]["subsets"]:
+        parts += ["", _parts(parity)]
     if parity["gates"]:
         parts += ["", _gates(parity)]
     share = words.recovered(quantization["linears"]) if quantization and quantization["method"] == "gptq" else None
@@ -52,13 +54,8 @@ def _cost(parity: Json) -> RenderableType:
     table = _table("original", "artifact", "change", "95 % interval")
     ratio, delta, kld, top = (cost[name] for name in ("ppl_ratio", "delta_nll", "kld", "same_top"))
 
-    def percent(x: float) -> str:
-        return f"{100 * (x - 1):+.2f} %"
-
     table.add_row(
-        "perplexity", words.number(cost["ppl_original"], 3), words.number(cost["ppl_quantized"], 3),
-        words.ABSENT if ratio["value"] is None else percent(ratio["value"]),
-        words.interval(ratio["low"], ratio["high"], percent),
+        "perplexity", words.number(cost["ppl_original"], 3), words.number(cost["ppl_quantized"], 3), *_change(ratio)
     )  # fmt: skip
     table.add_row(
         "nats a token", words.number(cost["nll_original"], 4), words.number(cost["nll_quantized"], 4),
@@ -76,6 +73,27 @@ def _cost(parity: Json) -> RenderableType:
         "same likeliest token", "", "", words.share(top["value"]), words.interval(top["low"], top["high"], words.share)
     )
     return _titled(words.QUESTIONS[1], note, table)
+
+
+def _parts(parity: Json) -> RenderableType:
+    table = _table("tokens", "perplexity", "95 % interval", "KL divergence")
+    for part in parity["cost"]["subsets"]:
+        name = "".join(c if c.isprintable() else " " for c in part["name"])
+        table.add_row(
+            Text(name, overflow="ellipsis", no_wrap=True), f"{part['tokens']:,}",
+            *_change(part["ppl_ratio"]), words.power(part["kld"]["mean"]),
+        )  # fmt: skip
+    return _titled("By part of the text", "change of perplexity, divergence from the original", table)
+
+
+def _change(ratio: Json) -> tuple[str, str]:
+    """Of perplexity, in percent, and its interval."""
+
+    def percent(x: float) -> str:
+        return f"{100 * (x - 1):+.2f} %"
+
+    value = words.ABSENT if ratio["value"] is None else percent(ratio["value"])
+    return value, words.interval(ratio["low"], ratio["high"], percent)
 
 
 def _gates(parity: Json) -> RenderableType:

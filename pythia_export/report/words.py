@@ -19,7 +19,7 @@ GATES = {
     "delta_nll": ("Loss", "difference to the original's, nats a token"),
     "kld_mean": ("KL divergence", "mean, nats a token"),
     "same_top": ("Same likeliest token", "share of tokens"),
-    "min_tokens": ("Held-out text", "tokens scored"),
+    "min_tokens": ("Held-out text", "tokens"),
     "regression": ("Regression", "mean KL divergence above the other artifact's"),
 }
 AT_LEAST = ("same_top", "min_tokens")  # the others are held to be at most their limits

@@ -1,20 +1,17 @@
-"""Where to look first: the first operator of a graph, or the first weights, that are not what they should be.
+"""Where to look first if the export lost the numbers: the first operator of a graph that is not what it should be.
 
-Question A, `first_divergence`. A copy of the graph gives out what every operator of interest computes. Each is held to
-torch, in float64, **on the inputs that the graph itself gave it**. So an error does not travel: behind a fault all
-other operators still agree to the last digits of float32, and a fault of 1e-5 in one layer is not drowned by the
-rounding of the layers before. One pass is looked at, then a token over the cache; then both by the native kernels.
+A copy of the graph gives out what every operator of interest computes. Each is held to torch, in float64, **on the
+inputs that the graph itself gave it**. So an error does not travel: behind a fault all other operators still agree to
+the last digits of float32, and a fault of 1e-5 in one layer is not drowned by the rounding of the layers before. One
+pass is looked at, then a token over the cache; then both by the native kernels.
 
 A value that is given out cannot be fused away: a fault of one of ONNX Runtime's fusions alone is not seen here. Then no
 operator diverges, and the answer says so.
-
-Question B, `suspects`. Each product of the artifact's weights is held to the original's, both on the original's
-activations, and its error to that of round-to-nearest on the same grid: how many times larger is it than it must be?
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +20,22 @@ import onnx
 import torch
 from torch import Tensor
 
-from ..block import UP, Block, Rotary, attention, final_norm, head
+from ..block import DENSE, DOWN, UP, Block, Rotary, attention, final_norm, head
 from ..graph.decoder import kv_cache, with_accuracy_level
 from ..graph.layout import FUSED_IN, FUSED_OUT, QKV, packed_qkv_rows
 from ..graph.ops import DOMAIN
 from ..kernels import kernels_path
-from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, cache_parts, layer_prefix
+from ..neox import EMBEDDING, LINEARS, NeoXConfig, cache_parts
 from ..progress import SILENT, Progress
-from ..quantize.rtn import rtn
-from ..recipe import Export, Quantize
+from ..recipe import Export
 from ..runtime.session import onnxruntime
+from .metrics import relative_error
 from .reference import Tensors
 
 TOKENS = 64
 # Relative to the operator's output, root of squares. Single operators of float32 stay below 1e-6.
 TOLERANCE = {"float32": 5e-6, "float16": 1e-2}
 CACHE_TOLERANCE = {"float32": 5e-6, "float16": 1e-2, "int8": 5e-2}
-WORSE_THAN_RTN = 2.0  # times; GPTQ, which also mends what the layers before did, reaches 1.7 in the demo's head
-_EXACT = 1e-3  # error that a matrix kept in float may have, of its own rounding to float16
-
-DENSE, DOWN = "attention.dense", "mlp.dense_4h_to_h"
 
 
 def first_divergence(
@@ -75,14 +68,14 @@ def first_divergence(
             ):
                 found = list(_compared(stored, config, taps.places, part, values, before))
                 checked += len(found)
-                wrong = [x for x in found if not _relative(x[3], x[4]) <= tolerance[x[1] == "RotaryAttention"]]
+                wrong = [x for x in found if not relative_error(x[3], x[4]) <= tolerance[x[1] == "RotaryAttention"]]
                 if wrong:
                     layer, op, value, got, expected = wrong[0]
                     return {
                         "layer": layer,
                         "op": op,
                         "node": value.removesuffix("/out0"),
-                        "error": None if got is None else _relative(got, expected),
+                        "error": None if got is None else relative_error(got, expected),
                         "tolerance": tolerance[op == "RotaryAttention"],
                         "way": way,
                         "speed": "function" if library is None else "native",
@@ -234,81 +227,3 @@ def _places(config: NeoXConfig, made: set[str]) -> dict[str, str]:
         places[f"{key}gelu"] = f"{path}/mlp/Gelu/out0"
         places[f"{key}residual"] = f"{path}/residual/Add/out0"
     return places | {"norm": "/final_layer_norm/LayerNormalization/out0", "logits": "logits"}
-
-
-def suspects(
-    original: Tensors,
-    stored: Tensors,
-    config: NeoXConfig,
-    quantize: Quantize,
-    window: np.ndarray,
-    progress: Progress = SILENT,
-) -> dict[str, Any]:
-    """`first`: the first entry whose error is beyond `limit` times that of round-to-nearest, or None; `worst`: the five
-    whose ratio is largest. An entry: `name`, `layer`, `error` (of the output, relative, root of squares), `rtn_error`,
-    `ratio`.
-
-    With two products a layer biases lie elsewhere, so dense and 4h_to_h are one entry.
-    """
-    found: list[dict[str, Any]] = []
-
-    def of(source: Tensors) -> Callable[[str], Tensor]:
-        return lambda name: source.tensor(name).float()
-
-    def nearest(name: str) -> Tensor:
-        base, part = name.rsplit(".", 1)
-        W = original.tensor(name).float()
-        method, scheme = quantize.linear(base)
-        if part != "weight" or base.rpartition(".")[2] not in _MATRICES or method == "none":
-            return W
-        return rtn(W, scheme.bits, scheme.group_size, scheme.symmetric).dequantize()
-
-    def entry(layer: int | None, name: str, got: Tensor, expected: Tensor, rounded: Tensor, floor: float) -> None:
-        error, by_rtn = _relative(got, expected), _relative(rounded, expected)
-        found.append(
-            {"name": name, "layer": layer, "error": error, "rtn_error": by_rtn, "ratio": error / max(by_rtn, floor)}
-        )
-
-    with torch.inference_mode(), progress.track("Looking for the first weights that differ", config.num_layers) as go:
-        ids = torch.from_numpy(window[: 4 * TOKENS].copy())
-        rotary = Rotary.of(config, len(ids), torch.float32)
-        x = of(original)(f"{EMBEDDING}.weight")[ids][None]
-        kept = {"float32": _EXACT, "float16": _EXACT, "int8": 0.02, "int4": 0.2}[quantize.embedding]
-        entry(None, EMBEDDING, of(stored)(f"{EMBEDDING}.weight")[ids][None], x, x, kept / WORSE_THAN_RTN)
-        for layer in range(config.num_layers):
-            exact, ours, by_rtn = (Block(config, layer, read) for read in (of(original), of(stored), nearest))
-            outputs = []
-            for block in (exact, ours, by_rtn):
-                for_attention, for_mlp = block.inputs(x)
-                outputs.append((block.linear(for_attention, QKV), block.linear(for_mlp, UP)))
-            prefix = layer_prefix(layer)
-            for k, name in enumerate((QKV, UP)):
-                entry(layer, f"{prefix}.{name}", outputs[1][k], outputs[0][k], outputs[2][k], _EXACT)
-            mixed, up = attention(outputs[0][0], config, rotary), torch.nn.functional.gelu(outputs[0][1])
-            sides = [(block.linear(mixed, DENSE), block.linear(up, DOWN)) for block in (exact, ours, by_rtn)]
-            if quantize.products == 2:
-                got, expected, rounded = (dense + down for dense, down in (sides[1], sides[0], sides[2]))
-                entry(layer, f"{prefix}.{FUSED_OUT}", got, expected, rounded, _EXACT)
-            else:
-                for k, name in enumerate((DENSE, DOWN)):
-                    entry(layer, f"{prefix}.{name}", sides[1][k], sides[0][k], sides[2][k], _EXACT)
-            x = x + sides[0][0] + sides[0][1]
-            go(1)
-        normed = [final_norm(x, config, of(source)) for source in (original, stored)]
-        entry(None, FINAL_NORM, normed[1], normed[0], normed[0], _EXACT / WORSE_THAN_RTN)
-        logits = [head(normed[0], read) for read in (of(original), of(stored), nearest)]
-        entry(None, HEAD, logits[1], logits[0], logits[2], _EXACT)
-    beyond = [x for x in found if not x["ratio"] <= WORSE_THAN_RTN]
-    worst = sorted(found, key=lambda x: -x["ratio"])[:5]
-    return {"limit": WORSE_THAN_RTN, "first": beyond[0] if beyond else None, "worst": worst}
-
-
-_MATRICES = {name.rpartition(".")[2] for name in LINEARS} | {HEAD}
-
-
-def _relative(got: Tensor | None, expected: Tensor) -> float:
-    """Root of squares of the difference, relative to the expected; infinite of a value that is not there."""
-    if got is None:
-        return float("inf")
-    size = float(expected.double().norm())
-    return float((got.double() - expected.double()).norm()) / max(size, 1e-30)
