@@ -27,6 +27,7 @@ from tqdm import tqdm
 from ..artifact import Artifact
 from ..errors import RecipeError
 from ..runtime import Sampling, Session, StreamDecoder, generate_batch
+from .scores import TokenScores
 
 assert lm_eval.models
 
@@ -58,6 +59,7 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
         super().__init__()
         opened = Artifact.open(Path(artifact))
         self._session = Session.open(opened, threads=threads, native=native)
+        self._log_probabilities = TokenScores(self._session.config.vocab_size)
         self.tokenizer = opened.tokenizer()
         self._rows = None if batch_size in (None, "auto") else int(batch_size)
         self._rows = self._rows or max_batch_size
@@ -103,10 +105,15 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
                 for ids, logits in zip(batch, self._last_logits(batch, max(kept[x] for x in batch)), strict=True):
                     for i in rows[ids]:
                         texts, _, continuation = requests[i]
-                        answers[i] = _score(logits[-len(continuation) :], continuation)
+                        answers[i] = self._score(logits[-len(continuation) :], np.array(continuation))
                         self.cache_hook.add_partial("loglikelihood", texts, answers[i])
                     bar.update(len(rows[ids]))
         return answers
+
+    def _score(self, logits: np.ndarray, continuation: np.ndarray) -> tuple[float, bool]:
+        """Logits [C, V] of the C tokens that came."""
+        total = float(self._log_probabilities(logits, continuation).sum())
+        return total, bool((logits.argmax(1) == continuation).all())
 
     def _batches(
         self, inputs: list[tuple[int, ...]], kept: dict[tuple[int, ...], int]
@@ -190,15 +197,6 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
             rows = min(rows, self._rows or rows)
             yield order[at : at + rows]
             at += rows
-
-
-def _score(logits: np.ndarray, continuation: list[int]) -> tuple[float, bool]:
-    """Logits [C, V] of the C tokens that came; log-softmax in float64."""
-    x = logits.astype(np.float64)
-    x -= x.max(1, keepdims=True)
-    came = np.take_along_axis(x, np.array(continuation)[:, None], 1)[:, 0]
-    total = float((came - np.log(np.exp(x).sum(1))).sum())
-    return total, bool((logits.argmax(1) == continuation).all())
 
 
 def _generation(asked: dict[str, Any], eos: str) -> tuple[tuple[str, ...], int, Sampling]:
