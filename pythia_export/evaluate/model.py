@@ -31,7 +31,7 @@ from .scores import TokenScores
 
 assert lm_eval.models
 
-TOKENS = 1024  # of a batch, padding included: more only takes memory
+TOKENS = 512  # of a batch, padding included: more only takes memory
 LOGIT_BYTES = 1 << 28  # of a batch
 MAX_NEW_TOKENS = 256  # where a task says nothing, as the harness has it
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
