@@ -2,7 +2,7 @@
 
     python benchmarks/scoring.py [--artifact build/demo] [--size 160m] [--window 512] [--rounds 5]
 
-An artifact, or the shapes of a size of the suite with random weights (int4 in groups of 128, accuracy level 4). "prefill"
+An artifact, or the shapes of a size of the suite with random weights (int4 in groups of 128, level 4). "prefill"
 is `Session.logits`, window by window: what ONNX Runtime takes, with logits of every token. "eval" is a rolling
 log-likelihood of the same windows by the harness's model; "verify" holds each token's distribution to the original's,
 whose logits are there already. "short" are requests of 16 to 96 tokens with a continuation of 4, as multiple choice has

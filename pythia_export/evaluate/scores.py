@@ -7,8 +7,6 @@ in float32, and the parts are added in float64: what is left is below 2e-6 for a
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx.parser
 
