@@ -25,7 +25,7 @@ LOOK = Path(__file__).with_name("look.js")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not looked at")
 
-SMALL_PHONE, PHONE, BETWEEN, DESKTOP = WIDTHS = 320, 390, 700, 1280
+_, PHONE, _, DESKTOP = WIDTHS = 320, 390, 700, 1280
 DARK = "--blink-settings=preferredColorScheme=0"
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..block import UP, Block, Rotary, Weights, final_norm, normalise
+from ..block import DENSE, DOWN, UP, Block, Rotary, Weights, final_norm, normalise
 from ..errors import NumericsError
 from ..graph.layout import QKV
 from ..neox import NeoXConfig, layer_prefix
@@ -27,7 +27,6 @@ from ..quantize.gptq import correction, factor, fitted_share
 from .activations import Activations
 from .problem import Moments, Problem
 
-DENSE, DOWN = "attention.dense", "mlp.dense_4h_to_h"
 CHUNK_FLOATS, CHUNK_TOKENS = 1 << 24, 8192  # of the widest activation, and of windows of tokens, computed at once
 
 
