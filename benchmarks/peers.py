@@ -80,7 +80,7 @@ from pythia_export.parity.statistics import clustered_mean
 from pythia_export.recipe import Calibration, Model, Quantize, Verify
 from pythia_export.runtime import peak_memory_bytes
 from pythia_export.stream import quantize_stream
-from pythia_export.suite import SIZES, geometry
+from pythia_export.suite import geometry, sizes
 from pythia_export.weights import WeightsReader, WeightsWriter
 
 PEER_SCRIPT = Path(__file__).absolute().with_name("_gptqmodel_peer.py")
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, required=True, help="interpreter of an environment with GPTQModel")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--model", type=Path, help="local checkpoint directory; the demo when left out")
-    where.add_argument("--random", choices=SIZES, help="random weights of this size's shapes")
+    where.add_argument("--random", choices=sizes(), help="random weights of this size's shapes")
     parser.add_argument("--groups", type=int, nargs="+", default=[128, -1], help="-1 is one scale a row")
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument("--length", type=int, default=512, help="tokens a window")

@@ -89,7 +89,9 @@ def _from_hub(repo: str, revision: str, progress: Progress) -> Pulled:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if wrong := known_bad(repo, revision):
-        raise SourceError(f"{repo} at {revision} {wrong}", hint="Choose another step; the weights would be wrong.")
+        raise SourceError(
+            f"{repo} at {revision} {wrong.reported}", hint="Choose another step; the weights would be wrong."
+        )
     try:
         return _fetched(repo, revision, progress)
     except PythiaExportError:

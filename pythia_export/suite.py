@@ -1,68 +1,276 @@
-"""The Pythia suite: its sizes, its revisions, and hub revisions that are known to hold wrong weights.
+"""The Pythia suite: every model and revision, how they are called, and what is known to be wrong with them.
 
-Geometry is that of the published configurations; the table is what `plan` and the graph tests read, so that nothing has
-to be pulled to know a model's size.
+The facts lie in `suite.toml`, so that `plan`, `models` and the tests know a model without pulling it.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
-from .neox import NeoXConfig
+from .errors import IntegrityError, RecipeError
+from .neox import HEAD, NeoXConfig, linear_shape
 
-# hidden, layers, heads, vocabulary (padded to the training setup's multiple)
-_SIZES = {
-    "14m": (128, 6, 4, 50304),
-    "31m": (256, 6, 8, 50304),
-    "70m": (512, 6, 8, 50304),
-    "160m": (768, 12, 12, 50304),
-    "410m": (1024, 24, 16, 50304),
-    "1b": (2048, 16, 8, 50304),
-    "1.4b": (2048, 24, 16, 50304),
-    "2.8b": (2560, 32, 32, 50304),
-    "6.9b": (4096, 32, 32, 50432),
-    "12b": (5120, 36, 40, 50688),
-}
-SIZES = tuple(_SIZES)
+Family = Literal["v1", "v0", "polypythias", "intervention"]
+Data = Literal["standard", "deduped"]
+ISSUES = "https://github.com/EleutherAI/pythia/issues/"
+ORGANISATION = "EleutherAI/"
 
-# Trained on the Pile as it is, and on the Pile without its near-duplicates.
-MODELS = (*(f"EleutherAI/pythia-{size}" for size in SIZES), *(f"EleutherAI/pythia-{size}-deduped" for size in SIZES))
+# Powers of two to 512, then every thousand; `main` is step143000.
+_THOUSANDS = tuple(f"step{1000 * i}" for i in range(1, 144))
+REVISIONS = ("step0", *(f"step{2**i}" for i in range(10)), *_THOUSANDS)
+_STEPS: dict[str, tuple[str, ...]] = {"all": REVISIONS, "thousands": _THOUSANDS, "unknown": ()}
 
-# 154 of them: powers of two to 512, then every thousand; `main` is step143000.
-REVISIONS = ("step0", *(f"step{2**i}" for i in range(10)), *(f"step{1000 * i}" for i in range(1, 144)))
 
-_THOUSANDS_OF_2_8B = (*range(1, 54), 55, 60, 65, 70, 80, 90, 100, 103, 110, 120, 130, 140)
-_SECOND_OF_2_8B = (54, 56, 57, 58, 59, 61, 62, 63, 64, 143)
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with some revisions of a model. A `note` is told, the others are refused."""
 
-# repository -> revision -> what is wrong; reported in the issues of github.com/EleutherAI/pythia.
-# Not here: pythia-12b-deduped at step32000 (issue 108, uploaded anew since), and that every model's step0 and step1 are
-# the same weights (issue 83), which may be what training did.
-_KNOWN_BAD = {
-    "EleutherAI/pythia-2.8b": {
-        **{r: "serves the weights of main (issue 205)" for r in REVISIONS[:11]},
-        **{f"step{n}000": "serves the weights of main (issue 205)" for n in _THOUSANDS_OF_2_8B},
-        **{f"step{n}000": "shares one file with nine other steps (issue 205)" for n in _SECOND_OF_2_8B},
-    },
-    "EleutherAI/pythia-12b": {
-        f"step{n}000": "its first shard is that of the final checkpoint (issue 206)" for n in (50, 58)
-    },
-    "EleutherAI/pythia-410m-seed9": {"step40000": "has no weights (issue 202)"},
-    "EleutherAI/pythia-410m-seed6": {"step88000": "has no weights (issue 202)"},
-    "EleutherAI/pythia-410m-seed2": {"step111000": "has no weights (issue 202)"},
-}
+    kind: Literal["duplicate", "mixed", "missing", "note"]
+    what: str
+    revisions: tuple[str, ...]
+    issue: int | None = None
 
-_NAME = re.compile(r"^EleutherAI/pythia-(?:intervention-)?(\d+(?:\.\d+)?[mb])(?:-|$)")
+    @property
+    def reported(self) -> str:
+        return f"{self.what} (issue {self.issue})" if self.issue is not None else self.what
+
+
+@dataclass(frozen=True)
+class Pythia:
+    """One model of the suite. `revisions` are its training steps on the hub, without `main`; empty where unknown."""
+
+    id: str
+    size: str
+    family: Family
+    data: Data
+    config: NeoXConfig
+    revisions: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    trained_in: str
+    formerly: str | None
+
+    @property
+    def name(self) -> str:
+        return self.id.removeprefix(ORGANISATION)
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """Without embedding and head, as the scaling literature counts."""
+        rows, columns = linear_shape(self.config, HEAD)
+        return self.config.parameters - 2 * rows * columns
+
+    @property
+    def training_order(self) -> str:
+        """The hub data set of what it was trained on, in order; the PolyPythias had orders of their own."""
+        return f"EleutherAI/pile-{self.data}-pythia-preshuffled"
+
+    def to_json(self) -> dict[str, Any]:
+        c = self.config
+        return {
+            "id": self.id,
+            "size": self.size,
+            "formerly": self.formerly,
+            "family": self.family,
+            "data": self.data,
+            "parameters": c.parameters,
+            "non_embedding_parameters": self.non_embedding_parameters,
+            "hidden_size": c.hidden_size,
+            "num_layers": c.num_layers,
+            "num_heads": c.num_heads,
+            "head_dim": c.head_dim,
+            "rotary_dim": c.rotary_dim,
+            "intermediate_size": c.intermediate_size,
+            "vocab_size": c.vocab_size,
+            "trained_in": self.trained_in,
+            "float16_bytes": 2 * c.parameters,
+            "revisions": ["main", *self.revisions],
+            "problems": [
+                {"kind": p.kind, "what": p.what, "issue": p.issue, "revisions": list(p.revisions)}
+                for p in self.problems
+            ],
+        }
+
+
+@cache
+def _facts() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("suite.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def suite() -> dict[str, Pythia]:
+    """Every model by its hub id, in the order of families and sizes."""
+    facts = _facts()
+    sizes = {s["name"]: s for s in facts["size"]}
+    models: dict[str, Pythia] = {}
+    for family in facts["family"]:
+        for size in family["sizes"]:
+            for seed in range(1, family.get("seeds", 1) + 1):
+                name = family["name"].format(size=size, seed=seed)
+                own = [p for p in facts["problem"] if p["model"] in (name, "*")]
+                problems = (_problem(p, _STEPS[family["steps"]]) for p in own)
+                models[ORGANISATION + name] = Pythia(
+                    ORGANISATION + name, size, family["family"], family["data"], _config(sizes[size]),
+                    _STEPS[family["steps"]], tuple(p for p in problems if p is not None),
+                    sizes[size].get("trained_in", "float16"), sizes[size].get("formerly"),
+                )  # fmt: skip
+    return models
+
+
+def sizes() -> tuple[str, ...]:
+    return tuple(size["name"] for size in _facts()["size"])
+
+
+def _config(size: dict[str, Any]) -> NeoXConfig:
+    return NeoXConfig(size["vocab"], size["hidden"], size["layers"], size["heads"], 4 * size["hidden"])
+
+
+def _problem(raw: dict[str, Any], steps: tuple[str, ...]) -> Problem | None:
+    """Of a model with these steps; None when it concerns steps that the model does not have."""
+    listed: list[str] = []
+    for entry in raw["revisions"]:
+        first, _, last = entry.partition("-")
+        listed += [s for s in steps if int(first) <= int(s.removeprefix("step")) <= int(last or first)]
+    if raw["revisions"] and not listed:
+        return None
+    return Problem(raw["kind"], raw["what"], tuple(listed), raw.get("issue"))
+
+
+def find(model_id: str | None) -> Pythia | None:
+    """A model by its hub id; None when it is not in the catalogue."""
+    return suite().get(model_id or "")
+
+
+_GEOMETRY = re.compile(r"^EleutherAI/pythia-(?:intervention-)?(\d+(?:\.\d+)?[mb])(?:-|$)")
 
 
 def geometry(model_id: str | None) -> NeoXConfig | None:
-    """Configuration of a hub model by its id, `EleutherAI/pythia-410m-deduped` say; None when it is no Pythia's."""
-    match = _NAME.match(model_id or "")
-    if match is None or match[1] not in _SIZES:
-        return None
-    hidden, layers, heads, vocab = _SIZES[match[1]]
-    return NeoXConfig(vocab, hidden, layers, heads, 4 * hidden)
+    """Configuration of a hub model by its id; also of a variant that is not listed, by the size in its name. None when
+    it is no Pythia's."""
+    match = _GEOMETRY.match(model_id or "")
+    size = match and next((s for s in _facts()["size"] if s["name"] == match[1]), None)
+    return _config(size) if size else None
 
 
-def known_bad(model_id: str, revision: str) -> str | None:
+def known_bad(model_id: str, revision: str) -> Problem | None:
     """What is wrong with a hub revision, or None when nothing is known."""
-    return _KNOWN_BAD.get(model_id, {}).get(revision)
+    model = find(model_id)
+    problems = model.problems if model is not None else ()
+    return next((p for p in problems if p.kind != "note" and revision in p.revisions), None)
+
+
+def notes(model_id: str, revision: str) -> list[str]:
+    """What the reader of a result of this revision should know."""
+    model = find(model_id)
+    problems = model.problems if model is not None else ()
+    told = (p for p in problems if p.kind == "note" and (not p.revisions or revision in p.revisions))
+    return [f"{' '.join((model_id, ' and '.join(p.revisions))).strip()}: {p.reported}" for p in told]
+
+
+def resolve(name: str) -> tuple[str, str | None]:
+    """Hub id and revision (None when there is none) that a name stands for.
+
+    `410m`, `pythia-410m-deduped@step3000`, `410m-seed3@step512` and full ids, whatever their case. `demo` stands for
+    itself, and so does an id with its owner that is not in the catalogue: it need not be of the suite.
+
+    Raises:
+        RecipeError: no such model (with the nearest names), a name of before 2023, a step that the model does not have.
+    """
+    asked, _, revision = name.partition("@")
+    found = _named(asked)
+    if found is None:
+        if "/" in asked or asked == "demo":
+            return asked, revision or None
+        raise RecipeError(f"no model called `{asked}`", hint=suggestion(asked))
+    return found.id, _step(found, revision) if revision else None
+
+
+def named(name: str) -> Pythia | None:
+    """The model that a name stands for exactly; None when there is none."""
+    return _named(name.partition("@")[0])
+
+
+def matching(words: str) -> list[Pythia]:
+    """The models whose names hold every word; a word that is a size is that size alone: `1b` is not `31m` or `1.4b`."""
+    wanted = _short(words).replace("-", " ").split()
+    known = sizes()
+    return [
+        m for m in suite().values()
+        if all(w == m.size if w in known else w in (m.family, m.data) or w in m.name for w in wanted)
+    ]  # fmt: skip
+
+
+def former_name(name: str) -> str | None:
+    """What to know about a name of before 2023, `350M` say; None for any other."""
+    short = _short(name)
+    for size in _facts()["size"]:
+        old, new = size.get("formerly"), size["name"]
+        if old is not None and re.fullmatch(rf"{re.escape(old)}(-deduped)?(-v0)?", short):
+            today = short.replace(old, new, 1).removesuffix("-v0")
+            return (
+                f"{old.upper()} is what {new} was called until January 2023, when parameters were counted without "
+                f"embeddings. Weights of that time are {ORGANISATION}pythia-{today}-v0; "
+                f"{ORGANISATION}pythia-{today} was trained again since"
+            )
+    return None
+
+
+def require_same_geometry(model_id: str, config: NeoXConfig, where: str) -> None:
+    """Hold a configuration to the catalogue's.
+
+    Raises:
+        IntegrityError: it is that of another model; the message names the field.
+    """
+    expected = geometry(model_id)
+    if expected is None:
+        return
+    for field in expected.__dataclass_fields__:
+        found, listed = getattr(config, field), getattr(expected, field)
+        if found != listed:
+            raise IntegrityError(
+                f"{where}: {field} is {found}, which makes {config.parameters:,} parameters; {model_id} has {listed} "
+                f"and {expected.parameters:,}",
+                hint="This is not the model that its name says. Was it padded, cut or uploaded to another's place?",
+            )
+
+
+def _short(name: str) -> str:
+    return name.strip().lower().removeprefix(ORGANISATION.lower()).removeprefix("pythia-")
+
+
+def _named(asked: str) -> Pythia | None:
+    if "/" in asked and not asked.lower().startswith(ORGANISATION.lower()):
+        return None
+    wanted = _short(asked)
+    return next((m for m in suite().values() if _short(m.id) == wanted), None)
+
+
+def suggestion(asked: str) -> str:
+    """For a name that is none: the nearest of the suite, or what an old name stands for."""
+    if old := former_name(asked):
+        return f"{old}."
+    names = {_short(m.id): m.name for m in suite().values()}
+    near = difflib.get_close_matches(_short(asked), names, n=3, cutoff=0.6)
+    if near:
+        return f"Did you mean {', '.join(names[n] for n in near)}?"
+    return "`pythia-export models` lists them; a model of another owner is named with its owner, owner/name."
+
+
+def _step(model: Pythia, revision: str) -> str:
+    match = re.fullmatch(r"(?:step)?(\d{1,6})", revision)
+    if match is None or not model.revisions:  # main, a tag, a commit
+        return revision
+    step = f"step{int(match[1])}"
+    if step not in model.revisions:
+        near = sorted(model.revisions, key=lambda s: abs(int(s.removeprefix("step")) - int(match[1])))[:2]
+        raise RecipeError(
+            f"{model.id} has no {step}; the nearest are {' and '.join(near)}",
+            hint=f"Its steps are {'0, 1, 2, 4, ... 512, then ' if model.revisions == REVISIONS else ''}every thousand "
+            "to 143000.",
+        )
+    return step

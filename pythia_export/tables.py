@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .dequantize import Dequantized
     from .pipeline import Plan
     from .recipe import Recipe
+    from .suite import Pythia
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -169,6 +171,89 @@ def eval_table(result: Mapping[str, Any]) -> Group:
     if known:
         said += "\nPublished: EleutherAI/pythia, evals/pythia-v1, zero-shot, half precision, the harness of 2023"
     return Group(table, Text(said, style="dim"))
+
+
+def models_table(models: Iterable[Pythia]) -> RenderableType:
+    """One row a model; seeds of one model share a row. What is wrong with revisions stands below."""
+    listed = list(models)
+    table = _table(
+        "",
+        "Model",
+        ">Parameters",
+        ">Non-embedding",
+        ">Layers",
+        ">Hidden",
+        ">Heads",
+        ">Vocabulary",
+        ">float16",
+        ">Steps",
+    )
+    family = None
+    for name, model in _seeds_together(listed):
+        if family not in (None, model.family):
+            table.add_section()
+            table.add_row("")
+        family, c = model.family, model.config
+        sizes = (c.parameters, model.non_embedding_parameters, c.num_layers, c.hidden_size, c.num_heads, c.vocab_size)
+        steps = str(len(model.revisions)) if model.revisions else "?"
+        table.add_row(name, *(f"{n:,}" for n in sizes), decimal(2 * c.parameters), steps)
+    lines = [
+        f"{model.name}: {_steps(p.revisions)}{p.reported}"
+        for model in listed for p in model.problems if p.kind != "note" or len(listed) <= 4
+    ]  # fmt: skip
+    wrong = (
+        [Text("\n".join(["", "Known problems:", *(f"  {line}" for line in lines)]), style="yellow")] if lines else []
+    )
+    return Group(table, *wrong)
+
+
+def _seeds_together(models: list[Pythia]) -> Iterable[tuple[str, Pythia]]:
+    """`pythia-14m-seed1 ... 9` for models that follow one another and differ in their seed alone."""
+    groups: dict[str, list[Pythia]] = {}
+    for model in models:
+        groups.setdefault(re.sub(r"(?<=seed)\d+$", "", model.name), []).append(model)
+    for together in groups.values():
+        last = "" if len(together) == 1 else f" ... {re.sub(r'.*seed', '', together[-1].name)}"
+        yield together[0].name + last, together[0]
+
+
+def model_view(model: Pythia, revision: str | None = None) -> RenderableType:
+    c = model.config
+    steps = "not established" if not model.revisions else f"main and {len(model.revisions)}: {_steps(model.revisions)}"
+    facts = {
+        "Model": model.id + (f" at {revision}" if revision else ""),
+        "Family": f"{model.family}, trained on the Pile" + (" without its duplicates" * (model.data == "deduped")),
+        "Called": f"{model.formerly} until January 2023" if model.formerly else "",
+        "Parameters": f"{c.parameters:,}, of which {model.non_embedding_parameters:,} outside embedding and head",
+        "Geometry": f"{c.num_layers} layers, hidden {c.hidden_size}, {c.num_heads} heads of {c.head_dim}, "
+        f"{c.rotary_dim} of them rotary, feed-forward {c.intermediate_size}",
+        "Vocabulary": f"{c.vocab_size:,}, padded from the tokenizer's 50,277",
+        "Trained in": f"{model.trained_in}; as float16 its weights are {decimal(2 * c.parameters)}",
+        "Revisions": steps.removesuffix(": "),
+        "Trained on": model.training_order if model.family in ("v1", "v0") else "",
+    }
+    lines = [
+        f"{_steps(p.revisions)}{p.reported}" for p in model.problems
+        if revision is None or not p.revisions or revision in p.revisions
+    ]  # fmt: skip
+    wrong = (
+        [Text("\n".join(["", "Known problems:", *(f"  {line}" for line in lines)]), style="yellow")] if lines else []
+    )
+    return Group(_facts({name: value for name, value in facts.items() if value}), *wrong)
+
+
+def _steps(revisions: tuple[str, ...]) -> str:
+    """`step1000 ... step53000, step55000: ` of revisions in their order; runs of the thousands are shortened."""
+    numbers = [int(r.removeprefix("step")) for r in revisions]
+    runs: list[list[int]] = []
+    for n in numbers:
+        follows = runs and n == max(runs[-1][-1] + 1000 if runs[-1][-1] >= 1000 else 2 * runs[-1][-1], 1)
+        if follows:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    spelt = (f"step{r[0]}" if len(r) == 1 else f"step{r[0]} {'...' if len(r) > 2 else 'and'} step{r[-1]}" for r in runs)
+    return ", ".join(spelt) + ": " if numbers else ""
 
 
 def _figure(value: float | None, stderr: float | None) -> tuple[str, str]:

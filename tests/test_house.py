@@ -24,7 +24,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Arrows within a floor. Floor 0 is a small order of its own; a room may also import the errors that everyone raises.
 ALLOWED = {
-    ("neox", "errors"), ("recipe", "errors"), ("recipe", "neox"), ("suite", "neox"),
+    ("neox", "errors"), ("recipe", "errors"), ("recipe", "neox"), ("recipe", "suite"), ("suite", "errors"),
+    ("suite", "neox"),
     ("block", "graph"),  # the rotary tables are those that the graph stores
     ("runtime", "artifact"),  # a session opens an artifact; for type checkers alone
     ("cli", "console"), ("cli", "github"), ("cli", "tables"), ("__main__", "cli"),

@@ -148,7 +148,7 @@ def test_offline_uses_the_cache_and_says_when_it_cannot(small_hub, tmp_path):
 
 
 FAILURES = {
-    f"{REPO}@step3001": (3, "no such revision"),
+    f"{REPO}@not-a-branch": (3, "no such revision"),
     "EleutherAI/pythia-15m@main": (3, "no such repository"),
     f"{REPO}@step4000": (3, "only pytorch_model.bin"),
     f"{REPO}@step2000": (4, "not a file beside it"),

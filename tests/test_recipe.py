@@ -9,7 +9,7 @@ import pytest
 from pythia_export.errors import RecipeError
 from pythia_export.neox import HEAD
 from pythia_export.recipe import Export, Override, Quantize, Recipe, load_recipe, parse_recipe, recipe_names
-from pythia_export.suite import SIZES, geometry
+from pythia_export.suite import geometry, sizes
 
 MINIMAL = {
     "model": {"id": "demo"},
@@ -24,7 +24,7 @@ def changed(**sections) -> dict:
 
 def test_every_size_ships_at_both_widths():
     names = recipe_names()
-    assert {f"pythia-{size}-{bits}" for size in SIZES for bits in ("int4", "int8")} <= set(names)
+    assert {f"pythia-{size}-{bits}" for size in sizes() for bits in ("int4", "int8")} <= set(names)
     assert {"demo", "demo-int8"} <= set(names)
 
 
@@ -55,6 +55,9 @@ def test_a_shipped_recipe_parses_and_never_ships_the_slow_kernel(name):
         ({"calibration": {"samples": 0}}, "`calibration.samples`"),
         ({"calibration": {"source": "hub"}}, "needs `dataset` and `file`"),
         ({"calibration": {"source": "file"}}, "needs `path`"),
+        ({"model": {"id": "401m"}}, "no model called `401m`. Did you mean pythia-410m?"),
+        ({"model": {"id": "410m@step500"}}, "no step500; the nearest are"),
+        ({"model": {"id": "410m@step512", "revision": "step3000"}}, "`revision` another"),
         ({"model": {"path": "x"}}, "either `id` or `path`"),
         ({"export": {"dtype": "float16"}}, "target = 'cuda'"),
         ({"verify": {"gates": {"ppl_ratio": 0.9}}}, "`verify.gates.ppl_ratio.limit`: Input should be greater than 1"),
@@ -122,3 +125,11 @@ def test_a_recipe_survives_its_own_json():
         assert parse_recipe(json.loads(recipe.model_dump_json())) == recipe
     assert "group_size" in json.dumps(Recipe.model_json_schema())
     assert Export().accuracy_level in (0, 4)
+
+
+def test_a_short_name_becomes_the_hubs_id_and_revision():
+    model = parse_recipe(changed(model={"id": "410m-deduped@step3000"})).model
+    assert (model.id, model.revision) == ("EleutherAI/pythia-410m-deduped", "step3000")
+    model = parse_recipe(changed(model={"id": "pythia-70m", "revision": "512"})).model
+    assert (model.id, model.revision) == ("EleutherAI/pythia-70m", "step512")
+    assert parse_recipe(changed(model={"id": "demo"})).model.revision == "main"

@@ -1,0 +1,226 @@
+"""Commands that make and prove artifacts, from a recipe to its verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..errors import EXIT_GATE, OutputError
+from .shared import (
+    ArtifactFolder,
+    Json,
+    JUnit,
+    Out,
+    Overwrite,
+    RecipeName,
+    Resume,
+    app,
+    examples,
+    print_json,
+    print_verdict,
+    progress_bars,
+    recipe_called,
+    require_writable,
+    say,
+    show,
+)
+
+if TYPE_CHECKING:
+    from ..pipeline import Outcome
+
+
+@app.command(
+    epilog=examples(
+        "pythia-export run demo --out build/demo",
+        "pythia-export run pythia-160m-int4 --out models/pythia-160m",
+        "pythia-export run my.toml --out out --overwrite --json",
+        "pythia-export run pythia-6.9b-int4 --out models/pythia-6.9b --resume",
+    )
+)
+def run(
+    recipe: RecipeName,
+    out: Out,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    junit: JUnit = None,
+    as_json: Json = False,
+) -> None:
+    """The whole job: pull, quantise, export, prove, publish.
+
+    Exit code 10 means that a gate of the recipe failed; the artifact is published all the same, with that verdict.
+    """
+    from .. import pipeline
+
+    require_writable(junit)
+    with progress_bars() as progress:
+        outcome = pipeline.run(recipe_called(recipe), out, overwrite=overwrite, resume=resume, progress=progress)
+    assert outcome.parity is not None
+    if as_json:
+        print_json(_outcome(outcome))
+    else:
+        print_verdict(outcome.parity, outcome.quantization)
+        _print_outcome(outcome)
+        show(f"Report    {outcome.folder / 'report.html'}")
+    conclude(outcome.parity, junit)
+
+
+@app.command(epilog=examples("pythia-export plan pythia-2.8b-int4", "pythia-export plan my.toml --json"))
+def plan(recipe: RecipeName, as_json: Json = False) -> None:
+    """Sizes, memory and steps of a recipe. Pulls nothing."""
+    from dataclasses import asdict
+
+    from .. import pipeline
+    from ..tables import plan_view
+
+    planned = pipeline.plan(recipe_called(recipe))
+    if as_json:
+        print_json(asdict(planned))
+    else:
+        show(plan_view(planned))
+
+
+@app.command(epilog=examples("pythia-export pull pythia-410m-int4", "HF_HOME=/data/hub pythia-export pull my.toml"))
+def pull(recipe: RecipeName) -> None:
+    """Fetch a recipe's checkpoint, pin it to its commit, and check it. Prints where it lies."""
+    from .. import pipeline
+
+    with progress_bars() as progress:
+        pulled = pipeline.pull(recipe_called(recipe), progress)
+    say(f"{pulled.name} at {pulled.revision} is {pulled.commit}")
+    show(str(pulled.folder))
+
+
+@app.command(epilog=examples("pythia-export quantize pythia-160m-int4 --out weights/160m"))
+def quantize(recipe: RecipeName, out: Out, overwrite: Overwrite = False, resume: Resume = False) -> None:
+    """Only the weights: quantised, streamed layer by layer, for `export` to build graphs over."""
+    from .. import pipeline
+    from ..tables import losses_table
+
+    with progress_bars() as progress:
+        outcome = pipeline.quantize(recipe_called(recipe), out, overwrite=overwrite, resume=resume, progress=progress)
+    assert outcome.quantization is not None
+    show(losses_table(outcome.quantization))
+    _print_outcome(outcome)
+
+
+@app.command(
+    epilog=examples(
+        "pythia-export export weights/160m --out models/160m",
+        "pythia-export export models/160m --out models/160m-gqa --rotary gqa --accuracy-level 0",
+    )
+)
+def export(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="What `quantize` wrote, or an artifact.")],
+    out: Out,
+    rotary: Annotated[
+        Literal["custom", "gqa", "onnx"] | None,
+        typer.Option(help="Form of rotary attention; the recipe's if not given."),
+    ] = None,
+    accuracy_level: Annotated[
+        int | None, typer.Option(help="Of MatMulNBits: 0 keeps activations in float, 4 makes them int8.")
+    ] = None,
+    target: Annotated[Literal["cpu", "cuda", "web"] | None, typer.Option(help="Where the graph will run.")] = None,
+    kv_cache: Annotated[
+        Literal["float32", "float16", "int8"] | None, typer.Option(help="Type of cached keys and values.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Build a graph over weights that are quantised already. Not yet proved: `verify` does that."""
+    from .. import pipeline
+
+    with progress_bars() as progress:
+        outcome = pipeline.export(
+            weights,
+            out,
+            rotary=rotary,
+            accuracy_level=accuracy_level,
+            target=target,
+            kv_cache=kv_cache,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _print_outcome(outcome)
+
+
+@app.command(
+    epilog=examples(
+        "pythia-export verify build/demo",
+        "pythia-export verify models/160m --tokens 262144",
+        "pythia-export verify build/new --against build/old/parity.json",
+        "pythia-export verify build/demo --rtn --per-token tokens.parquet",
+        "pythia-export verify build/demo --junit parity.xml",
+    )
+)
+def verify(
+    artifact: ArtifactFolder,
+    tokens: Annotated[
+        int | None, typer.Option(min=64, help="Held-out tokens to score; the recipe's if not given.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another artifact's parity.json: compare with it, token by token, and fail if worse."),
+    ] = None,
+    rtn: Annotated[bool, typer.Option("--rtn", help="Also round to nearest, and say what GPTQ recovered.")] = False,
+    per_token: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a Parquet table, one row a token (needs pyarrow).")
+    ] = None,
+    junit: JUnit = None,
+    as_json: Json = False,
+) -> None:
+    """Prove an artifact against its original again, and put verdict and report into it.
+
+    Exit code 10: a gate did not pass. It failed, or it is inconclusive: then more --tokens decide.
+    """
+    from .. import pipeline
+
+    for file in (junit, per_token):
+        require_writable(file)
+    with progress_bars() as progress:
+        parity = pipeline.verify(
+            artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, progress=progress
+        )
+    if as_json:
+        print_json(parity)
+    else:
+        print_verdict(parity, None)
+        show(f"Report    {artifact / 'report.html'}")
+    conclude(parity, junit)
+
+
+def conclude(parity: dict[str, Any], junit: Path | None) -> None:
+    """Tell the CI system, if one is there, and exit by the gates."""
+    from ..artifact import write_atomically
+    from ..github import announce
+    from ..report import words
+    from ..report.junit import junit as as_junit
+
+    for line in words.unmet(parity):
+        say(line)
+    try:
+        if junit is not None:
+            write_atomically(junit, as_junit(parity).encode())
+        for annotation in announce(parity):
+            typer.echo(annotation, err=True)  # the runner reads both streams; --json has stdout to itself
+    except OSError as e:
+        raise OutputError(f"the verdict could not be written for CI: {e}") from e
+    if not parity["passed"]:
+        raise typer.Exit(EXIT_GATE)
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "folder": str(outcome.folder),
+        "quantization": outcome.quantization,
+        "parity": outcome.parity,
+        "seconds": outcome.seconds,
+    }
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    from rich.filesize import decimal
+
+    size = sum(path.stat().st_size for path in outcome.folder.rglob("*") if path.is_file())
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.seconds.items())
+    show(f"Artifact  {outcome.folder} ({decimal(size)}; {stages})")

@@ -1,0 +1,156 @@
+"""What every command shares: the application and its errors, the options that several commands have, and how they
+print. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from typer.core import TyperGroup
+
+from .. import __version__
+from ..errors import OutputError, PythiaExportError
+
+if TYPE_CHECKING:
+    from ..progress import Progress
+    from ..recipe import Recipe
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _Commands(TyperGroup):
+    """What a user can cause becomes a message and an exit code here, once for all commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # `--debug` is wanted after something failed: accept it at the end of the line that failed.
+        if "--debug" in args:
+            args = ["--debug", *(x for x in args if x != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("Interrupted. What was there before is intact; --resume goes on after the last finished layer.")
+            raise typer.Exit(INTERRUPTED) from None
+        except PythiaExportError as e:
+            fail(e, ctx.params.get("debug", False))
+        except MemoryError as e:
+            from ..errors import ResourceError
+
+            hint = "Fewer calibration samples, or a shorter sequence_length; `pythia-export plan` estimates the need."
+            fail(ResourceError(f"not enough memory: {e}".removesuffix(": "), hint=hint), ctx.params.get("debug", False))
+        except ModuleNotFoundError as e:
+            from ..errors import EnvironmentProblem
+
+            problem = EnvironmentProblem(f"this command needs {e.name}, which is not installed", hint=_REINSTALL)
+            fail(problem, ctx.params.get("debug", False))
+
+
+_REINSTALL = "pip install pythia-export, in a virtual environment of its own."
+
+
+app = typer.Typer(
+    name="pythia-export",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")]
+ArtifactFolder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A directory that `run` or `export` wrote.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Directory to publish; made whole, or not at all.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there, once this is whole.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last layer that an interrupted run finished.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+JUnit = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Write the verdict as JUnit XML, one case a gate.")
+]
+
+
+def examples(*lines: str) -> str:
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
+@app.callback(
+    epilog=examples(
+        "pythia-export run demo --out build/demo",
+        "pythia-export generate build/demo --prompt 'def main('",
+    )
+)
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=lambda v: _version(v), is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Quantise Pythia checkpoints, export them to ONNX, and prove the result against the original."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pythia-export {__version__}")
+        raise typer.Exit
+
+
+def recipe_called(name: str) -> Recipe:
+    from ..recipe import load_recipe
+
+    return load_recipe(name)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    from ..console import Bars
+
+    with Bars(stderr()) as bars:
+        yield bars
+
+
+def require_writable(file: Path | None) -> None:
+    """Before the long part."""
+    if file is not None and file.is_dir():
+        raise OutputError(f"{file} is a folder; a file to write was expected", hint=f"{file / 'a-name'}, for example.")
+    if file is not None and not file.absolute().parent.is_dir():
+        raise OutputError(f"{file}: there is no folder {file.absolute().parent}", hint="Create it first.")
+
+
+def fail(error: PythiaExportError, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    say(f"Error: {error}" + (f"\nHint: {error.hint}" if error.hint else ""))
+    raise typer.Exit(error.exit_code)
+
+
+def print_verdict(parity: dict[str, Any], quantization: dict[str, Any] | None) -> None:
+    from ..report.text import verdict
+
+    show(verdict(parity, quantization))
+
+
+def show(what: RenderableType) -> None:
+    # A pipe or a CI log has no width: rich would take 80 columns and cut the tables' last one.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    Console(markup=False, highlight=False, emoji=False, width=width).print(what, soft_wrap=isinstance(what, str))
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def say(message: str) -> None:
+    stderr().print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def stderr() -> Console:
+    return Console(stderr=True, emoji=False)

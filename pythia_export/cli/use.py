@@ -1,0 +1,229 @@
+"""Commands that take a finished artifact: look into it, run it, measure it, turn it back."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..errors import RecipeError
+from .shared import (
+    ArtifactFolder,
+    Json,
+    app,
+    examples,
+    print_json,
+    print_verdict,
+    progress_bars,
+    say,
+    show,
+    stderr,
+)
+
+
+@app.command(epilog=examples("pythia-export inspect build/demo", "pythia-export inspect build/demo --json"))
+def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
+    """Hash every file again and show where the artifact comes from, what it holds and what was proved of it."""
+    from ..artifact import Artifact
+    from ..graph.layout import layout
+    from ..graph.targets import warnings
+    from ..parity import SCHEMA
+    from ..runtime import MODEL, speed_here
+    from ..tables import artifact_view
+
+    opened = Artifact.open(artifact)
+    opened.check()
+
+    def read(name: str) -> Any:
+        return opened.read_json(name) if name in opened.manifest["files"] else None
+
+    quantization, parity, speed = read("quantization.json"), read("parity.json"), ("none", "there is no graph")
+    if MODEL in opened.manifest["files"]:  # `quantize` writes weights alone
+        speed = speed_here(opened)
+    q, chosen = opened.recipe.quantize, opened.recipe.export
+    warned = warnings(layout(opened.config, q, chosen.dtype), chosen)
+    if as_json:
+        here = {"speed": speed[0], "why": speed[1], "warnings": warned}
+        print_json({"manifest": opened.manifest, "here": here, "quantization": quantization, "parity": parity})
+        return
+    show(artifact_view(opened, quantization, speed, warned))
+    show("")
+    if parity is None or parity["schema"] != SCHEMA:
+        found = "Not verified" if parity is None else "Verified by another version"
+        show(f"{found}. `pythia-export verify {artifact}` proves it.")
+    else:
+        print_verdict(parity, quantization)
+
+
+@app.command(
+    epilog=examples(
+        "pythia-export generate build/demo --prompt 'import '",
+        "pythia-export generate models/160m --temperature 0.8 --top-p 0.95 --seed 1 < prompt.txt",
+    )
+)
+def generate(
+    artifact: ArtifactFolder,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Read from stdin if not given.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token every time.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest that sum to p.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes the draws repeatable.")] = None,
+    native: Annotated[bool, typer.Option(help="By the native kernels, where they are built.")] = True,
+) -> None:
+    """Continue a prompt; the text appears as it comes, its speed on stderr at the end."""
+    from .. import runtime
+    from ..artifact import Artifact
+
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise RecipeError("no prompt", hint="Give --prompt TEXT, or pipe the text in.")
+        prompt = sys.stdin.read().removesuffix("\n")
+    opened = Artifact.open(artifact)
+    tokenizer, session = opened.tokenizer(), runtime.Session.open(opened, native=native)
+    ids, text = tokenizer.encode(prompt).ids, runtime.StreamDecoder(tokenizer)
+    tokens = runtime.generate(
+        session, tokenizer, ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    if sys.stderr.isatty():
+        stderr().print(prompt, end="", style="dim", soft_wrap=True)
+    began = time.perf_counter()
+    first, n = began, 0
+    for token in tokens:
+        n += 1
+        if n == 1:
+            first = time.perf_counter()
+        typer.echo(text.push(token), nl=False)
+        sys.stdout.flush()
+    typer.echo(text.finish())
+    decoding = time.perf_counter() - first
+    speed = f"{(n - 1) / decoding:,.1f} tokens/s" if n > 1 and decoding > 0 else "too few for a speed"
+    at = session.speed if session.speed == "native" else f"{session.speed} speed: {session.why}"
+    say(f"{n} tokens, {speed}; {len(ids)} tokens of prompt in {first - began:.2f} s ({at})")
+
+
+@app.command(
+    name="eval",
+    epilog=examples(
+        "pythia-export eval models/160m --tasks lambada_openai,piqa",
+        "pythia-export eval models/160m --tasks arc_easy --num-fewshot 5 --limit 200",
+        "pythia-export eval build/demo --tasks my_task --include-path my-tasks --json",
+    ),
+)
+def evaluate(
+    artifact: ArtifactFolder,
+    tasks: Annotated[str, typer.Option(help="Names of tasks or groups, with commas between.")],
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", exists=True, file_okay=False, help="A folder of tasks of your own.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Solved samples in the context; the task's number if not given.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many samples of each task.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="The most rows of a batch; as many as fit if not given.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime; every core if not given.")] = None,
+    native: Annotated[bool, typer.Option(help="By the native kernels, where they are built.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Tasks of lm-evaluation-harness, beside what was published of the original.
+
+    The harness comes with the extra `eval` of this package; its own tasks fetch their data from the hub.
+    """
+    from ..errors import EnvironmentProblem
+    from ..tables import eval_table
+
+    try:
+        from ..evaluate.run import evaluate as measure
+    except ModuleNotFoundError as e:
+        raise EnvironmentProblem(
+            f"`eval` runs lm-evaluation-harness; {e.name} is not installed", hint="pip install 'pythia-export[eval]'"
+        ) from e
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise RecipeError("no task", hint="--tasks lambada_openai,piqa names two.")
+    result = measure(
+        artifact, names, include_path=include_path, num_fewshot=num_fewshot, limit=limit, batch_size=batch_size,
+        threads=threads, native=native,
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+    else:
+        show(eval_table(result))
+
+
+@app.command(
+    epilog=examples(
+        "pythia-export dequantize build/demo build/demo-float32",
+        "pythia-export dequantize models/12b models/12b-bf16 --dtype bfloat16 --max-shard-size 2GB",
+    )
+)
+def dequantize(
+    artifact: ArtifactFolder,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to write; made whole, or not at all.")],
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(help="float32 keeps the dequantised weights exactly; the others round them again."),
+    ] = "float32",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of one safetensors file: 500MB, 2GiB.")] = "5GB",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what dequantize wrote there before, once this is whole.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the quantised model as an ordinary GPT-NeoX checkpoint, for tools that want plain weights.
+
+    transformers' GPTNeoXForCausalLM loads it. In float32 it computes what the artifact computes at accuracy level 0.
+    """
+    from dataclasses import asdict
+
+    from .. import dequantize as module
+    from ..tables import checkpoint_line
+
+    with progress_bars() as progress:
+        written = module.dequantize(
+            artifact,
+            out,
+            dtype=dtype,
+            shard_bytes=module.parse_size(max_shard_size),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        print_json(asdict(written))
+    else:
+        show(checkpoint_line(written))
+
+
+@app.command(epilog=examples("pythia-export bench build/demo", "pythia-export bench models/160m --no-peers --json"))
+def bench(
+    artifact: ArtifactFolder,
+    peers: Annotated[bool, typer.Option(help="Beside Optimum's float32 export, in the same run.")] = True,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of prefill.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded one by one.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; contenders take turns within each.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime; every core if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prefill and decode tokens per second, and peak memory."""
+    from ..bench import bench as measure
+    from ..tables import bench_table
+
+    with progress_bars() as progress:
+        result = measure(
+            artifact,
+            peers=peers,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result)
+    else:
+        show(bench_table(result))
