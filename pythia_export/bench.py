@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .artifact import Artifact
-from .checkpoint import pull
+from .checkpoint import Accept, pull
 from .errors import EnvironmentProblem, RecipeError
 from .machine import machine
 from .progress import SILENT, Progress
@@ -90,7 +90,7 @@ def _optimum_export(artifact: Artifact, scratch: Path) -> Path:
     """The checkpoint that the artifact was made from, exported by Optimum in float32 with a KV cache."""
     origin, model = artifact.manifest["source"], artifact.recipe.model
     pinned = model if model.id in (None, "demo") else model.model_copy(update={"revision": origin["commit"]})
-    source, out = pull(pinned).folder, scratch / "optimum"
+    source, out = pull(pinned, accept=Accept(duplicates="unasked")).folder, scratch / "optimum"
     code = (
         "import sys; from optimum.exporters.onnx import main_export; "
         "main_export(model_name_or_path=sys.argv[1], output=sys.argv[2], task='text-generation-with-past')"

@@ -109,6 +109,16 @@ class NeoXConfig:
         require("tie_word_embeddings", False, False)
         require("attention_bias", True, True)
         rope = raw.get("rope_parameters") or {}
+
+        def rotary(old: str, new: str, default: float) -> float:
+            """In the spelling of transformers 4 or 5; with both, they must agree."""
+            spelt = {old: raw.get(old), new: raw.get(new), f"rope_parameters.{new}": rope.get(new)}
+            given = {name: float(value) for name, value in spelt.items() if value is not None}
+            if len(set(given.values())) > 1:
+                said = ", ".join(f"{name} is {value:g}" for name, value in given.items())
+                raise SourceError(f"{where}: {said}: two spellings of one thing that disagree")
+            return next(iter(given.values()), float(default))
+
         rope_type = rope.get("rope_type", "default")
         if rope_type != "default" or raw.get("rope_scaling"):
             raise SourceError(f"{where}: scaled rotary embedding ({rope_type}); Pythia's is plain")
@@ -120,8 +130,8 @@ class NeoXConfig:
                 num_heads=int(get("num_attention_heads")),
                 intermediate_size=int(get("intermediate_size")),
                 max_positions=int(get("max_position_embeddings", 2048)),
-                rotary_pct=float(raw.get("rotary_pct", rope.get("partial_rotary_factor", 0.25))),
-                rotary_base=float(raw.get("rotary_emb_base", rope.get("rope_theta", 10000))),
+                rotary_pct=rotary("rotary_pct", "partial_rotary_factor", 0.25),
+                rotary_base=rotary("rotary_emb_base", "rope_theta", 10000),
                 layer_norm_eps=float(get("layer_norm_eps", 1e-5)),
                 bos_token_id=int(raw.get("bos_token_id") or 0),
                 eos_token_id=int(raw.get("eos_token_id") or 0),

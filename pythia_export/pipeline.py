@@ -18,7 +18,8 @@ import torch
 from pydantic import ValidationError
 
 from .artifact import Artifact, Staging, write_atomically
-from .checkpoint import Checkpoint, Pulled, open_checkpoint
+from .checkpoint import Accept, Checkpoint, Pulled, open_checkpoint
+from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
 from .errors import RecipeError, SourceError
@@ -31,7 +32,7 @@ from .parity.against import check_comparable
 from .parity.prove import Subject, prove
 from .parity.table import require_parquet, token_table
 from .progress import SILENT, Progress
-from .recipe import Export, Recipe
+from .recipe import Export, Model, Recipe
 from .report.card import model_card
 from .report.html import render_report
 from .runtime import require_provider
@@ -40,6 +41,7 @@ from .suite import geometry
 from .weights import WeightsReader, WeightsWriter
 
 MODEL = "model.onnx"
+ACCEPT = Accept()
 
 
 @dataclass(frozen=True)
@@ -122,21 +124,27 @@ def plan(recipe: Recipe) -> Plan:
     )
 
 
-def pull(recipe: Recipe, progress: Progress = SILENT) -> Pulled:
-    """Fetch the checkpoint, pin its commit and check its headers against its configuration."""
-    pulled = pull_checkpoint(recipe.model, progress=progress)
-    open_checkpoint(pulled)
-    return pulled
+def pull(model: Model, *, accept: Accept = ACCEPT, progress: Progress = SILENT) -> Checkpoint:
+    """Fetch a checkpoint, pin its commit and check its headers against its configuration."""
+    return open_checkpoint(pull_checkpoint(model, accept=accept, progress=progress))
 
 
 def run(
-    recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = SILENT
+    recipe: Recipe,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    accept: Accept = ACCEPT,
+    evict: bool = False,
+    progress: Progress = SILENT,
 ) -> Outcome:
     """Recipe in, verified artifact out: published whether its gates pass or not, with the verdict in it.
 
-    `resume` goes on after the last layer that an interrupted run of the same inputs finished.
+    `resume` goes on after the last layer that an interrupted run of the same inputs finished. `evict` takes the
+    checkpoint out of the hub's cache once the artifact is published.
     """
-    job = _Job(recipe, progress)
+    job = _Job(recipe, progress, accept)
     with Staging(out, overwrite) as staging:
         job.open()
         if recipe.export.target == "cuda":
@@ -157,21 +165,37 @@ def run(
             _write_reports(journal.output, manifest, quantization, parity)
             journal.finish(staging.folder)
             staging.publish(manifest)
+    if evict:
+        _evict(job.checkpoint.pulled, progress)
     return Outcome(staging.out, quantization, parity, job.seconds)
 
 
 def quantize(
-    recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool = False, progress: Progress = SILENT
+    recipe: Recipe,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    accept: Accept = ACCEPT,
+    evict: bool = False,
+    progress: Progress = SILENT,
 ) -> Outcome:
     """Only the weights: `model.onnx_data` and `quantization.json`, for `export` to build graphs over."""
-    job = _Job(recipe, progress)
+    job = _Job(recipe, progress, accept)
     with Staging(out, overwrite) as staging:
         job.open()
         with job.journal(out, resume) as journal:
             quantization = job.quantize_into(journal)
             journal.finish(staging.folder)
             staging.publish(job.manifest(recipe.export))
+    if evict:
+        _evict(job.checkpoint.pulled, progress)
     return Outcome(staging.out, quantization, None, job.seconds)
+
+
+def _evict(pulled: Pulled, progress: Progress) -> None:
+    freed = evict_checkpoint(pulled)
+    progress.note(f"{pulled.name} at {pulled.revision}: {freed / 1e6:,.1f} MB taken out of the cache")
 
 
 def export(
@@ -239,7 +263,8 @@ def verify(
     other = None if against is None else _read_parity(against)
     opened.check()
     recipe, origin = opened.recipe, opened.manifest["source"]
-    pulled = pull_checkpoint(_pinned(recipe, origin["commit"]), progress=progress)
+    # Which weights these are was settled when the artifact was made.
+    pulled = pull_checkpoint(_pinned(recipe, origin["commit"]), accept=Accept(duplicates="unasked"), progress=progress)
     if pulled.commit != origin["commit"]:
         raise SourceError(
             f"{pulled.name} at {recipe.model.revision} is {pulled.commit}; this artifact is of {origin['commit']}",
@@ -295,6 +320,7 @@ class _Job:
 
     recipe: Recipe
     progress: Progress
+    accept: Accept
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -305,7 +331,7 @@ class _Job:
 
     def open(self) -> None:
         with self.stage("pull"):
-            self.checkpoint: Checkpoint = open_checkpoint(pull_checkpoint(self.recipe.model, progress=self.progress))
+            self.checkpoint: Checkpoint = pull(self.recipe.model, accept=self.accept, progress=self.progress)
         self.config: NeoXConfig = self.checkpoint.config
         self.tokenizer = self.checkpoint.tokenizer()
         self.layout: Layout = layout(self.config, self.recipe.quantize, self.recipe.export.dtype)
@@ -391,7 +417,8 @@ class _Job:
                 "windows": windows,
                 "sequence_length": length,
             }
-        return _manifest(self.recipe, {"source": self.source, "calibration": calibration}, chosen)
+        source = self.source | {"dtype": self.checkpoint.dtype} | self.checkpoint.pulled.record
+        return _manifest(self.recipe, {"source": source, "calibration": calibration}, chosen)
 
     @property
     def source(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from .artifact import Artifact
+    from .checkpoint import Checkpoint
     from .dequantize import Dequantized
     from .pipeline import Plan
     from .recipe import Recipe
@@ -171,6 +172,26 @@ def eval_table(result: Mapping[str, Any]) -> Group:
     if known:
         said += "\nPublished: EleutherAI/pythia, evals/pythia-v1, zero-shot, half precision, the harness of 2023"
     return Group(table, Text(said, style="dim"))
+
+
+def checkpoint_view(checkpoint: Checkpoint) -> RenderableType:
+    """What was pulled, and what was seen of it."""
+    pulled, record = checkpoint.pulled, checkpoint.pulled.record
+    compared, same = record.get("compared_revisions"), record.get("same_weights_as")
+    form = "pickles, converted to safetensors" if record.get("format") == "pickle" else "safetensors"
+    files = "1 file" if len(pulled.weights) == 1 else f"{len(pulled.weights)} shards"
+    nbytes = sum(path.stat().st_size for path in pulled.weights)
+    other = record.get("tokenizer")
+    facts = {
+        "Model": f"{pulled.name} at {pulled.revision}",
+        "Commit": pulled.commit,
+        "Weights": f"{checkpoint.parameters:,} parameters, {checkpoint.dtype}, {decimal(nbytes)} in {files} ({form})",
+        "Tokenizer": f"that of {other['revision']}" if other else "",
+        "Compared": f"with {compared} other revisions: {', '.join(same) + ' the same' if same else 'none the same'}"
+        if compared
+        else "",
+    }
+    return _facts({name: value for name, value in facts.items() if value})
 
 
 def models_table(models: Iterable[Pythia]) -> RenderableType:

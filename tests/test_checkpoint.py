@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from models import hugging_face, on_disk, save_checkpoint, small_config
+from safetensors import deserialize
 from safetensors.torch import load_file, save_file
 
-from pythia_export.checkpoint import demo_folder, open_checkpoint, pull
+from pythia_export.checkpoint import Accept, demo_folder, open_checkpoint, pull
+from pythia_export.checkpoint.header import read_header
 from pythia_export.errors import IntegrityError, NumericsError, PythiaExportError, SourceError
 from pythia_export.neox import tensors
 from pythia_export.recipe import Model
+from pythia_export.suite import geometry
 
 NORM = "gpt_neox.layers.1.input_layernorm.bias"
 
@@ -103,6 +112,63 @@ def index_to_elsewhere(folder) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
 
 
+def indexed(folder, weight_map) -> None:
+    split(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def tensor_in_another_shard(folder) -> None:
+    split(folder)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    first, second = sorted(set(index["weight_map"].values()))
+    index["weight_map"] = {n: second if s == first else first for n, s in index["weight_map"].items()}
+    path.write_text(json.dumps(index))
+
+
+def shards_of_two_sets(folder) -> None:
+    split(folder)
+    (folder / "model-00002-of-00002.safetensors").rename(folder / "model-00002-of-00003.safetensors")
+    path = folder / "model.safetensors.index.json"
+    path.write_text(path.read_text().replace("model-00002-of-00002", "model-00002-of-00003"))
+
+
+def link_to_itself(folder) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("model.safetensors")
+
+
+def flipped(folder, at: int) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x40
+    path.write_bytes(data)
+
+
+def header_of(data: bytes) -> tuple[dict, bytes]:
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def with_header(text: bytes, body: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def overlapping(folder) -> None:
+    path = folder / "model.safetensors"
+    header, body = header_of(path.read_bytes())
+    layer = "gpt_neox.layers.0.input_layernorm"
+    header[f"{layer}.weight"]["data_offsets"] = header[f"{layer}.bias"]["data_offsets"]
+    path.write_bytes(with_header(json.dumps(header).encode(), body))
+
+
+def named_twice(folder) -> None:
+    path = folder / "model.safetensors"
+    header, body = header_of(path.read_bytes())
+    text = json.dumps(header)
+    path.write_bytes(with_header((text[:-1] + f', "{NORM}": {json.dumps(header[NORM])}}}').encode(), body))
+
+
 def configured(folder, **changes) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -126,6 +192,19 @@ FAULTS = {
     "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), IntegrityError, "truncated"),
     "missing shard": (missing_shard, SourceError, "model-00002-of-00002.safetensors"),
     "index to elsewhere": (index_to_elsewhere, IntegrityError, "not a file beside it"),
+    "index of nothing": (lambda f: indexed(f, {}), IntegrityError, "not an index of shards"),
+    "index of a list": (lambda f: indexed(f, [1]), IntegrityError, "not an index of shards"),
+    "index of numbers": (lambda f: indexed(f, {"a": 1}), IntegrityError, "not a file beside it"),
+    "index with the wrong shard": (tensor_in_another_shard, IntegrityError, "; it is in model-"),
+    "shards of two sets": (shards_of_two_sets, IntegrityError, "different sets"),
+    "link to itself": (link_to_itself, SourceError, "a link that leads nowhere"),
+    "config nested too deeply": (lambda f: (f / "config.json").write_text("[" * 10**5), IntegrityError, "not JSON"),
+    "rotary spelt twice": (lambda f: configured(f, rotary_pct=0.5), SourceError, "two spellings of one thing"),
+    "rotary base spelt twice": (lambda f: configured(f, rope_theta=1e6), SourceError, "two spellings of one thing"),
+    "scaled rotary": (lambda f: configured(f, rope_scaling={"factor": 2}), SourceError, "scaled rotary"),
+    "header no JSON": (lambda f: flipped(f, 8), IntegrityError, "not JSON"),
+    "two tensors on one place": (overlapping, IntegrityError, "overlaps"),
+    "a tensor twice": (named_twice, IntegrityError, "twice"),
 }
 
 
@@ -138,10 +217,163 @@ def test_a_faulty_checkpoint_is_refused_by_name(fault, folder):
     assert type(caught.value) is kind and said in str(caught.value)
 
 
-def test_pickled_weights_alone_are_named(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(SourceError, match=r"neither .*, only pytorch_model.bin"):
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """HF_HOME, where conversions are kept."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_pickle_reads_as_the_safetensors_file_does(folder, home, stored):
+    edit(folder, lambda t: t.update({n: x.to(stored) for n, x in t.items()}))
+    expected = {spec.name: opened(folder).tensor(spec.name) for spec in tensors(small_config(layers=2))}
+    whole = load_file(folder / "model.safetensors")
+    whole["gpt_neox.layers.0.attention.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    whole["embed_out.weight"] = torch.cat([whole["embed_out.weight"]] * 2)[: len(whole["embed_out.weight"])]  # a view
+    torch.save(whole, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    checkpoint = opened(folder)
+    assert checkpoint.dtype == str(stored).removeprefix("torch.") and checkpoint.pulled.record["format"] == "pickle"
+    for name, tensor in expected.items():
+        assert tensor.dtype == stored and torch.equal(checkpoint.tensor(name), tensor), name
+    with pytest.raises(SourceError, match=r"only pickled weights \(pytorch_model.bin\), and --no-pickle"):
+        pull(Model(path=folder), accept=Accept(pickles=False))
+
+
+PICKLES = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-4000]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("weights"),
+    "a list": lambda path: torch.save([torch.ones(2)], path),
+    "numbers": lambda path: torch.save({"a": 1}, path),
+    "integers": lambda path: torch.save({"a": torch.ones(2, dtype=torch.int32)}, path),
+    "sparse": lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path),
+}
+
+
+@pytest.mark.parametrize("fault", PICKLES)
+def test_a_faulty_pickle_is_refused_and_leaves_nothing(folder, home, fault):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    PICKLES[fault](folder / "pytorch_model.bin")
+    with pytest.raises(IntegrityError, match="cannot be read as tensors alone"):
         opened(folder)
+    assert [p for p in home.rglob("*") if p.is_file()] == []
+
+
+def test_a_damaged_conversion_is_made_again(folder, home):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (made,) = opened(folder).pulled.weights
+    made.write_bytes(made.read_bytes()[:-100])
+    assert opened(folder).tensor(NORM).shape == (128,)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """A well-formed file of three tensors, one of them empty."""
+    path = tmp_path_factory.mktemp("sample") / "sample.safetensors"
+    made = {"a": torch.arange(6, dtype=torch.float16).reshape(2, 3), "b": torch.ones(4), "c": torch.zeros(0, 5)}
+    save_file(made, path, metadata={"format": "pt"})
+    return path
+
+
+def test_a_header_says_where_each_tensor_lies(sample):
+    found = read_header(sample)
+    data = sample.read_bytes()
+    assert found["a"].dtype == "F16" and found["a"].shape == (2, 3) and found["c"].nbytes == 0
+    a = np.frombuffer(data[found["a"].offset :][: found["a"].nbytes], np.float16)
+    assert a.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+JSONS = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@st.composite
+def malformed(draw, sample: bytes) -> bytes:
+    """A file that was well-formed: bytes changed, cut or added, numbers of the header changed, or JSON of any kind."""
+    header, body = header_of(sample)
+    kind = draw(st.sampled_from(["bytes", "cut", "longer", "length", "entry", "json", "field"]))
+    if kind == "bytes":
+        data = bytearray(sample)
+        for _ in range(draw(st.integers(1, 6))):
+            data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+        return bytes(data)
+    if kind == "cut":
+        return sample[: draw(st.integers(0, len(sample)))]
+    if kind == "longer":
+        return sample + draw(st.binary(max_size=20))
+    if kind == "length":
+        return draw(st.integers(0, 2**64 - 1)).to_bytes(8, "little") + sample[8:]
+    if kind == "json":
+        return with_header(json.dumps(draw(JSONS)).encode(), draw(st.binary(max_size=40)))
+    entry = header[draw(st.sampled_from("abc"))]
+    if kind == "field":
+        entry[draw(st.sampled_from(["dtype", "shape", "data_offsets", "other"]))] = draw(JSONS)
+    else:
+        field = draw(st.sampled_from(["shape", "data_offsets"]))
+        entry[field][draw(st.integers(0, len(entry[field]) - 1))] = draw(st.integers(-3, 60))
+    return with_header(json.dumps(header).encode(), body)
+
+
+def test_no_input_makes_the_header_reader_do_anything_but_read_or_refuse(sample, tmp_path):
+    """10,000 of them; and what it takes, the format's own library takes, with the same dtypes and shapes."""
+    path, taken = tmp_path / "fuzzed", []
+
+    @settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(malformed(sample.read_bytes()))
+    def fuzz(data: bytes) -> None:
+        path.write_bytes(data)
+        try:
+            found = read_header(path)
+        except IntegrityError:
+            return
+        theirs = dict(deserialize(data))
+        assert {n: (e.dtype, list(e.shape)) for n, e in found.items()} == {
+            n: (e["dtype"], e["shape"]) for n, e in theirs.items()
+        }
+        for name, entry in found.items():
+            assert data[entry.offset : entry.offset + entry.nbytes] == bytes(theirs[name]["data"]), name
+        taken.append(1)
+
+    fuzz()
+    assert len(taken) > 100, "some of them are well-formed all the same"
+
+
+def test_a_sharded_12b_checkpoint_opens_in_a_second(tmp_path):
+    """Its real shapes, in three sparse files: no byte of a tensor is read. A process of its own, for its memory."""
+    config = geometry("EleutherAI/pythia-12b")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict("float16")))
+    specs, places = list(tensors(config)), {}
+    for i in range(3):
+        header, at, name = {}, 0, f"model-0000{i + 1}-of-00003.safetensors"
+        for spec in specs[i::3]:
+            nbytes = 2 * math.prod(spec.shape)
+            header[spec.name] = {"dtype": "F16", "shape": list(spec.shape), "data_offsets": [at, at + nbytes]}
+            places[spec.name], at = name, at + nbytes
+        text = json.dumps(header).encode()
+        with (tmp_path / name).open("wb") as f:
+            f.write(with_header(text, b""))
+            f.truncate(8 + len(text) + at)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert sum(p.stat().st_size for p in tmp_path.glob("*.safetensors")) > 23.6e9
+    code = (
+        "import resource, sys, time; from pathlib import Path\n"
+        "from pythia_export.checkpoint import open_checkpoint, pull; from pythia_export.checkpoint.pull import Pulled\n"
+        "folder = Path(sys.argv[1]); weights = tuple(sorted(folder.glob('*.safetensors')))\n"
+        "before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()\n"
+        "opened = open_checkpoint(Pulled(folder, 'x', 'main', 'c', weights))\n"
+        "took = time.perf_counter() - began\n"
+        "print(opened.parameters, took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    parameters, seconds, megabytes = done.stdout.split()
+    assert parameters == "11846072320" and float(seconds) < 1 and float(megabytes) < 100, done.stdout
 
 
 def test_a_tensor_that_two_shards_hold_is_refused(folder):

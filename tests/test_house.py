@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "pythia_export"
 
 FLOORS = [
     {"errors", "neox", "recipe", "suite", "progress", "machine", "kernels"},
-    {"quantize", "block", "graph"},
+    {"quantize", "block", "graph", "hub"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
     {"stream", "parity", "report", "dequantize", "evaluate"},
     {"pipeline", "bench"},

@@ -9,13 +9,17 @@ import typer
 
 from ..errors import EXIT_GATE, OutputError
 from .shared import (
+    AllowDuplicate,
     ArtifactFolder,
+    Evict,
     Json,
     JUnit,
+    NoPickle,
     Out,
     Overwrite,
     RecipeName,
     Resume,
+    accepted,
     app,
     examples,
     print_json,
@@ -25,6 +29,7 @@ from .shared import (
     require_writable,
     say,
     show,
+    stderr,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +49,9 @@ def run(
     out: Out,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    no_pickle: NoPickle = False,
+    allow_duplicate_revision: AllowDuplicate = False,
+    evict: Evict = False,
     junit: JUnit = None,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +63,10 @@ def run(
 
     require_writable(junit)
     with progress_bars() as progress:
-        outcome = pipeline.run(recipe_called(recipe), out, overwrite=overwrite, resume=resume, progress=progress)
+        outcome = pipeline.run(
+            recipe_called(recipe), out, overwrite=overwrite, resume=resume,
+            accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, progress=progress,
+        )  # fmt: skip
     assert outcome.parity is not None
     if as_json:
         print_json(_outcome(outcome))
@@ -81,25 +92,61 @@ def plan(recipe: RecipeName, as_json: Json = False) -> None:
         show(plan_view(planned))
 
 
-@app.command(epilog=examples("pythia-export pull pythia-410m-int4", "HF_HOME=/data/hub pythia-export pull my.toml"))
-def pull(recipe: RecipeName) -> None:
-    """Fetch a recipe's checkpoint, pin it to its commit, and check it. Prints where it lies."""
-    from .. import pipeline
+@app.command(
+    epilog=examples(
+        "pythia-export pull 410m-deduped@step3000",
+        "pythia-export pull pythia-410m-int4 --no-pickle",
+        "HF_HOME=/data/hub pythia-export pull my.toml --json",
+    )
+)
+def pull(
+    what: Annotated[str, typer.Argument(metavar="MODEL|RECIPE", help="A model of the suite, or a recipe's model.")],
+    no_pickle: NoPickle = False,
+    allow_duplicate_revision: AllowDuplicate = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch a checkpoint, pin it to its commit, and check it. Prints where it lies.
 
+    Sizes and hashes are those that the hub lists, shapes those of the configuration, the geometry that of the
+    catalogue, and no other training step has the same weights.
+    """
+    from .. import pipeline
+    from ..recipe import Model, recipe_names
+    from ..tables import checkpoint_view
+
+    named = what in recipe_names() or what.endswith(".toml")
+    model = recipe_called(what).model if named else Model.named(what)
     with progress_bars() as progress:
-        pulled = pipeline.pull(recipe_called(recipe), progress)
-    say(f"{pulled.name} at {pulled.revision} is {pulled.commit}")
-    show(str(pulled.folder))
+        opened = pipeline.pull(model, accept=accepted(no_pickle, allow_duplicate_revision), progress=progress)
+    pulled = opened.pulled
+    if as_json:
+        facts = {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit, "dtype": opened.dtype}
+        where = {"folder": str(pulled.folder), "weights": [str(path) for path in pulled.weights]}
+        print_json(facts | {"parameters": opened.parameters} | where | pulled.record)
+    else:
+        stderr().print(checkpoint_view(opened))
+        show(str(pulled.folder))
 
 
 @app.command(epilog=examples("pythia-export quantize pythia-160m-int4 --out weights/160m"))
-def quantize(recipe: RecipeName, out: Out, overwrite: Overwrite = False, resume: Resume = False) -> None:
+def quantize(
+    recipe: RecipeName,
+    out: Out,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    no_pickle: NoPickle = False,
+    allow_duplicate_revision: AllowDuplicate = False,
+    evict: Evict = False,
+) -> None:
     """Only the weights: quantised, streamed layer by layer, for `export` to build graphs over."""
     from .. import pipeline
     from ..tables import losses_table
 
     with progress_bars() as progress:
-        outcome = pipeline.quantize(recipe_called(recipe), out, overwrite=overwrite, resume=resume, progress=progress)
+        outcome = pipeline.quantize(
+            recipe_called(recipe), out, overwrite=overwrite, resume=resume,
+            accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, progress=progress,
+        )  # fmt: skip
     assert outcome.quantization is not None
     show(losses_table(outcome.quantization))
     _print_outcome(outcome)

@@ -20,6 +20,7 @@ from .. import __version__
 from ..errors import OutputError, PythiaExportError
 
 if TYPE_CHECKING:
+    from ..checkpoint import Accept
     from ..progress import Progress
     from ..recipe import Recipe
 
@@ -30,9 +31,10 @@ class _Commands(TyperGroup):
     """What a user can cause becomes a message and an exit code here, once for all commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # `--debug` is wanted after something failed: accept it at the end of the line that failed.
-        if "--debug" in args:
-            args = ["--debug", *(x for x in args if x != "--debug")]
+        # Both are wanted after something failed: accept them at the end of the line that failed.
+        for flag in ("--debug", "--offline"):
+            if flag in args:
+                args = [flag, *(x for x in args if x != flag)]
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -73,6 +75,16 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Directory to publish; ma
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there, once this is whole.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last layer that an interrupted run finished.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+NoPickle = Annotated[
+    bool, typer.Option("--no-pickle", help="Refuse weights that are there as pickles alone (pytorch_model.bin).")
+]
+AllowDuplicate = Annotated[
+    bool,
+    typer.Option("--allow-duplicate-revision", help="Take weights that another training step has too, and record it."),
+]
+Evict = Annotated[
+    bool, typer.Option("--evict", help="Take the checkpoint out of the hub's cache once the artifact is published.")
+]
 JUnit = Annotated[
     Path | None, typer.Option("--junit", metavar="FILE", help="Write the verdict as JUnit XML, one case a gate.")
 ]
@@ -93,8 +105,13 @@ def options(
         bool, typer.Option("--version", help="Print the version.", callback=lambda v: _version(v), is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no hub: only what was pulled before, as with HF_HUB_OFFLINE=1.")
+    ] = False,
 ) -> None:
     """Quantise Pythia checkpoints, export them to ONNX, and prove the result against the original."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it once
 
 
 def _version(wanted: bool) -> None:
@@ -107,6 +124,12 @@ def recipe_called(name: str) -> Recipe:
     from ..recipe import load_recipe
 
     return load_recipe(name)
+
+
+def accepted(no_pickle: bool, allow_duplicate_revision: bool) -> Accept:
+    from ..checkpoint import Accept
+
+    return Accept(pickles=not no_pickle, duplicates="tell" if allow_duplicate_revision else "refuse")
 
 
 @contextmanager

@@ -1,0 +1,132 @@
+"""Does another training step serve the same weights? Asked by hash, before anything is downloaded.
+
+The hub tells the hash of every large file without sending it. One call lists the branches with their commits; a HEAD
+request each tells the hashes of the others. A commit never changes, so what was once learnt is kept beside the hub's
+cache, and the next check of the same model asks for the list of branches alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from .. import hub
+from ..errors import SourceError
+from ..hub import Listing
+from ..progress import SILENT, Progress
+
+_STEP = re.compile(r"step(\d+)")
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`same` is revision -> the files that it shares with ours; `compared` other revisions were looked at."""
+
+    compared: int
+    same: dict[str, list[str]]
+    unknown: int
+
+
+def compare(listing: Listing, names: tuple[str, ...], progress: Progress = SILENT) -> Comparison | None:
+    """Hold the weights of a step to those of every other; None where there are no steps to compare.
+
+    What is equal by design does not count: main and the last step, step0 and step1, branches of one commit.
+    """
+    if listing.offline:
+        return None
+    commits = hub.branches(listing.repo, progress)
+    own = [name for name, commit in commits.items() if commit == listing.commit]
+    steps = {name: commit for name, commit in commits.items() if _STEP.fullmatch(name)}
+    if not any(_STEP.fullmatch(name) for name in own) or "main" in own:
+        return None
+    last = max(steps, key=_number)
+    by_design = set(own)
+    if last in own:
+        by_design |= {"main", last}
+    if own and {"step0", "step1"} & set(own):
+        by_design |= {"step0", "step1"}
+    others = {n: c for n, c in {**steps, "main": commits.get("main")}.items() if c and n not in by_design}
+    known = _Ledger(listing.repo)
+    known.add(listing.commit, {name: listing.files[name].digest for name in names})
+    missing = sorted({c for c in others.values() if not known.has(c, names)})
+    failed = _learn(known, listing, missing, names, progress) if missing else 0
+    known.save()
+    same: dict[str, list[str]] = {}
+    for name in sorted(others, key=_number):
+        shared = [f for f in names if known.digest(others[name], f) == listing.files[f].digest]
+        if shared:
+            same[name] = shared
+    return Comparison(len(others) - failed, same, failed)
+
+
+def described(listing: Listing, names: tuple[str, ...], found: Comparison) -> str:
+    """One line that names both."""
+    others = list(found.same)
+    listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    shared = sorted({name for files in found.same.values() for name in files})
+    digest = listing.files[shared[0]].digest or ""
+    if len(shared) < len(names):
+        return f"{listing} shares {', '.join(shared)} with {listed}: a mixture of two steps"
+    return f"{listing} has the weights of {listed} ({shared[0]}, sha256 {digest[:12]})"
+
+
+def _learn(known: _Ledger, listing: Listing, commits: list[str], names: tuple[str, ...], progress: Progress) -> int:
+    """Ask for the hashes of these commits; returns how many could not be had."""
+
+    def ask(commit: str) -> dict[str, str | None] | None:
+        try:
+            return {name: hub.digest_of(listing.repo, commit, name, progress) for name in names}
+        except SourceError:
+            return None
+
+    failed = 0
+    title = f"Comparing {listing.repo} at {listing.revision} with other steps"
+    with progress.track(title, len(commits), "revisions") as advance, ThreadPoolExecutor(THREADS) as pool:
+        for commit, found in zip(commits, pool.map(ask, commits), strict=True):
+            if found is None:
+                failed += 1
+            else:
+                known.add(commit, found)
+            advance(1)
+    return failed
+
+
+def _number(name: str) -> int:
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else 1 << 62  # main
+
+
+class _Ledger:
+    """commit -> file -> hash of one repository, in a file of HF_HOME. Losing it costs the requests again."""
+
+    def __init__(self, repo: str) -> None:
+        self._path = hub.home() / "pythia-export" / "hashes" / f"{repo.replace('/', '--')}.json"
+        self._hashes: dict[str, dict[str, str | None]] = {}
+        try:
+            read = json.loads(self._path.read_text(encoding="utf-8"))
+            self._hashes = {c: dict(files) for c, files in read.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            pass
+
+    def has(self, commit: str, names: tuple[str, ...]) -> bool:
+        return set(names) <= set(self._hashes.get(commit, {}))
+
+    def digest(self, commit: str, name: str) -> str | None:
+        return self._hashes.get(commit, {}).get(name)
+
+    def add(self, commit: str, digests: dict[str, str | None]) -> None:
+        self._hashes.setdefault(commit, {}).update(digests)
+
+    def save(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as f:
+                json.dump(self._hashes, f)
+            os.replace(f.name, self._path)
+        except OSError:  # a cache that can only be read
+            return

@@ -1,0 +1,112 @@
+"""The header of a safetensors file, read with suspicion: what it claims is held to the file before anything is used.
+
+A file is eight bytes with the header's length (little-endian), a JSON object of name -> {dtype, shape, data_offsets},
+then the tensors' bytes, back to back. https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..errors import IntegrityError
+
+LONGEST = 100_000_000  # bytes of a header, as the format's own library allows
+_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+_HINT = "Fetch or copy the file again."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor: `dtype` as the header spells it, `offset` from the file's start, both in bytes with `nbytes`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """Name -> entry; no byte of a tensor is read.
+
+    Raises:
+        IntegrityError: truncated, not JSON, a name twice, an unknown dtype, a range that is not its shape's; ranges
+            that overlap, leave gaps or do not fill the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        prefix = f.read(8)
+        if len(prefix) < 8:
+            raise IntegrityError(f"{path}: {size} bytes, which is not even a header. The file is truncated", hint=_HINT)
+        length = struct.unpack("<Q", prefix)[0]
+        if 8 + length > size:
+            raise IntegrityError(
+                f"{path}: {size} bytes; its header alone claims {length}. The file is truncated or no safetensors",
+                hint=_HINT,
+            )
+        if length > LONGEST:
+            raise IntegrityError(f"{path}: a header of {length:,} bytes; {LONGEST:,} are the most")
+        raw = f.read(length)
+    try:
+        text = raw.decode("utf-8")
+        header = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path), parse_constant=_no_json)
+    except (ValueError, RecursionError) as e:  # UnicodeDecodeError is a ValueError
+        raise IntegrityError(f"{path}: its header is not JSON: {e}", hint=_HINT) from e
+    if not isinstance(header, dict):
+        raise IntegrityError(f"{path}: its header is a {type(header).__name__}; an object was expected", hint=_HINT)
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
+    _require_filled(path, entries, 8 + length, size)
+    return entries
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise IntegrityError(f"{path}: its header names {twice!r} twice")
+    return found
+
+
+def _entry(path: Path, name: str, value: Any, start: int, size: int) -> Entry:
+    try:
+        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+    except (KeyError, TypeError, ValueError) as e:
+        raise IntegrityError(f"{path}: {name!r} has no dtype, shape and data_offsets", hint=_HINT) from e
+    if not isinstance(dtype, str) or dtype not in _BYTES:
+        raise IntegrityError(f"{path}: {name} is of dtype {dtype!r}, which safetensors does not have", hint=_HINT)
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, begin, end)):
+        raise IntegrityError(f"{path}: {name} has shape {list(shape)} and offsets {begin} to {end}", hint=_HINT)
+    nbytes = prod(shape) * _BYTES[dtype]
+    if end - begin != nbytes:
+        raise IntegrityError(
+            f"{path}: {name} has {end - begin:,} bytes; {dtype} {list(shape)} has {nbytes:,}", hint=_HINT
+        )
+    if start + end > size:
+        raise IntegrityError(
+            f"{path}: {name} ends at byte {start + end:,}, the file at {size:,}. The file is truncated", hint=_HINT
+        )
+    return Entry(dtype, shape, start + begin, nbytes)
+
+
+def _require_filled(path: Path, entries: dict[str, Entry], start: int, size: int) -> None:
+    at, before = start, "the header"
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if entry.offset != at:
+            wrong = "overlaps" if entry.offset < at else f"leaves {entry.offset - at:,} bytes free after"
+            raise IntegrityError(f"{path}: {name} {wrong} {before}", hint=_HINT)
+        at, before = entry.offset + entry.nbytes, name
+    if at != size:
+        raise IntegrityError(f"{path}: {size - at:,} bytes after {before} belong to no tensor", hint=_HINT)

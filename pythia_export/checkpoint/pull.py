@@ -1,0 +1,257 @@
+"""A checkpoint found, pinned to a commit, and refused where it is known or seen to hold another's weights.
+
+Three places: the embedded `demo`, a local directory, the hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from .. import hub, suite
+from ..errors import IntegrityError, SourceError
+from ..hub import Listing
+from ..neox import NeoXConfig
+from ..progress import SILENT, Progress
+from ..recipe import Model
+from .convert import converted, sha256
+from .duplicates import compare, described
+from .shards import Weights, choose
+
+CONFIG = "config.json"
+TOKENIZER, TOKENIZER_SETTINGS = "tokenizer.json", ("tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Accept:
+    """What a pull may take. `duplicates`: weights that another step has too are refused, told, or not looked for."""
+
+    pickles: bool = True
+    duplicates: Literal["refuse", "tell", "unasked"] = "refuse"
+
+
+DEFAULT = Accept()
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """Where a checkpoint lies. `commit` is the hub's, or ``sha256:...`` over configuration and weights elsewhere.
+
+    `weights` are safetensors, `places` the shard that an index gives each tensor (empty for a single file), by the name
+    of a file of `weights`. `tokenizer_folder` may be another than `folder`: a revision without a tokenizer has main's.
+    `record` is for the manifest: format, hashes, what was compared.
+    """
+
+    folder: Path
+    name: str
+    revision: str
+    commit: str
+    weights: tuple[Path, ...]
+    places: dict[str, str] = field(default_factory=dict, repr=False)
+    tokenizer_folder: Path | None = None
+    record: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def demo_folder() -> Path:
+    """Of the embedded checkpoints: inside the wheel, or at the top of a checkout."""
+    package = Path(__file__).parent.parent
+    packaged = package / "demo"
+    return packaged if packaged.is_dir() else package.parent / "demo"
+
+
+def pull(model: Model, *, accept: Accept = DEFAULT, progress: Progress = SILENT) -> Pulled:
+    """Find the checkpoint and pin it; from the hub, fetch the files that are needed and no others.
+
+    Raises:
+        SourceError: no such directory, repository or revision; no weights; a revision that is known to be wrong, or
+            that has the weights of another step.
+        IntegrityError: a file that is not what the hub lists; an index that is none; a pickle of more than tensors.
+        ResourceError: not enough disk space.
+    """
+    if model.path is not None:
+        return _local(model.path, str(model.path), model.revision, accept, progress)
+    assert model.id is not None
+    if model.id == "demo":
+        revisions = sorted(p.name for p in demo_folder().glob("*") if (p / CONFIG).is_file())
+        if model.revision not in revisions:
+            raise SourceError(
+                f"the demo has no revision `{model.revision}`; it has {', '.join(revisions) or 'none'}",
+                hint="Set `revision` in the recipe to one of these.",
+            )
+        return _local(demo_folder() / model.revision, "demo", model.revision, accept, progress)
+    return _from_hub(model.id, model.revision, accept, progress)
+
+
+def _local(folder: Path, name: str, revision: str, accept: Accept, progress: Progress) -> Pulled:
+    if not folder.is_dir():
+        raise SourceError(
+            f"{folder}: no such checkpoint directory", hint="`path` is taken from the recipe's own folder."
+        )
+    there = set()
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.exists():
+            raise SourceError(f"{path}: a link that leads nowhere", hint="Copy the file that it stood for.")
+        there |= {path.name} if path.is_file() else set()
+    if CONFIG not in there:
+        raise SourceError(f"{folder}: no {CONFIG}", hint="Is this the directory of a GPT-NeoX checkpoint?")
+    chosen = choose(there, str(folder), folder.joinpath, accept.pickles)
+    hashes = {n: sha256(folder / n) for n in (CONFIG, *chosen.names)}
+    digest = hashlib.sha256()
+    for n, of_file in hashes.items():
+        digest.update(n.encode())
+        digest.update(bytes.fromhex(of_file))
+    weights, places = _as_safetensors({n: folder / n for n in chosen.names}, chosen, hashes, progress)
+    record = {"format": chosen.format, "files": {n: {"sha256": h} for n, h in hashes.items()}}
+    return Pulled(folder, name, revision, f"sha256:{digest.hexdigest()}", weights, places, None, record)
+
+
+def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> Pulled:
+    wrong = suite.known_bad(repo, revision)
+    if wrong is not None and (wrong.kind == "missing" or accept.duplicates == "refuse"):
+        insist = "" if wrong.kind == "missing" else ", or insist with --allow-duplicate-revision"
+        raise SourceError(
+            f"{repo} at {revision} {wrong.reported}",
+            hint=f"Choose another step{insist}. `pythia-export models {repo}` lists what is known.",
+        )
+    for note in suite.notes(repo, revision):
+        progress.note(note)
+    listing = hub.list_revision(repo, revision, progress=progress)
+    if CONFIG not in listing.files:
+        raise SourceError(f"{listing} has no {CONFIG}", hint=_offline_hint(listing) or "Is it a transformers model?")
+    chosen = _choose(listing, accept, progress)
+    record: dict[str, Any] = {"format": chosen.format}
+    if accept.duplicates != "unasked":
+        record |= _compared(listing, chosen, accept, progress)
+    needed = [n for n in (chosen.index,) if n is not None]
+    needed += [n for n in (CONFIG, "generation_config.json", *chosen.names) if n in listing.files]
+    paths = hub.fetch(listing, needed, progress)
+    hashes = {n: digest for n in chosen.names if (digest := _sha256(listing, n)) is not None}
+    record["files"] = {n: {"sha256": digest} for n, digest in hashes.items()}
+    folder = paths[CONFIG].parent
+    config = read_config(paths[CONFIG])
+    suite.require_same_geometry(repo, config, f"{listing}, {CONFIG}")
+    tokenizer = _tokenizer(listing, config, progress)
+    if tokenizer is not None and tokenizer[0].commit != listing.commit:
+        record["tokenizer"] = {"revision": tokenizer[0].revision, "commit": tokenizer[0].commit}
+    weights, places = _as_safetensors({n: paths[n] for n in chosen.names}, chosen, hashes, progress)
+    return Pulled(
+        folder, repo, revision, listing.commit, weights, places, tokenizer[1] if tokenizer is not None else None, record
+    )
+
+
+def _choose(listing: Listing, accept: Accept, progress: Progress) -> Weights:
+    def read(name: str) -> Path:
+        return hub.fetch(listing, [name], progress, f"Reading the index of {listing.repo}")[name]
+
+    try:
+        return choose(listing.files, str(listing), read, accept.pickles)
+    except SourceError as e:
+        raise SourceError(str(e), hint=_offline_hint(listing) or e.hint) from e
+
+
+def _offline_hint(listing: Listing) -> str:
+    return "Its files are not all in the cache: pull it once without --offline." if listing.offline else ""
+
+
+def _compared(listing: Listing, chosen: Weights, accept: Accept, progress: Progress) -> dict[str, Any]:
+    found = compare(listing, chosen.names, progress)
+    if found is None:
+        return {}
+    if found.unknown:
+        progress.note(
+            f"{listing}: the hashes of {found.unknown} other revisions could not be had; they are not compared"
+        )
+    if found.same:
+        said = described(listing, chosen.names, found)
+        if accept.duplicates == "refuse":
+            raise SourceError(
+                said,
+                hint="One of them is not what its name says. Choose another step, or insist with "
+                "--allow-duplicate-revision.",
+            )
+        progress.note(f"{said}: taken all the same")
+    return {"compared_revisions": found.compared, "same_weights_as": sorted(found.same)}
+
+
+def _sha256(listing: Listing, name: str) -> str | None:
+    digest = listing.files[name].digest
+    return digest if digest is not None and len(digest) == 64 else None
+
+
+def read_config(path: Path) -> NeoXConfig:
+    """Raises:
+    IntegrityError: not a JSON object.
+    SourceError: not a configuration of Pythia's architecture.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise IntegrityError(f"{path}: not JSON: {e}") from e
+    if not isinstance(raw, dict):
+        raise IntegrityError(f"{path}: an object was expected")
+    return NeoXConfig.from_dict(raw, str(path))
+
+
+def _tokenizer(listing: Listing, config: NeoXConfig, progress: Progress) -> tuple[Listing, Path] | None:
+    """The revision's own, or main's where it has none that can be used; None where main has none either."""
+    unusable, own = f"has no {TOKENIZER}", None
+    if TOKENIZER in listing.files:
+        own = _fetch_tokenizer(listing, progress)
+        problem = _unusable(own / TOKENIZER, config)
+        if problem is None:
+            return listing, own
+        unusable = f"has a {TOKENIZER} that cannot be used ({problem})"
+    if listing.revision == "main":
+        return None if own is None else (listing, own)
+    try:
+        main = hub.list_revision(listing.repo, "main", progress=progress)
+    except SourceError:
+        if not listing.offline:
+            raise
+        return None if own is None else (listing, own)
+    if TOKENIZER not in main.files or main.commit == listing.commit:
+        return None if own is None else (listing, own)
+    folder = _fetch_tokenizer(main, progress)
+    progress.note(f"{listing} {unusable}: that of main is used")
+    return main, folder
+
+
+def _fetch_tokenizer(listing: Listing, progress: Progress) -> Path:
+    names = [n for n in (TOKENIZER, *TOKENIZER_SETTINGS) if n in listing.files]
+    return hub.fetch(listing, names, progress, f"Pulling the tokenizer of {listing.repo}")[TOKENIZER].parent
+
+
+def _unusable(path: Path, config: NeoXConfig) -> str | None:
+    try:
+        size = Tokenizer.from_file(str(path)).get_vocab_size(with_added_tokens=True)
+    except Exception as e:  # the binding raises bare Exception
+        return str(e)
+    if not 0 < size <= config.vocab_size:
+        return f"{size:,} entries; the model has {config.vocab_size:,}"
+    return None
+
+
+def _as_safetensors(
+    paths: dict[str, Path], chosen: Weights, hashes: dict[str, str], progress: Progress
+) -> tuple[tuple[Path, ...], dict[str, str]]:
+    if chosen.format == "safetensors":
+        return tuple(paths.values()), chosen.places
+    made = {name: converted(path, hashes.get(name), progress) for name, path in paths.items()}
+    return tuple(made.values()), {tensor: made[shard].name for tensor, shard in chosen.places.items()}
+
+
+def evict(pulled: Pulled) -> int:
+    """Take a hub checkpoint out of the cache again, what was converted from it too. Returns the bytes freed."""
+    if pulled.name == "demo" or pulled.commit.startswith("sha256:"):
+        return 0
+    freed = 0
+    if pulled.record.get("format") == "pickle":
+        for path in pulled.weights:
+            freed += path.stat().st_size
+            path.unlink()
+    return freed + hub.evict(pulled.name, pulled.commit)
