@@ -82,14 +82,14 @@ def plan(recipe: Recipe) -> Plan:
     calibration = recipe.calibration if recipe.uses_gptq else None
     if calibration is not None:
         steps.append(
-            f"calibrate on {calibration.samples} x {calibration.sequence_length} tokens ({calibration.source})"
+            f"calibrate on {calibration.samples} x {calibration.sequence_length} tokens ({calibration.described})"
         )
     if recipe.quantize.bits_per_weight is not None:
         steps.append(f"choose the linears that get 8 bits, {recipe.quantize.bits_per_weight} bits a weight in all")
     steps += [
         f"quantise {len(places.linears)} linears, one layer at a time",
         f"write {MODEL} ({recipe.export.target}, rotary {recipe.export.rotary})",
-        f"prove on {recipe.verify.tokens} held-out tokens ({recipe.verify.source})",
+        f"prove on {recipe.verify.tokens} held-out tokens ({recipe.verify.described})",
     ]
     return Plan(
         model=recipe.model.name,

@@ -66,9 +66,10 @@ class Pythia:
         return self.config.parameters - 2 * rows * columns
 
     @property
-    def training_order(self) -> str:
-        """The hub data set of what it was trained on, in order; the PolyPythias had orders of their own."""
-        return f"EleutherAI/pile-{self.data}-pythia-preshuffled"
+    def training_order(self) -> str | None:
+        """The hub data set of what it was trained on, batch by batch; None where the batches were others: v0 had sizes
+        of its own for them, PolyPythias orders of their own."""
+        return f"EleutherAI/pile-{self.data}-pythia-preshuffled" if self.family == "v1" else None
 
     def to_json(self) -> dict[str, Any]:
         c = self.config

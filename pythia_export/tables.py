@@ -251,7 +251,7 @@ def model_view(model: Pythia, revision: str | None = None) -> RenderableType:
         "Vocabulary": f"{c.vocab_size:,}, padded from the tokenizer's 50,277",
         "Trained in": f"{model.trained_in}; as float16 its weights are {decimal(2 * c.parameters)}",
         "Revisions": steps.removesuffix(": "),
-        "Trained on": model.training_order if model.family in ("v1", "v0") else "",
+        "Trained on": model.training_order or "",
     }
     lines = [
         f"{_steps(p.revisions)}{p.reported}" for p in model.problems

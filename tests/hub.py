@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +35,7 @@ class Fault:
     """Strikes requests whose "METHOD path" contains `where`, the first `times` of them.
 
     status: this status instead of the answer. cut: the connection breaks after so many bytes of the body. spoil: the
-    body arrives with its last byte flipped. slow: seconds after each tenth of the body.
+    body arrives with its last byte flipped. slow: seconds after each tenth of the body. whole: a range is not heeded.
     """
 
     where: str
@@ -42,6 +45,7 @@ class Fault:
     cut: int | None = None
     spoil: bool = False
     slow: float = 0.0
+    whole: bool = False
 
 
 @dataclass
@@ -152,7 +156,7 @@ def serve(repositories: Repositories) -> Iterator[Hub]:
             data = file.read_bytes()
             headers = {"ETag": '"storage"', "Accept-Ranges": "bytes"}
             asked = self.headers.get("Range")
-            if asked is None:
+            if asked is None or (self.fault is not None and self.fault.whole):
                 return self.reply(200, data, headers)
             first, _, last = asked.removeprefix("bytes=").partition("-")
             begin, end = int(first), min(int(last or len(data)), len(data) - 1)
@@ -191,7 +195,8 @@ def serve(repositories: Repositories) -> Iterator[Hub]:
             for i in range(0, len(data), step):
                 self.wfile.write(data[i : i + step])
                 self.wfile.flush()
-                hub.sent += len(data[i : i + step])
+                if not self.path.startswith("/api/"):
+                    hub.sent += len(data[i : i + step])
                 time.sleep(fault.slow)
             if fault.cut is not None:
                 self.close_connection = True
@@ -206,3 +211,23 @@ def serve(repositories: Repositories) -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def environment(hub: Hub | str, home: Path, offline: bool = False) -> dict[str, str]:
+    endpoint = hub if isinstance(hub, str) else hub.endpoint
+    found = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline))}
+    found |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    found.pop("HF_HUB_CACHE", None)
+    return found
+
+
+def run(code: str, *args: str, hub, home: Path, offline: bool = False, before: str = "") -> list[dict]:
+    """The objects that a process of its own prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", before + code, *args],
+        capture_output=True,
+        text=True,
+        env=environment(hub, home, offline),
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import zstandard
 from tokenizers import Tokenizer
 
 from pythia_export.checkpoint import demo_folder
-from pythia_export.corpus import calibration_windows, sources, verify_windows
+from pythia_export.corpus import calibration_windows, formats, sources, verify_windows
 from pythia_export.corpus.stdlib import stdlib_documents
 from pythia_export.errors import IntegrityError, PythiaExportError, SourceError
 from pythia_export.neox import NeoXConfig
@@ -40,8 +41,8 @@ def written(folder: Path, name: str, rows: list[str]) -> Path:
     return folder / name
 
 
-def windows(path: Path, tokenizer, samples=6, length=32, seed=0, config=CONFIG):
-    section = Calibration(source="file", path=path, samples=samples, sequence_length=length, seed=seed)
+def windows(path: Path, tokenizer, samples=6, length=32, seed=0, config=CONFIG, **more):
+    section = Calibration(source="file", path=path, samples=samples, sequence_length=length, seed=seed, **more)
     return calibration_windows(section, tokenizer, config)
 
 
@@ -102,6 +103,51 @@ def test_subsets_are_those_that_the_lines_name_with_their_own_bytes(tmp_path, to
     assert windows(written(tmp_path, "b.jsonl", texts(40)), tokenizer).subsets.keys() == {"Test"}
 
 
+def pile(folder: Path, rows: list[tuple[str, str]]) -> Path:
+    lines = (json.dumps({"text": text, "meta": {"pile_set_name": name}}) + "\n" for text, name in rows)
+    (folder / "pile.jsonl").write_text("".join(lines))
+    return folder / "pile.jsonl"
+
+
+def test_only_the_subsets_that_are_asked_for_are_read_in_the_same_order(tmp_path, tokenizer):
+    rows = [(text, ("Github", "ArXiv", "EuroParl")[i % 3]) for i, text in enumerate(texts(60))]
+    path = pile(tmp_path, rows)
+    got = windows(path, tokenizer, subsets=("ArXiv", "EuroParl"), samples=8)
+    order = [rows[i] for i in np.random.default_rng(0).permutation(60)]
+    stream = [i for text, name in order if name != "Github" for i in [*tokenizer.encode(text).ids, 0]]
+    assert got.ids.ravel().tolist() == stream[: 8 * 32] and set(got.subsets) == {"ArXiv", "EuroParl"}
+    with pytest.raises(SourceError) as caught:
+        windows(path, tokenizer, subsets=("FreeLaw",))
+    assert "0 tokens in 0 documents of FreeLaw (all that were read: " in str(caught.value)
+    assert all(f"{name} 20" in str(caught.value) for name in ("Github", "ArXiv", "EuroParl"))
+
+
+def test_documents_follow_one_another_without_an_end_token_if_it_is_left_out(tmp_path, tokenizer):
+    rows = texts(30)
+    got = windows(written(tmp_path, "a.jsonl", rows), tokenizer, samples=7, eos=False)
+    order = np.random.default_rng(0).permutation(30)
+    assert got.ids.ravel().tolist() == [i for d in order for i in tokenizer.encode(rows[d]).ids][: 7 * 32]
+    assert got.n_bytes == windows(tmp_path / "a.jsonl", tokenizer, samples=7, eos=False).n_bytes > 0
+
+
+@pytest.mark.parametrize("row_group", [7, 1000])
+def test_parquet_reads_as_the_lines_do(tmp_path, tokenizer, row_group):
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    rows = [(text, ("Github", "ArXiv")[i % 2]) for i, text in enumerate(texts(40))]
+    table = arrow.table({"text": [t for t, _ in rows], "meta": [{"pile_set_name": n} for _, n in rows], "other": rows})
+    parquet.write_table(table, tmp_path / "pile.parquet", row_group_size=row_group)
+    got, lines = (windows(p, tokenizer, subsets=("ArXiv",)) for p in (tmp_path / "pile.parquet", pile(tmp_path, rows)))
+    assert got.sha256 == lines.sha256 and got.subsets == lines.subsets
+    data = (tmp_path / "pile.parquet").read_bytes()
+    for wrong in (b"", b"no parquet", data[:-20], data[:40] + b"\xff" * 60 + data[100:]):
+        (tmp_path / "wrong.parquet").write_bytes(wrong)
+        with pytest.raises(IntegrityError, match=r"wrong.parquet"):
+            windows(tmp_path / "wrong.parquet", tokenizer)
+    parquet.write_table(arrow.table({"txt": ["a"]}), tmp_path / "columns.parquet")
+    with pytest.raises(SourceError, match="row 1: an object with a string `text`"):
+        windows(tmp_path / "columns.parquet", tokenizer)
+
+
 def test_a_tokenizer_file_that_cuts_or_pads_does_neither_here(tmp_path, tokenizer):
     path = written(tmp_path, "a.jsonl", texts(40))
     other = Tokenizer.from_str(tokenizer.to_str())
@@ -125,11 +171,11 @@ def test_a_text_keeps_its_line_ends(tmp_path, tokenizer):
 
 
 def test_a_long_text_is_read_in_pieces_cut_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE", 100)
+    monkeypatch.setattr(formats, "PIECE", 100)
     lines = "".join(f"line {i}\n" for i in range(200))
     (tmp_path / "a.txt").write_text(lines)
-    _, pieces = sources.documents_of(Calibration(source="file", path=tmp_path / "a.txt"))
-    pieces = [piece.text for piece in pieces]
+    source = sources.documents_of(Calibration(source="file", path=tmp_path / "a.txt"))
+    pieces = [piece.text for piece in source.documents]
     assert len(pieces) > 10 and all(p.endswith("\n") and len(p) < 120 for p in pieces)
     assert sorted("".join(pieces).splitlines()) == sorted(lines.splitlines())
 
@@ -142,7 +188,7 @@ def test_no_more_documents_are_held_than_the_buffer_takes(bound, tmp_path, monke
     path = written(tmp_path, "a.jsonl", rows)
     with path.open("a") as f:
         f.write("nope\n")
-    _, given = sources.documents_of(Calibration(source="file", path=path, seed=3))
+    given = sources.documents_of(Calibration(source="file", path=path, seed=3)).documents
     got = []
     with pytest.raises(SourceError, match="line 101"):
         for document in given:
@@ -219,6 +265,51 @@ def test_the_two_halves_of_the_standard_library_share_no_module(tokenizer):
     )
 
 
+# WikiText-2
+
+
+RAW = "".join(
+    f" \n = Title {i} = \n \n Some text of the article number {i} , as it is . \n \n = = Part = = \n \n More . \n"
+    for i in range(30)
+)
+
+
+def wikitext(path: Path, tokenizer, kind=Verify, **more):
+    section = kind(source="wikitext2", path=path, sequence_length=32, **more)
+    return (verify_windows if kind is Verify else calibration_windows)(section, tokenizer, CONFIG)
+
+
+def test_wikitext_is_one_text_of_rows_joined_by_two_newlines(tmp_path, tokenizer):
+    (tmp_path / "wiki.test.raw").write_text(RAW)
+    rows = [line + "\n" if line.strip() else "" for line in RAW.removesuffix("\n").split("\n")]
+    ids = tokenizer.encode("\n\n".join(rows)).ids
+    got = wikitext(tmp_path / "wiki.test.raw", tokenizer, tokens=1024)
+    assert got.ids.ravel().tolist() == ids[:1024] and got.source == "wiki.test.raw, WikiText-2 as GPTQ reads it"
+    heads = [i for i, row in enumerate(rows) if row.startswith(" = Title")]
+    for article, start in enumerate(heads):
+        at = len(tokenizer.encode("\n\n".join([*rows[:start], ""])).ids)
+        if at < 1024:
+            assert got.documents.ravel()[at + 1] == article, "an article begins with its title"
+    with pytest.raises(
+        SourceError, match=f"{len(ids):,} tokens make {len(ids) // 32} windows of 32; {len(ids) // 32 + 1} were"
+    ):
+        wikitext(tmp_path / "wiki.test.raw", tokenizer, tokens=len(ids))
+
+
+def test_wikitext_calibrates_on_windows_drawn_anywhere(tmp_path, tokenizer):
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    rows = [line + "\n" if line.strip() else "" for line in RAW.removesuffix("\n").split("\n")]
+    parquet.write_table(arrow.table({"text": rows}), tmp_path / "train.parquet")
+    text = "\n\n".join(rows)
+    got = wikitext(tmp_path / "train.parquet", tokenizer, Calibration, samples=20, seed=3)
+    ids = tokenizer.encode(text).ids
+    starts = np.random.default_rng(3).integers(0, len(ids) - 32, 20)
+    assert got.ids.tolist() == [ids[s : s + 32] for s in starts]
+    (tmp_path / "short.raw").write_text(" = A = \n")
+    with pytest.raises(SourceError, match="tokens; a window has 32"):
+        wikitext(tmp_path / "short.raw", tokenizer, Calibration, samples=1)
+
+
 # Pythia's training order
 
 
@@ -233,9 +324,20 @@ def memory_map(folder: Path, n: int = 20, size: int = 65, **changes) -> Path:
     return folder / "document.idx"
 
 
-def order(path: Path, tokenizer, samples=5, length=64):
-    section = Calibration(source="preshuffled", path=path, samples=samples, sequence_length=length)
+def order(path: Path, tokenizer, samples=5, length=64, **more):
+    section = Calibration(source="training-order", path=path, samples=samples, sequence_length=length, **more)
     return calibration_windows(section, tokenizer, CONFIG)
+
+
+def in_parts(index: Path, sizes: list[int], last: int | None = None) -> Path:
+    """The data in numbered parts, cut anywhere, as the hub's data sets keep it: 0 to 20 \"of 20\"."""
+    data, whole = index.with_suffix(".bin"), index.with_suffix(".bin").read_bytes()
+    data.unlink()
+    for i, (begin, end) in enumerate(pairwise([0, *sizes, len(whole)])):
+        (index.parent / f"{index.stem}-{i:05}-of-{len(sizes) if last is None else last:05}.bin").write_bytes(
+            whole[begin:end]
+        )
+    return index
 
 
 def test_the_training_order_is_read_sequence_by_sequence(tmp_path, tokenizer):
@@ -243,6 +345,32 @@ def test_the_training_order_is_read_sequence_by_sequence(tmp_path, tokenizer):
     assert ids.shape == (5, 64) and len({row[0] for row in ids.tolist()}) == 5
     for row in ids:
         assert row[0] % 65 == 0 and row.tolist() == [(row[0] + i) % 4000 for i in range(64)]
+
+
+def test_batches_are_the_sequences_of_so_many_steps_in_their_order(tmp_path, tokenizer):
+    path = memory_map(tmp_path, n=3 * 1024 + 7, size=9)
+    section = Calibration(source="training-order", path=path, batches="1:3", sequence_length=8)
+    got = calibration_windows(section, tokenizer, CONFIG)
+    rows = [[(9 * i + j) % 65536 % 4000 for j in range(8)] for i in range(1024, 3072)]
+    assert section.samples == 2048 and got.ids.tolist() == rows
+    assert got.source == "document.idx, training order, batches 1:3"
+    drawn = order(path, tokenizer, samples=40, length=8, batches="1:3").ids.tolist()
+    places = [rows.index(row) for row in drawn]
+    assert len(drawn) == 40 and places == sorted(set(places))
+    assert order(path, tokenizer, samples=40, length=8, batches="1:3", seed=1).ids.tolist() != drawn
+    with pytest.raises(SourceError, match="3,079 sequences are batches 0:3; 2:4 were asked for"):
+        order(path, tokenizer, batches="2:4", length=8)
+    with pytest.raises(SourceError, match="1,024 sequences of batches 2:3; 1,025 were asked for"):
+        order(path, tokenizer, samples=1025, batches="2:3", length=8)
+
+
+def test_data_in_parts_reads_as_the_whole(tmp_path, tokenizer):
+    expected = order(memory_map(tmp_path), tokenizer, samples=20).ids.tolist()
+    cuts = [3, 130, 131, 777]  # inside a token, between sequences, a part of one byte, inside a sequence
+    assert order(in_parts(memory_map(tmp_path), cuts), tokenizer, samples=20).ids.tolist() == expected
+    (tmp_path / "document-00002-of-00004.bin").unlink()
+    with pytest.raises(SourceError, match="do not follow one another from 0 to 4"):
+        order(tmp_path / "document.idx", tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +404,7 @@ def test_a_short_memory_map_is_refused(tmp_path, tokenizer):
     with pytest.raises(SourceError, match="65 tokens; 100 were asked"):
         order(path, tokenizer, length=100)
     (tmp_path / "document.bin").write_bytes(b"12")
-    with pytest.raises(IntegrityError, match="2 bytes; its index points to"):
+    with pytest.raises(IntegrityError, match="2 bytes; the index points to"):
         order(path, tokenizer)
     (tmp_path / "document.bin").unlink()
     with pytest.raises(SourceError, match="document.bin"):
@@ -287,15 +415,19 @@ def test_a_short_memory_map_is_refused(tmp_path, tokenizer):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data does not lie beside the project")
-def test_wikitext_as_one_text_has_the_tokens_that_everybody_counts(tmp_path):
-    """GPTQ's convention joins the rows by two newlines: 288,730 test tokens for Pythia, 140 windows of 2,048."""
+def test_wikitext_has_the_tokens_that_everybody_counts():
+    """288,730 test tokens for Pythia's tokenizer, 140 windows of 2,048."""
     tokenizer = Tokenizer.from_file(str(SHARED / "tokenizer" / "20B_tokenizer.json"))
-    lines = gzip.decompress((SHARED / "wikitext2" / "wiki.test.raw.gz").read_bytes()).decode().splitlines(keepends=True)
-    (tmp_path / "wiki.txt").write_text("\n\n".join(line if line.strip() else "" for line in lines))
-    config = NeoXConfig(50304, 128, 6, 4, 512)
-    assert windows(tmp_path / "wiki.txt", tokenizer, samples=140, length=2048, config=config).ids.shape == (140, 2048)
-    with pytest.raises(SourceError, match="288,731 tokens in 1 documents"):  # and the end token
-        windows(tmp_path / "wiki.txt", tokenizer, samples=141, length=2048, config=config)
+    path, config = SHARED / "wikitext2" / "wiki.test.raw.gz", NeoXConfig(50304, 128, 6, 4, 512)
+    section = Verify(source="wikitext2", path=path, tokens=286720)
+    got = verify_windows(section, tokenizer, config)
+    assert got.ids.shape == (140, 2048) and 0 not in got.ids
+    assert len(np.unique(got.documents)) == 62, "its articles"
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
+    joined = "\n\n".join(line if line.strip() else "" for line in lines)
+    assert joined.startswith(tokenizer.decode(got.ids.ravel().tolist()))
+    with pytest.raises(SourceError, match="288,730 tokens make 140 windows of 2,048; 141 were asked for"):
+        verify_windows(section.model_copy(update={"tokens": 288730}), tokenizer, config)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data does not lie beside the project")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import pickle
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub import Fault, commit_of, serve, sha256
+from hub import Fault, commit_of, environment, run, serve, sha256
 from models import hugging_face, on_disk, save_checkpoint, small_config
 from safetensors.torch import load_file, save_file
 
@@ -60,39 +59,6 @@ for asked in sys.argv[2:]:
         got = {"error": str(e), "hint": e.hint, "code": e.exit_code, "notes": said}
     print(json.dumps(got))
 """
-
-TEXT = """
-import json, sys
-from pythia_export.checkpoint import demo_folder
-from pythia_export.corpus import calibration_windows
-from pythia_export.neox import NeoXConfig
-from pythia_export.recipe import Calibration
-from tokenizers import Tokenizer
-section = Calibration(source="hub", dataset="pile/small", file="val.jsonl.gz", samples=3, sequence_length=32)
-tokenizer = Tokenizer.from_file(str(demo_folder() / "main" / "tokenizer.json"))
-windows = calibration_windows(section, tokenizer, NeoXConfig(4096, 128, 6, 4, 512))
-print(json.dumps({"shape": windows.ids.shape, "source": windows.source}))
-"""
-
-
-def environment(hub, home: Path, offline: bool = False) -> dict[str, str]:
-    endpoint = hub if isinstance(hub, str) else hub.endpoint
-    found = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline))}
-    found |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-    found.pop("HF_HUB_CACHE", None)
-    return found
-
-
-def run(code: str, *args: str, hub, home: Path, offline: bool = False, before: str = "") -> list[dict]:
-    """The objects that a process of its own prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", before + code, *args],
-        capture_output=True,
-        text=True,
-        env=environment(hub, home, offline),
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def pulls(*asked: str, hub, home: Path, offline: bool = False, before: str = "", **settings) -> list[dict]:
@@ -156,10 +122,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(made, tmp_path_factory):
-    texts = tmp_path_factory.mktemp("texts")
-    with gzip.open(texts / "val.jsonl.gz", "wt") as f:
-        f.writelines(json.dumps({"text": f"document {i} " * 20, "meta": {}}) + "\n" for i in range(9))
-    with serve({REPO: dict(made), "datasets/pile/small": {"main": texts}}) as hub:
+    with serve({REPO: dict(made)}) as hub:
         yield hub
 
 
@@ -504,9 +467,3 @@ def test_the_command_pulls_by_name_and_says_what_it_saw(hub, tmp_path):
     assert facts["commit"] == commit_of(REPO, "step3000") and facts["dtype"] == "float16"
     assert command(f"{REPO}@main", "--offline", code=3).stdout == ""
     assert "--no-pickle" in command(f"{REPO}@step4000", "--no-pickle", code=3).stderr
-
-
-def test_text_comes_from_a_hub_data_set_pinned_to_its_commit(hub, tmp_path):
-    (got,) = run(TEXT, hub=hub, home=tmp_path)
-    commit = commit_of("datasets/pile/small", "main")
-    assert got == {"shape": [3, 32], "source": f"pile/small/val.jsonl.gz at {commit[:12]}"}

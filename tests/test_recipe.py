@@ -53,7 +53,7 @@ def test_a_shipped_recipe_parses_and_never_ships_the_slow_kernel(name):
         ({"quantize": {"damp": 0}}, "`quantize.damp`"),
         ({"quantize": {"damp": 0.5, "max_damp": 0.1}}, "max_damp"),
         ({"calibration": {"samples": 0}}, "`calibration.samples`"),
-        ({"calibration": {"source": "hub"}}, "needs `dataset` and `file`"),
+        ({"calibration": {"source": "hub"}}, "needs `dataset`"),
         ({"calibration": {"source": "file"}}, "needs `path`"),
         ({"model": {"id": "401m"}}, "no model called `401m`. Did you mean pythia-410m?"),
         ({"model": {"id": "410m@step500"}}, "no step500; the nearest are"),

@@ -32,7 +32,7 @@ def converted(pickle: Path, digest: str | None = None, progress: Progress = SILE
         IntegrityError: no state dict of dense floats; what else it holds was not executed.
         ResourceError: it does not fit on the disk.
     """
-    folder = hub.home() / "pythia-export" / "converted"
+    folder = hub.kept("converted")
     out = folder / f"{digest or sha256(pickle)}.safetensors"
     if out.is_file():
         try:

@@ -8,9 +8,7 @@ cache, and the next check of the same model asks for the list of branches alone.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -105,7 +103,7 @@ class _Ledger:
     """commit -> file -> hash of one repository, in a file of HF_HOME. Losing it costs the requests again."""
 
     def __init__(self, repo: str) -> None:
-        self._path = hub.home() / "pythia-export" / "hashes" / f"{repo.replace('/', '--')}.json"
+        self._path = hub.kept("hashes") / f"{repo.replace('/', '--')}.json"
         self._hashes: dict[str, dict[str, str | None]] = {}
         try:
             read = json.loads(self._path.read_text(encoding="utf-8"))
@@ -124,9 +122,6 @@ class _Ledger:
 
     def save(self) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as f:
-                json.dump(self._hashes, f)
-            os.replace(f.name, self._path)
+            hub.write_kept(self._path, json.dumps(self._hashes).encode())
         except OSError:  # a cache that can only be read
             return

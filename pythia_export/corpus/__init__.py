@@ -1,15 +1,15 @@
 """Text as the quantiser and the proof read it: token windows [N, S], with a hash.
 
-Documents come in an order that the seed alone decides, each is followed by the end-of-text token, and the stream is cut
-into windows. What cannot be had in full is an error that counts what there is.
+Documents come in an order that the seed alone decides, each is followed by the end-of-text token unless the recipe
+leaves it out, and the stream is cut into windows. What cannot be had in full is an error that counts what there is.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -18,9 +18,11 @@ from ..errors import SourceError
 from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
 from ..recipe import Calibration, Text, Verify
-from .megatron import read_sequences
-from .sources import Document, documents_of
+from .formats import Document
+from .sources import Source, documents_of
 from .stdlib import Split, stdlib_documents
+from .training_order import read_training_order
+from .wikitext import read_wikitext
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class Windows:
 def calibration_windows(
     section: Calibration, tokenizer: Tokenizer, config: NeoXConfig, progress: Progress = SILENT
 ) -> Windows:
-    """`section.samples` windows; of `python-stdlib`, from the modules that checkpoints were trained on."""
+    """`section.samples` windows; of `python-stdlib`, from the modules that checkpoints were trained on; of `wikitext2`,
+    from its train split."""
     return _windows(section, section.samples, "train", tokenizer, config, progress)
 
 
 def verify_windows(section: Verify, tokenizer: Tokenizer, config: NeoXConfig, progress: Progress = SILENT) -> Windows:
-    """Windows of `section.tokens` tokens, rounded up; of `python-stdlib`, from the modules that were held out."""
+    """Windows of `section.tokens` tokens, rounded up; of `python-stdlib`, from the modules that were held out; of
+    `wikitext2`, from its test split."""
     return _windows(section, -(-section.tokens // section.sequence_length), "heldout", tokenizer, config, progress)
 
 
@@ -68,15 +72,18 @@ def _windows(
             f"sequence_length is {length}; this model's context is {config.max_positions}",
             hint="Lower `sequence_length` in the recipe.",
         )
-    if section.source == "preshuffled":
-        assert section.path is not None
-        ids = read_sequences(section.path, count, length, section.seed)
+    tokenizer = _neither_cutting_nor_padding(tokenizer)
+    names: list[str | None] = []
+    if section.source == "training-order":
+        source, ids = read_training_order(section, count, progress)
         documents = np.repeat(np.arange(count)[:, None], length, 1)
-        names: list[str | None] = [None] * count
-        source = f"{section.path.name}, training order"
+    elif section.source == "wikitext2":
+        part: Literal["train", "test"] = "train" if split == "train" else "test"
+        source, ids, documents = read_wikitext(section, part, count, tokenizer, progress)
     else:
-        source, texts = _texts(section, split)
-        ids, documents, names = _pack(texts, source, count, length, tokenizer, config, progress)
+        texts = _texts(section, split, progress)
+        source = texts.name
+        ids, documents, names = _pack(texts, section, count, tokenizer, config, progress)
     if ids.max() >= config.vocab_size:
         raise SourceError(
             f"{source}: token {ids.max()}; the model's vocabulary is {config.vocab_size}",
@@ -104,39 +111,40 @@ def _subsets(
     return found
 
 
-def _texts(section: Text, split: Split) -> tuple[str, Iterator[Document]]:
+def _texts(section: Text, split: Split, progress: Progress) -> Source:
     if section.source == "python-stdlib":
         documents = [text for _, text in stdlib_documents(split)]
         order = np.random.default_rng(section.seed).permutation(len(documents))
-        return f"Python's standard library, {split}", (Document(documents[i]) for i in order)
-    return documents_of(section)
+        return Source(f"Python's standard library, {split}", (Document(documents[i]) for i in order))
+    return documents_of(section, progress)
 
 
-def _pack(
-    texts: Iterator[Document],
-    source: str,
-    count: int,
-    length: int,
-    tokenizer: Tokenizer,
-    config: NeoXConfig,
-    progress: Progress,
-) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
-    """Documents until there is enough: ids [count, length] int64, the document of each token, the subset of each."""
+def _neither_cutting_nor_padding(tokenizer: Tokenizer) -> Tokenizer:
+    """Some tokenizer.json carry the settings of a training run."""
     if tokenizer.truncation is not None or tokenizer.padding is not None:
-        # Some tokenizer.json carry the settings of a training run; documents are neither cut nor padded here.
         tokenizer = Tokenizer.from_str(tokenizer.to_str())
         tokenizer.no_truncation()
         tokenizer.no_padding()
+    return tokenizer
+
+
+def _pack(
+    texts: Source, section: Text, count: int, tokenizer: Tokenizer, config: NeoXConfig, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
+    """Documents until there is enough: ids [count, length] int64, the document of each token, the subset of each."""
+    length = section.sequence_length
     wanted = count * length
+    end = [config.eos_token_id] if section.eos else []
     stream: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     names: list[str | None] = []
     have, n = 0, 0
-    with progress.track(f"Tokenising {source}", wanted, "tokens") as advance:
-        for text, subset in texts:
-            ids = [*tokenizer.encode(text, add_special_tokens=False).ids, config.eos_token_id]
-            if len(ids) == 1:
+    with progress.track(f"Tokenising {texts.name}", wanted, "tokens") as advance:
+        for text, subset in texts.documents:
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            if not ids:
                 continue
+            ids += end
             advance(min(len(ids), wanted - have))
             stream.append(np.array(ids, np.int64))
             owners.append(np.full(len(ids), n))
@@ -146,8 +154,17 @@ def _pack(
                 break
     if have < wanted:
         raise SourceError(
-            f"{source}: {have:,} tokens in {n:,} documents; {count:,} windows of {length:,} need {wanted:,} tokens",
+            f"{texts.name}: {have:,} tokens in {n:,} documents{_left_out(texts, section)}; {count:,} windows of "
+            f"{length:,} need {wanted:,} tokens",
             hint="Give more text, or ask for fewer samples or a shorter sequence_length.",
         )
     packed, of = (np.concatenate(x)[:wanted].reshape(count, length) for x in (stream, owners))
     return packed, of, names
+
+
+def _left_out(texts: Source, section: Text) -> str:
+    """What a filter of subsets found and left."""
+    if not section.subsets:
+        return ""
+    seen = ", ".join(f"{name or 'of no part'} {n:,}" for name, n in texts.seen.most_common())
+    return f" of {', '.join(section.subsets)} (all that were read: {seen or 'none'})"

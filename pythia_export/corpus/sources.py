@@ -1,57 +1,101 @@
-"""Documents out of files, local or of a hub data set: .jsonl in the Pile's schema or .txt, plain, .gz or .zst.
+"""Documents out of a file, local or of a hub data set, in the seed's order.
 
-A file may be larger than memory and is read front to back, no further than its text is asked for. The seed shuffles
-within a buffer, as stream readers do: of a small file that is a full shuffle, of the Pile it is one of its front. The
-buffer holds at most `BUFFER` documents and about `BUFFER_CHARS` characters. A .txt is one document; one longer than
-`PIECE` characters is several, cut at line ends.
+The seed shuffles within a buffer, as stream readers do: of a small file that is a full shuffle, of the Pile it is one
+of its front. The buffer holds at most `BUFFER` documents and about `BUFFER_CHARS` characters. A file of the hub that is
+larger than `WHOLE` is read in parts, as far as its text is needed, unless the cache has it; a smaller one is fetched
+and held to its hash.
 """
 
 from __future__ import annotations
 
-import gzip
+import difflib
 import io
-import json
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO
 
 import numpy as np
-import zstandard
+from rich.filesize import decimal
 
-from ..errors import IntegrityError, SourceError
+from .. import hub
+from ..errors import SourceError
+from ..progress import SILENT, Progress
 from ..recipe import Text
+from .formats import Document, kind_of, read_documents
 
 BUFFER = 10_000  # documents; 60 million characters of the Pile
 BUFFER_CHARS = 1 << 27
-PIECE = 1 << 24
+WHOLE = 1 << 26  # bytes: what filling the buffer takes of a compressed file, and more
 
 
-class Document(NamedTuple):
-    """A text, and the part of the Pile that it is from, where its line says so (`meta.pile_set_name`)."""
+@dataclass(frozen=True)
+class Source:
+    """`name` is for people. `seen` counts the documents that were read, by the part of the Pile that they name, those
+    that `subsets` leaves out too."""
 
-    text: str
-    subset: str | None = None
+    name: str
+    documents: Iterator[Document]
+    seen: Counter[str | None] = field(default_factory=Counter)
 
 
-def documents_of(section: Text) -> tuple[str, Iterator[Document]]:
-    """A line for people that names the source, and its documents in the seed's order.
+@dataclass(frozen=True)
+class Opened:
+    """A file that has been found: `name` tells its kind, `source` is for people."""
 
-    Raises:
-        SourceError: no such file, a name of no known kind, a malformed line (with its number).
+    name: str
+    source: str
+    open: Callable[[], IO[bytes]]
+
+
+def documents_of(section: Text, progress: Progress = SILENT) -> Source:
+    """Raises:
+    SourceError: no such file, a name of no known kind, a malformed line (with its number).
     """
-    if section.source == "hub":
-        assert section.dataset is not None and section.file is not None
-        path = _from_hub(section.dataset, section.file)
-        commit = path.parents[section.file.count("/")].name  # the cache keeps snapshots/<commit>/<file>
-        source = f"{section.dataset}/{section.file} at {commit[:12]}"
-        return source, _shuffled(_read(path, section.file, source), section.seed)
-    assert section.path is not None
-    path = section.path
-    if not path.is_file():
-        raise SourceError(f"{path}: no such text file", hint="`path` is taken from the recipe's own folder.")
-    return path.name, _shuffled(_read(path, path.name, path.name), section.seed)
+    file = find_file(section, progress)
+    seen: Counter[str | None] = Counter()
+    shuffled = _shuffled(read_documents(file.name, file.open, file.source), section.seed)
+
+    def chosen() -> Iterator[Document]:
+        for document in shuffled:
+            seen[document.subset] += 1
+            if not section.subsets or document.subset in section.subsets:
+                yield document
+
+    return Source(file.source, chosen(), seen)
+
+
+def find_file(section: Text, progress: Progress = SILENT, dataset: str = "", file: str = "") -> Opened:
+    """Where the text of a section lies; `dataset` and `file` stand in for what the section does not name."""
+    if section.path is not None:
+        path = section.path
+        if not path.is_file():
+            raise SourceError(f"{path}: no such text file", hint="`path` is taken from the recipe's own folder.")
+        return Opened(path.name, path.name, lambda: path.open("rb"))
+    repo, _, revision = (section.dataset or dataset).partition("@")
+    listing = hub.list_revision(repo, revision or "main", "dataset", progress)
+    name = section.file or file or _only_text(listing)
+    if name not in listing.files:
+        near = difflib.get_close_matches(name, listing.files, n=3, cutoff=0.4) or sorted(listing.files)[:5]
+        raise SourceError(f"data set {listing} has no {name}", hint=f"It has {', '.join(near)}.")
+    source = f"{repo}/{name} at {listing.commit[:12]}"
+    size = listing.files[name].size or 0
+    if size <= WHOLE or hub.in_cache(listing, name):
+        path = hub.fetch(listing, [name], progress, f"Pulling {repo}")[name]
+        return Opened(name, source, lambda: path.open("rb"))
+    progress.note(f"{repo}/{name}, {decimal(size)}: only its front is read, as far as it is needed")
+    return Opened(name, source, lambda: io.BufferedReader(hub.RemoteFile(listing, name, progress), 1 << 16))
+
+
+def _only_text(listing: hub.Listing) -> str:
+    texts = [name for name in listing.files if kind_of(name) in ("jsonl", "parquet")]
+    if len(texts) != 1:
+        some = ", ".join(texts[:6]) + (" ..." if len(texts) > 6 else "")
+        raise SourceError(
+            f"data set {listing} has {len(texts)} files of text" + (f": {some}" if texts else ""),
+            hint="Name one of them by `file`." if texts else ".jsonl[.gz|.zst] or .parquet were looked for.",
+        )
+    return texts[0]
 
 
 def _shuffled(documents: Iterator[Document], seed: int) -> Iterator[Document]:
@@ -69,98 +113,3 @@ def _shuffled(documents: Iterator[Document], seed: int) -> Iterator[Document]:
             yield out
     for i in rng.permutation(len(buffer)):
         yield buffer[i]
-
-
-def _read(path: Path, name: str, source: str) -> Iterator[Document]:
-    """`path` may be a blob of the hub's cache: `name` tells the kind. `source` is for people."""
-    kind = name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
-    if kind not in ("jsonl", "txt"):
-        raise SourceError(f"{source}: .jsonl or .txt was expected, either plain, .gz or .zst")
-    try:
-        with _decompressed(path, name) as stream:
-            # newline: a .txt keeps its own line ends
-            text = io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
-            if kind == "txt":
-                while piece := text.read(PIECE):
-                    yield Document(piece + text.readline(PIECE))
-                return
-            for number, line in enumerate(text, 1):
-                if line.strip():
-                    yield _document(line, f"{source}, line {number}")
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError, UnicodeDecodeError) as e:
-        raise IntegrityError(f"{path}: cannot be read to its end: {e}", hint="Fetch or copy the file again.") from e
-
-
-def _document(line: str, where: str) -> Document:
-    try:
-        row = json.loads(line)
-    except ValueError as e:
-        raise SourceError(f"{where}: not JSON: {e}") from e
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise SourceError(f"{where}: an object with a string `text` was expected, found {found}")
-    text: str = row["text"]
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:  # JSON can spell half of a surrogate pair, which is no character
-        raise SourceError(f"{where}: `text` is not Unicode: {e.reason} at character {e.start}") from e
-    meta = row.get("meta")
-    subset = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    return Document(text, subset if isinstance(subset, str) and subset else None)
-
-
-@contextmanager
-def _decompressed(path: Path, name: str) -> Iterator[IO[bytes]]:
-    if name.endswith(".gz"):
-        with gzip.open(path, "rb") as f:
-            yield f  # type: ignore[misc]
-    elif name.endswith(".zst"):
-        with io.BufferedReader(_Frames(path)) as f:
-            yield f
-    else:
-        with path.open("rb") as f:
-            yield f
-
-
-class _Frames(io.RawIOBase):
-    """A decompressed .zst: zstandard's own reader takes the place where a file was cut for its end."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._frame: Any = None  # until the first byte; a file may have several frames
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            packed = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
-            packed = packed or self._file.read(1 << 16)
-            if not packed:
-                if self._frame is not None and not self._frame.eof:
-                    raise EOFError("the file ends inside a frame")
-                return 0
-            if self._frame is None or self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._ready = self._frame.decompress(packed)
-        n = min(len(buffer), len(self._ready))
-        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
-        return n
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _from_hub(dataset: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(dataset, file, repo_type="dataset"))
-    except Exception as e:
-        first = next(iter(str(e).strip().splitlines()), type(e).__name__)
-        raise SourceError(
-            f"data set {dataset}, file {file}: cannot be fetched: {first}",
-            hint="Check the names, the connection, HF_ENDPOINT and HF_HUB_OFFLINE; or use source = 'file'.",
-        ) from e

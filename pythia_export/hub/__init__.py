@@ -1,0 +1,16 @@
+"""The hub, through its own client: what a revision holds, files fetched into the shared cache and checked, ranges read.
+
+HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere. One listing tells commit, sizes and
+hashes of all files; each fetched file is held to its hash before anybody reads it. What passes by itself (a cut
+connection, 429, 500) is tried again, and each wait is told.
+"""
+
+from .fetch import evict, fetch, in_cache
+from .kept import kept, write_kept
+from .listing import HubFile, Kind, Listing, branches, digest_of, list_revision, offline
+from .ranges import RemoteFile, read_range
+
+__all__ = [
+    "HubFile", "Kind", "Listing", "RemoteFile", "branches", "digest_of", "evict", "fetch", "in_cache", "kept",
+    "list_revision", "offline", "read_range", "write_kept",
+]  # fmt: skip

@@ -1,0 +1,132 @@
+"""Parts of large files, by range requests: each is kept beside the hub's cache, so that it is fetched once.
+
+A whole file is held to the hub's hash; a part cannot be. It is pinned to the commit that the listing names, must have
+the length and place that were asked for, and is kept with a SHA-256 of its own, so that what was read once is read
+alike ever after, offline too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import IntegrityError, SourceError
+from ..progress import SILENT, Progress
+from .faults import again, told
+from .kept import kept, write_kept
+from .listing import Listing, not_cached, remember, repository_folder
+
+PIECE = 1 << 22  # bytes: of the Pile's .zst some 1,700 documents
+_DIGEST = hashlib.sha256().digest_size
+
+
+def read_range(listing: Listing, name: str, start: int, end: int, progress: Progress = SILENT) -> bytes:
+    """Bytes `start` to `end` of a file, without the others.
+
+    Raises:
+        SourceError: the hub does not give it, or offline and never read before.
+        IntegrityError: the hub sent another part of the file, or of a file of another size.
+        ResourceError: no space to keep it.
+    """
+    path = kept("ranges") / repository_folder(listing.repo, listing.kind) / listing.commit / name / f"{start}-{end}"
+    with told(listing.repo, listing.revision):
+        there = _read(path, end - start)
+        if there is not None:
+            return there
+        if listing.offline:
+            raise not_cached(listing.repo, listing.revision, f"{name}, bytes {start:,} to {end:,},")
+        data = again(lambda: _request(listing, name, start, end), f"{listing.repo}/{name}", progress)
+        write_kept(path, data, hashlib.sha256(data).digest())
+        remember(listing)
+    return data
+
+
+class RemoteFile(io.RawIOBase):
+    """A file of the hub as a file: pieces of it are fetched when they are first read."""
+
+    def __init__(self, listing: Listing, name: str, progress: Progress = SILENT) -> None:
+        size = listing.files[name].size
+        if size is None:
+            raise SourceError(f"{listing}: the size of {name} is not known, so parts of it cannot be read")
+        self._listing, self._file, self._size, self._progress = listing, name, size, progress
+        self._at, self._piece, self._start = 0, b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        if self._at >= self._size:
+            return 0
+        if not self._start <= self._at < self._start + len(self._piece):
+            self._start = self._at // PIECE * PIECE
+            end = min(self._start + PIECE, self._size)
+            self._piece = read_range(self._listing, self._file, self._start, end, self._progress)
+        offset = self._at - self._start
+        n = min(len(buffer), len(self._piece) - offset)
+        buffer[:n] = self._piece[offset : offset + n]
+        self._at += n
+        return n
+
+
+def _request(listing: Listing, name: str, start: int, end: int) -> bytes:
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    url = hf_hub_url(listing.repo, name, repo_type=listing.kind, revision=listing.commit)
+    headers = build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    session: Any = get_session()
+    limit = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    # Headers before the body: a server that knows no ranges would send all of 30 GB.
+    if hasattr(session, "build_request"):  # httpx, from huggingface_hub 1.0 on
+        request = session.build_request("GET", url, headers=headers, timeout=limit)
+        response = session.send(request, stream=True, follow_redirects=True)
+    else:
+        response = session.get(url, headers=headers, stream=True, timeout=limit)
+    try:
+        hf_raise_for_status(response)
+        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+        size = listing.files[name].size
+        if response.status_code != 206 or found is None:
+            raise IntegrityError(
+                f"{listing}: {name} was asked for in part and sent whole (status {response.status_code})",
+                hint="The hub knows ranges; a proxy or a mirror between (HF_ENDPOINT) may not.",
+            )
+        if (int(found[1]), int(found[2]), int(found[3])) != (start, end - 1, size):
+            raise IntegrityError(
+                f"{listing}: of {name} bytes {start} to {end - 1} of {size} were asked for, {found[0]} sent",
+                hint="Try again later; a proxy or a mirror (HF_ENDPOINT) may change what it passes on.",
+            )
+        data: bytes = response.read() if hasattr(response, "aread") else response.content
+    finally:
+        response.close()
+    if len(data) != end - start:
+        raise ConnectionError(f"the connection ended after {len(data):,} of {end - start:,} bytes")
+    return data
+
+
+def _read(path: Path, length: int) -> bytes | None:
+    """What was kept, or None where there is nothing or no longer what was kept."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    data, digest = raw[:-_DIGEST], raw[-_DIGEST:]
+    return data if len(data) == length and hashlib.sha256(data).digest() == digest else None
