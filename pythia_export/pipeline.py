@@ -129,6 +129,15 @@ def pull(model: Model, *, accept: Accept = ACCEPT, progress: Progress = SILENT) 
     return open_checkpoint(pull_checkpoint(model, accept=accept, progress=progress))
 
 
+def read_texts(recipe: Recipe, checkpoint: Checkpoint, progress: Progress = SILENT) -> dict[str, Windows]:
+    """The text of each section that needs some; of the hub's, the cache has it from then on."""
+    tokenizer, config = checkpoint.tokenizer(), checkpoint.config
+    texts = {"verify": verify_windows(recipe.verify, tokenizer, config, progress)}
+    if recipe.calibration is not None and recipe.uses_gptq:
+        texts = {"calibration": calibration_windows(recipe.calibration, tokenizer, config, progress)} | texts
+    return texts
+
+
 def run(
     recipe: Recipe,
     out: Path,

@@ -16,10 +16,13 @@ from rich.text import Text
 if TYPE_CHECKING:
     from .artifact import Artifact
     from .checkpoint import Checkpoint
+    from .corpus import Windows
     from .dequantize import Dequantized
     from .pipeline import Plan
     from .recipe import Recipe
     from .suite import Pythia
+
+ROOMY = 116  # columns that everything of the list of models takes
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -174,8 +177,8 @@ def eval_table(result: Mapping[str, Any]) -> Group:
     return Group(table, Text(said, style="dim"))
 
 
-def checkpoint_view(checkpoint: Checkpoint) -> RenderableType:
-    """What was pulled, and what was seen of it."""
+def checkpoint_view(checkpoint: Checkpoint, texts: Mapping[str, Windows]) -> RenderableType:
+    """What was pulled, and what was seen of it; `texts` by the section that asks for them."""
     pulled, record = checkpoint.pulled, checkpoint.pulled.record
     compared, same = record.get("compared_revisions"), record.get("same_weights_as")
     form = "pickles, converted to safetensors" if record.get("format") == "pickle" else "safetensors"
@@ -191,41 +194,37 @@ def checkpoint_view(checkpoint: Checkpoint) -> RenderableType:
         if compared
         else "",
     }
+    for section, text in texts.items():
+        count, length = text.ids.shape
+        facts[section.capitalize()] = f"{count:,} x {length:,} tokens, {text.source} (sha256 {text.sha256[:12]})"
     return _facts({name: value for name, value in facts.items() if value})
 
 
-def models_table(models: Iterable[Pythia]) -> RenderableType:
-    """One row a model; seeds of one model share a row. What is wrong with revisions stands below."""
+def models_table(models: Iterable[Pythia], width: int) -> RenderableType:
+    """One row a model; seeds of one model share a row. What is wrong with revisions stands below. Of what follows from
+    the rest as much is shown as `width` columns hold."""
     listed = list(models)
-    table = _table(
-        "",
-        "Model",
-        ">Parameters",
-        ">Non-embedding",
-        ">Layers",
-        ">Hidden",
-        ">Heads",
-        ">Vocabulary",
-        ">float16",
-        ">Steps",
-    )
+    columns = ["Model", ">Parameters", ">Layers", ">Hidden", ">Heads", ">Steps"]
+    if roomy := width >= ROOMY:
+        columns[2:2] = [">Non-embedding"]
+        columns[-1:] = [">Vocabulary", ">float16", ">Steps"]
+    table = _table("", *columns)
     family = None
     for name, model in _seeds_together(listed):
         if family not in (None, model.family):
             table.add_section()
             table.add_row("")
         family, c = model.family, model.config
-        sizes = (c.parameters, model.non_embedding_parameters, c.num_layers, c.hidden_size, c.num_heads, c.vocab_size)
-        steps = str(len(model.revisions)) if model.revisions else "?"
-        table.add_row(name, *(f"{n:,}" for n in sizes), decimal(2 * c.parameters), steps)
+        cells = [f"{n:,}" for n in (c.parameters, c.num_layers, c.hidden_size, c.num_heads)]
+        if roomy:
+            cells[1:1] = [f"{model.non_embedding_parameters:,}"]
+            cells += [f"{c.vocab_size:,}", decimal(2 * c.parameters)]
+        table.add_row(name, *cells, str(len(model.revisions)) if model.revisions else "?")
     lines = [
         f"{model.name}: {_steps(p.revisions)}{p.reported}"
         for model in listed for p in model.problems if p.kind != "note" or len(listed) <= 4
     ]  # fmt: skip
-    wrong = (
-        [Text("\n".join(["", "Known problems:", *(f"  {line}" for line in lines)]), style="yellow")] if lines else []
-    )
-    return Group(table, *wrong)
+    return Group(table, *_known_problems(lines))
 
 
 def _seeds_together(models: list[Pythia]) -> Iterable[tuple[str, Pythia]]:
@@ -257,10 +256,12 @@ def model_view(model: Pythia, revision: str | None = None) -> RenderableType:
         f"{_steps(p.revisions)}{p.reported}" for p in model.problems
         if revision is None or not p.revisions or revision in p.revisions
     ]  # fmt: skip
-    wrong = (
-        [Text("\n".join(["", "Known problems:", *(f"  {line}" for line in lines)]), style="yellow")] if lines else []
-    )
-    return Group(_facts({name: value for name, value in facts.items() if value}), *wrong)
+    return Group(_facts({name: value for name, value in facts.items() if value}), *_known_problems(lines))
+
+
+def _known_problems(lines: list[str]) -> list[RenderableType]:
+    title = [Text("\nKnown problems:", style="yellow")] if lines else []
+    return [*title, *(Padding(Text(line, style="yellow"), (0, 0, 0, 2)) for line in lines)]
 
 
 def _steps(revisions: tuple[str, ...]) -> str:

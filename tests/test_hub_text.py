@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
-from hub import Fault, commit_of, run, serve
+from hub import Fault, commit_of, environment, run, serve
+from models import hugging_face, save_checkpoint, small_config
 from test_corpus import in_parts, memory_map
 
+from pythia_export.checkpoint import demo_folder
 from pythia_export.recipe import BATCH
 
 PILE, ORDER = "pile/large", "EleutherAI/pile-standard-pythia-preshuffled"
@@ -127,7 +131,7 @@ def test_of_a_large_file_only_the_front_is_read_and_once(hub, folders, tmp_path,
     hub.clear()
     offline, more = texts(of(file), of(file, samples=10**4), hub=hub, home=tmp_path, offline=True)
     assert offline == online and hub.requests == []
-    assert more["code"] == 3 and "is not in the cache" in more["error"] and "bytes 2" in more["error"]
+    assert more["code"] == 3 and "is not in the cache" in more["error"] and "val.jsonl" in more["error"]
 
 
 def test_a_large_file_that_the_cache_has_is_not_read_in_parts(hub, tmp_path):
@@ -307,3 +311,54 @@ def test_wikitext_comes_from_the_hub_by_its_own_name(hub, tmp_path):
     )
     assert "/train-00000" in calibration["source"] and "/test-00000" in held_out["source"]
     assert len(calibration["first"]) == 4 and len(held_out["first"]) == 16
+
+
+# A whole recipe
+
+RECIPE = f"""
+[model]
+id = "someone/small-neox"
+[calibration]
+source = "training-order"
+dataset = "{ORDER}"
+batches = "1:3"
+samples = 4
+sequence_length = 32
+[quantize]
+group_size = 32
+[verify]
+source = "hub"
+dataset = "{PILE}"
+file = "val.jsonl.zst"
+subsets = ["Github"]
+tokens = 256
+sequence_length = 32
+"""
+
+
+def test_a_recipe_that_was_pulled_runs_without_the_hub(hub, tmp_path):
+    config = small_config(layers=1, vocab=4096)
+    tokenizer = demo_folder() / "main" / "tokenizer.json"
+    model = save_checkpoint(hugging_face(config), config, tmp_path / "model", tokenizer)
+    hub.repositories["someone/small-neox"] = {"main": model}
+    (tmp_path / "my.toml").write_text(RECIPE)
+
+    def command(*args: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pythia_export", *args, "--json"], capture_output=True, text=True, cwd=tmp_path,
+            env=environment(hub, tmp_path / "home"),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    pulled = json.loads(command("pull", "my.toml"))
+    assert pulled["texts"]["calibration"]["source"].endswith("training order, batches 1:3")
+    hub.clear()
+    command("run", "my.toml", "--out", "out", "--offline")
+    assert hub.requests == []
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["calibration"]["sha256"] == pulled["texts"]["calibration"]["sha256"]
+    assert manifest["calibration"]["source"] == pulled["texts"]["calibration"]["source"]
+    parity = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert pulled["texts"]["verify"]["sha256"] in json.dumps(parity)
+    assert 'subsets = ["Github"]' in (tmp_path / "out" / "README.md").read_text(), "the recipe on the card"

@@ -55,6 +55,15 @@ def test_a_shipped_recipe_parses_and_never_ships_the_slow_kernel(name):
         ({"calibration": {"samples": 0}}, "`calibration.samples`"),
         ({"calibration": {"source": "hub"}}, "needs `dataset`"),
         ({"calibration": {"source": "file"}}, "needs `path`"),
+        ({"calibration": {"source": "hub", "dataset": "a/b", "path": "c"}}, "either `path` or a hub data set"),
+        ({"calibration": {"batches": "0:4"}}, "`batches` is for source = 'training-order', not 'python-stdlib'"),
+        ({"calibration": {"source": "training-order", "path": "x", "batches": "4:4"}}, "the first must be below"),
+        ({"calibration": {"source": "training-order", "path": "x", "batches": "4"}}, "`calibration.batches`"),
+        ({"calibration": {"source": "training-order"}}, "the order in which demo was trained is not on the hub"),
+        ({"calibration": {"source": "training-order", "path": "x", "eos": False}}, "`eos` is for source"),
+        ({"verify": {"source": "training-order"}}, "[verify] source = 'training-order': the order in which demo"),
+        ({"calibration": {"source": "hub", "dataset": "a/b", "subsets": ["wikipedia (en)"]}}, "mean 'Wikipedia (en)'?"),
+        ({"calibration": {"source": "hub", "dataset": "a/b", "subsets": ["GitHub"]}}, "did you mean 'Github'?"),
         ({"model": {"id": "401m"}}, "no model called `401m`. Did you mean pythia-410m?"),
         ({"model": {"id": "410m@step500"}}, "no step500; the nearest are"),
         ({"model": {"id": "410m@step512", "revision": "step3000"}}, "`revision` another"),
@@ -133,3 +142,32 @@ def test_a_short_name_becomes_the_hubs_id_and_revision():
     model = parse_recipe(changed(model={"id": "pythia-70m", "revision": "512"})).model
     assert (model.id, model.revision) == ("EleutherAI/pythia-70m", "step512")
     assert parse_recipe(changed(model={"id": "demo"})).model.revision == "main"
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset"),
+    [
+        ("410m@step3000", "EleutherAI/pile-standard-pythia-preshuffled"),
+        ("pythia-12b-deduped", "EleutherAI/pile-deduped-pythia-preshuffled"),
+        ("410m-v0", None),
+        ("160m-data-seed2", None),
+        ("someone/else", None),
+    ],
+)
+def test_the_training_order_is_the_models_own_where_it_has_one(model, dataset):
+    raw = changed(model={"id": model}, calibration={"source": "training-order", "batches": "0:4"})
+    if dataset is None:
+        with pytest.raises(RecipeError, match="name a `dataset` or a `path`"):
+            parse_recipe(raw)
+        raw["calibration"]["dataset"] = "own/order"
+    found = parse_recipe(raw).calibration
+    assert found.dataset == dataset or found.dataset == "own/order"
+    assert found.samples == 4 * 1024 and found.batch_range == (0, 4)
+    assert (
+        parse_recipe(changed(**raw | {"calibration": raw["calibration"] | {"samples": 64}})).calibration.samples == 64
+    )
+
+
+def test_a_typo_in_the_model_is_told_before_its_order():
+    with pytest.raises(RecipeError, match="no model called `401m`"):
+        parse_recipe(changed(model={"id": "401m"}, calibration={"source": "training-order"}))

@@ -177,10 +177,20 @@ def models(*args: str):
     return CliRunner().invoke(app, ["models", *args])
 
 
+@pytest.mark.parametrize("columns", [80, 116])
+def test_the_list_of_models_fits_a_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    listed = models().stdout
+    assert max(map(len, listed.splitlines())) <= columns and "…" not in listed
+    assert "pythia-intervention-410m-deduped" in listed and "11,846,072,320" in listed
+    assert ("11,327,027,200" in listed) == (columns == 116), "the non-embedding parameters, where there is room"
+
+
 def test_models_lists_filters_and_explains():
     everything = models()
     assert everything.exit_code == 0 and "pythia-14m-seed1 ... 9" in everything.stdout
-    assert "pythia-2.8b: step0 ... step512, step1000 ... step53000, step55000," in everything.stdout
+    problems = " ".join(everything.stdout.split())
+    assert "pythia-2.8b: step0 ... step512, step1000 ... step53000, step55000," in problems
     one = models("2.8b").stdout
     assert "2,775,208,960" in one and "(issue 205)" in one and "Model " in one
     assert "(issue 205)" not in models("2.8b@step66000").stdout

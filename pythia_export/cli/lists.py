@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import RecipeError
-from .shared import Json, app, examples, print_json, say, show
+from .shared import Json, app, examples, print_json, say, show, stdout_width
 
 
 @app.command(epilog=examples("pythia-export recipes", "pythia-export recipes --schema > recipe.schema.json"))
@@ -74,7 +74,7 @@ def models(
     if as_json:
         print_json([model.to_json() for model in found])
     else:
-        show(models_table(found))
+        show(models_table(found, stdout_width()))
 
 
 def _opening_comment(path: Path) -> str:

@@ -105,26 +105,28 @@ def pull(
     allow_duplicate_revision: AllowDuplicate = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch a checkpoint, pin it to its commit, and check it. Prints where it lies.
+    """Fetch a checkpoint, pin it to its commit, and check it; of a recipe its texts too. Prints where it lies.
 
     Sizes and hashes are those that the hub lists, shapes those of the configuration, the geometry that of the
-    catalogue, and no other training step has the same weights.
+    catalogue, and no other training step has the same weights. A recipe that was pulled runs with --offline.
     """
     from .. import pipeline
     from ..recipe import Model, recipe_names
     from ..tables import checkpoint_view
 
-    named = what in recipe_names() or what.endswith(".toml")
-    model = recipe_called(what).model if named else Model.named(what)
+    recipe = recipe_called(what) if what in recipe_names() or what.endswith(".toml") else None
+    model = recipe.model if recipe is not None else Model.named(what)
     with progress_bars() as progress:
         opened = pipeline.pull(model, accept=accepted(no_pickle, allow_duplicate_revision), progress=progress)
+        texts = pipeline.read_texts(recipe, opened, progress) if recipe is not None else {}
     pulled = opened.pulled
     if as_json:
         facts = {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit, "dtype": opened.dtype}
         where = {"folder": str(pulled.folder), "weights": [str(path) for path in pulled.weights]}
-        print_json(facts | {"parameters": opened.parameters} | where | pulled.record)
+        read = {name: {"source": text.source, "sha256": text.sha256} for name, text in texts.items()}
+        print_json(facts | {"parameters": opened.parameters} | where | pulled.record | {"texts": read})
     else:
-        stderr().print(checkpoint_view(opened))
+        stderr().print(checkpoint_view(opened, texts))
         show(str(pulled.folder))
 
 

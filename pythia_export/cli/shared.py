@@ -162,9 +162,18 @@ def print_verdict(parity: dict[str, Any], quantization: dict[str, Any] | None) -
 
 
 def show(what: RenderableType) -> None:
+    _stdout().print(what, soft_wrap=isinstance(what, str))
+
+
+def stdout_width() -> int:
+    """Columns that a table may have."""
+    return _stdout().width
+
+
+def _stdout() -> Console:
     # A pipe or a CI log has no width: rich would take 80 columns and cut the tables' last one.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    Console(markup=False, highlight=False, emoji=False, width=width).print(what, soft_wrap=isinstance(what, str))
+    return Console(markup=False, highlight=False, emoji=False, width=width)
 
 
 def print_json(value: Any) -> None:

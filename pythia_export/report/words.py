@@ -249,7 +249,9 @@ def recipe_toml(recipe: Json) -> str:
 
 def _table(name: str, section: Json, out: list[str], header: str = "[{}]") -> None:
     nested = {k: v for k, v in section.items() if isinstance(v, Mapping)}
-    tables = {k: v for k, v in section.items() if isinstance(v, list | tuple)}
+    tables = {
+        k: v for k, v in section.items() if isinstance(v, list | tuple) and isinstance(next(iter(v), {}), Mapping)
+    }
     plain = {k: v for k, v in section.items() if v is not None and k not in nested and k not in tables}
     if plain or not nested:
         out += ["", header.format(name)]
@@ -262,5 +264,5 @@ def _table(name: str, section: Json, out: list[str], header: str = "[{}]") -> No
 
 
 def _toml(value: Any) -> str:
-    """JSON's scalars are TOML's, but for DEL, which TOML wants escaped."""
+    """JSON's scalars and lists of them are TOML's, but for DEL, which TOML wants escaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -1,0 +1,46 @@
+"""[export]: the graph and where it will run."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from .section import Section
+
+
+class Export(Section):
+    target: Literal["cpu", "cuda", "web"] = "cpu"
+    rotary: Literal["custom", "gqa", "onnx"] = Field(
+        "custom",
+        description="`custom`: the op pythia.RotaryAttention, carried as a function over ONNX Runtime's ops; "
+        "`gqa`: those ops directly; `onnx`: standard ONNX attention",
+    )
+    accuracy_level: Literal[0, 4] = Field(
+        0, description="MatMulNBits: 4 quantises activations to int8 (faster on CPU), 0 keeps them in float"
+    )
+    dtype: Literal["float32", "float16"] = Field("float32", description="activations and scales")
+    kv_cache: Literal["float32", "float16", "int8"] | None = Field(
+        None,
+        description="type of cached keys and values; as `dtype` if not given. `int8` has a scale for each head and "
+        "token. A smaller cache is read faster by the native kernels, and converted at a cost without them",
+    )
+
+    @property
+    def cache_dtype(self) -> Literal["float32", "float16", "int8"]:
+        return self.kv_cache or self.dtype
+
+    @model_validator(mode="after")
+    def _converted_cache_is_ours(self) -> Self:
+        if self.cache_dtype != self.dtype and (self.rotary != "custom" or self.target != "cpu"):
+            raise ValueError(
+                f"kv_cache = '{self.kv_cache}' with activations of {self.dtype} needs rotary = 'custom' and "
+                f"target = 'cpu', not '{self.rotary}' and '{self.target}'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cpu_is_float32(self) -> Self:
+        if self.dtype == "float16" and self.target != "cuda":
+            raise ValueError("dtype = 'float16' is for target = 'cuda'")
+        return self

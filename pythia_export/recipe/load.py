@@ -1,0 +1,99 @@
+"""Recipes out of TOML, by path or by name; what is wrong with one is told with its place."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import RecipeError
+from .schema import Recipe
+from .section import Section
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a recipe by path, or by the name of one that came with the package (`demo`).
+
+    Relative paths inside it are taken from the file's own folder.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, an unknown key, a value out of range.
+    """
+    path = Path(name)
+    if path.name == name and path.suffix != ".toml" and not path.is_file():
+        shipped = recipe_names()
+        if name not in shipped:
+            near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.4)
+            raise RecipeError(
+                f"no recipe called `{name}`",
+                hint=f"Did you mean {', '.join(near)}?" if near else "`pythia-export recipes` lists them.",
+            )
+        path = recipes_folder() / f"{name}.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe file", hint="`pythia-export recipes` lists shipped ones.") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise RecipeError(f"{path}: cannot be read: {e}") from e
+    except tomllib.TOMLDecodeError as e:
+        raise RecipeError(f"{path}: not TOML: {e}") from e
+    return _anchor(parse_recipe(raw, str(path)), path.parent)
+
+
+def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as e:
+        raise RecipeError("\n".join(_explain(where, error) for error in e.errors())) from None
+
+
+def recipes_folder() -> Path:
+    """Inside the wheel, or at the top of a checkout."""
+    package = Path(__file__).parent.parent
+    packaged = package / "recipes"
+    return packaged if packaged.is_dir() else package.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    return sorted(p.stem for p in recipes_folder().glob("*.toml"))
+
+
+def _anchor(recipe: Recipe, folder: Path) -> Recipe:
+    def anchored(section: Any) -> Any:
+        if section is None or section.path is None or section.path.is_absolute():
+            return section
+        return section.model_copy(update={"path": folder / section.path})
+
+    return recipe.model_copy(
+        update={name: anchored(getattr(recipe, name)) for name in ("model", "calibration", "verify")}
+    )
+
+
+def _explain(where: str, error: Any) -> str:
+    place = [str(p) for p in error["loc"]]
+    dotted = ".".join(place)
+    if error["type"] == "extra_forbidden":
+        valid = _keys_at(place[:-1])
+        near = difflib.get_close_matches(place[-1], valid, n=1, cutoff=0.5)
+        meant = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(valid)}"
+        return f"{where}: unknown key `{dotted}`; {meant}"
+    if error["type"] == "missing":
+        return f"{where}: `{dotted}` is required and missing"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    found = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}: {f'`{dotted}`: ' if dotted else ''}{message}{found}"
+
+
+def _keys_at(place: list[str]) -> list[str]:
+    section: Any = Recipe
+    for key in place:
+        if key.isdigit():
+            continue
+        annotation = section.model_fields[key].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
+    return sorted(section.model_fields)

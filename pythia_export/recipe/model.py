@@ -1,0 +1,60 @@
+"""[model]: which checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from ..errors import RecipeError
+from ..suite import resolve
+from .section import NonEmpty, Section
+
+
+class Model(Section):
+    """Which checkpoint: a model of the suite or another on the hub, the embedded `demo`, or a local directory.
+
+    `id` becomes the full hub id: `410m-deduped@step3000` is EleutherAI/pythia-410m-deduped at step3000.
+    """
+
+    id: NonEmpty | None = Field(
+        None, description="hub repository, a short name (`410m`, `pythia-160m-seed3@step512`), or `demo`"
+    )
+    path: Path | None = Field(None, description="local checkpoint directory, relative to the recipe file")
+    revision: NonEmpty = Field("main", description="branch, tag or commit; Pythia's steps are branches: `step3000`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_resolved(cls, given: Any) -> Any:
+        name = given.get("id") if isinstance(given, dict) else None
+        if not isinstance(name, str) or not name:
+            return given
+        revision = given.get("revision")
+        if "@" in name and revision is not None:
+            raise ValueError(f"`id` names a revision, {name!r}, and `revision` another, {revision!r}")
+        try:
+            model_id, pinned = resolve(f"{name}@{revision}" if isinstance(revision, str) and revision else name)
+        except RecipeError as e:
+            raise ValueError(f"{e}. {e.hint}" if e.hint else str(e)) from None
+        return given | {"id": model_id} | ({"revision": pinned} if pinned else {})
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.id is None) == (self.path is None):
+            raise ValueError("give either `id` or `path`")
+        return self
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The model that a name on the command line stands for.
+
+        Raises:
+            RecipeError: as `resolve`.
+        """
+        model_id, revision = resolve(name)
+        return cls(id=model_id, **({"revision": revision} if revision else {}))
+
+    @property
+    def name(self) -> str:
+        return self.id if self.id is not None else str(self.path)

@@ -1,0 +1,105 @@
+"""[quantize]: how weights are rounded, and how they are stored."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ..neox import HEAD
+from .section import NonEmpty, Section
+
+Bits = Literal[2, 3, 4, 8]
+GroupSize = Literal[16, 32, 64, 128, 256, -1]
+Method = Literal["gptq", "rtn", "none"]
+
+
+class Scheme(Section):
+    """How one linear is stored. `bits` 3 is rounded to 3 bits and stored in 4."""
+
+    bits: Bits = 4
+    group_size: GroupSize = Field(128, description="input columns that share a scale; -1 is the whole row")
+    symmetric: bool = True
+
+    @property
+    def stored_bits(self) -> int:
+        return 4 if self.bits == 3 else self.bits
+
+
+class Override(Section):
+    """A linear whose name matches `pattern` (shell wildcards; later ones win) is treated otherwise."""
+
+    pattern: NonEmpty
+    method: Method | None = None
+    bits: Bits | None = None
+    group_size: GroupSize | None = None
+    symmetric: bool | None = None
+
+
+class Head(Section):
+    """The output projection: by far the largest single linear of the small models."""
+
+    method: Method = Field("gptq", description="`none` keeps the head in float16")
+    bits: Bits = 8
+    group_size: GroupSize = 128
+    symmetric: bool = True
+
+
+class Quantize(Section):
+    method: Method = "gptq"
+    bits: Bits = 4
+    group_size: GroupSize = Field(128, description="input columns that share a scale; -1 is the whole row")
+    symmetric: bool = True
+    act_order: bool = Field(True, description="quantise columns by falling Hessian diagonal; their stored order stays")
+    damp: float = Field(0.01, gt=0, le=1, description="added to the Hessian's diagonal, relative to its mean")
+    max_damp: float = Field(0.1, gt=0, le=1, description="the damping ladder doubles `damp` up to here, then fails")
+    clip: bool = Field(True, description="search each group's scale for the least error, instead of spanning all of it")
+    error_correction: bool = Field(
+        True, description="make up for the error of the layers before, against the activations of the original model"
+    )
+    joint_hessian: bool = Field(
+        True, description="round dense knowing that 4h_to_h will make up for its errors; with error_correction only"
+    )
+    fisher: bool = Field(
+        True, description="let outputs make up for each other's errors as the loss feels them: one backward pass more"
+    )
+    bits_per_weight: float | None = Field(
+        None, gt=0, le=9, description="budget of stored bits, scales and head included: 8 bits go where they save most"
+    )
+    embedding: Literal["float32", "float16", "int8", "int4"] = "float16"
+    products: Literal[4, 2] = Field(
+        4,
+        description="matrix products a layer: 4 as in the checkpoint; 2 folds the LayerNorms into the weights, makes "
+        "one matrix of QKV and h_to_4h, and one of dense and 4h_to_h",
+    )
+    head: Head = Head()
+    override: tuple[Override, ...] = ()
+
+    @model_validator(mode="after")
+    def _ladder_climbs(self) -> Self:
+        if self.max_damp < self.damp:
+            raise ValueError(f"max_damp {self.max_damp} is below damp {self.damp}")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_is_measured(self) -> Self:
+        if self.bits_per_weight is not None and self.method != "gptq":
+            raise ValueError("bits_per_weight measures on calibration text: it needs method = 'gptq'")
+        return self
+
+    def linear(self, name: str) -> tuple[Method, Scheme]:
+        """Method and scheme of one linear, by its on-disk name without `.weight`."""
+        if name == HEAD:
+            method, scheme = self.head.method, self.head.model_dump(include={"bits", "group_size", "symmetric"})
+            if self.method == "none":
+                method = "none"
+            elif self.method == "rtn" and method == "gptq":
+                method = "rtn"
+        else:
+            method, scheme = self.method, self.model_dump(include={"bits", "group_size", "symmetric"})
+        for rule in self.override:
+            if fnmatchcase(name, rule.pattern):
+                method = rule.method or method
+                scheme |= rule.model_dump(include={"bits", "group_size", "symmetric"}, exclude_none=True)
+        return method, Scheme(**scheme)

@@ -1,0 +1,61 @@
+"""A whole recipe, and what its sections must have of each other."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from ..errors import RecipeError
+from ..suite import find, resolve
+from .export import Export
+from .model import Model
+from .quantize import Quantize
+from .section import Section
+from .text import Calibration
+from .verify import Verify
+
+
+class Recipe(Section):
+    model: Model
+    calibration: Calibration | None = None
+    quantize: Quantize = Quantize()
+    export: Export = Export()
+    verify: Verify
+
+    @model_validator(mode="before")
+    @classmethod
+    def _training_order_is_the_models_own(cls, given: Any) -> Any:
+        """The data set follows from the model, where one is known."""
+        model = given.get("model") if isinstance(given, dict) else None
+        if not isinstance(model, dict):
+            return given
+        try:
+            known = find(resolve(model["id"])[0]) if isinstance(model.get("id"), str) else None
+        except RecipeError:  # [model] tells what is wrong with it
+            return given
+        order = known.training_order if known is not None else None
+        for name in ("calibration", "verify"):
+            section = given.get(name)
+            if not isinstance(section, dict) or section.get("source") != "training-order":
+                continue
+            if section.get("dataset") or section.get("path"):
+                continue
+            if order is None:
+                raise ValueError(
+                    f"[{name}] source = 'training-order': the order in which {model.get('id') or model.get('path')} "
+                    "was trained is not on the hub as a memory map; name a `dataset` or a `path`"
+                )
+            given = given | {name: section | {"dataset": order}}
+        return given
+
+    @model_validator(mode="after")
+    def _gptq_observes(self) -> Self:
+        if self.uses_gptq and self.calibration is None:
+            raise ValueError("method = 'gptq' needs a [calibration] section")
+        return self
+
+    @property
+    def uses_gptq(self) -> bool:
+        q = self.quantize
+        return "gptq" in (q.method, *(rule.method for rule in q.override))

@@ -1,0 +1,66 @@
+"""[verify]: the held-out text, and the gates that decide the exit code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_serializer, model_validator
+
+from .section import Section
+from .text import Text
+
+
+class Gate(Section):
+    """A limit for what is estimated from text: `ppl_ratio = 1.05`, or `{ limit = 1.05, confidence = 0.99 }`."""
+
+    limit: float = Field(gt=0)
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="of the interval whose far end must clear the limit")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_number_is_the_limit(cls, given: Any) -> Any:
+        return {"limit": given} if isinstance(given, int | float) and not isinstance(given, bool) else given
+
+    @model_serializer(mode="wrap")
+    def _as_it_was_given(self, dump: Any) -> Any:
+        return self.limit if self.confidence == Gate.model_fields["confidence"].default else dump(self)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> Any:
+        return {"anyOf": [{"type": "number"}, handler(core_schema)]}
+
+
+class RatioGate(Gate):
+    limit: float = Field(gt=1)
+
+
+class ShareGate(Gate):
+    limit: float = Field(gt=0, le=1)
+
+
+class Gates(Section):
+    """What the artifact must meet; exit code 10 unless every gate passes. Left out: not checked.
+
+    The first two are measured outright. The others are estimated: a gate passes when the far end of its interval clears
+    the limit, fails when the near end does not, and is inconclusive in between.
+    """
+
+    export_max_abs: float | None = Field(
+        None, gt=0, description="max |logit difference| of ORT against torch on the same weights, accuracy level 0"
+    )
+    decode_max_abs: float | None = Field(
+        None, gt=0, description="the same between one pass and cached decode, batches and left padding"
+    )
+    ppl_ratio: RatioGate | None = Field(None, description="most that perplexity / original's perplexity may be")
+    delta_nll: Gate | None = Field(None, description="most that it may cost, nats/token: the logarithm of ppl_ratio")
+    kld_mean: Gate | None = Field(None, description="most that the mean KL divergence may be, nats/token")
+    same_top: ShareGate | None = Field(None, description="least share of tokens with the same argmax")
+    min_tokens: int | None = Field(None, ge=1, description="least number of held-out tokens")
+    regression: Gate | None = Field(
+        None, description="with `verify --against`: most that the mean KL divergence may exceed the other artifact's"
+    )
+
+
+class Verify(Text):
+    tokens: int = Field(32768, ge=64, description="held-out tokens to score")
+    gates: Gates = Gates()
