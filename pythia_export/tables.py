@@ -261,7 +261,7 @@ def model_view(model: Pythia, revision: str | None = None) -> RenderableType:
 
 def _known_problems(lines: list[str]) -> list[RenderableType]:
     title = [Text("\nKnown problems:", style="yellow")] if lines else []
-    return [*title, *(Padding(Text(line, style="yellow"), (0, 0, 0, 2)) for line in lines)]
+    return [*title, *(Padding(Text(line, style="yellow"), (0, 0, 0, 2), expand=False) for line in lines)]
 
 
 def _steps(revisions: tuple[str, ...]) -> str:
@@ -294,7 +294,7 @@ def _facts(facts: Mapping[str, str]) -> Padding:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for name, value in facts.items():
         grid.add_row(Text(name, style="bold"), Text(value))
-    return Padding(grid, 0)
+    return Padding(grid, 0, expand=False)
 
 
 def _kind(name: str) -> str:

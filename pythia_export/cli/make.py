@@ -107,8 +107,9 @@ def pull(
 ) -> None:
     """Fetch a checkpoint, pin it to its commit, and check it; of a recipe its texts too. Prints where it lies.
 
-    Sizes and hashes are those that the hub lists, shapes those of the configuration, the geometry that of the
-    catalogue, and no other training step has the same weights. A recipe that was pulled runs with --offline.
+    Sizes and hashes are those that the hub lists, shapes those of the config,
+    the geometry that of the catalogue, and no other training step has the
+    same weights. A recipe that was pulled runs with --offline.
     """
     from .. import pipeline
     from ..recipe import Model, recipe_names

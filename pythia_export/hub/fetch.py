@@ -126,16 +126,18 @@ def _name_is_known(listing: Listing) -> bool:
 
 @contextmanager
 def _watched(blob: Path, size: int, advance: Advance) -> Iterator[None]:
-    """Advance by what the client writes. It draws bars of its own or none: the file that it fills is looked at."""
-    incomplete, done, counted = blob.with_name(blob.name + ".incomplete"), threading.Event(), 0
+    """Advance by what the client writes. It draws bars of its own or none: the file that it fills is looked at, which
+    newer clients name by chance."""
+    done, counted = threading.Event(), 0
 
     def look() -> None:
         nonlocal counted
         while not done.wait(POLL_SECONDS):
             try:
-                now = min(incomplete.stat().st_size, size)
-            except OSError:
+                now = max(path.stat().st_size for path in blob.parent.glob(f"{blob.name}*.incomplete"))
+            except (OSError, ValueError):  # none yet, or none any more
                 continue
+            now = min(now, size)
             if now > counted:
                 advance(now - counted)
                 counted = now
