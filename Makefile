@@ -1,5 +1,6 @@
 # make demo   the main job on the embedded checkpoint, offline once the dependencies are installed
 # make test   every test that needs no GPU and no hub
+# make test-consumers   artifacts in onnxruntime-genai, Optimum, transformers.js, Node and Chromium; installs them first
 # make lint   ruff, mypy, and the schemas of action.yml and the workflows
 # make kernels  the native operators, in build/kernels; needs a C++17 compiler, and nothing fails without one
 # Needs Python >= 3.11 with pip and venv; another interpreter: make demo PYTHON=python3.12
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint kernels venv clean
+.PHONY: demo test test-consumers consumers lint kernels venv clean
 
 demo: $(STAMP) kernels
 	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
@@ -25,6 +26,27 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-actions action.yml
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+test-consumers: consumers kernels
+	@echo "test    one artifact in every consumer"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/test_consumers.py
+
+# What only consumers need, apart from the project's own environment: two builds of ONNX Runtime overwrite each other.
+consumers: $(STAMP) build/consumers/.installed
+
+build/consumers/.installed: tests/consumers/package.json tests/consumers/requirements.txt
+	@echo "consumers  installing onnxruntime-genai, transformers.js and Chromium into build/consumers"
+	@mkdir -p build/consumers
+	@$(PYTHON) -m venv build/consumers/venv
+	@build/consumers/venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/consumers/requirements.txt
+	@cp tests/consumers/package.json build/consumers/
+	@if command -v npm >/dev/null; then cd build/consumers && npm install --ignore-scripts --no-audit --no-fund --silent; \
+		else echo "consumers  no npm: transformers.js is not tested" >&2; fi
+	@if command -v chromium chromium-browser google-chrome chrome >/dev/null; then :; \
+		elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
+		else echo "consumers  no Chromium, and no right to install it: no page is tested" >&2; fi
+	@touch $@
 
 kernels: $(STAMP)
 	@if command -v "$${CXX:-c++}" >/dev/null; then \

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pythia_export.graph.decoder import DATA_FILE, build_decoder
+from pythia_export.graph.decoder import build_decoder
+from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import layout
 from pythia_export.machine import machine
 from pythia_export.neox import NeoXConfig, tensors

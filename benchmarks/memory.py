@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from pythia_export.checkpoint import open_checkpoint, pull
-from pythia_export.graph.decoder import DATA_FILE
+from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import layout
 from pythia_export.machine import machine
 from pythia_export.neox import NeoXConfig, tensors

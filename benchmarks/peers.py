@@ -70,7 +70,7 @@ from torch import Tensor
 
 from pythia_export.checkpoint import Checkpoint, demo_folder, open_checkpoint, pull
 from pythia_export.corpus import calibration_windows, verify_windows
-from pythia_export.graph.decoder import DATA_FILE
+from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import layout
 from pythia_export.machine import machine, versions
 from pythia_export.neox import NeoXConfig, tensors

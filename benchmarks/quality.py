@@ -27,7 +27,7 @@ from rich.progress import track
 
 from pythia_export.checkpoint import Checkpoint, open_checkpoint, pull
 from pythia_export.corpus import calibration_windows, verify_windows
-from pythia_export.graph.decoder import DATA_FILE
+from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import layout
 from pythia_export.machine import machine
 from pythia_export.parity.metrics import log_softmax

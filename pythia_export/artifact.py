@@ -169,7 +169,7 @@ class Artifact:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: Path | str) -> Artifact:
+    def open(cls, path: Path | str) -> Self:
         """Read the manifest and hold the directory to it by name and size; `check` also re-hashes.
 
         Raises:

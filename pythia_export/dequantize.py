@@ -21,7 +21,7 @@ import torch
 
 from .artifact import Artifact, Kind, Staging
 from .errors import NumericsError, RecipeError, ResourceError
-from .graph.decoder import DATA_FILE
+from .graph.files import data_name
 from .graph.layout import layout
 from .machine import versions
 from .neox import TensorSpec, tensors
@@ -77,7 +77,8 @@ def dequantize(
     with target as staging:
         recipe, config = opened.recipe, opened.config
         places = layout(config, recipe.quantize, recipe.export.dtype)
-        reader = WeightsReader(opened.file(DATA_FILE), places, config)
+        weights = data_name(recipe)
+        reader = WeightsReader(opened.file(weights), places, config)
         specs = list(tensors(config))
         total = sum(_nbytes(spec, dtype) for spec in specs)
         _require_space(staging.folder, total)
@@ -96,7 +97,7 @@ def dequantize(
             {
                 "versions": versions(),
                 "source": opened.manifest["source"],
-                "weights": {DATA_FILE: opened.manifest["files"][DATA_FILE]},
+                "weights": {weights: opened.manifest["files"][weights]},
                 "quantize": opened.manifest["recipe"]["quantize"],
                 "dtype": dtype,
             }

@@ -23,8 +23,11 @@ from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
 from .errors import RecipeError, SourceError
-from .graph.decoder import DATA_FILE, build_decoder, kv_cache
-from .graph.layout import Layout, layout
+from .graph.consumers import config_json, genai_config_json, generation_config_json, tokenizer_config_json
+from .graph.decoder import build_decoder, kv_cache
+from .graph.files import DATA_FILE, MODEL, arrange, data_name, graph_name
+from .graph.layout import Layout
+from .graph.layout import layout as lay_out
 from .graph.targets import require_fit, warnings
 from .machine import versions
 from .neox import NeoXConfig, cache_bytes
@@ -40,8 +43,8 @@ from .stream import Allocation, Journal, allocate, quantize_stream
 from .suite import geometry
 from .weights import WeightsReader, WeightsWriter
 
-MODEL = "model.onnx"
 ACCEPT = Accept()
+GENAI, TOKENIZER_CONFIG = "genai_config.json", "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def plan(recipe: Recipe) -> Plan:
         SourceError: the model's geometry cannot be known without pulling it.
     """
     config, source_bytes = _geometry(recipe)
-    places = layout(config, recipe.quantize, recipe.export.dtype)
+    places = lay_out(config, recipe.quantize, recipe.export.dtype)
     require_fit(places, recipe.export)
     steps = [f"pull {recipe.model.name} at {recipe.model.revision}"]
     calibration = recipe.calibration if recipe.uses_gptq else None
@@ -104,7 +107,7 @@ def plan(recipe: Recipe) -> Plan:
             "vocab": config.vocab_size,
             "context": config.max_positions,
         },
-        files={MODEL: build_decoder(config, places, recipe.export).ByteSize(), DATA_FILE: places.nbytes},
+        files=_files(recipe, build_decoder(config, places, recipe.export).ByteSize(), places.nbytes),
         download_bytes=source_bytes if recipe.model.id not in (None, "demo") else None,
         peak_memory_bytes=_peak_memory(config, recipe),
         kv_cache_bytes=cache_bytes(config, recipe.export.cache_dtype, config.max_positions),
@@ -173,6 +176,7 @@ def run(
             manifest = job.manifest(recipe.export)
             _write_reports(journal.output, manifest, quantization, parity)
             journal.finish(staging.folder)
+            arrange(staging.folder, recipe)
             staging.publish(manifest)
     if evict:
         _evict(job.checkpoint.pulled, progress)
@@ -196,6 +200,7 @@ def quantize(
         with job.journal(out, resume) as journal:
             quantization = job.quantize_into(journal)
             journal.finish(staging.folder)
+            arrange(staging.folder, recipe)
             staging.publish(job.manifest(recipe.export))
     if evict:
         _evict(job.checkpoint.pulled, progress)
@@ -215,13 +220,16 @@ def export(
     accuracy_level: int | None = None,
     target: str | None = None,
     kv_cache: str | None = None,
+    layout: str | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Outcome:
     """Build the graph over quantised weights (of `quantize`, or of another artifact), unverified."""
     source = Artifact.open(weights)
     source.check()
-    changes = {"rotary": rotary, "accuracy_level": accuracy_level, "target": target, "kv_cache": kv_cache}
+    changes = {
+        "rotary": rotary, "accuracy_level": accuracy_level, "target": target, "kv_cache": kv_cache, "layout": layout,
+    }  # fmt: skip
     chosen = source.recipe.export.model_dump() | {k: v for k, v in changes.items() if v is not None}
     try:
         recipe = source.recipe.model_copy(update={"export": Export(**chosen)})
@@ -229,17 +237,21 @@ def export(
         reason = e.errors()[0]["msg"].removeprefix("Value error, ")
         raise RecipeError(f"these export options do not go together: {reason}") from e
     began = time.perf_counter()
-    places = layout(source.config, recipe.quantize, recipe.export.dtype)
+    places = lay_out(source.config, recipe.quantize, recipe.export.dtype)
     require_fit(places, recipe.export)
     for warning in warnings(places, recipe.export):
         progress.note(warning)
     with Staging(out, overwrite) as staging:
-        kept = [n for n in source.manifest["files"] if n not in (MODEL, "parity.json", "report.html", "README.md")]
+        made_here = (MODEL, graph_name(source.recipe), GENAI, "parity.json", "report.html", "README.md")
+        kept = [name for name in source.manifest["files"] if name not in made_here]
         with progress.track("Copying", len(kept), "files") as advance:
             for name in kept:
-                shutil.copyfile(source.folder / name, staging.folder / name)
+                to = DATA_FILE if name == data_name(source.recipe) else name
+                shutil.copyfile(source.folder / name, staging.folder / to)
                 advance(1)
         _save(build_decoder(source.config, places, recipe.export), staging.folder)
+        _write_configs(staging.folder, source.config, recipe)
+        arrange(staging.folder, recipe)
         carried: dict[str, Any] = {k: source.manifest[k] for k in ("source", "calibration") if k in source.manifest}
         staging.publish(_manifest(recipe, carried, recipe.export))
     return Outcome(staging.out, source.read_json("quantization.json"), None, {"export": time.perf_counter() - began})
@@ -282,8 +294,8 @@ def verify(
     checkpoint = open_checkpoint(pulled)
     section = recipe.verify if tokens is None else recipe.verify.model_copy(update={"tokens": tokens})
     windows = verify_windows(section, opened.tokenizer(), opened.config, progress)
-    places = layout(opened.config, recipe.quantize, recipe.export.dtype)
-    reader = WeightsReader(opened.file(DATA_FILE), places, opened.config)
+    places = lay_out(opened.config, recipe.quantize, recipe.export.dtype)
+    reader = WeightsReader(opened.file(data_name(opened.recipe)), places, opened.config)
     model = onnx.load(opened.file(MODEL), load_external_data=False)
     subject = Subject(origin, checkpoint, reader, opened.config, model, opened.folder, recipe.quantize, recipe.export)
     with tempfile.TemporaryDirectory(prefix="pythia-export-rtn-") as scratch:
@@ -316,7 +328,7 @@ def _rounded_to_nearest(checkpoint: Checkpoint, recipe: Recipe, folder: Path, pr
     rules = tuple(r.model_copy(update={"method": "rtn"}) if r.method == "gptq" else r for r in asked.override)
     method = "rtn" if asked.method == "gptq" else asked.method
     plain = asked.model_copy(update={"method": method, "override": rules, "bits_per_weight": None})
-    places = layout(checkpoint.config, plain, recipe.export.dtype)
+    places = lay_out(checkpoint.config, plain, recipe.export.dtype)
     path = folder / DATA_FILE
     with WeightsWriter(path, places) as writer:
         quantize_stream(checkpoint, plain, places, recipe.export.dtype, None, writer, progress)
@@ -343,7 +355,7 @@ class _Job:
             self.checkpoint: Checkpoint = pull(self.recipe.model, accept=self.accept, progress=self.progress)
         self.config: NeoXConfig = self.checkpoint.config
         self.tokenizer = self.checkpoint.tokenizer()
-        self.layout: Layout = layout(self.config, self.recipe.quantize, self.recipe.export.dtype)
+        self.layout: Layout = lay_out(self.config, self.recipe.quantize, self.recipe.export.dtype)
         require_fit(self.layout, self.recipe.export)
         self.calibration: Windows | None = None
         self.allocation: Allocation | None = None
@@ -370,7 +382,7 @@ class _Job:
                 self.recipe.calibration.memory_gb, Path(scratch), self.progress,
             )  # fmt: skip
         self.recipe = self.recipe.model_copy(update={"quantize": resolved})
-        self.layout = layout(self.config, resolved, self.recipe.export.dtype)
+        self.layout = lay_out(self.config, resolved, self.recipe.export.dtype)
 
     def quantize_into(self, journal: Journal) -> dict[str, Any]:
         recipe = self.recipe
@@ -386,11 +398,13 @@ class _Job:
         if self.allocation is not None:
             record["allocation"] = self.allocation.to_json()
         _write_json(folder / "quantization.json", record)
-        _write_json(folder / "config.json", self.config.to_dict(recipe.export.dtype))
-        ends = {"bos_token_id": self.config.bos_token_id, "eos_token_id": self.config.eos_token_id}
-        _write_json(folder / "generation_config.json", ends)
+        _write_json(folder / "config.json", config_json(self.config, recipe))
+        _write_json(folder / "generation_config.json", generation_config_json(self.config))
         for path in self.checkpoint.tokenizer_files():
             shutil.copyfile(path, folder / path.name)
+        if not (folder / TOKENIZER_CONFIG).is_file():
+            end_of_text = self.tokenizer.id_to_token(self.config.eos_token_id) or "<|endoftext|>"
+            _write_json(folder / TOKENIZER_CONFIG, tokenizer_config_json(self.config, end_of_text))
         return record
 
     def _fingerprint(self) -> dict[str, Any]:
@@ -411,6 +425,7 @@ class _Job:
         with self.stage("export"):
             model = build_decoder(self.config, self.layout, chosen)
             _save(model, folder)
+            _write_configs(folder, self.config, self.recipe)
         return model
 
     def reader(self, folder: Path) -> WeightsReader:
@@ -442,6 +457,20 @@ def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[s
         "recipe": recipe.model_dump(mode="json"),
         "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.cache_dtype},
     }
+
+
+def _files(recipe: Recipe, graph: int, weights: int) -> dict[str, int]:
+    """Bytes of the large files, by the names that they will have."""
+    second = graph_name(recipe)
+    return {MODEL: graph} | ({second: graph} if second is not None else {}) | {data_name(recipe): weights}
+
+
+def _write_configs(folder: Path, config: NeoXConfig, recipe: Recipe) -> None:
+    """What consumers read beside the graph."""
+    _write_json(folder / "config.json", config_json(config, recipe))
+    genai = genai_config_json(config, recipe)
+    if genai is not None:
+        _write_json(folder / GENAI, genai)
 
 
 def _probe() -> bytes:
@@ -508,4 +537,4 @@ def _peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
         # The head: weights, what they are moved to, codes twice. A layer: weights, H of 4h_to_h and its factor.
         peak = max(4 * 3 * ends + 4 * 4 * 2**25, 4 * 4 * layer + 4 * 3 * ff * ff) + activations
     scored = 4 * d * recipe.verify.tokens * 2 + 4 * 6 * config.vocab_size * recipe.verify.sequence_length
-    return 600_000_000 + max(peak, scored + layout(config, recipe.quantize, recipe.export.dtype).nbytes)
+    return 600_000_000 + max(peak, scored + lay_out(config, recipe.quantize, recipe.export.dtype).nbytes)

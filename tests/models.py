@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from pythia_export.graph.decoder import DATA_FILE, build_decoder
+from pythia_export.graph.decoder import build_decoder
+from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import Layout, layout
 from pythia_export.neox import NeoXConfig, cache_parts
 from pythia_export.recipe import Export, Quantize

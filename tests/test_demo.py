@@ -24,7 +24,8 @@ from pythia_export.runtime import Session
 
 FILES = {
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "model.onnx", "model.onnx_data", "quantization.json", "parity.json", "report.html", "README.md",
+    "model.onnx", "model.onnx_data", "genai_config.json",
+    "quantization.json", "parity.json", "report.html", "README.md",
 }  # fmt: skip
 
 

@@ -28,7 +28,8 @@ from pythia_export.artifact import Artifact, Staging
 from pythia_export.checkpoint import open_checkpoint, pull
 from pythia_export.dequantize import dequantize, parse_size
 from pythia_export.errors import IntegrityError, NumericsError, OutputError, RecipeError, ResourceError
-from pythia_export.graph.decoder import DATA_FILE, kv_cache
+from pythia_export.graph.decoder import kv_cache
+from pythia_export.graph.files import DATA_FILE
 from pythia_export.neox import HEAD, TensorSpec, tensors
 from pythia_export.parity.reference import Reference
 from pythia_export.recipe import Export, Model, Quantize

@@ -9,7 +9,8 @@ import torch
 from models import GEOMETRIES, Exported, InMemory, export_model, hugging_face, on_disk, small_config
 
 from pythia_export.errors import RecipeError
-from pythia_export.graph.decoder import DATA_FILE, build_decoder, with_accuracy_level
+from pythia_export.graph.decoder import build_decoder, with_accuracy_level
+from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import layout
 from pythia_export.graph.targets import WEB_BYTES, require_fit, warnings
 from pythia_export.recipe import Export, Quantize, load_recipe, recipe_names
@@ -81,11 +82,14 @@ def test_onnx_reference_evaluator_runs_the_standard_body(tmp_path):
     assert relative(got, expected, mask) <= 1e-5
 
 
+@pytest.mark.parametrize("export", [Export(), Export(target="web"), Export(layout="transformers.js")])
 @pytest.mark.parametrize("embedding", ["float32", "float16", "int8", "int4"])
-def test_embedding_is_read_as_stored(embedding, tmp_path):
+def test_embedding_is_read_as_stored(embedding, export, tmp_path):
     config = small_config(layers=1)
     source = InMemory(config, on_disk(hugging_face(config)))
-    graph = export_model(source, tmp_path, Quantize(method="none", embedding=embedding), Export())
+    graph = export_model(source, tmp_path, Quantize(method="none", embedding=embedding), export)
+    fused = any(node.op_type == "GatherBlockQuantized" for node in graph.model.graph.node)
+    assert fused == (embedding in ("int8", "int4") and export == Export()), "browsers do not have it"
     model = hugging_face(config)
     with torch.no_grad():
         model.gpt_neox.embed_in.weight.copy_(graph.reader().tensor("gpt_neox.embed_in.weight"))

@@ -20,7 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pythia_export.checkpoint import Checkpoint, open_checkpoint, pull
 from pythia_export.corpus import Windows
 from pythia_export.corpus.stdlib import stdlib_documents
-from pythia_export.graph.decoder import DATA_FILE, with_accuracy_level
+from pythia_export.graph.decoder import with_accuracy_level
+from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import Layout, packed_qkv_rows
 from pythia_export.kernels import kernels_path
 from pythia_export.neox import EMBEDDING, NeoXConfig

@@ -159,6 +159,7 @@ def quantize(
     epilog=examples(
         "pythia-export export weights/160m --out models/160m",
         "pythia-export export models/160m --out models/160m-gqa --rotary gqa --accuracy-level 0",
+        "pythia-export export models/160m --out models/160m-js --target web --layout transformers.js",
     )
 )
 def export(
@@ -175,6 +176,9 @@ def export(
     kv_cache: Annotated[
         Literal["float32", "float16", "int8"] | None, typer.Option(help="Type of cached keys and values.")
     ] = None,
+    layout: Annotated[
+        Literal["flat", "transformers.js"] | None, typer.Option(help="Where graph and weights lie in the directory.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Build a graph over weights that are quantised already. Not yet proved: `verify` does that."""
@@ -188,6 +192,7 @@ def export(
             accuracy_level=accuracy_level,
             target=target,
             kv_cache=kv_cache,
+            layout=layout,
             overwrite=overwrite,
             progress=progress,
         )

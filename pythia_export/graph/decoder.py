@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, inliner
 
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, cache_parts, layer_prefix
 from ..recipe import Export
+from .files import DATA_FILE
 from .layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, NORMS, QKV, Layout, LinearPlan, Slot
 from .ops import DOMAIN, LOWEST, OPSET, rotary_attention
 
-DATA_FILE = "model.onnx_data"
 MICROSOFT = "com.microsoft"
 KEEP = "num_logits_to_keep"  # the name that transformers.js and Hugging Face gave it
 LOGITS_LENGTH = "logits_length"
@@ -88,7 +88,7 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
     kind = _TYPES[export.dtype]
     tape = _Tape(layout)
     shared = _shared_inputs(tape, kind)
-    x = _embedding(tape, layout, config.hidden_size, kind)
+    x = _embedding(tape, layout, export, config.hidden_size, kind)
     for layer in range(config.num_layers):
         x = _block(tape, config, layout, export, layer, x, shared)
     x = _last(tape, x, kind, config.hidden_size)
@@ -175,10 +175,12 @@ def _last(tape: _Tape, x: str, kind: int, hidden: int) -> str:
     return tape.typed(tape.node("Slice", "/last/Slice", [x, start, end, one]), kind, hidden, LOGITS_LENGTH)
 
 
-def _embedding(tape: _Tape, layout: Layout, hidden: int, kind: int) -> str:
+def _embedding(tape: _Tape, layout: Layout, export: Export, hidden: int, kind: int) -> str:
     bits = layout.embedding_bits(hidden)
     if bits is not None:
         data, scales = tape.weight(f"{EMBEDDING}.qweight"), tape.weight(f"{EMBEDDING}.scales")
+        if export.target == "web" or export.layout == "transformers.js":
+            return tape.typed(_dequantised_rows(tape, data, scales, bits, hidden, kind), kind, hidden)
         rows = tape.node(
             "GatherBlockQuantized", "/embed_in/GatherBlockQuantized", [data, "input_ids", scales],
             domain=MICROSOFT, bits=bits, block_size=EMBEDDING_BLOCK, gather_axis=0, quantize_axis=1,
@@ -188,6 +190,34 @@ def _embedding(tape: _Tape, layout: Layout, hidden: int, kind: int) -> str:
     if _TYPES[layout.slots[f"{EMBEDDING}.weight"].dtype] == kind:
         return rows
     return tape.node("Cast", "/embed_in/Cast", [rows], to=kind)
+
+
+def _dequantised_rows(tape: _Tape, data: str, scales: str, bits: int, hidden: int, kind: int) -> str:
+    """What GatherBlockQuantized computes, by standard operators: the WebAssembly that transformers.js 4.3 brings into
+    a browser does not have that one. Of a few tokens it costs nothing."""
+    at = "/embed_in"
+    last = tape.constant("embed_in.last", TensorProto.INT64, [1], [-1])
+
+    def number(name: str, value: float) -> str:
+        return tape.constant(f"embed_in.{name}", kind, [1], [value])
+
+    codes = tape.node("Cast", f"{at}/Cast", [tape.node("Gather", f"{at}/Gather", [data, "input_ids"])], to=kind)
+    if bits == 4:  # two in a byte, the low one first
+        sixteen = number("sixteen", 16)
+        high = tape.node("Floor", f"{at}/high/Floor", [tape.node("Div", f"{at}/high/Div", [codes, sixteen])])
+        low = tape.node("Sub", f"{at}/low/Sub", [codes, tape.node("Mul", f"{at}/low/Mul", [high, sixteen])])
+        pair = [tape.node("Unsqueeze", f"{at}/{n}/Unsqueeze", [x, last]) for n, x in (("low", low), ("high", high))]
+        codes = tape.node("Concat", f"{at}/Concat", pair, axis=-1)
+    blocks = tape.constant(
+        "embed_in.blocks", TensorProto.INT64, [4], [0, 0, hidden // EMBEDDING_BLOCK, EMBEDDING_BLOCK]
+    )
+    rows = tape.constant("embed_in.rows", TensorProto.INT64, [3], [0, 0, hidden])
+    centred = tape.node("Sub", f"{at}/Sub", [codes, number("zero_point", 2 ** (bits - 1))])
+    scale = tape.node(
+        "Unsqueeze", f"{at}/scale/Unsqueeze", [tape.node("Gather", f"{at}/scale/Gather", [scales, "input_ids"]), last]
+    )
+    scaled = tape.node("Mul", f"{at}/Mul", [tape.node("Reshape", f"{at}/blocks/Reshape", [centred, blocks]), scale])
+    return tape.node("Reshape", f"{at}/rows/Reshape", [scaled, rows])
 
 
 def _block(

@@ -26,6 +26,12 @@ class Export(Section):
         "token. A smaller cache is read faster by the native kernels, and converted at a cost without them",
     )
 
+    layout: Literal["flat", "transformers.js"] = Field(
+        "flat",
+        description="`flat`: model.onnx beside its weights; `transformers.js`: both under onnx/ by the names that "
+        "transformers.js looks for, and a second graph at the root that reads the same weights, for all others",
+    )
+
     @property
     def cache_dtype(self) -> Literal["float32", "float16", "int8"]:
         return self.kv_cache or self.dtype

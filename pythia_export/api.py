@@ -1,0 +1,88 @@
+"""An artifact as Python programs use it: text in, text, log-probabilities or logits out. No torch.
+
+from pythia_export import Artifact
+
+artifact = Artifact.open("build/demo")
+artifact.generate("def main(", max_new_tokens=32)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from . import artifact, runtime
+from .runtime.sampling import Sampling
+
+
+class Artifact(artifact.Artifact):
+    """A directory that `pythia-export run` or `export` wrote. `Artifact.open(path)` reads its manifest, `check()`
+    hashes its files; the graph is opened when it is first needed, on the provider that the recipe targets."""
+
+    @cached_property
+    def session(self) -> runtime.Session:
+        return runtime.Session.open(self)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return self.tokenizer()
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """What follows the prompt; `stream` gives it piece by piece.
+
+        Raises:
+            RecipeError: an empty prompt, a sampling value out of range, or more tokens than the model has positions.
+        """
+        pieces = self.stream(
+            prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+        )
+        return "".join(pieces)
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Pieces of text as they become certain, until the end of the text, a stop string (which is left out) or the
+        count. `temperature` 0 takes the likeliest token every time. Raises as `generate`."""
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        return runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, stop)
+
+    def score(self, text: str) -> np.ndarray:
+        """Natural logarithm of the probability of each token of `text` but the first, [T - 1] float64.
+
+        A text longer than the context is read in windows of `config.max_positions` tokens, each of which begins with
+        the last token of the one before. ``exp(-mean)`` of the result is the perplexity.
+        """
+        ids = np.array(self._tokenizer.encode(text).ids, np.int64)
+        window, found = self.config.max_positions, []
+        for start in range(0, len(ids) - 1, window - 1):
+            part = ids[start : start + window]
+            logits = self.logits(part[None, :-1])[0].astype(np.float64)
+            logits -= logits.max(-1, keepdims=True)
+            came = np.take_along_axis(logits, part[1:, None], -1)[:, 0]
+            found.append(came - np.log(np.exp(logits).sum(-1)))
+        return np.concatenate(found) if found else np.empty(0)
+
+    def logits(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
+        """Logits [B, S, vocab] float32 of `ids` [B, S] int64; the mask [B, S] is 0 at padding, which stands left."""
+        return self.session.logits(ids, attention_mask)

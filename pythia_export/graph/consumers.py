@@ -1,0 +1,97 @@
+"""What programs other than ours read beside a graph: Optimum and transformers.js `config.json`, onnxruntime-genai its
+`genai_config.json`, all of them `tokenizer_config.json`.
+
+Each was seen to run an artifact that has these: onnxruntime-genai 0.18, transformers.js 4.3, Optimum's ONNX 0.1
+(tests/test_consumers.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..neox import NeoXConfig
+from ..recipe import Recipe
+from .decoder import kv_cache
+from .files import MODEL, dtype_name, graph_name
+
+
+def config_json(config: NeoXConfig, recipe: Recipe) -> dict[str, Any]:
+    found = config.to_dict(recipe.export.dtype)
+    graph = graph_name(recipe)
+    if graph is not None:
+        name = graph.removeprefix("onnx/")
+        found["transformers.js_config"] = {
+            "dtype": dtype_name(recipe),
+            "use_external_data_format": {name: True},
+        }
+    return found
+
+
+def generation_config_json(config: NeoXConfig) -> dict[str, Any]:
+    return {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+
+
+def genai_config_json(config: NeoXConfig, recipe: Recipe) -> dict[str, Any] | None:
+    """None where onnxruntime-genai cannot feed the graph: codes of int8 have scales beside them.
+
+    `type` is "decoder": there is no name for GPT-NeoX. Its `position_ids` are named because the graph has them.
+    """
+    if recipe.export.cache_dtype == "int8":
+        return None
+    ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    return {
+        "model": {
+            "type": "decoder",
+            **ends,
+            "pad_token_id": config.eos_token_id,  # Pythia has none; padding is masked
+            "vocab_size": config.vocab_size,
+            "context_length": config.max_positions,
+            "decoder": {
+                "filename": MODEL,
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [{"cuda": {}}] if recipe.export.target == "cuda" else [],
+                },
+                "head_size": config.head_dim,
+                "hidden_size": config.hidden_size,
+                "num_attention_heads": config.num_heads,
+                "num_key_value_heads": config.num_heads,
+                "num_hidden_layers": config.num_layers,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": config.max_positions,
+            "min_length": 0,
+            "num_beams": 1,
+            "past_present_share_buffer": kv_cache(recipe.export) == "shared",
+            "repetition_penalty": 1.0,
+            "temperature": 1.0,
+            "top_k": 50,
+            "top_p": 1.0,
+        },
+    }
+
+
+def tokenizer_config_json(config: NeoXConfig, end_of_text: str) -> dict[str, Any]:
+    """For a checkpoint that has none of its own."""
+    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end_of_text)
+    return {
+        **ends,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config.max_positions,
+        "tokenizer_class": "GPTNeoXTokenizerFast",
+    }

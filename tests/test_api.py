@@ -1,0 +1,110 @@
+"""`from pythia_export import Artifact`: text in, text and numbers out, without torch; the documents' own snippets."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import pythia_export
+from pythia_export import Artifact, pipeline
+from pythia_export.errors import RecipeError
+from pythia_export.recipe import parse_recipe
+
+ROOT = Path(__file__).parent.parent
+RECIPE = {
+    "model": {"id": "demo"},
+    "quantize": {"method": "rtn", "bits": 4, "group_size": 32},
+    "verify": {"source": "python-stdlib", "tokens": 256, "sequence_length": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "build" / "demo"
+    pipeline.run(parse_recipe(RECIPE), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def artifact(folder):
+    return Artifact.open(folder)
+
+
+def by_hand(folder: Path, artifact, ids: list[int]) -> np.ndarray:
+    """Logits [T, V] of one window, by a bare ONNX Runtime."""
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    c = artifact.config
+    empty = np.zeros((1, c.num_heads, 0, c.head_dim), np.float32)
+    feeds = {i.name: empty for i in session.get_inputs() if i.name.startswith("past")}
+    feeds |= {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    return session.run(["logits"], feeds | {"position_ids": np.arange(len(ids))[None]})[0][0]
+
+
+def test_text_is_continued_whole_or_in_pieces(artifact):
+    text = artifact.generate("def main(", 24)
+    assert text and text == "".join(artifact.stream("def main(", 24))
+    assert text.partition("(")[0] == artifact.generate("def main(", 24, stop=["("])
+    drawn = [artifact.generate("import ", 16, temperature=1.0, top_k=20, seed=s) for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(RecipeError, match="512 positions"):
+        artifact.generate("def main(", 600)
+
+
+def test_scores_are_the_log_probabilities_of_the_tokens(artifact, folder):
+    text = "import os\n\ndef main(argv):\n    return os.path.join(*argv)\n"
+    ids = artifact.tokenizer().encode(text).ids
+    logits = by_hand(folder, artifact, ids).astype(np.float64)
+    expected = [row[i] - np.log(np.exp(row).sum()) for row, i in zip(logits, ids[1:], strict=False)]
+    found = artifact.score(text)
+    assert found.shape == (len(ids) - 1,) and np.abs(found - expected).max() < 1e-4
+    assert np.abs(artifact.logits(np.array([ids]))[0] - logits).max() < 1e-3
+    assert artifact.score("").size == 0 and artifact.score("x").size == 0
+
+
+def test_a_text_beyond_the_context_is_scored_in_windows_that_share_a_token(artifact):
+    text = "".join(f"value_{i} = compute({i}, other={i * i})\n" for i in range(120))
+    tokenizer = artifact.tokenizer()
+    ids, window = tokenizer.encode(text).ids, artifact.config.max_positions
+    assert 2 * window < len(ids)
+    found = artifact.score(text)
+    logits = artifact.logits(np.array([ids[window - 1 : 2 * window - 2]]))[0].astype(np.float64)
+    expected = [row[i] - np.log(np.exp(row).sum()) for row, i in zip(logits, ids[window:], strict=False)]
+    assert found.shape == (len(ids) - 1,) and np.abs(found[window - 1 : 2 * window - 2] - expected).max() < 1e-4
+
+
+def test_running_an_artifact_imports_no_torch(folder):
+    code = (
+        "import sys; from pythia_export import Artifact\n"
+        f"a = Artifact.open({str(folder)!r}); a.generate('x', 2); a.score('def f(x):')\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "transformers", "onnx", "safetensors", "huggingface_hub"} & set(done.stdout.split())
+
+
+def test_what_the_package_lacks_is_named():
+    with pytest.raises(AttributeError, match="no attribute 'Artefact'"):
+        pythia_export.Artefact  # noqa: B018
+
+
+def snippets() -> list:
+    """Every block of Python in the documents that runs our package on build/demo."""
+    found = []
+    for path in (ROOT / "README.md", ROOT / "docs" / "consumers.md"):
+        for i, block in enumerate(re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.S | re.M)):
+            if "pythia_export" in block:
+                found.append(pytest.param(block, id=f"{path.name}-{i}"))
+    return found
+
+
+@pytest.mark.parametrize("snippet", snippets())
+def test_the_documents_snippets_run(snippet, folder):
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=folder.parent.parent)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr

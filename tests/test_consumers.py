@@ -1,0 +1,174 @@
+"""One artifact, every consumer: the same greedy continuation from each, prompts alone and left-padded together.
+
+`make test-consumers` installs them under build/consumers and runs this; what is not there is skipped, visibly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Queue
+from urllib.parse import quote
+
+import numpy as np
+import onnxruntime
+import pytest
+from tokenizers import Tokenizer
+
+from pythia_export import pipeline
+from pythia_export.artifact import Artifact
+from pythia_export.recipe import parse_recipe
+from pythia_export.runtime import Session, generate, generate_batch
+
+HERE = Path(__file__).parent / "consumers"
+TOOLS = Path(__file__).parent.parent / "build" / "consumers"
+GENAI = TOOLS / "venv" / "bin" / "python"
+MODULES = TOOLS / "node_modules"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+needs_js = pytest.mark.skipif(not (MODULES / "@huggingface").is_dir(), reason="no transformers.js: make test-consumers")
+
+PROMPTS = ["import os\nimport sys\n\ndef main(", "class Parser:\n    def __init__(self", "def test_parse(self):"]
+NEW = 64
+RECIPE = {
+    "model": {"id": "demo"},
+    "quantize": {"method": "rtn", "bits": 4, "group_size": 32, "embedding": "int8"},
+    "verify": {"source": "python-stdlib", "tokens": 256, "sequence_length": 64},
+}
+
+
+@pytest.fixture(scope="module", params=["flat", "transformers.js"])
+def folder(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "artifact"
+    pipeline.run(parse_recipe(RECIPE | {"export": {"layout": request.param}}), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected(folder) -> list[list[int]]:
+    """By a bare ONNX Runtime, one token after another, the cache passed by hand."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    config = json.loads((folder / "config.json").read_text())
+    heads, size = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
+    past_names = [i.name for i in session.get_inputs() if i.name.startswith("past_key_values")]
+    found = []
+    for prompt in PROMPTS:
+        past = {name: np.zeros((1, heads, 0, size), np.float32) for name in past_names}
+        new, seen, row = tokenizer.encode(prompt).ids, 0, []
+        while len(row) < NEW:
+            feeds = {
+                "input_ids": np.array([new]), "attention_mask": np.ones((1, seen + len(new)), np.int64),
+                "position_ids": np.arange(seen, seen + len(new))[None],
+            }  # fmt: skip
+            outputs = ["logits", *(name.replace("past_key_values", "present") for name in past_names)]
+            logits, *present = session.run(outputs, feeds | past)
+            past, seen = dict(zip(past_names, present, strict=True)), seen + len(new)
+            new = [int(logits[0, -1].argmax())]
+            assert new[0] != config["eos_token_id"], "a prompt that ends early compares less"
+            row += new
+        found.append(row)
+    assert len({tuple(row) for row in found}) == len(PROMPTS)
+    return found
+
+
+def by(command: list, folder: Path, **settings) -> dict[str, list[list[int]]]:
+    done = subprocess.run(
+        [*map(str, command), str(folder), json.dumps(PROMPTS), str(NEW)], capture_output=True, text=True, timeout=300,
+        **settings,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_our_runtime(folder, expected, native):
+    artifact = Artifact.open(folder)
+    artifact.check()
+    session, tokenizer = Session.open(artifact, native=native), artifact.tokenizer()
+    if native and session.speed != "native":
+        pytest.skip(f"no native kernels: {session.why}")
+    ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    assert [list(generate(session, tokenizer, row, NEW)) for row in ids] == expected
+    steps = list(generate_batch(session, tokenizer, ids, NEW))
+    assert [list(row) for row in zip(*steps, strict=True)] == expected
+
+
+def test_optimum(folder, expected):
+    pytest.importorskip("optimum.onnxruntime")
+    got = by([sys.executable, HERE / "optimum_run.py"], folder, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert got["alone"] == expected and got["together"] == expected
+    assert len(got["beam"][0]) == NEW and got["beam"][0] != expected[0]
+
+
+@pytest.mark.skipif(not GENAI.is_file(), reason="no onnxruntime-genai: make test-consumers")
+def test_onnxruntime_genai(folder, expected):
+    got = by([GENAI, HERE / "genai_run.py"], folder)
+    assert got["alone"] == expected and got["together"] == expected
+
+
+@needs_js
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node")
+def test_transformers_js_in_node(folder, expected):
+    if not (folder / "onnx").is_dir():
+        pytest.skip("flat: transformers.js looks into onnx/")
+    script = TOOLS / "transformers_js.mjs"  # beside the modules that it imports
+    shutil.copyfile(HERE / "transformers_js.mjs", script)
+    got = by(["node", script], folder)
+    assert got["alone"] == expected and got["together"] == expected
+
+
+@needs_js
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_transformers_js_in_a_browser(folder, expected, tmp_path):
+    if not (folder / "onnx").is_dir():
+        pytest.skip("flat: transformers.js looks into onnx/")
+    roots = {"models": folder.parent, "modules": MODULES, "page.html": HERE}
+    told: Queue[dict] = Queue()
+
+    class Files(SimpleHTTPRequestHandler):
+        def translate_path(self, path: str) -> str:
+            first, _, rest = path.partition("?")[0].lstrip("/").partition("/")
+            return str(roots[first] / (rest or first)) if first in roots else str(tmp_path / "none")
+
+        def do_POST(self) -> None:
+            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *args) -> None:
+            pass
+
+    asked = quote(json.dumps({"name": folder.name, "prompts": PROMPTS, "count": NEW}))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [
+            CHROMIUM, "--headless=new", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),
+            f"http://127.0.0.1:{server.server_port}/page.html#{asked}",
+        ]  # fmt: skip
+        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            got = told.get(timeout=60)
+        finally:
+            browser.kill()
+            browser.wait()
+            server.shutdown()
+    assert "error" not in got, got["error"]
+    assert got["alone"] == expected and got["together"] == expected
+
+
+def test_no_weight_is_stored_twice_and_nothing_is_a_link(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert all(not path.is_symlink() and path.stat().st_nlink == 1 for path in files)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["files"]) == {p.relative_to(folder).as_posix() for p in files} - {"manifest.json"}
+    assert len([path for path in files if path.name.endswith("_data")]) == 1
+    graphs = [path for path in files if path.suffix == ".onnx"]
+    assert len(graphs) == (2 if (folder / "onnx").is_dir() else 1) and (folder / "model.onnx") in graphs
