@@ -34,18 +34,8 @@ ALLOWED = {
 
 # Opening, checking and running an artifact need none of these (nor does anything they import).
 WITHOUT_TORCH = {
-    "errors",
-    "neox",
-    "recipe",
-    "suite",
-    "progress",
-    "machine",
-    "kernels",
-    "artifact",
-    "runtime",
-    "graph",
-    "api",
-}
+    "errors", "neox", "recipe", "suite", "progress", "machine", "kernels", "artifact", "runtime", "graph", "api",
+}  # fmt: skip
 
 
 def modules() -> Iterator[tuple[str, Path]]:

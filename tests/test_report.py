@@ -339,10 +339,15 @@ def test_the_cards_onnxruntime_example_runs(kept, tmp_path):
 
     manifest, quantization, parity = records()
     manifest["layout"]["kv_dtype"] = export.cache_dtype
-    example, *optimum = blocks(model_card(manifest, quantization, parity), "python")
+    example, *others = blocks(model_card(manifest, quantization, parity), "python")
+    optimum, genai = ([code for code in others if name in code] for name in ("optimum", "onnxruntime_genai"))
     assert len(optimum) == (kept is None)  # Optimum makes a cache of the activations' type alone
-    for code in optimum:
-        compile(code, "optimum", "exec")
+    assert len(genai) == (kept != "int8") and len(others) == len(optimum) + len(genai)
+    for code in others:
+        compile(code, "consumer", "exec")
+    manifest["recipe"]["export"]["layout"] = "transformers.js"
+    (script,) = blocks(model_card(manifest, quantization, parity), "js")
+    assert "AutoModelForCausalLM.from_pretrained" in script
     ran = subprocess.run(
         [sys.executable, "-X", "utf8", "-W", "error::DeprecationWarning", "-c", example],
         cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60,

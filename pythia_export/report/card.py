@@ -60,6 +60,29 @@ ids = model.generate(prompt.input_ids, attention_mask=prompt.attention_mask, max
 print(tokenizer.decode(ids[0]))
 """
 
+_GENAI = """\
+import onnxruntime_genai as og
+
+model = og.Model(".")  # the folder of this artifact
+tokenizer, params = og.Tokenizer(model), og.GeneratorParams(model)
+params.set_search_options(max_length=64)
+generator = og.Generator(model, params)
+generator.append_tokens(tokenizer.encode("PROMPT"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+"""
+
+_TRANSFORMERS_JS = """\
+import { AutoModelForCausalLM, AutoTokenizer, env } from "@huggingface/transformers";
+
+env.localModelPath = "../";  // where the folder of this artifact lies; in a browser, its address
+const tokenizer = await AutoTokenizer.from_pretrained("FOLDER");
+const model = await AutoModelForCausalLM.from_pretrained("FOLDER");
+const ids = await model.generate({ ...tokenizer("PROMPT"), max_new_tokens: 32 });
+console.log(tokenizer.batch_decode(ids)[0]);
+"""
+
 _SUITE = (
     "Pythia is a suite for research on how language models learn and what they hold, interpretability above all. This "
     "artifact is for the same: to run, measure and compare a checkpoint of the suite cheaply."
@@ -111,6 +134,8 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
         "With ONNX Runtime alone (`pip install onnxruntime tokenizers`):",
         _fence(_ONNXRUNTIME.replace("PROMPT", prompt), "python"),
         *(_optimum(prompt) if manifest["layout"]["kv_dtype"] == recipe["export"]["dtype"] else ()),
+        *(_genai(prompt) if manifest["layout"]["kv_dtype"] != "int8" else ()),
+        *(_transformers_js(prompt) if recipe["export"].get("layout") == "transformers.js" else ()),
         "## Intended use and limitations",
         _DEMO if demo else _SUITE,
         "\n".join(f"- {limit}" for limit in (_BASE, _DEMO_TEXT if demo else _PILE, _FIGURES)),
@@ -162,6 +187,19 @@ def _origin(source: Json, recipe: Json) -> str:
 def _optimum(prompt: str) -> tuple[str, str]:
     """For a cache of the activations' type: Optimum knows no other."""
     return "With Optimum (`pip install optimum-onnx`):", _fence(_OPTIMUM.replace("PROMPT", prompt), "python")
+
+
+def _genai(prompt: str) -> tuple[str, str]:
+    """It has no place for the scales of an int8 cache."""
+    return "With onnxruntime-genai (`pip install onnxruntime-genai`):", _fence(
+        _GENAI.replace("PROMPT", prompt), "python"
+    )
+
+
+def _transformers_js(prompt: str) -> tuple[str, str]:
+    return "With transformers.js, in Node or a browser (`npm install @huggingface/transformers`):", _fence(
+        _TRANSFORMERS_JS.replace("PROMPT", prompt), "js"
+    )
 
 
 def _findings(quantization: Json) -> Iterator[str]:
