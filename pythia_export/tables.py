@@ -292,6 +292,8 @@ def _table(title: str, *columns: str) -> Table:
 
 def _facts(facts: Mapping[str, str]) -> Padding:
     grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column()
+    grid.add_column(overflow="fold")  # a hash is longer than a narrow terminal
     for name, value in facts.items():
         grid.add_row(Text(name, style="bold"), Text(value))
     return Padding(grid, 0, expand=False)

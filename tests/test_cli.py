@@ -142,3 +142,12 @@ def test_both_spellings_of_the_rotary_fields_are_read():
     old = {k: v for k, v in both.items() if k != "rope_parameters"}
     new = {k: v for k, v in both.items() if not k.startswith("rotary_")}
     assert NeoXConfig.from_dict(old) == NeoXConfig.from_dict(new) == config
+
+
+def test_pull_reads_a_directory_where_there_is_one():
+    from pythia_export.checkpoint import demo_folder
+
+    done = invoke("pull", str(demo_folder() / "main"), "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["commit"].startswith("sha256:")
+    failed = invoke("pull", "./no-such-directory")
+    assert failed.exit_code == 3 and "not the name of a repository" in failed.stderr and "directory" in failed.stderr

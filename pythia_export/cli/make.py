@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -96,11 +97,14 @@ def plan(recipe: RecipeName, as_json: Json = False) -> None:
     epilog=examples(
         "pythia-export pull 410m-deduped@step3000",
         "pythia-export pull pythia-410m-int4 --no-pickle",
+        "pythia-export pull ./my-checkpoint",
         "HF_HOME=/data/hub pythia-export pull my.toml --json",
     )
 )
 def pull(
-    what: Annotated[str, typer.Argument(metavar="MODEL|RECIPE", help="A model of the suite, or a recipe's model.")],
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL|RECIPE|DIR", help="A model of the suite, a recipe's, or a directory.")
+    ],
     no_pickle: NoPickle = False,
     allow_duplicate_revision: AllowDuplicate = False,
     as_json: Json = False,
@@ -116,7 +120,8 @@ def pull(
     from ..tables import checkpoint_view
 
     recipe = recipe_called(what) if what in recipe_names() or what.endswith(".toml") else None
-    model = recipe.model if recipe is not None else Model.named(what)
+    here = recipe is None and Path(what).is_dir() and os.sep in what  # `demo` is a model's name, `./demo` a directory's
+    model = Model(path=Path(what)) if here else Model.named(what) if recipe is None else recipe.model
     with progress_bars() as progress:
         opened = pipeline.pull(model, accept=accepted(no_pickle, allow_duplicate_revision), progress=progress)
         texts = pipeline.read_texts(recipe, opened, progress) if recipe is not None else {}

@@ -1,9 +1,7 @@
-"""Commands that take a finished artifact: look into it, run it, measure it, turn it back."""
+"""Commands that take a finished artifact: look into it, measure it, turn it back."""
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,9 +16,7 @@ from .shared import (
     print_json,
     print_verdict,
     progress_bars,
-    say,
     show,
-    stderr,
 )
 
 
@@ -56,53 +52,6 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
         show(f"{found}. `pythia-export verify {artifact}` proves it.")
     else:
         print_verdict(parity, quantization)
-
-
-@app.command(
-    epilog=examples(
-        "pythia-export generate build/demo --prompt 'import '",
-        "pythia-export generate models/160m --temperature 0.8 --top-p 0.95 --seed 1 < prompt.txt",
-    )
-)
-def generate(
-    artifact: ArtifactFolder,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Read from stdin if not given.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token every time.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest that sum to p.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes the draws repeatable.")] = None,
-    native: Annotated[bool, typer.Option(help="By the native kernels, where they are built.")] = True,
-) -> None:
-    """Continue a prompt; the text appears as it comes, its speed on stderr at the end."""
-    from .. import runtime
-    from ..artifact import Artifact
-
-    if prompt is None:
-        if sys.stdin.isatty():
-            raise RecipeError("no prompt", hint="Give --prompt TEXT, or pipe the text in.")
-        prompt = sys.stdin.read().removesuffix("\n")
-    opened = Artifact.open(artifact)
-    tokenizer, session = opened.tokenizer(), runtime.Session.open(opened, native=native)
-    ids, text = tokenizer.encode(prompt).ids, runtime.StreamDecoder(tokenizer)
-    tokens = runtime.generate(
-        session, tokenizer, ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
-    if sys.stderr.isatty():
-        stderr().print(prompt, end="", style="dim", soft_wrap=True)
-    began = time.perf_counter()
-    first, n = began, 0
-    for token in tokens:
-        n += 1
-        if n == 1:
-            first = time.perf_counter()
-        typer.echo(text.push(token), nl=False)
-        sys.stdout.flush()
-    typer.echo(text.finish())
-    decoding = time.perf_counter() - first
-    speed = f"{(n - 1) / decoding:,.1f} tokens/s" if n > 1 and decoding > 0 else "too few for a speed"
-    at = session.speed if session.speed == "native" else f"{session.speed} speed: {session.why}"
-    say(f"{n} tokens, {speed}; {len(ids)} tokens of prompt in {first - began:.2f} s ({at})")
 
 
 @app.command(

@@ -121,6 +121,7 @@ def _problem(error: Exception) -> str:
         "EntryNotFoundError": "a file is missing",
         "RemoteEntryNotFoundError": "a file is missing",
         "GatedRepoError": "access must be requested",
+        "HFValidationError": "not the name of a repository",
     }
     known = next((names[type(e).__name__] for e in _chain(error) if type(e).__name__ in names), None)
     return f"{known} ({_first_line(error)})" if known else f"the hub cannot be read: {_first_line(error)}"
@@ -132,6 +133,10 @@ def _hint(error: Exception, repo: str) -> str:
         return "Pythia's training checkpoints are branches: step0, step1, step2, ... step512, step1000, ... step143000."
     if "RepositoryNotFoundError" in kinds:
         return suggestion(repo)
+    if "HFValidationError" in kinds:
+        return (
+            "A repository is owner/name. `pull` reads a directory as a checkpoint where it exists; this one does not."
+        )
     return "Check the connection and HF_ENDPOINT; what was pulled before is used with --offline."
 
 

@@ -130,7 +130,7 @@ def _cached(repo: str, revision: str, kind: Kind) -> Listing:
         commit = ref.read_text().strip() if ref.is_file() else revision
         snapshot = folder / "snapshots" / commit
         if not re.fullmatch(r"[0-9a-f]{40}", commit) or not snapshot.is_dir():
-            raise not_cached(repo, revision, "it")
+            raise not_cached(repo, revision)
         files = {}
         for path in sorted(p for p in snapshot.rglob("*") if p.is_file()):
             name = path.relative_to(snapshot).as_posix()
@@ -140,8 +140,9 @@ def _cached(repo: str, revision: str, kind: Kind) -> Listing:
     return Listing(repo, kind, revision, commit, files, True)
 
 
-def not_cached(repo: str, revision: str, what: str) -> SourceError:
+def not_cached(repo: str, revision: str, missing: str = "") -> SourceError:
     return SourceError(
-        f"{repo} at {revision} is not in the cache ({what} is missing), and the hub is not asked",
+        f"{repo} at {revision} is not in the cache{f' ({missing} is missing)' if missing else ''}, and the hub is not "
+        "asked",
         hint="Pull it once without --offline and HF_HUB_OFFLINE.",
     )

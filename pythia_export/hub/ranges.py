@@ -37,7 +37,7 @@ def read_range(listing: Listing, name: str, start: int, end: int, progress: Prog
         if there is not None:
             return there
         if listing.offline:
-            raise not_cached(listing.repo, listing.revision, f"{name}, bytes {start:,} to {end:,},")
+            raise not_cached(listing.repo, listing.revision, f"{name}, bytes {start:,} to {end:,}")
         data = again(lambda: _request(listing, name, start, end), f"{listing.repo}/{name}", progress)
         write_kept(path, data, hashlib.sha256(data).digest())
         remember(listing)

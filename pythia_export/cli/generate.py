@@ -1,0 +1,118 @@
+"""`generate`: text continued in the terminal, once or again and again."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import PythiaExportError
+from .shared import INTERRUPTED, ArtifactFolder, app, examples, say, stderr
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from ..runtime import Sampling, Session
+
+
+@app.command(
+    epilog=examples(
+        "pythia-export generate build/demo",
+        "pythia-export generate build/demo --prompt 'import '",
+        "pythia-export generate models/160m --temperature 0.8 --top-p 0.95 --seed 1 < prompt.txt",
+        "pythia-export generate build/demo --prompt 'def f(' --stop $'\\n\\n' --stop 'class '",
+    )
+)
+def generate(
+    artifact: ArtifactFolder,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="From stdin if not given; a terminal is asked again and again.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token every time.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest that sum to p.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes the draws repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    native: Annotated[bool, typer.Option(help="By the native kernels, where they are built.")] = True,
+) -> None:
+    """Continue a prompt; the text appears as it comes, its speed on stderr at the end.
+
+    Ctrl-C ends the text and keeps what is there.
+    """
+    from .. import runtime
+    from ..artifact import Artifact
+
+    sampling = runtime.Sampling(temperature, top_k, top_p, seed)
+    opened = Artifact.open(artifact)
+    tokenizer, session = opened.tokenizer(), runtime.Session.open(opened, native=native)
+
+    def run(text: str) -> bool:
+        return _continue(session, tokenizer, text, max_new_tokens, sampling, tuple(stop or ()))
+
+    if prompt is None and sys.stdin.isatty():
+        _again_and_again(run)
+    else:
+        finished = run(sys.stdin.read().removesuffix("\n") if prompt is None else prompt)
+        if not finished:
+            raise typer.Exit(INTERRUPTED)
+
+
+def _again_and_again(run: Callable[[str], bool]) -> None:
+    """A prompt a line, until the end of the input. What is wrong with one prompt does not end the others."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 (lines can be edited, and had again by the arrows)
+    say("A prompt a line; Ctrl-C ends a text, Ctrl-D ends this. Pythia continues texts, it does not answer.")
+    while True:
+        try:
+            prompt = input("> ")
+        except KeyboardInterrupt:
+            typer.echo("", err=True)
+            continue
+        except EOFError:
+            typer.echo("", err=True)
+            return
+        if not prompt:
+            continue
+        try:
+            run(prompt)
+        except PythiaExportError as e:
+            say(f"Error: {e}" + (f"\nHint: {e.hint}" if e.hint else ""))
+
+
+def _continue(
+    session: Session, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling, stop: tuple[str, ...]
+) -> bool:
+    """False where Ctrl-C ended it."""
+    from .. import runtime
+
+    ids, text = tokenizer.encode(prompt).ids, runtime.StreamDecoder(tokenizer, stop)
+    steps = runtime.generate_batch(session, tokenizer, [ids], max_new_tokens, sampling, stop)
+    if sys.stderr.isatty():
+        stderr().print(prompt, end="", style="dim", soft_wrap=True, markup=False, highlight=False)
+    began = time.perf_counter()
+    first, n, finished = began, 0, True
+    try:
+        for (token,) in steps:
+            if token is None:
+                continue
+            n += 1
+            if n == 1:
+                first = time.perf_counter()
+            typer.echo(text.push(token), nl=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        finished = False
+    typer.echo(text.finish())
+    decoding = time.perf_counter() - first
+    speed = f"{(n - 1) / decoding:,.1f} tokens/s" if n > 1 and decoding > 0 else "too few for a speed"
+    at = session.speed if session.speed == "native" else f"{session.speed} speed: {session.why}"
+    say(
+        f"{'' if finished else 'interrupted; '}{n} tokens, {speed}; {len(ids)} tokens of prompt in "
+        f"{first - began:.2f} s ({at})"
+    )
+    return finished
