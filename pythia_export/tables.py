@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .corpus import Windows
     from .dequantize import Dequantized
     from .pipeline import Plan
+    from .push import Push
     from .recipe import Recipe
     from .suite import Pythia
 
@@ -132,6 +133,16 @@ def checkpoint_line(written: Dequantized) -> str:
     n = len(written.weights)
     size = f"{decimal(written.nbytes)} as {written.dtype} in {n} file{'s' if n > 1 else ''}"
     return f"Checkpoint  {written.folder} ({written.parameters:,} parameters, {size}; {written.seconds:.1f} s)"
+
+
+def push_view(push: Push) -> RenderableType:
+    title = f"To {push.repo}" + ("" if push.url else ", not yet sent")
+    table = _table(title, "File", ">Size")
+    for name, size in push.files.items():
+        table.add_row(name, decimal(size))
+    table.add_section()
+    table.add_row("in all", decimal(sum(push.files.values())))
+    return Group(table, *(["", f"Commit  {push.url}"] if push.url else []))
 
 
 def bench_table(result: Mapping[str, Any]) -> Table:

@@ -3,6 +3,7 @@ and in large file storage (a redirect to another host, with ranges), and every w
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import multiprocessing
@@ -20,7 +21,7 @@ from urllib.parse import unquote
 
 # repository -> revision -> folder; data sets are called "datasets/<owner>/<name>"
 Repositories = dict[str, dict[str, Path]]
-LARGE = (".safetensors", ".bin", ".idx", ".gz", ".zst", ".parquet", ".txt", ".jsonl")
+LARGE = ("_data", ".safetensors", ".bin", ".idx", ".gz", ".zst", ".parquet", ".txt", ".jsonl")
 
 
 def commit_of(repo: str, revision: str) -> str:
@@ -59,6 +60,8 @@ class Hub:
     sent: int = 0  # bytes of files
     faults: list[Fault] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    scratch: str | None = None  # where repositories that a client makes are kept
 
     def api_calls(self) -> list[str]:
         return [line for line in self.requests if " /api/" in line]
@@ -87,6 +90,61 @@ def serve(repositories: Repositories) -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             self.answer()
+
+        def do_POST(self) -> None:
+            self.receive()
+
+        def do_PUT(self) -> None:
+            self.receive()
+
+        def receive(self) -> None:
+            """A repository made, files announced and stored, a commit: into the folder of the repository's `main`."""
+            data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            path = unquote(self.path.split("?")[0])
+            with lock:
+                hub.requests.append(f"{self.command} {path}")
+            self.fault = next((f for f in hub.faults if f.times > 0 and f.where in f"{self.command} {path}"), None)
+            if self.fault is not None and self.fault.status is not None:
+                self.fault.times -= 1
+                return self.reply(self.fault.status, b"", self.fault.headers)
+            if path.startswith("/store/"):
+                hub.stored[path.removeprefix("/store/")] = data
+                return self.reply(200, b"")
+            asked = (
+                [json.loads(line) for line in data.splitlines()] if "/commit/" in path else json.loads(data or b"{}")
+            )
+            if path == "/api/validate-yaml":
+                return self.json({"errors": [], "warnings": []})
+            if path == "/api/repos/create":
+                repo = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+                if repo in hub.repositories:
+                    return self.reply(409, b'{"url": "there"}')
+                hub.repositories[repo] = {"main": Path(tempfile.mkdtemp(dir=hub.scratch))}
+                return self.json({"url": f"{hub.endpoint}/{repo}"})
+            if path.endswith("/info/lfs/objects/batch"):
+
+                def wanted(o: dict) -> dict:
+                    where = {"upload": {"href": f"{hub.endpoint}/store/{o['oid']}"}}
+                    return {
+                        "oid": o["oid"],
+                        "size": o["size"],
+                        **({} if o["oid"] in hub.stored else {"actions": where}),
+                    }
+
+                return self.json({"objects": [wanted(o) for o in asked["objects"]]})
+            name = "/".join(path.removeprefix("/api/models/").split("/")[:2])
+            if "/preupload/" in path:
+                modes = [(f["path"], "lfs" if f["path"].endswith(LARGE) else "regular") for f in asked["files"]]
+                return self.json({"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes]})
+            for line in asked:
+                value, folder = line["value"], hub.repositories[name]["main"]
+                if line["key"] in ("file", "lfsFile"):
+                    file = folder / value["path"]
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    whole = base64.b64decode(value["content"]) if line["key"] == "file" else hub.stored[value["oid"]]
+                    file.write_bytes(whole)
+            found = {"commitUrl": f"{hub.endpoint}/{name}/commit/x", "commitOid": commit_of(name, "main")}
+            return self.json(found)
 
         def answer(self) -> None:
             path = unquote(self.path.split("?")[0])
@@ -186,7 +244,7 @@ def serve(repositories: Repositories) -> Iterator[Hub]:
             for key, value in (headers or {}).items():
                 self.send_header(key, value)
             self.end_headers()
-            if self.command != "GET":
+            if self.command == "HEAD":
                 return
             if fault.spoil and data:
                 data = data[:-1] + bytes([data[-1] ^ 1])

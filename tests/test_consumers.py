@@ -172,3 +172,27 @@ def test_no_weight_is_stored_twice_and_nothing_is_a_link(folder):
     assert len([path for path in files if path.name.endswith("_data")]) == 1
     graphs = [path for path in files if path.suffix == ".onnx"]
     assert len(graphs) == (2 if (folder / "onnx").is_dir() else 1) and (folder / "model.onnx") in graphs
+
+
+def test_an_artifact_goes_from_one_layout_to_the_other_and_back(folder, tmp_path, expected):
+    other, here = ("flat", "transformers.js") if (folder / "onnx").is_dir() else ("transformers.js", "flat")
+    pipeline.export(folder, tmp_path / "other", layout=other)
+    pipeline.export(tmp_path / "other", tmp_path / "back", layout=here)
+
+    def files(of: Path) -> dict[str, bytes]:
+        made = {path.relative_to(of).as_posix(): path.read_bytes() for path in of.rglob("*") if path.is_file()}
+        return {n: d for n, d in made.items() if n not in ("manifest.json", "parity.json", "report.html", "README.md")}
+
+    assert files(tmp_path / "back") == files(folder) and files(tmp_path / "other").keys() != files(folder).keys()
+    moved = Artifact.open(tmp_path / "other")
+    moved.check()
+    tokenizer = moved.tokenizer()
+    assert list(generate(Session.open(moved), tokenizer, tokenizer.encode(PROMPTS[0]).ids, NEW)) == expected[0]
+    assert pipeline.verify(tmp_path / "other", tokens=256)["export"]["runs"], "proved where it lies now"
+
+
+def test_weights_alone_take_a_graph_in_either_layout(tmp_path):
+    pipeline.quantize(parse_recipe(RECIPE | {"export": {"layout": "transformers.js"}}), tmp_path / "weights")
+    assert (tmp_path / "weights" / "onnx" / "model_q4.onnx_data").is_file()
+    pipeline.export(tmp_path / "weights", tmp_path / "flat", layout="flat")
+    assert Session.open(Artifact.open(tmp_path / "flat")).logits(np.array([[5, 6]])).shape == (1, 2, 4096)

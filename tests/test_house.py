@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "neox", "recipe", "suite", "progress", "machine", "kernels"},
     {"quantize", "block", "graph", "hub"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
-    {"stream", "parity", "report", "dequantize", "evaluate", "api"},
+    {"stream", "parity", "report", "dequantize", "evaluate", "api", "push"},
     {"pipeline", "bench"},
     {"cli", "console", "github", "tables", "__main__"},
 ]

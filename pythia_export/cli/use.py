@@ -16,6 +16,7 @@ from .shared import (
     print_json,
     print_verdict,
     progress_bars,
+    say,
     show,
 )
 
@@ -176,3 +177,32 @@ def bench(
         print_json(result)
     else:
         show(bench_table(result))
+
+
+@app.command(
+    epilog=examples(
+        "pythia-export push models/160m me/pythia-160m-int4 --dry-run",
+        "HF_TOKEN=hf_... pythia-export push models/160m me/pythia-160m-int4 --private",
+    )
+)
+def push(
+    artifact: ArtifactFolder,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the hub; made where there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go; ask no hub.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put an artifact on the hub, model card included, in one commit; then check the hashes that the hub lists."""
+    from dataclasses import asdict
+
+    from ..push import push as push_artifact
+    from ..tables import push_view
+
+    with progress_bars() as progress:
+        done = push_artifact(artifact, repo, private=private, dry_run=dry_run, progress=progress)
+    if done.passed is not True:
+        say("Warning: " + ("its gates did not pass." if done.passed is False else "it was never verified."))
+    if as_json:
+        print_json(asdict(done))
+    else:
+        show(push_view(done))

@@ -42,12 +42,14 @@ def data_name(recipe: Recipe) -> str:
 
 
 def arrange(folder: Path, recipe: Recipe) -> None:
-    """Bring a flat pair of graph and weights in `folder` into the recipe's layout."""
+    """Bring flat weights in `folder`, and their graph where there is one, into the recipe's layout."""
     graph = graph_name(recipe)
     if graph is None:
         return
     (folder / graph).parent.mkdir(exist_ok=True)
     (folder / DATA_FILE).rename(folder / data_name(recipe))
+    if not (folder / MODEL).is_file():  # weights alone, for graphs to come
+        return
     model = onnx.load(folder / MODEL, load_external_data=False)
     (folder / graph).write_bytes(_reading(model, Path(data_name(recipe)).name))
     (folder / MODEL).write_bytes(_reading(model, data_name(recipe)))

@@ -5,12 +5,13 @@ hashes of all files; each fetched file is held to its hash before anybody reads 
 connection, 429, 500) is tried again, and each wait is told.
 """
 
+from .faults import again, told
 from .fetch import evict, fetch, in_cache
 from .kept import kept, write_kept
 from .listing import HubFile, Kind, Listing, branches, digest_of, list_revision, offline
 from .ranges import RemoteFile, read_range
 
 __all__ = [
-    "HubFile", "Kind", "Listing", "RemoteFile", "branches", "digest_of", "evict", "fetch", "in_cache", "kept",
-    "list_revision", "offline", "read_range", "write_kept",
+    "again", "HubFile", "Kind", "Listing", "RemoteFile", "branches", "digest_of", "evict", "fetch", "in_cache", "kept",
+    "list_revision", "offline", "read_range", "told", "write_kept",
 ]  # fmt: skip
