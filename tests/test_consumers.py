@@ -196,3 +196,25 @@ def test_weights_alone_take_a_graph_in_either_layout(tmp_path):
     assert (tmp_path / "weights" / "onnx" / "model_q4.onnx_data").is_file()
     pipeline.export(tmp_path / "weights", tmp_path / "flat", layout="flat")
     assert Session.open(Artifact.open(tmp_path / "flat")).logits(np.array([[5, 6]])).shape == (1, 2, 4096)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "name"),
+    [
+        ({"method": "rtn", "bits": 8, "head": {"bits": 8}}, "model_quantized.onnx"),
+        ({"method": "rtn", "bits": 2, "group_size": 32}, "model_q2.onnx"),
+        ({"method": "none", "embedding": "float32"}, "model.onnx"),
+    ],
+)
+def test_eight_bits_two_and_float_run_by_the_names_that_transformers_js_gives_them(quantize, name, tmp_path):
+    out, export = tmp_path / "artifact", {"layout": "transformers.js", "accuracy_level": 4 if name[5:8] == "_qu" else 0}
+    pipeline.run(parse_recipe(RECIPE | {"quantize": quantize, "export": export}), out)
+    assert {path.name for path in (out / "onnx").iterdir()} == {name, f"{name}_data"}
+    if not (MODULES / "@huggingface").is_dir() or shutil.which("node") is None:
+        pytest.skip("no transformers.js: make test-consumers")
+    script = TOOLS / "transformers_js.mjs"
+    shutil.copyfile(HERE / "transformers_js.mjs", script)
+    artifact = Artifact.open(out)
+    session, tokenizer = Session.open(artifact, native=False), artifact.tokenizer()
+    ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    assert by(["node", script], out)["alone"] == [list(generate(session, tokenizer, row, NEW)) for row in ids]
