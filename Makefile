@@ -31,22 +31,11 @@ test-consumers: consumers kernels
 	@echo "test    one artifact in every consumer"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/test_consumers.py
 
-# What only consumers need, apart from the project's own environment: two builds of ONNX Runtime overwrite each other.
 consumers: $(STAMP) build/consumers/.installed
 
-build/consumers/.installed: tests/consumers/package.json tests/consumers/requirements.txt
-	@echo "consumers  installing onnxruntime-genai, transformers.js and Chromium into build/consumers"
-	@mkdir -p build/consumers
-	@$(PYTHON) -m venv build/consumers/venv
-	@build/consumers/venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/consumers/requirements.txt
-	@cp tests/consumers/package.json build/consumers/
-	@if command -v npm >/dev/null; then cd build/consumers && npm install --ignore-scripts --no-audit --no-fund --silent; \
-		else echo "consumers  no npm: transformers.js is not tested" >&2; fi
-	@if command -v chromium chromium-browser google-chrome chrome >/dev/null; then :; \
-		elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
-		else echo "consumers  no Chromium, and no right to install it: no page is tested" >&2; fi
-	@touch $@
+build/consumers/.installed: tests/consumers/install.sh tests/consumers/package.json tests/consumers/requirements.txt
+	@echo "consumers  installing onnxruntime-genai, transformers.js and Chromium, for their tests"
+	@tests/consumers/install.sh build/consumers $(PYTHON)
 
 kernels: $(STAMP)
 	@if command -v "$${CXX:-c++}" >/dev/null; then \
