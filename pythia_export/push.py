@@ -10,6 +10,7 @@ from typing import Any
 from . import hub
 from .artifact import MANIFEST, Artifact
 from .errors import IntegrityError, OutputError, SourceError
+from .graph.files import MODEL
 from .progress import SILENT, Progress
 
 
@@ -35,10 +36,14 @@ def push(
         IntegrityError: a file that is not what its manifest says, or that the hub lists otherwise than it was sent.
         OutputError: offline.
     """
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
     opened = Artifact.open(artifact)
+    with hub.told(repo, "main"):
+        validate_repo_id(repo)
     opened.check()
     described = opened.manifest["files"]
-    if "model.onnx" not in described:
+    if MODEL not in described:
         raise SourceError(f"{artifact} has no graph: `quantize` made it", hint="`pythia-export export` builds one.")
     parity = opened.read_json("parity.json") if "parity.json" in described else None
     files = {name: entry["size"] for name, entry in described.items()}

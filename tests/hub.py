@@ -118,7 +118,7 @@ def serve(repositories: Repositories) -> Iterator[Hub]:
             if path == "/api/repos/create":
                 repo = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
                 if repo in hub.repositories:
-                    return self.reply(409, b'{"url": "there"}')
+                    return self.reply(409, json.dumps({"url": f"{hub.endpoint}/{repo}"}).encode())
                 hub.repositories[repo] = {"main": Path(tempfile.mkdtemp(dir=hub.scratch))}
                 return self.json({"url": f"{hub.endpoint}/{repo}"})
             if path.endswith("/info/lfs/objects/batch"):

@@ -85,5 +85,6 @@ def test_only_a_whole_artifact_with_a_graph_is_pushed(hub, folder, tmp_path):
     config = weights / "config.json"
     config.write_text(config.read_text().replace("gelu", "relu"))  # as long as before
     assert "config.json" in push(hub, tmp_path, str(weights), REPO, code=4).stderr
+    assert "not the name of a repository" in push(hub, tmp_path, str(folder), "me/a/b", "--dry-run", code=3).stderr
     assert "--offline" in push(hub, tmp_path, str(folder), REPO, "--offline", code=8).stderr
     assert hub.requests == []

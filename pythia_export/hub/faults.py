@@ -134,9 +134,7 @@ def _hint(error: Exception, repo: str) -> str:
     if "RepositoryNotFoundError" in kinds:
         return suggestion(repo)
     if "HFValidationError" in kinds:
-        return (
-            "A repository is owner/name. `pull` reads a directory as a checkpoint where it exists; this one does not."
-        )
+        return "A repository is owner/name; a directory is read as a checkpoint where it exists."
     return "Check the connection and HF_ENDPOINT; what was pulled before is used with --offline."
 
 
