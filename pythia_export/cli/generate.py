@@ -69,17 +69,13 @@ def _again_and_again(run: Callable[[str], bool]) -> None:
     say("A prompt a line; Ctrl-C ends a text, Ctrl-D ends this. Pythia continues texts, it does not answer.")
     while True:
         try:
-            prompt = input("> ")
+            if prompt := input("> "):
+                run(prompt)
         except KeyboardInterrupt:
             typer.echo("", err=True)
-            continue
         except EOFError:
             typer.echo("", err=True)
             return
-        if not prompt:
-            continue
-        try:
-            run(prompt)
         except PythiaExportError as e:
             say(f"Error: {e}" + (f"\nHint: {e.hint}" if e.hint else ""))
 
