@@ -6,6 +6,7 @@ The facts lie in `suite.toml`, so that `plan`, `models` and the tests know a mod
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ Family = Literal["v1", "v0", "polypythias", "intervention"]
 Data = Literal["standard", "deduped"]
 ISSUES = "https://github.com/EleutherAI/pythia/issues/"
 ORGANISATION = "EleutherAI/"
+
+STEPS, TOKENS_A_STEP = 143_000, 1024 * 2048
 
 # Powers of two to 512, then every thousand; `main` is step143000.
 _THOUSANDS = tuple(f"step{1000 * i}" for i in range(1, 144))
@@ -54,6 +57,7 @@ class Pythia:
     problems: tuple[Problem, ...]
     trained_in: str
     formerly: str | None
+    peak_learning_rate: float
 
     @property
     def name(self) -> str:
@@ -64,6 +68,34 @@ class Pythia:
         """Without embedding and head, as the scaling literature counts."""
         rows, columns = linear_shape(self.config, HEAD)
         return self.config.parameters - 2 * rows * columns
+
+    @property
+    def last_step(self) -> str:
+        """What `main` is."""
+        return f"step{STEPS}"
+
+    def step(self, revision: str) -> int | None:
+        """None of a commit or a branch that is no step."""
+        match = re.fullmatch(r"step(\d+)", self.last_step if revision == "main" else revision)
+        return int(match[1]) if match else None
+
+    def tokens(self, revision: str) -> int | None:
+        """What the model was trained on at a revision. Of v0, whose batches had other sizes, the steps were named so
+        that this holds too (its model cards)."""
+        step = self.step(revision)
+        return None if step is None else step * TOKENS_A_STEP
+
+    def learning_rate(self, revision: str) -> float | None:
+        """At a revision: a linear warm-up over 1 % of the steps, then a cosine down to a tenth of the peak (the
+        published configurations, models/*/*.yml: warmup, lr-decay-style, min_lr). None for v0, which had others."""
+        step = self.step(revision)
+        if step is None or self.family == "v0":
+            return None
+        peak, warmup = self.peak_learning_rate, STEPS // 100
+        if step < warmup:
+            return peak * step / warmup
+        least, done = peak / 10, (step - warmup) / (STEPS - warmup)
+        return least + (peak - least) * (1 + math.cos(math.pi * done)) / 2
 
     @property
     def training_order(self) -> str | None:
@@ -119,6 +151,7 @@ def suite() -> dict[str, Pythia]:
                     ORGANISATION + name, size, family["family"], family["data"], _config(sizes[size]),
                     _STEPS[family["steps"]], tuple(p for p in problems if p is not None),
                     sizes[size].get("trained_in", "float16"), sizes[size].get("formerly"),
+                    sizes[size]["peak_learning_rate"],
                 )  # fmt: skip
     return models
 

@@ -1,6 +1,8 @@
 """A checkpoint: found, pinned to a commit, held to its configuration, and read one tensor at a time."""
 
 from .open import Checkpoint, open_checkpoint
-from .pull import Accept, Pulled, demo_folder, evict, pull
+from .pull import Accept, Pulled, demo_folder, evict, pull, read_tokenizer
 
-__all__ = ["Accept", "Checkpoint", "Pulled", "demo_folder", "evict", "open_checkpoint", "pull"]
+__all__ = [
+    "Accept", "Checkpoint", "Pulled", "demo_folder", "evict", "open_checkpoint", "pull", "read_tokenizer",
+]  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import IntegrityError, NumericsError, SourceError
 from ..neox import IGNORED_BUFFERS, NeoXConfig, tensors
 from .header import Entry, read_header
-from .pull import CONFIG, TOKENIZER, TOKENIZER_SETTINGS, Pulled, read_config
+from .pull import CONFIG, TOKENIZER, TOKENIZER_SETTINGS, Pulled, load_tokenizer, read_config
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -54,13 +54,7 @@ class Checkpoint:
         return [p for name in (TOKENIZER, *TOKENIZER_SETTINGS) if (p := folder / name).is_file()]
 
     def tokenizer(self) -> Tokenizer:
-        path = (self.pulled.tokenizer_folder or self.pulled.folder) / TOKENIZER
-        if not path.is_file():
-            raise SourceError(f"{path.parent}: no {TOKENIZER}", hint="Copy it from the model's main revision.")
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as e:  # the binding raises bare Exception
-            raise IntegrityError(f"{path}: not a tokenizer: {e}") from e
+        return load_tokenizer((self.pulled.tokenizer_folder or self.pulled.folder) / TOKENIZER)
 
 
 def open_checkpoint(pulled: Pulled) -> Checkpoint:

@@ -144,6 +144,38 @@ def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> P
     )
 
 
+def read_tokenizer(model: Model, progress: Progress = SILENT) -> tuple[Tokenizer, NeoXConfig]:
+    """Of a model whose weights are not needed (yet).
+
+    Raises:
+        SourceError: there is none.
+        IntegrityError: there is one that cannot be read.
+    """
+    if model.path is not None or model.id == "demo":
+        folder = model.path if model.path is not None else demo_folder() / model.revision
+        config, where = read_config(folder / CONFIG), folder
+    else:
+        assert model.id is not None
+        listing = hub.list_revision(model.id, model.revision, progress=progress)
+        if CONFIG not in listing.files:
+            raise SourceError(f"{listing} has no {CONFIG}", hint=_offline_hint(listing) or "Is it a transformers model?")
+        config = read_config(hub.fetch(listing, [CONFIG], progress)[CONFIG])
+        found = _tokenizer(listing, config, progress)
+        if found is None:
+            raise SourceError(f"{listing} has no {TOKENIZER}", hint=_offline_hint(listing))
+        where = found[1]
+    return load_tokenizer(where / TOKENIZER), config
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise SourceError(f"{path.parent}: no {TOKENIZER}", hint="Copy it from the model's main revision.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as e:  # the binding raises bare Exception
+        raise IntegrityError(f"{path}: not a tokenizer: {e}") from e
+
+
 def _choose(listing: Listing, accept: Accept, progress: Progress) -> Weights:
     def read(name: str) -> Path:
         return hub.fetch(listing, [name], progress, f"Reading the index of {listing.repo}")[name]

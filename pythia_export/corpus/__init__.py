@@ -45,6 +45,16 @@ class Windows:
     n_bytes: int
     subsets: dict[str, Subset]
 
+    @classmethod
+    def of(
+        cls, ids: np.ndarray, documents: np.ndarray, source: str, n_bytes: int, subsets: dict[str, Subset]
+    ) -> Windows:
+        """With its hash; the arrays cannot be written to from then on."""
+        for array in (ids, documents):
+            array.setflags(write=False)
+        digest = hashlib.sha256(np.array(ids.shape, "<i8").tobytes() + ids.astype("<i8").tobytes()).hexdigest()
+        return cls(ids, documents, source, digest, n_bytes, subsets)
+
 
 def calibration_windows(
     section: Calibration, tokenizer: Tokenizer, config: NeoXConfig, progress: Progress = SILENT
@@ -89,12 +99,9 @@ def _windows(
             f"{source}: token {ids.max()}; the model's vocabulary is {config.vocab_size}",
             hint="Does the tokenizer belong to this model?",
         )
-    for array in (ids, documents):
-        array.setflags(write=False)
-    digest = hashlib.sha256(np.array(ids.shape, "<i8").tobytes() + ids.astype("<i8").tobytes()).hexdigest()
     # As one stream, since a window may end inside a character; special tokens decode to nothing.
     n_bytes = len(tokenizer.decode(ids.ravel().tolist()).encode())
-    return Windows(ids, documents, source, digest, n_bytes, _subsets(ids, documents, names, tokenizer))
+    return Windows.of(ids, documents, source, n_bytes, _subsets(ids, documents, names, tokenizer))
 
 
 def _subsets(

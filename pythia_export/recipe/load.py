@@ -47,7 +47,7 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as e:
-        raise RecipeError("\n".join(_explain(where, error) for error in e.errors())) from None
+        raise RecipeError("\n".join(explain(where, error, Recipe) for error in e.errors())) from None
 
 
 def recipes_folder() -> Path:
@@ -72,11 +72,12 @@ def _anchor(recipe: Recipe, folder: Path) -> Recipe:
     )
 
 
-def _explain(where: str, error: Any) -> str:
+def explain(where: str, error: Any, schema: type[Section]) -> str:
+    """One error of pydantic's about a file of `schema`, in words, with its place and the nearest known key."""
     place = [str(p) for p in error["loc"]]
     dotted = ".".join(place)
     if error["type"] == "extra_forbidden":
-        valid = _keys_at(place[:-1])
+        valid = _keys_at(place[:-1], schema)
         near = difflib.get_close_matches(place[-1], valid, n=1, cutoff=0.5)
         meant = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(valid)}"
         return f"{where}: unknown key `{dotted}`; {meant}"
@@ -88,8 +89,8 @@ def _explain(where: str, error: Any) -> str:
     return f"{where}: {f'`{dotted}`: ' if dotted else ''}{message}{found}"
 
 
-def _keys_at(place: list[str]) -> list[str]:
-    section: Any = Recipe
+def _keys_at(place: list[str], schema: type[Section]) -> list[str]:
+    section: Any = schema
     for key in place:
         if key.isdigit():
             continue

@@ -57,10 +57,11 @@ def quantize_stream(
     *,
     memory_gb: float = 4.0,
     journal: Journal | None = None,
+    felt: Sensitivity | None = None,
 ) -> dict[str, Any]:
     """Stream every tensor of `source` into `writer`; windows [N, S] int64 are what GPTQ observes.
 
-    Activations beyond `memory_gb` lie in files beside the weights. With a journal, finished layers are committed to it,
+    `felt` is the sensitivity of these weights on these windows, where it was measured before. Activations beyond `memory_gb` lie in files beside the weights. With a journal, finished layers are committed to it,
     and those that it has already are read back instead of quantised. Returns the content of `quantization.json`.
 
     Raises:
@@ -75,8 +76,7 @@ def quantize_stream(
             folder = journal.folder
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=writer.path.parent)))
-        felt = None
-        if windows is not None and quantize.fisher:
+        if windows is not None and quantize.fisher and felt is None:
             felt = Sensitivity(folder)
             if journal is None or not journal.sensitivity:
                 measure_sensitivity(source, windows, felt, memory_gb, progress=progress)

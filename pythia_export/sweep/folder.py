@@ -1,0 +1,262 @@
+"""A sweep's directory: what is to be done, what is done, what failed. Every record is whole or absent.
+
+    sweep.json          the sweep as it was pinned: commits of the checkpoints, hashes of the texts, quantisations
+    texts/SHA256.npz    token windows, tokenised once
+    jobs/ab/KEY.json    what one job is
+    results/ab/KEY.json what came of it
+    failures/ab/KEY.json why nothing came of it
+    running/TASK.json   somebody works on this task; its time is that of the last sign of life
+    logs/TASK.log       what the task said, all attempts
+
+Workers on several machines write here, a file each and no file twice, so that nothing needs a lock; the one that plans
+and submits holds the directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..artifact import lock_folder, write_atomically
+from ..corpus import Subset, Windows
+from ..errors import IntegrityError, OutputError, ResourceError, SourceError
+from .jobs import Job
+
+MANIFEST = "sweep.json"
+SIGN_OF_LIFE_SECONDS = 15.0
+SILENT_SECONDS = 120.0  # without a sign of life: it is gone
+
+
+class Folder:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def existing(cls, root: Path) -> Folder:
+        """Raises:
+        SourceError: there is no sweep.
+        """
+        if not (root / MANIFEST).is_file():
+            raise SourceError(f"{root}: no {MANIFEST}: no sweep was run there", hint="`pythia-export sweep run` does.")
+        return cls(root)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """By one planner at a time; made where there is none.
+
+        Raises:
+            OutputError: another process holds it, or it is no directory of a sweep.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = lock_folder(self.root)
+        except BlockingIOError:
+            raise OutputError(
+                f"{self.root}: another `sweep run` works in this directory",
+                hint="Wait for it, or choose another --out. `sweep status` shows how far it is.",
+            ) from None
+        except OSError as e:
+            raise OutputError(f"{self.root}: cannot be used as a directory: {e.strerror}") from e
+        try:
+            if not (self.root / MANIFEST).is_file() and any(self.root.iterdir()):
+                raise OutputError(
+                    f"{self.root} holds other things and no {MANIFEST}", hint="Choose an empty or a new --out."
+                )
+            yield
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    # The manifest.
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Raises:
+        IntegrityError: it is there and cannot be read.
+        """
+        path = self.root / MANIFEST
+        return _read(path) if path.is_file() else None
+
+    def put_manifest(self, manifest: dict[str, Any]) -> None:
+        with _disk(self.root):
+            write_atomically(self.root / MANIFEST, json.dumps(manifest).encode())
+
+    # Texts.
+
+    def put_text(self, windows: Windows) -> None:
+        path = self._text(windows.sha256)
+        if path.is_file():
+            return
+        path.parent.mkdir(exist_ok=True)
+        facts = {
+            "source": windows.source,
+            "n_bytes": windows.n_bytes,
+            "subsets": {name: [s.documents, s.n_bytes] for name, s in windows.subsets.items()},
+        }
+        with _disk(path), tempfile.TemporaryFile() as file:
+            np.savez_compressed(file, ids=windows.ids, documents=windows.documents, facts=json.dumps(facts))
+            file.seek(0)
+            write_atomically(path, file.read())
+
+    def text(self, sha256: str) -> Windows:
+        """Raises:
+        IntegrityError: it is not there, or not what its name says.
+        """
+        path = self._text(sha256)
+        try:
+            with np.load(path) as saved:
+                ids, documents, facts = saved["ids"], saved["documents"], json.loads(str(saved["facts"]))
+            subsets = {name: Subset(of, n) for name, (of, n) in facts["subsets"].items()}
+            found = Windows.of(ids, documents, facts["source"], facts["n_bytes"], subsets)
+        except (OSError, ValueError, KeyError, EOFError) as e:
+            raise IntegrityError(f"{path}: cannot be read: {e}", hint="`sweep run` writes it again.") from e
+        if found.sha256 != sha256:
+            raise IntegrityError(f"{path} holds {found.sha256}", hint="Delete it; `sweep run` writes it again.")
+        return found
+
+    def _text(self, sha256: str) -> Path:
+        return self.root / "texts" / f"{sha256}.npz"
+
+    # Jobs, results, failures: a small file each, in a folder by the first digits of its key.
+
+    def put_jobs(self, jobs: Iterable[Job]) -> None:
+        """Not flushed to the disk one by one: what a crash tears is refused by its reader and written again."""
+        with _disk(self.root):
+            for job in jobs:
+                path = self._record("jobs", job.key)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                beside = path.with_suffix(f".{os.getpid()}")
+                beside.write_text(json.dumps(job.to_json()))
+                os.replace(beside, path)
+
+    def job(self, key: str) -> Job:
+        path = self._record("jobs", key)
+        if not path.is_file():
+            raise SourceError(f"{path}: no such job", hint="`pythia-export sweep status` lists those that failed.")
+        return Job.from_json(_read(path), str(path))
+
+    def put_result(self, key: str, record: dict[str, Any]) -> None:
+        self._put("results", key, record)
+        with suppress(FileNotFoundError):
+            self._record("failures", key).unlink()
+
+    def result(self, key: str) -> dict[str, Any] | None:
+        return self._get("results", key)
+
+    def put_failure(self, key: str, record: dict[str, Any]) -> None:
+        self._put("failures", key, record)
+
+    def failure(self, key: str) -> dict[str, Any] | None:
+        return self._get("failures", key)
+
+    def forget_failures(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            with suppress(FileNotFoundError):
+                self._record("failures", key).unlink()
+
+    def done(self) -> set[str]:
+        """Keys that have a result."""
+        return set(self._keys("results"))
+
+    def failed(self) -> set[str]:
+        return set(self._keys("failures"))
+
+    def _put(self, kind: str, key: str, record: dict[str, Any]) -> None:
+        path = self._record(kind, key)
+        with _disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(record, allow_nan=False).encode())
+
+    def _get(self, kind: str, key: str) -> dict[str, Any] | None:
+        path = self._record(kind, key)
+        return _read(path) if path.is_file() else None
+
+    def _keys(self, kind: str) -> Iterator[str]:
+        folder = self.root / kind
+        if not folder.is_dir():
+            return
+        for part in os.scandir(folder):
+            if part.is_dir():
+                yield from (name.removesuffix(".json") for name in os.listdir(part.path) if name.endswith(".json"))
+
+    def _record(self, kind: str, key: str) -> Path:
+        return self.root / kind / key[:2] / f"{key}.json"
+
+    # Tasks at work.
+
+    @contextmanager
+    def working(self, task: str, facts: dict[str, Any]) -> Iterator[None]:
+        """A mark that says so, for as long as this process lives: touched every few seconds."""
+        path, ended = self.root / "running" / f"{task}.json", threading.Event()
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(facts | {"pid": os.getpid(), "since": now()}))
+
+        def live() -> None:
+            while not ended.wait(SIGN_OF_LIFE_SECONDS):
+                with suppress(OSError):
+                    path.touch()
+
+        thread = threading.Thread(target=live, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            path.unlink(missing_ok=True)
+
+    def running(self) -> dict[str, dict[str, Any]]:
+        """Facts of each task that gave a sign of life lately."""
+        found: dict[str, dict[str, Any]] = {}
+        folder = self.root / "running"
+        for path in folder.glob("*.json") if folder.is_dir() else ():
+            with suppress(OSError, ValueError):
+                if time.time() - path.stat().st_mtime < SILENT_SECONDS:
+                    found[path.stem] = json.loads(path.read_text())
+        return found
+
+    def log(self, task: str) -> Path:
+        return self.root / "logs" / f"{task}.log"
+
+    def write_log(self, task: str, line: str) -> None:
+        path = self.log(task)
+        path.parent.mkdir(exist_ok=True)
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+            file.write(f"{now()} {line}\n")
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise IntegrityError(f"{path}: cannot be read as JSON: {e}", hint="Delete it; `sweep run` makes it again.") from e
+    if not isinstance(found, dict):
+        raise IntegrityError(f"{path}: an object was expected", hint="Delete it; `sweep run` makes it again.")
+    return found
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """A full disk, by its name."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                f"{path}: {e.strerror}", hint="What was written is whole. Free space and run the sweep again."
+            ) from e
+        raise OutputError(f"{path}: cannot be written: {e.strerror}") from e

@@ -1,0 +1,124 @@
+"""A job: one snapshot, one quantisation, two texts; named by the hash of all that its result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..errors import IntegrityError
+from ..recipe import Model, Quantize
+
+SCHEMA = 1
+KEY = 16  # hexadecimal digits: 64 bits, of which twenty thousand jobs are far from sharing one
+COMPUTE = ("pythia-export", "torch")  # whose versions may change a result; the text comes in by its hash
+
+
+def versions() -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in COMPUTE}
+
+
+@dataclass(frozen=True)
+class Job:
+    """snapshot: what the results say of the checkpoint, `name`, `size`, `step`, `tokens` and so on. commit: which
+    weights. calibration, verify: hashes of the texts; the first is None where none is read."""
+
+    model: Model
+    commit: str
+    snapshot: dict[str, Any]
+    quantize: Quantize
+    calibration: str | None
+    verify: str
+    versions: dict[str, str]
+
+    @cached_property
+    def key(self) -> str:
+        return _digest(
+            {
+                "schema": SCHEMA,
+                "name": self.snapshot["name"],
+                "revision": self.model.revision,
+                "commit": self.commit,
+                "quantize": self.quantize.model_dump(mode="json"),
+                "calibration": self.calibration,
+                "verify": self.verify,
+                "versions": self.versions,
+            }
+        )
+
+    @property
+    def title(self) -> str:
+        return f"{self.snapshot['name']} at {self.model.revision}, {label(self.quantize)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "key": self.key,
+            "model": self.model.model_dump(mode="json", exclude_none=True),
+            "commit": self.commit,
+            "snapshot": self.snapshot,
+            "quantize": self.quantize.model_dump(mode="json"),
+            "calibration": self.calibration,
+            "verify": self.verify,
+            "versions": self.versions,
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any], where: str) -> Job:
+        """Raises:
+        IntegrityError: not a job of this schema, or not the one that its name says.
+        """
+        if raw.get("schema") != SCHEMA:
+            raise IntegrityError(
+                f"{where}: schema {raw.get('schema')!r}; this version of pythia-export knows {SCHEMA}",
+                hint="Go on with the version that began this sweep, or begin another.",
+            )
+        try:
+            job = cls(
+                Model(**raw["model"]), raw["commit"], raw["snapshot"], Quantize(**raw["quantize"]), raw["calibration"],
+                raw["verify"], raw["versions"],
+            )  # fmt: skip
+            named = raw["key"]
+        except (KeyError, TypeError, ValueError) as e:
+            raise IntegrityError(f"{where}: not a job: {e}") from e
+        if job.key != named:
+            raise IntegrityError(
+                f"{where}: its content makes the key {job.key}; it says {named}",
+                hint="It was changed by hand or by another version. `sweep run` writes it again.",
+            )
+        return job
+
+
+def task_key(snapshot: dict[str, Any], revision: str, commit: str) -> str:
+    """Of all jobs of one snapshot."""
+    return _digest({"name": snapshot["name"], "revision": revision, "commit": commit})
+
+
+def label(quantize: Quantize) -> str:
+    """`int4 group 128`, `int3 row rtn`: for people."""
+    if quantize.method == "none":
+        return "float"
+    group = "row" if quantize.group_size == -1 else f"group {quantize.group_size}"
+    plain = Quantize(bits=quantize.bits, group_size=quantize.group_size)
+    words = [f"int{quantize.bits}", group] + ([] if quantize.method == "gptq" else [quantize.method])
+    if not quantize.symmetric:
+        words.append("asymmetric")
+    for name in ("act_order", "clip", "error_correction", "joint_hessian", "fisher"):
+        if quantize.method == "gptq" and getattr(quantize, name) != getattr(plain, name):
+            words.append(f"no {name.replace('_', ' ')}")
+    if quantize.products != plain.products:
+        words.append(f"{quantize.products} products")
+    if quantize.head != plain.head:
+        words.append(f"head {'float' if quantize.head.method == 'none' else f'int{quantize.head.bits}'}")
+    if quantize.embedding != plain.embedding:
+        words.append(f"embedding {quantize.embedding}")
+    if quantize.damp != plain.damp:
+        words.append(f"damp {quantize.damp:g}")
+    return " ".join(words)
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:KEY]

@@ -1,0 +1,175 @@
+"""From a sweep's file to its jobs: every checkpoint pinned to its commit, every text tokenised once and saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from .. import hub
+from ..checkpoint import read_tokenizer
+from ..checkpoint import pull as pull_checkpoint
+from ..corpus import Windows, calibration_windows, verify_windows
+from ..errors import SourceError
+from ..progress import SILENT, Progress
+from ..recipe import Model, Quantize, Recipe
+from .folder import Folder
+from .jobs import SCHEMA, Job, task_key, versions
+from .schema import SweepFile
+from .snapshots import LeftOut, Snapshot, snapshots
+
+
+@dataclass(frozen=True)
+class Task:
+    """A snapshot and its jobs."""
+
+    key: str
+    snapshot: Snapshot
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    tasks: tuple[Task, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for task in self.tasks for job in task.jobs]
+
+
+def prepare(file: SweepFile, folder: Folder, progress: Progress = SILENT) -> Prepared:
+    """Ask the hub, a call a model; tokenise; write `sweep.json` and the texts.
+
+    Raises:
+        RecipeError: the product is empty, or a recipe of it is none.
+        SourceError: a model, a revision or a text cannot be had, or the models have different tokenizers.
+    """
+    members, left_out = snapshots(file.sweep)
+    commits = _commits(members, progress)
+    texts = _Texts(file, members, folder, progress)
+    now, tasks, pinned = versions(), [], []
+    for member, commit in zip(members, commits, strict=True):
+        facts = facts_of(member)
+        jobs = []
+        for quantize in file.quantize:
+            calibration, verify = texts.of(member, quantize)
+            jobs.append(Job(member.model, commit, facts, quantize, calibration, verify, now))
+        key = task_key(facts, member.revision, commit)
+        tasks.append(Task(key, member, tuple(jobs)))
+        pinned.append({"name": member.name, "revision": member.revision, "commit": commit, "task": key})
+    folder.put_manifest(
+        {
+            "schema": SCHEMA,
+            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "versions": now,
+            "sweep": file.model_dump(mode="json"),
+            "texts": texts.record,
+            "snapshots": pinned,
+            "left_out": [asdict(x) for x in left_out],
+            "jobs": {task.key: [job.key for job in task.jobs] for task in tasks},
+        }
+    )
+    return Prepared(tuple(tasks), tuple(left_out))
+
+
+def facts_of(member: Snapshot) -> dict[str, Any]:
+    """What the results say of a snapshot."""
+    vocab = member.config.vocab_size * member.config.hidden_size
+    return {
+        "name": member.name,
+        "size": member.size,
+        "family": member.family,
+        "data": member.data,
+        "seed": member.seed,
+        "step": member.step,
+        "training_tokens": member.tokens,
+        "learning_rate": member.learning_rate,
+        "parameters": member.config.parameters,
+        "non_embedding_parameters": member.config.parameters - 2 * vocab,
+    }
+
+
+def _commits(members: Sequence[Snapshot], progress: Progress) -> list[str]:
+    """Of each snapshot; of the hub's by one call a repository, or by what the cache remembers."""
+    known: dict[str, dict[str, str]] = {}
+    found = []
+    with progress.track("Pinning", len(members), "checkpoints") as advance:
+        for member in members:
+            repo, revision = member.model.id, member.revision
+            if repo is None:
+                found.append(pull_checkpoint(member.model, progress=progress).commit)
+            elif hub.offline():
+                found.append(hub.list_revision(repo, revision, progress=progress).commit)
+            else:
+                if repo not in known:
+                    known[repo] = hub.branches(repo, progress)
+                if revision not in known[repo]:
+                    raise SourceError(
+                        f"{repo}: the hub has no branch {revision}", hint="Leave it out of `sweep.revisions`."
+                    )
+                found.append(known[repo][revision])
+            advance(1)
+    return found
+
+
+class _Texts:
+    """The sections of the sweep as token windows, each once: only of training order do they differ by model."""
+
+    def __init__(self, file: SweepFile, members: Sequence[Snapshot], folder: Folder, progress: Progress) -> None:
+        self._file, self._folder, self._progress = file, folder, progress
+        self.record: dict[str, Any] = {}
+        self._recipes: dict[tuple[str, Quantize], Recipe] = {}
+        self._read: dict[str, str] = {}
+        self._members = {member.name: member for member in members}
+        self._tokenizer, self._config = self._one_tokenizer()
+
+    def of(self, member: Snapshot, quantize: Quantize) -> tuple[str | None, str]:
+        """Hashes of the calibration text, None where none is read, and of the held-out text."""
+        recipe = self._recipes.get((member.name, quantize))
+        if recipe is None:
+            recipe = self._recipes[member.name, quantize] = self._file.recipe(member.model, quantize)
+        calibration = None
+        if recipe.uses_gptq and recipe.calibration is not None:
+            calibration = self._hash("calibration", recipe)
+        return calibration, self._hash("verify", recipe)
+
+    def _hash(self, name: str, recipe: Recipe) -> str:
+        section = getattr(recipe, name)
+        asked = name + section.model_dump_json()
+        if asked not in self._read:
+            windows: Windows = (
+                calibration_windows(section, self._tokenizer, self._config, self._progress)
+                if name == "calibration"
+                else verify_windows(section, self._tokenizer, self._config, self._progress)
+            )
+            self._folder.put_text(windows)
+            self._read[asked] = windows.sha256
+            self.record[windows.sha256] = {"section": name, "source": windows.source, "tokens": int(windows.ids.size)}
+        return self._read[asked]
+
+    def _one_tokenizer(self) -> Any:
+        """That of the first model, once it is seen that the others' vocabularies are the same."""
+        first: tuple[str, str] | None = None
+        for member in self._members.values():
+            model = Model(id=member.model.id) if member.model.id not in (None, "demo") else member.model
+            tokenizer, config = read_tokenizer(model, self._progress)
+            vocabulary = _vocabulary(tokenizer)
+            if first is None:
+                first, found = (member.name, vocabulary), (tokenizer, config)
+            elif vocabulary != first[1]:
+                raise SourceError(
+                    f"{member.name} has another tokenizer than {first[0]}: one text cannot be tokens of both",
+                    hint="Make two sweeps of them.",
+                )
+        return found
+
+
+def _vocabulary(tokenizer: Tokenizer) -> str:
+    entries = sorted(tokenizer.get_vocab(with_added_tokens=False).items())
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()

@@ -1,0 +1,209 @@
+"""Which checkpoints a sweep is about: names and steps written shortly, and what is left out of them and why."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import suite
+from ..errors import RecipeError, SourceError
+from ..neox import NeoXConfig
+from ..recipe import Model
+from .schema import Named, Sweep
+
+TRAINING = "training.json"  # beside the weights of one's own run: {"tokens": ..., "learning_rate": ...}
+CONFIG = "config.json"
+POW2 = ("step0", *(f"step{2**i}" for i in range(10)))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One model at one training step. tokens: trained on so far; learning_rate: at that step; None where unknown."""
+
+    name: str
+    model: Model
+    config: NeoXConfig
+    size: str
+    family: str
+    data: str
+    seed: int | None
+    step: int | None
+    tokens: int | None
+    learning_rate: float | None
+
+    @property
+    def revision(self) -> str:
+        return self.model.revision
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.revision}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    name: str
+    revisions: tuple[str, ...]
+    why: str
+
+
+def snapshots(sweep: Sweep) -> tuple[list[Snapshot], list[LeftOut]]:
+    """All that `models` x `revisions` stands for, in that order, each once.
+
+    Raises:
+        RecipeError: an unknown model or step (with the nearest ones), a term that is none, nothing left to do.
+        SourceError: a directory of a training run of one's own that is not there.
+    """
+    terms = [t.strip() for t in sweep.revisions.split(",") if t.strip()]
+    if not terms:
+        raise RecipeError("`sweep.revisions` is empty: there is nothing to do", hint='`revisions = "main"` is one.')
+    found: list[Snapshot] = []
+    left_out: list[LeftOut] = []
+    seen: set[tuple[str, str]] = set()
+    for named in sweep.models:
+        if named.path is not None:
+            members = _own(named, terms)
+        else:
+            members = [s for name in _spelt_out(named.name) for s in _of_the_suite(name, terms, left_out)]
+        for member in members:
+            if (member.name, member.revision) not in seen:
+                seen.add((member.name, member.revision))
+                found.append(member)
+    if not found:
+        raise RecipeError(
+            "no checkpoint is left: every one that the sweep names is left out\n"
+            + "\n".join(f"  {x.name}: {', '.join(x.revisions)}: {x.why}" for x in left_out)
+        )
+    return found, left_out
+
+
+def _spelt_out(name: str) -> list[str]:
+    """`160m-seed1..9` is nine names."""
+    match = re.search(r"(\d+)\.\.(\d+)", name)
+    if match is None:
+        return [name]
+    first, last = int(match[1]), int(match[2])
+    if first > last:
+        raise RecipeError(f"`sweep.models`: {name}: {first} is above {last}")
+    return [s for i in range(first, last + 1) for s in _spelt_out(f"{name[: match.start()]}{i}{name[match.end() :]}")]
+
+
+def _of_the_suite(name: str, terms: list[str], left_out: list[LeftOut]) -> list[Snapshot]:
+    if "@" in name:
+        raise RecipeError(f"`sweep.models`: {name}: the step belongs into `sweep.revisions`")
+    pythia = suite.named(name)
+    if pythia is None:
+        hint = suite.suggestion(name) if "/" not in name else "A run of your own is a table: { name, path }."
+        raise RecipeError(f"`sweep.models`: {name} is not in the catalogue", hint=hint)
+    wanted, lacking = _steps(terms, pythia.revisions, pythia.id)
+    if lacking:
+        left_out.append(LeftOut(pythia.name, tuple(lacking), "the model has no such step"))
+    if "main" in wanted and pythia.last_step in wanted:
+        wanted.remove("main")
+        left_out.append(LeftOut(pythia.name, ("main",), f"it is {pythia.last_step}"))
+    by_reason: dict[str, list[str]] = {}
+    kept = []
+    for revision in wanted:
+        bad = suite.known_bad(pythia.id, revision)
+        if bad is None:
+            kept.append(revision)
+        else:
+            by_reason.setdefault(bad.reported, []).append(revision)
+    left_out += [LeftOut(pythia.name, tuple(revisions), why) for why, revisions in by_reason.items()]
+    seed = re.search(r"seed(\d+)$", pythia.id)
+    return [
+        Snapshot(
+            pythia.name, Model(id=pythia.id, revision=revision), pythia.config, pythia.size, pythia.family, pythia.data,
+            int(seed[1]) if seed else None, pythia.step(revision), pythia.tokens(revision),
+            pythia.learning_rate(revision),
+        )
+        for revision in kept
+    ]  # fmt: skip
+
+
+def _steps(terms: list[str], known: tuple[str, ...], where: str) -> tuple[list[str], list[str]]:
+    """Revisions in the order of training, and those that a set or a range names and the model lacks."""
+    wanted: set[str] = set()
+    lacking: list[str] = []
+    for term in terms:
+        if term == "all":
+            wanted |= set(known)
+        elif term == "pow2":
+            wanted |= set(POW2) & set(known)
+            lacking += [s for s in POW2 if s not in known]
+        elif term == "main":
+            wanted.add("main")
+        elif match := re.fullmatch(r"(?:step)?(\d+):(?:step)?(\d+)(?::(\d+))?", term):
+            first, last, by = int(match[1]), int(match[2]), int(match[3] or 1000)
+            if not by or first > last:
+                raise RecipeError(f"`sweep.revisions`: {term}: first:last:by is meant, 1000:143000:1000 for example")
+            steps = [f"step{i}" for i in range(first, last + 1, by)]
+            if not set(steps) & set(known):
+                raise RecipeError(f"`sweep.revisions`: {term}: {where} has none of these steps{_nearby(first, known)}")
+            wanted |= set(steps) & set(known)
+            lacking += [s for s in steps if s not in known]
+        elif match := re.fullmatch(r"(?:step)?(\d+)", term):
+            step = f"step{int(match[1])}"
+            if step not in known:
+                raise RecipeError(f"`sweep.revisions`: {where} has no {step}{_nearby(int(match[1]), known)}")
+            wanted.add(step)
+        else:
+            raise RecipeError(
+                f"`sweep.revisions`: {term!r} is no step",
+                hint="`all`, `pow2`, `1000:143000:1000`, `step3000`, `main`, with commas between.",
+            )
+    ordered = [s for s in known if s in wanted] + (["main"] if "main" in wanted else [])
+    return ordered, lacking
+
+
+def _nearby(step: int, known: tuple[str, ...]) -> str:
+    numbers = sorted((int(s.removeprefix("step")) for s in known), key=lambda n: abs(n - step))[:2]
+    return f"; the nearest are {' and '.join(f'step{n}' for n in sorted(numbers))}" if numbers else ""
+
+
+def _own(named: Named, terms: list[str]) -> list[Snapshot]:
+    """Of a training run of one's own: the directories that are there."""
+    assert named.path is not None
+    before, _, after = named.path.partition("{revision}")
+    parent = Path(before).parent if not before.endswith("/") else Path(before)
+    if not parent.is_dir():
+        raise SourceError(f"{parent}: no such directory", hint=f"`sweep.models`: where do {named.name}'s lie?")
+    there = {p.name: Path(named.path.format(revision=p.name)) for p in parent.iterdir()}
+    there = {name: folder for name, folder in there.items() if (folder / CONFIG).is_file()}
+    steps = sorted((n for n in there if re.fullmatch(r"step\d+", n)), key=lambda n: int(n.removeprefix("step")))
+    wanted, _ = _steps(terms, tuple(steps), f"{parent}")
+    if "main" in wanted and "main" not in there:
+        raise SourceError(f"{parent}: no directory `main` with a {CONFIG}", hint="Leave `main` out of the revisions.")
+    found = []
+    for revision in wanted:
+        folder, size = there[revision], _config(there[revision])
+        facts = _training(folder)
+        match = re.fullmatch(r"step(\d+)", revision)
+        found.append(
+            Snapshot(
+                named.name, Model(path=folder, revision=revision), size, named.name, "own", "own", facts.get("seed"),
+                int(match[1]) if match else facts.get("step"), facts.get("tokens"), facts.get("learning_rate"),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _config(folder: Path) -> NeoXConfig:
+    try:
+        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise SourceError(f"{folder / CONFIG}: cannot be read as JSON: {e}") from e
+    return NeoXConfig.from_dict(raw, str(folder / CONFIG))
+
+
+def _training(folder: Path) -> dict[str, int | float]:
+    path = folder / TRAINING
+    if not path.is_file():
+        return {}
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        known = {"step": int, "tokens": int, "learning_rate": float, "seed": int}
+        return {key: kind(raw[key]) for key, kind in known.items() if raw.get(key) is not None}
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise SourceError(f"{path}: {e}", hint='{"tokens": 4096000, "learning_rate": 0.003} is what it may say.') from e

@@ -1,0 +1,177 @@
+"""The results as tidy tables: one row a job, and beside it one row a job and part of the text.
+
+`COLUMNS` is the schema; docs/sweeps.md says the same for people. Nats are a token's; low and high are the ends of the
+95 % interval, clustered by document, and are null where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as parquet
+
+from ..artifact import write_atomically
+from ..errors import IntegrityError, SourceError
+from .folder import Folder
+from .jobs import SCHEMA, Job, label
+
+RESULTS, SUBSETS = "results", "subsets"
+MARK = b"pythia-export.sweep.schema"
+
+_SNAPSHOT = {
+    "name": pa.string(),  # pythia-160m-deduped; of a run of one's own, its name in the sweep
+    "size": pa.string(),  # 160m
+    "family": pa.string(),  # v1, v0, polypythias, intervention, own
+    "data": pa.string(),  # standard, deduped, own
+    "seed": pa.int64(),
+    "step": pa.int64(),
+    "training_tokens": pa.int64(),
+    "learning_rate": pa.float64(),  # at that step
+    "parameters": pa.int64(),
+    "non_embedding_parameters": pa.int64(),
+}
+_QUANTIZE = {
+    "method": pa.string(), "bits": pa.int64(), "group_size": pa.int64(), "symmetric": pa.bool_(),
+    "act_order": pa.bool_(), "damp": pa.float64(), "clip": pa.bool_(), "error_correction": pa.bool_(),
+    "joint_hessian": pa.bool_(), "fisher": pa.bool_(), "products": pa.int64(), "embedding": pa.string(),
+}  # fmt: skip
+_INTERVAL = ("", "_se", "_low", "_high")
+_COST = {
+    "tokens": pa.int64(),
+    "clusters": pa.int64(),  # documents, or windows where the text is one document
+    "clustered_by": pa.string(),
+    "nll_original": pa.float64(),
+    "nll_quantized": pa.float64(),
+    "ppl_original": pa.float64(),
+    "ppl_quantized": pa.float64(),
+    **{f"delta_nll{x}": pa.float64() for x in _INTERVAL},
+    **{f"kld{x}": pa.float64() for x in _INTERVAL},
+    "kld_p99": pa.float64(),
+    **{f"same_top{x}": pa.float64() for x in _INTERVAL},
+    "bits_per_byte_original": pa.float64(),
+    "bits_per_byte_quantized": pa.float64(),
+}
+COLUMNS: dict[str, pa.DataType] = {
+    "key": pa.string(),
+    **_SNAPSHOT,
+    "revision": pa.string(),
+    "commit": pa.string(),
+    "quantization": pa.string(),  # all of what follows in a few words: int4 group 128
+    **_QUANTIZE,
+    "head_method": pa.string(),
+    "head_bits": pa.int64(),
+    "head_group_size": pa.int64(),
+    "bits_per_weight": pa.float64(),  # stored, scales and head included
+    "expected_cost": pa.float64(),  # nats: the sum over the linears of what the second-order model expects; GPTQ with fisher
+    "residual_error": pa.float64(),  # of the last layer's output, relative and squared, on the calibration text
+    **_COST,
+    "seconds_share": pa.float64(),  # pulling, sensitivities: what the first job of a task does for the others too
+    "seconds_quantize": pa.float64(),
+    "seconds_score": pa.float64(),
+    "peak_memory_bytes": pa.int64(),  # of the process so far
+    "threads": pa.int64(),
+    "attempt": pa.int64(),
+    "machine": pa.string(),
+    "when": pa.string(),
+    "torch": pa.string(),
+    "pythia_export": pa.string(),
+    "calibration": pa.string(),  # SHA-256 of the windows
+    "verify": pa.string(),
+}
+SUBSET_COLUMNS: dict[str, pa.DataType] = {"key": pa.string(), "subset": pa.string(), **_COST}
+
+
+def tables(folder: Folder, keys: Iterable[str]) -> tuple[pa.Table, pa.Table]:
+    """Of the jobs that have a result, in the order of `keys`.
+
+    Raises:
+        IntegrityError: a result of another schema, or none at all.
+    """
+    rows, parts = [], []
+    for key in keys:
+        record = folder.result(key)
+        if record is None:
+            continue
+        if record.get("schema") != SCHEMA:
+            raise IntegrityError(
+                f"the result of {key} has schema {record.get('schema')!r}; this version knows {SCHEMA}",
+                hint="Go on with the version that began this sweep, or begin another.",
+            )
+        rows.append(row(record))
+        parts += [{"key": key, "subset": part["name"]} | _cost(part) for part in record["cost"]["subsets"]]
+    return _table(rows, COLUMNS), _table(parts, SUBSET_COLUMNS)
+
+
+def row(record: dict[str, Any]) -> dict[str, Any]:
+    job = Job.from_json(record["job"], f"the result of {record['key']}")
+    quantize = job.quantize.model_dump()
+    return (
+        {"key": record["key"]}
+        | {name: job.snapshot[name] for name in _SNAPSHOT}
+        | {"revision": job.model.revision, "commit": job.commit, "quantization": label(job.quantize)}
+        | {name: quantize[name] for name in _QUANTIZE}
+        | {f"head_{name}": quantize["head"][name] for name in ("method", "bits", "group_size")}
+        | {name: record[name] for name in ("bits_per_weight", "expected_cost", "residual_error")}
+        | _cost(record["cost"])
+        | {f"seconds_{name}": seconds for name, seconds in record["seconds"].items()}
+        | {name: record[name] for name in ("peak_memory_bytes", "threads", "attempt", "machine", "when")}
+        | {"torch": job.versions["torch"], "pythia_export": job.versions["pythia-export"]}
+        | {"calibration": job.calibration, "verify": job.verify}
+    )
+
+
+def _cost(cost: dict[str, Any]) -> dict[str, Any]:
+    found = {name: cost[name] for name in _COST if name in cost and name not in ("clusters", "kld", "same_top")}
+    found |= {"clusters": cost["clusters"]["count"], "clustered_by": cost["clusters"]["by"]}
+    for name, mean in (("delta_nll", "mean"), ("kld", "mean"), ("same_top", "value")):
+        figures = cost[name]
+        found |= {name: figures[mean]} | {f"{name}_{x}": figures[x] for x in ("se", "low", "high")}
+    return found | {"kld_p99": cost["kld"]["p99"]}
+
+
+def _table(rows: list[dict[str, Any]], columns: dict[str, pa.DataType]) -> pa.Table:
+    schema = pa.schema(list(columns.items()), metadata={MARK: str(SCHEMA).encode()})
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def write(folder: Path, results: pa.Table, subsets: pa.Table) -> list[Path]:
+    """`results.parquet` and `.csv`, and the same of `subsets` where the text has parts."""
+    written = []
+    for name, table in ((RESULTS, results), (SUBSETS, subsets)):
+        if name == SUBSETS and not len(table):
+            continue
+        for suffix in ("parquet", "csv"):
+            sink = pa.BufferOutputStream()
+            parquet.write_table(table, sink) if suffix == "parquet" else csv.write_csv(table, sink)
+            path = folder / f"{name}.{suffix}"
+            write_atomically(path, sink.getvalue().to_pybytes())
+            written.append(path)
+    return written
+
+
+def read(path: Path) -> pa.Table:
+    """A results.parquet, of this machine or of another.
+
+    Raises:
+        SourceError: there is no such file.
+        IntegrityError: it is no Parquet file, or its schema is not this version's.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file", hint="`pythia-export sweep results DIR` writes it.")
+    try:
+        table = parquet.read_table(path)
+    except (OSError, pa.ArrowInvalid) as e:
+        raise IntegrityError(f"{path}: not a Parquet file: {e}") from e
+    found = (table.schema.metadata or {}).get(MARK, b"none").decode()
+    if found != str(SCHEMA):
+        raise IntegrityError(
+            f"{path}: its schema is {found}; this version of pythia-export reads {SCHEMA}",
+            hint="Write it again with `pythia-export sweep results`, or read it with the version that wrote it.",
+        )
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        raise IntegrityError(f"{path}: the columns {', '.join(missing)} are missing")
+    return table
