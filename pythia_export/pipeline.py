@@ -23,6 +23,7 @@ from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
 from .errors import RecipeError, SourceError
+from .footprint import peak_memory
 from .graph.consumers import config_json, genai_config_json, generation_config_json, tokenizer_config_json
 from .graph.decoder import build_decoder, kv_cache
 from .graph.files import DATA_FILE, MODEL, arrange, data_name, graph_name
@@ -109,7 +110,7 @@ def plan(recipe: Recipe) -> Plan:
         },
         files=_files(recipe, build_decoder(config, places, recipe.export).ByteSize(), places.nbytes),
         download_bytes=source_bytes if recipe.model.id not in (None, "demo") else None,
-        peak_memory_bytes=_peak_memory(config, recipe),
+        peak_memory_bytes=peak_memory(config, recipe),
         kv_cache_bytes=cache_bytes(config, recipe.export.cache_dtype, config.max_positions),
         linears=[
             {
@@ -524,17 +525,3 @@ def _geometry(recipe: Recipe) -> tuple[NeoXConfig, int]:
     else:
         config = open_checkpoint(pull_checkpoint(recipe.model)).config
     return config, 2 * config.parameters
-
-
-def _peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
-    """An estimate: libraries, one layer or the head in float32 with its copies, Hessians, activations, logits."""
-    d, ff = config.hidden_size, config.intermediate_size
-    layer, ends = 12 * d * d, config.vocab_size * d
-    peak = 4 * 3 * max(layer, ends)
-    if recipe.uses_gptq and recipe.calibration is not None:
-        held = 4 * recipe.calibration.samples * recipe.calibration.sequence_length * d * 2
-        activations = min(held, int(recipe.calibration.memory_gb * 1e9))
-        # The head: weights, what they are moved to, codes twice. A layer: weights, H of 4h_to_h and its factor.
-        peak = max(4 * 3 * ends + 4 * 4 * 2**25, 4 * 4 * layer + 4 * 3 * ff * ff) + activations
-    scored = 4 * d * recipe.verify.tokens * 2 + 4 * 6 * config.vocab_size * recipe.verify.sequence_length
-    return 600_000_000 + max(peak, scored + lay_out(config, recipe.quantize, recipe.export.dtype).nbytes)

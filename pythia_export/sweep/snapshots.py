@@ -99,9 +99,6 @@ def _of_the_suite(name: str, terms: list[str], left_out: list[LeftOut]) -> list[
     wanted, lacking = _steps(terms, pythia.revisions, pythia.id)
     if lacking:
         left_out.append(LeftOut(pythia.name, tuple(lacking), "the model has no such step"))
-    if "main" in wanted and pythia.last_step in wanted:
-        wanted.remove("main")
-        left_out.append(LeftOut(pythia.name, ("main",), f"it is {pythia.last_step}"))
     by_reason: dict[str, list[str]] = {}
     kept = []
     for revision in wanted:
@@ -110,6 +107,9 @@ def _of_the_suite(name: str, terms: list[str], left_out: list[LeftOut]) -> list[
             kept.append(revision)
         else:
             by_reason.setdefault(bad.reported, []).append(revision)
+    if "main" in kept and pythia.last_step in kept:
+        kept.remove("main")
+        left_out.append(LeftOut(pythia.name, ("main",), f"it is {pythia.last_step}"))
     left_out += [LeftOut(pythia.name, tuple(revisions), why) for why, revisions in by_reason.items()]
     seed = re.search(r"seed(\d+)$", pythia.id)
     return [

@@ -1,0 +1,134 @@
+"""What a sweep will do: jobs, bytes to fetch, memory and time by model, and what is done already. Asks no hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..footprint import peak_memory, quantize_operations, scoring_operations, sensitivity_operations
+from .folder import Folder
+from .jobs import label, versions
+from .schema import SweepFile
+from .snapshots import LeftOut, Snapshot, snapshots
+
+RATE = 3e10  # operations a second and core: a guess, until results of the model say better
+MARGIN = 1.3  # of memory, over the estimate
+TASK_SECONDS = 10.0  # starting Python, opening a checkpoint
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of one model. memory_gb and hours are a task's, a checkpoint with all its quantisations; `measured` tells that
+    the hours come from results."""
+
+    name: str
+    parameters: int
+    checkpoints: int
+    jobs: int
+    done: int
+    failed: int
+    fetch_bytes: int
+    memory_gb: float
+    hours: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    rows: tuple[Row, ...]
+    quantizations: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    cores: int
+
+    @property
+    def jobs(self) -> int:
+        return sum(row.jobs for row in self.rows)
+
+    @property
+    def done(self) -> int:
+        return sum(row.done for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a scheduler is asked for, for one task."""
+
+    memory_gb: float
+    hours: float
+
+
+def plan(file: SweepFile, folder: Folder | None = None) -> Plan:
+    """`folder` is where it was run before, if it was.
+
+    Raises:
+        RecipeError, SourceError: as `snapshots` and `SweepFile.recipe`.
+    """
+    members, left_out = snapshots(file.sweep)
+    by_name: dict[str, list[Snapshot]] = {}
+    for member in members:
+        by_name.setdefault(member.name, []).append(member)
+    known = _Known(file, folder)
+    rows = []
+    for name, own in by_name.items():
+        done, failed = known.of(own)
+        measured = known.hours(name)
+        wanted = need(file, own[0])
+        rows.append(
+            Row(
+                name, own[0].config.parameters, len(own), len(own) * len(file.quantize), done, failed,
+                sum(2 * s.config.parameters for s in own if s.model.id not in (None, "demo")),
+                wanted.memory_gb, wanted.hours if measured is None else measured, measured is not None,
+            )
+        )  # fmt: skip
+    return Plan(tuple(rows), tuple(label(q) for q in file.quantize), tuple(left_out), file.resources.cores)
+
+
+def need(file: SweepFile, member: Snapshot) -> Need:
+    """Memory and time of a task of this snapshot, by its size; or what the sweep's file says."""
+    given, config = file.resources, member.config
+    recipes = [file.recipe(member.model, quantize) for quantize in file.quantize]
+    # Two sets of hidden states are held, the original's and the quantised weights'.
+    states = 4 * config.hidden_size * file.verify.tokens
+    memory = max(peak_memory(config, recipe) for recipe in recipes) + states
+    work = scoring_operations(config, file.verify.tokens, len(recipes) + 1)
+    work += sum(quantize_operations(config, recipe.quantize, recipe.calibration) for recipe in recipes)
+    if file.calibration is not None and any(r.uses_gptq and r.quantize.fisher for r in recipes):
+        work += sensitivity_operations(config, file.calibration)
+    seconds = TASK_SECONDS + work / (RATE * given.cores)
+    return Need(
+        given.memory_gb if given.memory_gb is not None else round(MARGIN * memory / 1e9, 1),
+        given.hours if given.hours is not None else seconds / 3600,
+    )
+
+
+class _Known:
+    """What a directory says of the sweep that ran there, as far as it is this sweep."""
+
+    def __init__(self, file: SweepFile, folder: Folder | None) -> None:
+        manifest = folder.manifest() if folder is not None else None
+        self._folder = folder
+        self._keys: dict[tuple[str, str], list[str]] = {}
+        self._done: set[str] = set()
+        self._failed: set[str] = set()
+        if folder is None or manifest is None or manifest["versions"] != versions():
+            return
+        then, today = manifest["sweep"], file.model_dump(mode="json")
+        if (then["verify"], then["calibration"]) != (today["verify"], today["calibration"]):
+            return
+        self._done, self._failed = folder.done(), folder.failed()
+        wanted = [i for i, quantize in enumerate(then["quantize"]) if quantize in today["quantize"]]
+        for s in manifest["snapshots"]:
+            keys = manifest["jobs"][s["task"]]
+            self._keys[s["name"], s["revision"]] = [keys[i] for i in wanted]
+
+    def of(self, members: list[Snapshot]) -> tuple[int, int]:
+        """Jobs that are done, and that failed."""
+        keys = {key for m in members for key in self._keys.get((m.name, m.revision), ())}
+        return len(keys & self._done), len(keys & (self._failed - self._done))
+
+    def hours(self, name: str) -> float | None:
+        """Of a task, by one that is done."""
+        for (of, _), keys in self._keys.items():
+            if of == name and self._folder is not None and keys and self._done.issuperset(keys):
+                records = [self._folder.result(key) for key in keys]
+                return sum(sum(r["seconds"].values()) for r in records if r is not None) / 3600
+        return None
