@@ -1,6 +1,6 @@
 # make demo   the main job on the embedded checkpoint, offline once the dependencies are installed
 # make test   every test that needs no GPU and no hub
-# make test-consumers   artifacts in onnxruntime-genai, Optimum, transformers.js, Node and Chromium; installs them first
+# make test-consumers   artifacts in onnxruntime-genai, Optimum, transformers.js, Node, Chromium and C++; installs them first
 # make lint   ruff, mypy, and the schemas of action.yml and the workflows
 # make kernels  the native operators, in build/kernels; needs a C++17 compiler, and nothing fails without one
 # Needs Python >= 3.11 with pip and venv; another interpreter: make demo PYTHON=python3.12
@@ -34,7 +34,7 @@ test-consumers: consumers kernels
 consumers: $(STAMP) build/consumers/.installed
 
 build/consumers/.installed: tests/consumers/install.sh tests/consumers/package.json tests/consumers/requirements.txt
-	@echo "consumers  installing onnxruntime-genai, transformers.js and Chromium, for their tests"
+	@echo "consumers  installing onnxruntime-genai, transformers.js, Chromium and headers for C++, for their tests"
 	@tests/consumers/install.sh build/consumers $(PYTHON)
 
 kernels: $(STAMP)

@@ -21,7 +21,7 @@ import onnxruntime
 import pytest
 from tokenizers import Tokenizer
 
-from pythia_export import pipeline
+from pythia_export import kernels_path, pipeline
 from pythia_export.artifact import Artifact
 from pythia_export.recipe import parse_recipe
 from pythia_export.runtime import Session, generate, generate_batch
@@ -32,6 +32,9 @@ GENAI = TOOLS / "venv" / "bin" / "python"
 MODULES = TOOLS / "node_modules"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_js = pytest.mark.skipif(not (MODULES / "@huggingface").is_dir(), reason="no transformers.js: make test-consumers")
+HEADERS = next((at for at in (TOOLS / "include", Path("/usr/include/onnxruntime")) if at.is_dir()), None)
+LIBRARY = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"), None)
+EXAMPLE = Path(__file__).parent.parent / "examples" / "cpp"
 
 PROMPTS = ["import os\nimport sys\n\ndef main(", "class Parser:\n    def __init__(self", "def test_parse(self):"]
 NEW = 64
@@ -110,6 +113,80 @@ def test_optimum(folder, expected):
 def test_onnxruntime_genai(folder, expected):
     got = by([GENAI, HERE / "genai_run.py"], folder)
     assert got["alone"] == expected and got["together"] == expected
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory) -> Path:
+    """The example in C++, built as a user does, against what lies where a release of ONNX Runtime has it."""
+    if HEADERS is None:
+        pytest.skip("no headers of ONNX Runtime: make test-consumers")
+    if LIBRARY is None:
+        pytest.skip("no libonnxruntime.so in this wheel")
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if not (cmake and shutil.which(os.environ.get("CXX", "c++"))):
+        pytest.skip("no CMake or no C++ compiler")
+    release, build = tmp_path_factory.mktemp("onnxruntime"), tmp_path_factory.mktemp("built")
+    (release / "lib").mkdir()
+    (release / "include").symlink_to(HEADERS)
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (release / "lib" / name).symlink_to(LIBRARY)
+    flags = ["-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
+    for command in (["-S", EXAMPLE, "-B", build, f"-DCMAKE_PREFIX_PATH={release}", *flags], ["--build", build]):
+        done = subprocess.run([cmake, *map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / "greedy"
+
+
+def continued(program: Path, folder: Path, prompts: list[list[int]], native: bool) -> list[list[int]]:
+    """What the program in C++ makes of token ids."""
+    if native and kernels_path() is None:
+        pytest.skip("the kernels are not built: make kernels")
+    lines = "".join(" ".join(map(str, row)) + "\n" for row in prompts)
+    command = [program, folder, NEW, *([kernels_path()] if native else [])]
+    done = subprocess.run(list(map(str, command)), input=lines, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_program_in_cpp(folder, expected, program, native):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    assert len({len(row) for row in ids}) > 1, "nothing would be padded"
+    assert [continued(program, folder, [row], native)[0] for row in ids] == expected
+    assert continued(program, folder, ids, native) == expected
+    ends = tokenizer.encode("if __name__ == '__main__':\n    unittest.main()").ids
+    short, long = continued(program, folder, [ends, ids[0]], native)
+    assert short.index(0) == len(short) - 1 < NEW - 1 and long == expected[0], "a row stops where its text ends"
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_a_program_in_cpp_takes_the_types_of_the_cache_from_the_graph(cache, native, program, tmp_path):
+    pipeline.run(parse_recipe(RECIPE | {"export": {"kv_cache": cache}}), tmp_path / "artifact")
+    artifact = Artifact.open(tmp_path / "artifact")
+    session, tokenizer = Session.open(artifact, native=native), artifact.tokenizer()
+    ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    rows = [list(generate(session, tokenizer, row, NEW)) for row in ids]
+    assert continued(program, artifact.folder, ids, native) == rows
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"), [("5 4096", "vocabulary is 0 to 4095"), ("5 x", "not a line of token ids"), ("", "no prompt")]
+)
+def test_a_program_in_cpp_says_what_is_wrong_with_its_prompts(folder, program, prompt, said):
+    done = subprocess.run([program, folder, "3"], input=prompt, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_program_in_cpp_fails_where_the_context_ends_and_runs_the_kernels_that_it_was_given(folder, program, native):
+    kernels = [kernels_path()] if native else []
+    if None in kernels:
+        pytest.skip("the kernels are not built: make kernels")
+    done = subprocess.run([program, folder, "2", *kernels], input="5 " * 512, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert ("pythia::RotaryAttention" in done.stderr) is native, "the operator that complains"
 
 
 @needs_js

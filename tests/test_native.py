@@ -83,12 +83,13 @@ def test_neon_gives_the_same_under_an_emulator():
 
 @needs_compiler
 def test_our_declaration_of_the_abi_is_the_official_one(tmp_path):
-    """Where a distribution's headers are: Debian's libonnxruntime-dev, or a path in CPATH."""
+    """Where the headers are: of `make consumers`, of Debian's libonnxruntime-dev, or a path in CPATH."""
+    compile = ["g++", "-std=c++17", "-fsyntax-only", f"-I{KERNELS.parent / 'build' / 'consumers' / 'include'}"]
     places = ("onnxruntime/onnxruntime_c_api.h", "onnxruntime_c_api.h")
     finds = "#if __has_include(<{0}>)\n#include <{0}>\n#else\n#include <{1}>\n#endif\n".format(*places)
     (tmp_path / "has.cc").write_text(finds + "int main() {}")
-    if subprocess.run(["g++", "-fsyntax-only", tmp_path / "has.cc"], capture_output=True).returncode:
-        pytest.skip("onnxruntime_c_api.h is not installed")
+    if subprocess.run([*compile, tmp_path / "has.cc"], capture_output=True).returncode:
+        pytest.skip("no onnxruntime_c_api.h: make consumers")
     ours = (KERNELS / "ort_abi.h").read_text()
     functions = re.findall(r"X\((\w+), (\d+),", ours)
     fields = re.findall(r"\(\*(\w+)\)\(", ours.split("struct CustomOp {")[1].split("};")[0])
@@ -110,7 +111,7 @@ def test_our_declaration_of_the_abi_is_the_official_one(tmp_path):
     checks.append('static_assert(int(ort::kOptional) == int(INPUT_OUTPUT_OPTIONAL), "");')
     include = f'#include "{KERNELS / "ort_abi.h"}"\n#include <cstddef>\n'
     (tmp_path / "abi.cc").write_text(finds + include + "\n".join(checks))
-    ran = subprocess.run(["g++", "-std=c++17", "-fsyntax-only", tmp_path / "abi.cc"], capture_output=True, text=True)
+    ran = subprocess.run([*compile, tmp_path / "abi.cc"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 
 
