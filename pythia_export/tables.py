@@ -37,7 +37,7 @@ def plan_view(plan: Plan) -> RenderableType:
             "Linears": f"{plan.bits_per_weight:.2f} bits a weight, scales included",
         }
     )
-    files = _table("Artifact", "File", ">Size")
+    files = new_table("Artifact", "File", ">Size")
     for name, size in plan.files.items():
         files.add_row(name, decimal(size))
     if len(plan.files) > 1:
@@ -52,7 +52,7 @@ def linears_table(linears: Iterable[Mapping[str, Any]]) -> Table:
     kinds = Counter(
         (_kind(x["name"]), tuple(x["shape"]), x["method"], x["bits"], x["group_size"]) for x in linears
     )  # a Counter keeps the order of first sight: that of the model
-    table = _table("Linears", "Linear", ">Count", ">Shape", "Method", ">Bits", ">Group")
+    table = new_table("Linears", "Linear", ">Count", ">Shape", "Method", ">Bits", ">Group")
     for (kind, shape, method, bits, group_size), n in kinds.items():
         stored = ("none", "", "") if method == "none" else (method, str(bits), _group(group_size))
         table.add_row(kind, str(n), " x ".join(map(str, shape)), *stored)
@@ -81,7 +81,7 @@ def artifact_view(
         else "none",
         "Made with": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
     }
-    files = _table("Files, each as its SHA-256 says", "File", ">Size", "SHA-256")
+    files = new_table("Files, each as its SHA-256 says", "File", ">Size", "SHA-256")
     for name, entry in manifest["files"].items():
         files.add_row(name, decimal(entry["size"]), entry["sha256"][:16])
     files.add_section()
@@ -103,7 +103,7 @@ def losses_table(quantization: Mapping[str, Any]) -> Table:
         if linear["method"] != "none" and linear["loss"] is not None:
             kinds.setdefault(_kind(linear["name"]), []).append(linear)
     title = f"Quantised by {quantization['method']}, {quantization['bits_per_weight']:.2f} bits a weight"
-    table = _table(title, "Linear", ">Count", ">Loss", ">Worst", ">RTN's", ">Recovered")
+    table = new_table(title, "Linear", ">Count", ">Loss", ">Worst", ">RTN's", ">Recovered")
     for kind, linears in kinds.items():
         losses = [x["loss"] for x in linears]
         rtn = [x["rtn_loss"] for x in linears if x["rtn_loss"] is not None]
@@ -121,7 +121,7 @@ def losses_table(quantization: Mapping[str, Any]) -> Table:
 
 def recipes_table(shipped: Iterable[tuple[str, str, Recipe]]) -> Table:
     """Name, when to choose it, and the recipe itself."""
-    table = _table("", "Recipe", "Weights", "Target", "When")
+    table = new_table("", "Recipe", "Weights", "Target", "When")
     for name, about, recipe in shipped:
         q = recipe.quantize
         weights = "float" if q.method == "none" else f"{q.method} int{q.bits} g{_group(q.group_size)}"
@@ -137,7 +137,7 @@ def checkpoint_line(written: Dequantized) -> str:
 
 def push_view(push: Push) -> RenderableType:
     title = f"To {push.repo}" + ("" if push.url else ", not yet sent")
-    table = _table(title, "File", ">Size")
+    table = new_table(title, "File", ">Size")
     for name, size in push.files.items():
         table.add_row(name, decimal(size))
     table.add_section()
@@ -146,7 +146,7 @@ def push_view(push: Push) -> RenderableType:
 
 
 def bench_table(result: Mapping[str, Any]) -> Table:
-    table = _table(str(result["machine"]), "", ">Prefill", ">Decode", ">Peak memory", ">Load", ">Size")
+    table = new_table(str(result["machine"]), "", ">Prefill", ">Decode", ">Peak memory", ">Load", ">Size")
     if result["speed"] != "native":
         table.caption, table.caption_justify = f"{result['speed']} speed: {result['why']}", "left"
     for row in result["rows"]:
@@ -166,7 +166,7 @@ def eval_table(result: Mapping[str, Any]) -> Group:
     source, known = result["source"], any(row["published"] for row in result["rows"])
     title = f"{source['name']} at {source['revision']}"
     columns = ["Task", "Metric", ">Samples", ">Artifact", ">± error"]
-    table = _table(title, *columns, *((">Published", ">± error", ">Difference") if known else ()))
+    table = new_table(title, *columns, *((">Published", ">± error", ">Difference") if known else ()))
     previous = None
     for row in result["rows"]:
         metric = row["metric"] + {True: " ↑", False: " ↓"}.get(row["higher_is_better"], "")
@@ -219,7 +219,7 @@ def models_table(models: Iterable[Pythia], width: int) -> RenderableType:
     if roomy := width >= ROOMY:
         columns[2:2] = [">Non-embedding"]
         columns[-1:] = [">Vocabulary", ">float16", ">Steps"]
-    table = _table("", *columns)
+    table = new_table("", *columns)
     family = None
     for name, model in _seeds_together(listed):
         if family not in (None, model.family):
@@ -232,7 +232,7 @@ def models_table(models: Iterable[Pythia], width: int) -> RenderableType:
             cells += [f"{c.vocab_size:,}", decimal(2 * c.parameters)]
         table.add_row(name, *cells, str(len(model.revisions)) if model.revisions else "?")
     lines = [
-        f"{model.name}: {_steps(p.revisions)}{p.reported}"
+        f"{model.name}: {steps_shortened(p.revisions)}{p.reported}"
         for model in listed for p in model.problems if p.kind != "note" or len(listed) <= 4
     ]  # fmt: skip
     return Group(table, *_known_problems(lines))
@@ -250,7 +250,7 @@ def _seeds_together(models: list[Pythia]) -> Iterable[tuple[str, Pythia]]:
 
 def model_view(model: Pythia, revision: str | None = None) -> RenderableType:
     c = model.config
-    steps = "not established" if not model.revisions else f"main and {len(model.revisions)}: {_steps(model.revisions)}"
+    steps = "not established" if not model.revisions else f"main and {len(model.revisions)}: {steps_shortened(model.revisions)}"
     facts = {
         "Model": model.id + (f" at {revision}" if revision else ""),
         "Family": f"{model.family}, trained on the Pile" + (" without its duplicates" * (model.data == "deduped")),
@@ -264,7 +264,7 @@ def model_view(model: Pythia, revision: str | None = None) -> RenderableType:
         "Trained on": model.training_order or "",
     }
     lines = [
-        f"{_steps(p.revisions)}{p.reported}" for p in model.problems
+        f"{steps_shortened(p.revisions)}{p.reported}" for p in model.problems
         if revision is None or not p.revisions or revision in p.revisions
     ]  # fmt: skip
     return Group(_facts({name: value for name, value in facts.items() if value}), *_known_problems(lines))
@@ -275,7 +275,7 @@ def _known_problems(lines: list[str]) -> list[RenderableType]:
     return [*title, *(Padding(Text(line, style="yellow"), (0, 0, 0, 2), expand=False) for line in lines)]
 
 
-def _steps(revisions: tuple[str, ...]) -> str:
+def steps_shortened(revisions: tuple[str, ...]) -> str:
     """`step1000 ... step53000, step55000: ` of revisions in their order; runs of the thousands are shortened."""
     numbers = [int(r.removeprefix("step")) for r in revisions]
     runs: list[list[int]] = []
@@ -293,7 +293,7 @@ def _figure(value: float | None, stderr: float | None) -> tuple[str, str]:
     return "–" if value is None else f"{value:.4g}", "" if stderr is None else f"{stderr:.2g}"
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
     """A `>` before a column's name aligns it to the right."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -199,7 +200,7 @@ class Folder:
         """A mark that says so, for as long as this process lives: touched every few seconds."""
         path, ended = self.root / "running" / f"{task}.json", threading.Event()
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(facts | {"pid": os.getpid(), "since": now()}))
+        path.write_text(json.dumps(facts | {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
 
         def live() -> None:
             while not ended.wait(SIGN_OF_LIFE_SECONDS):
@@ -216,14 +217,32 @@ class Folder:
             path.unlink(missing_ok=True)
 
     def running(self) -> dict[str, dict[str, Any]]:
-        """Facts of each task that gave a sign of life lately."""
+        """Facts of each task that gave a sign of life lately, and of this machine's whose process is there."""
         found: dict[str, dict[str, Any]] = {}
         folder = self.root / "running"
         for path in folder.glob("*.json") if folder.is_dir() else ():
             with suppress(OSError, ValueError):
-                if time.time() - path.stat().st_mtime < SILENT_SECONDS:
-                    found[path.stem] = json.loads(path.read_text())
+                facts = json.loads(path.read_text())
+                here = facts["host"] == socket.gethostname()
+                if _is_there(facts["pid"]) if here else time.time() - path.stat().st_mtime < SILENT_SECONDS:
+                    found[path.stem] = facts
         return found
+
+    # What processes that were started for a task wrote.
+
+    def output(self, name: str) -> Path:
+        """Where an engine keeps its files."""
+        return self.root / "submitit" / name
+
+    def put_output(self, task: str, files: list[str]) -> None:
+        path = self.root / "logs" / f"{task}.files"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{name}\n" for name in files))
+
+    def output_of(self, task: str) -> list[Path]:
+        path = self.root / "logs" / f"{task}.files"
+        return [Path(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
     def log(self, task: str) -> Path:
         return self.root / "logs" / f"{task}.log"
@@ -233,6 +252,16 @@ class Folder:
         path.parent.mkdir(exist_ok=True)
         with suppress(OSError), path.open("a", encoding="utf-8") as file:
             file.write(f"{now()} {line}\n")
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def now() -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..footprint import peak_memory, quantize_operations, scoring_operations, sensitivity_operations
 from .folder import Folder
@@ -132,3 +133,7 @@ class _Known:
                 records = [self._folder.result(key) for key in keys]
                 return sum(sum(r["seconds"].values()) for r in records if r is not None) / 3600
         return None
+
+
+def to_json(planned: Plan) -> dict[str, Any]:
+    return asdict(planned) | {"jobs": planned.jobs, "done": planned.done}

@@ -1,0 +1,179 @@
+"""`sweep`: many quantisations of many checkpoints, planned, run, looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .shared import Json, app, examples, print_json, progress_bars, require_writable, say, show
+
+if TYPE_CHECKING:
+    from ..sweep.folder import Folder
+
+sweep = typer.Typer(
+    no_args_is_help=True,
+    help="Many quantisations of many checkpoints, restartable, on one machine or by Slurm; and the curve of it all.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(sweep, name="sweep", rich_help_panel=None)
+
+SweepName = Annotated[Path, typer.Argument(metavar="SWEEP.TOML", help="Models x revisions x quantisations.")]
+SweepFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that `sweep run` worked in.")]
+
+EXIT_INCOMPLETE = 11  # some jobs failed, or are left: a state, not an error
+
+
+@sweep.command(
+    epilog=examples("pythia-export sweep plan sweep.toml", "pythia-export sweep plan sweep.toml --out sweeps/one --json")
+)
+def plan(
+    file: SweepName,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where it was run before: count what is done there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Jobs, bytes to fetch, memory and time by model; what is left out, and what is done already. Asks no hub."""
+    from ..sweep.folder import Folder
+    from ..sweep.plan import plan as planned
+    from ..sweep.plan import to_json
+    from ..sweep.schema import load
+    from .sweep_views import plan_view
+
+    found = planned(load(file), Folder(out) if out is not None else None)
+    if as_json:
+        print_json(to_json(found))
+    else:
+        show(plan_view(found))
+
+
+@sweep.command(
+    epilog=examples(
+        "pythia-export sweep run sweep.toml --out sweeps/one",
+        "pythia-export sweep run sweep.toml --out sweeps/one --workers 4",
+        "pythia-export sweep run sweep.toml --out sweeps/one --engine slurm --workers 64",
+    )
+)
+def run(
+    file: SweepName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the sweep; what is done there is kept.")],
+    engine: Annotated[
+        Literal["local", "slurm", "inline"],
+        typer.Option(help="Processes here, jobs of a Slurm cluster, or this process, for debugging."),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Tasks at once; as many as the machine's cores hold if not given.")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also jobs that failed in a way that will be the same each time.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Do what is not done yet. Run it again after whatever happened: nothing is done twice.
+
+    Exit code 11: some jobs have no result; `sweep status` lists them.
+    """
+    from ..sweep.folder import Folder
+    from ..sweep.run import run as run_sweep
+    from ..sweep.schema import load
+    from .sweep_views import run_view
+
+    with progress_bars() as progress:
+        outcome = run_sweep(load(file), Folder(out), engine=engine, workers=workers, again=again, progress=progress)
+    if as_json:
+        print_json(outcome.to_json())
+    else:
+        show(run_view(outcome, out))
+    if outcome.done < outcome.jobs:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+@sweep.command(
+    epilog=examples("pythia-export sweep status sweeps/one", "pythia-export sweep status sweeps/one --watch 5")
+)
+def status(
+    folder: SweepFolder,
+    watch: Annotated[
+        float | None, typer.Option(min=0.5, metavar="SECONDS", help="Look again so often, until nothing is left.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How far it is, by model; what runs, and what failed and why."""
+    from ..sweep.status import status as look
+    from .sweep_views import status_view, watched
+
+    existing = _existing(folder)
+    if as_json:
+        print_json(look(existing).to_json())
+    elif watch is not None:
+        watched(lambda: look(existing), watch)
+    else:
+        show(status_view(look(existing)))
+
+
+@sweep.command(epilog=examples("pythia-export sweep logs sweeps/one 3fa9c1d2e4b5a697"))
+def logs(
+    folder: SweepFolder,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A job's key, or enough of its beginning.")],
+) -> None:
+    """What a job is, what came of it, and the log of its task, all attempts."""
+    from ..sweep.status import find, task_of
+
+    existing = _existing(folder)
+    whole = find(existing, key)
+    job, failure, result = existing.job(whole), existing.failure(whole), existing.result(whole)
+    show(f"{whole}  {job.title}")
+    if result is not None:
+        show(f"done on attempt {result['attempt']}, {result['when']}")
+    elif failure is not None:
+        show(f"failed on attempt {failure['attempt']}, exit code {failure['exit_code']}: {failure['message']}")
+        if failure["hint"]:
+            show(f"Hint: {failure['hint']}")
+    else:
+        show("not done yet")
+    task = task_of(existing, whole)
+    for path in (existing.log(task), *existing.output_of(task)):
+        if path.is_file():
+            show(f"\n{path}")
+            show(path.read_text(encoding="utf-8", errors="replace").rstrip())
+
+
+@sweep.command(epilog=examples("pythia-export sweep results sweeps/one"))
+def results(folder: SweepFolder, as_json: Json = False) -> None:
+    """Write results.parquet and results.csv, one row a job: docs/sweeps.md has the columns."""
+    from ..sweep.status import keys
+    from ..sweep.table import tables, write
+
+    existing = _existing(folder)
+    found, parts = tables(existing, keys(existing))
+    written = write(existing.root, found, parts)
+    if as_json:
+        print_json({"rows": len(found), "files": [str(path) for path in written]})
+    else:
+        show(f"{len(found):,} rows  " + "  ".join(str(path) for path in written))
+
+
+@sweep.command(epilog=examples("pythia-export sweep report sweeps/one"))
+def report(folder: SweepFolder) -> None:
+    """Write report.html and its plots: cost against tokens, parameters and bits, and the fit of the scaling law."""
+    from ..sweep.report import write as write_report
+    from ..sweep.status import keys, status as look
+    from ..sweep.table import tables, write
+
+    existing = _existing(folder)
+    now = look(existing)
+    found, parts = tables(existing, keys(existing))
+    write(existing.root, found, parts)
+    written = write_report(
+        found, parts, existing.root, title=folder.resolve().name, left_out=now.left_out, failed=len(now.failures),
+        outstanding=now.jobs - now.done - len(now.failures),
+    )  # fmt: skip
+    show(str(written[0]))
+
+
+def _existing(folder: Path) -> Folder:
+    from ..sweep.folder import Folder
+
+    return Folder.existing(folder)

@@ -1,0 +1,164 @@
+"""Where tasks run: in this process, in processes of this machine, or as jobs of a Slurm cluster. The results are the
+same: an engine decides where and when `work` is called, and says how its process ended."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from ..errors import EnvironmentProblem
+from ..progress import Progress
+from .folder import Folder
+from .schema import Resources
+from .work import work
+
+End = Literal["finished", "memory", "time", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A task's jobs that are left, and what it may use."""
+
+    task: str
+    title: str
+    keys: tuple[str, ...]
+    memory_gb: float
+    hours: float
+    attempt: int = 1
+
+
+class Engine(Protocol):
+    busy: bool
+
+    def submit(self, orders: Sequence[Order]) -> None: ...
+
+    def ended(self) -> list[tuple[Order, End]]:
+        """Since it was asked last."""
+        ...
+
+    def close(self) -> None:
+        """The one who submits goes, whether all has ended or not."""
+        ...
+
+
+class Inline:
+    """One task after another, in this process."""
+
+    def __init__(
+        self, folder: Folder, resources: Resources, workers: int | None, evict: bool, progress: Progress
+    ) -> None:
+        if workers not in (None, 1):
+            raise EnvironmentProblem("--engine inline is one process", hint="--engine local has --workers.")
+        self._call = Call(folder, resources, evict)
+        self._progress = progress
+        self._left: list[Order] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._left)
+
+    def submit(self, orders: Sequence[Order]) -> None:
+        self._left += orders
+
+    def ended(self) -> list[tuple[Order, End]]:
+        order = self._left.pop(0)
+        self._call(order, self._progress)
+        return [(order, "finished")]
+
+    def close(self) -> None:
+        return None
+
+
+class Call:
+    """`work` with what all tasks of a sweep share; what submitit pickles."""
+
+    def __init__(self, folder: Folder, resources: Resources, evict: bool) -> None:
+        self._root, self._cores, self._evict = folder.root.resolve(), resources.cores, evict
+
+    def __call__(self, order: Order, progress: Progress | None = None) -> dict[str, int]:
+        told: dict[str, Any] = {} if progress is None else {"progress": progress}
+        return work(
+            self._root, order.task, order.keys, cores=self._cores, evict=self._evict, attempt=order.attempt, **told
+        )
+
+
+class Local:
+    """Processes of this machine, by submitit's local executor; so many at once that cores and memory hold them.
+
+    They outlive a driver that is killed: what they find is kept, and the next one waits for them (`Folder.running`).
+    """
+
+    def __init__(
+        self, folder: Folder, resources: Resources, workers: int | None, evict: bool, progress: Progress
+    ) -> None:
+        submitit = _submitit()
+        self._call = Call(folder, resources, evict)
+        self._workers = workers if workers is not None else max(1, cores() // resources.cores)
+        self._memory_gb = memory_bytes() / 1e9
+        # A controller's process number names its files: another run's must not be taken for this one's.
+        self._executor = submitit.LocalExecutor(folder=folder.output(f"local-{int(time.time())}-{os.getpid()}"))
+        given = resources.hours
+        self._executor.update_parameters(timeout_min=60 * given if given is not None else 60 * 24 * 365)
+        self._folder = folder
+        self._left: list[Order] = []
+        self._running: list[tuple[Order, Any]] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._left or self._running)
+
+    def submit(self, orders: Sequence[Order]) -> None:
+        self._left += orders
+
+    def ended(self) -> list[tuple[Order, End]]:
+        found: list[tuple[Order, End]] = []
+        for order, job in list(self._running):
+            if job.done():
+                self._running.remove((order, job))
+                found.append((order, "finished" if job.paths.result_pickle.is_file() else "interrupted"))
+        self._start()
+        return found
+
+    def _start(self) -> None:
+        while self._left and len(self._running) < self._workers:
+            held = sum(order.memory_gb for order, _ in self._running)
+            if self._running and held + self._left[0].memory_gb > self._memory_gb:
+                return
+            order = self._left.pop(0)
+            job = self._executor.submit(self._call, order)
+            self._folder.put_output(order.task, [str(job.paths.stdout), str(job.paths.stderr)])
+            self._running.append((order, job))
+
+    def close(self) -> None:
+        for _, job in self._running:
+            job.cancel(check=False)
+        for _, job in self._running:
+            job._process.wait()
+
+
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ModuleNotFoundError as e:
+        raise EnvironmentProblem(
+            "sweeps in processes of their own are started by submitit, which is not installed",
+            hint="pip install 'pythia-export[sweep]', or --engine inline.",
+        ) from e
+    return submitit
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class Slurm(Local):
+    pass

@@ -1,0 +1,108 @@
+"""How far a sweep is: from the names of files alone, so that it is quick however many results there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import RecipeError
+from .folder import Folder
+
+
+@dataclass(frozen=True)
+class Of:
+    """Jobs of one model."""
+
+    name: str
+    jobs: int
+    done: int
+    running: int
+    failed: int
+
+    @property
+    def waiting(self) -> int:
+        return self.jobs - self.done - self.running - self.failed
+
+
+@dataclass(frozen=True)
+class Failed:
+    key: str
+    title: str
+    exit_code: int
+    message: str
+    hint: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Status:
+    models: tuple[Of, ...]
+    failures: tuple[Failed, ...]
+    running: Mapping[str, Mapping[str, Any]]
+    left_out: tuple[Mapping[str, Any], ...]
+
+    @property
+    def jobs(self) -> int:
+        return sum(of.jobs for of in self.models)
+
+    @property
+    def done(self) -> int:
+        return sum(of.done for of in self.models)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"jobs": self.jobs, "done": self.done}
+
+
+def status(folder: Folder) -> Status:
+    manifest = folder.manifest() or {}
+    done, failed, running = folder.done(), folder.failed(), folder.running()
+    counts: dict[str, list[int]] = {}
+    failures = []
+    for snapshot in manifest["snapshots"]:
+        own = manifest["jobs"][snapshot["task"]]
+        count = counts.setdefault(snapshot["name"], [0, 0, 0, 0])
+        for key in own:
+            state = 1 if key in done else 3 if key in failed else 2 if snapshot["task"] in running else None
+            count[0] += 1
+            if state is not None:
+                count[state] += 1
+            if state == 3:
+                failures.append(key)
+    models = tuple(Of(name, *count) for name, count in counts.items())
+    return Status(models, tuple(_failed(folder, failures)), running, tuple(manifest["left_out"]))
+
+
+def keys(folder: Folder) -> list[str]:
+    """Of all jobs, in the sweep's order."""
+    manifest = folder.manifest() or {}
+    return [key for s in manifest["snapshots"] for key in manifest["jobs"][s["task"]]]
+
+
+def find(folder: Folder, beginning: str) -> str:
+    """The one job whose key begins so.
+
+    Raises:
+        RecipeError: none, or several.
+    """
+    found = [key for key in keys(folder) if key.startswith(beginning)]
+    if len(found) != 1:
+        raise RecipeError(
+            f"{len(found) or 'no'} jobs whose keys begin with {beginning!r}",
+            hint="`pythia-export sweep status` lists those that failed; results.csv has all.",
+        )
+    return found[0]
+
+
+def task_of(folder: Folder, key: str) -> str:
+    manifest = folder.manifest() or {}
+    return next(task for task, own in manifest["jobs"].items() if key in own)
+
+
+def _failed(folder: Folder, failures: Iterable[str]) -> Iterable[Failed]:
+    for key in failures:
+        record = folder.failure(key)
+        if record is not None:
+            yield Failed(
+                key, folder.job(key).title, record["exit_code"], record["message"], record["hint"], record["attempt"]
+            )
