@@ -250,7 +250,11 @@ def _seeds_together(models: list[Pythia]) -> Iterable[tuple[str, Pythia]]:
 
 def model_view(model: Pythia, revision: str | None = None) -> RenderableType:
     c = model.config
-    steps = "not established" if not model.revisions else f"main and {len(model.revisions)}: {steps_shortened(model.revisions)}"
+    steps = (
+        "not established"
+        if not model.revisions
+        else f"main and {len(model.revisions)}: {steps_shortened(model.revisions)}"
+    )
     facts = {
         "Model": model.id + (f" at {revision}" if revision else ""),
         "Family": f"{model.family}, trained on the Pile" + (" without its duplicates" * (model.data == "deduped")),

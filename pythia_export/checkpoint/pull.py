@@ -158,7 +158,9 @@ def read_tokenizer(model: Model, progress: Progress = SILENT) -> tuple[Tokenizer
         assert model.id is not None
         listing = hub.list_revision(model.id, model.revision, progress=progress)
         if CONFIG not in listing.files:
-            raise SourceError(f"{listing} has no {CONFIG}", hint=_offline_hint(listing) or "Is it a transformers model?")
+            raise SourceError(
+                f"{listing} has no {CONFIG}", hint=_offline_hint(listing) or "Is it a transformers model?"
+            )
         config = read_config(hub.fetch(listing, [CONFIG], progress)[CONFIG])
         found = _tokenizer(listing, config, progress)
         if found is None:

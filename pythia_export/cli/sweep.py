@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .shared import Json, app, examples, print_json, progress_bars, require_writable, say, show
+from .shared import Json, app, examples, print_json, progress_bars, show
 
 if TYPE_CHECKING:
     from ..sweep.folder import Folder
@@ -26,7 +26,9 @@ EXIT_INCOMPLETE = 11  # some jobs failed, or are left: a state, not an error
 
 
 @sweep.command(
-    epilog=examples("pythia-export sweep plan sweep.toml", "pythia-export sweep plan sweep.toml --out sweeps/one --json")
+    epilog=examples(
+        "pythia-export sweep plan sweep.toml", "pythia-export sweep plan sweep.toml --out sweeps/one --json"
+    )
 )
 def plan(
     file: SweepName,
@@ -159,7 +161,8 @@ def results(folder: SweepFolder, as_json: Json = False) -> None:
 def report(folder: SweepFolder) -> None:
     """Write report.html and its plots: cost against tokens, parameters and bits, and the fit of the scaling law."""
     from ..sweep.report import write as write_report
-    from ..sweep.status import keys, status as look
+    from ..sweep.status import keys
+    from ..sweep.status import status as look
     from ..sweep.table import tables, write
 
     existing = _existing(folder)

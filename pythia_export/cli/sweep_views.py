@@ -38,8 +38,8 @@ def plan_view(plan: Plan) -> RenderableType:
             _bytes(sum(r.fetch_bytes for r in plan.rows)), "", f"~ {_hours(hours)}",
         )  # fmt: skip
     said = (
-        f"Memory and time are a task's: one checkpoint with its {len(plan.quantizations)} quantisations, on {plan.cores} "
-        "cores. The sum is what is left, one task after another. ~ is an estimate from operations alone."
+        f"Memory and time are a task's: one checkpoint with its {len(plan.quantizations)} quantisations, on "
+        f"{plan.cores} cores. The sum is what is left, one task after another. ~ is an estimate from operations alone."
     )
     return Group(
         rows, "", Text("Quantisations  " + ", ".join(plan.quantizations)), "", Text(said, style="dim"),
@@ -48,11 +48,9 @@ def plan_view(plan: Plan) -> RenderableType:
 
 
 def run_view(outcome: Outcome, folder: Path) -> RenderableType:
-    lines: list[RenderableType] = [
-        Text(
-            f"{outcome.done:,} of {outcome.jobs:,} jobs done, {outcome.did:,} of them now, in {_hours(outcome.seconds / 3600)}"
-        )
-    ]
+    took = _hours(outcome.seconds / 3600)
+    said = f"{outcome.done:,} of {outcome.jobs:,} jobs done, {outcome.did:,} of them now, in {took}"
+    lines: list[RenderableType] = [Text(said)]
     if outcome.failed:
         lines.append(Text(f"{outcome.failed:,} failed: pythia-export sweep status {folder}", style="red"))
     if outcome.done:

@@ -61,6 +61,11 @@ class Quantize(Section):
     joint_hessian: bool = Field(
         True, description="round dense knowing that 4h_to_h will make up for its errors; with error_correction only"
     )
+    hessian: Literal["quantized", "original"] = Field(
+        "quantized",
+        description="of the activations that the quantised layers before give, or of the original model's, which are "
+        "the same for every quantisation of a checkpoint: `sweep` then computes them once; without error_correction",
+    )
     fisher: bool = Field(
         True, description="let outputs make up for each other's errors as the loss feels them: one backward pass more"
     )
@@ -80,6 +85,14 @@ class Quantize(Section):
     def _ladder_climbs(self) -> Self:
         if self.max_damp < self.damp:
             raise ValueError(f"max_damp {self.max_damp} is below damp {self.damp}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_original_has_no_error(self) -> Self:
+        if self.hessian == "original" and self.error_correction:
+            raise ValueError(
+                "hessian = 'original' sees no error of the layers before: error_correction = false with it"
+            )
         return self
 
     @model_validator(mode="after")

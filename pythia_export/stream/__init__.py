@@ -2,9 +2,10 @@
 
 from .allocate import Allocation, allocate
 from .journal import Journal
-from .loop import quantize_stream
+from .loop import Output, quantize_stream, quantize_together
 from .sensitivity import Sensitivity, Tensors, measure_sensitivity
 
 __all__ = [
-    "Allocation", "Journal", "Sensitivity", "Tensors", "allocate", "measure_sensitivity", "quantize_stream",
+    "Allocation", "Journal", "Output", "Sensitivity", "Tensors", "allocate", "measure_sensitivity", "quantize_stream",
+    "quantize_together",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from ..graph.layout import (
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, layer_prefix, layer_tensors
 from ..progress import SILENT, Progress
 from ..quantize.coupled import gptq_coupled
-from ..quantize.gptq import WEIGHTS_AT_ONCE, correction, factor, gptq, row_errors
+from ..quantize.gptq import WEIGHTS_AT_ONCE, Factor, correction, factor, gptq, row_errors
 from ..quantize.grid import Quantized
 from ..quantize.packing import pack, pack_rows, round_rows
 from ..quantize.rtn import rtn
@@ -44,6 +45,15 @@ from .journal import Journal
 from .observe import Observed
 from .problem import Problem
 from .sensitivity import Sensitivity, Tensors, expected_cost, measure_sensitivity
+
+
+@dataclass(frozen=True)
+class Output:
+    """One quantisation of a checkpoint, and the file that it goes into."""
+
+    quantize: Quantize
+    layout: Layout
+    writer: WeightsWriter
 
 
 def quantize_stream(
@@ -61,109 +71,124 @@ def quantize_stream(
 ) -> dict[str, Any]:
     """Stream every tensor of `source` into `writer`; windows [N, S] int64 are what GPTQ observes.
 
-    `felt` is the sensitivity of these weights on these windows, where it was measured before. Activations beyond `memory_gb` lie in files beside the weights. With a journal, finished layers are committed to it,
-    and those that it has already are read back instead of quantised. Returns the content of `quantization.json`.
+    `felt` is the sensitivity of these weights on these windows, where it was measured before. Activations beyond
+    `memory_gb` lie in files beside the weights. With a journal, finished layers are committed to it, and those that it
+    has already are read back instead of quantised. Returns the content of `quantization.json`.
 
     Raises:
         NumericsError: a NaN or an infinity in a weight or an activation, or a Hessian that no damping mends; the
             message names the linear or the layer.
     """
-    began = time.perf_counter()
-    if quantize.products == 2:
+    one = [Output(quantize, layout, writer)]
+    return _stream(source, one, dtype, windows, progress, memory_gb, journal, felt)[0]
+
+
+def quantize_together(
+    source: Tensors,
+    outputs: Sequence[Output],
+    dtype: str,
+    windows: np.ndarray,
+    progress: Progress = SILENT,
+    *,
+    memory_gb: float = 4.0,
+    felt: Sensitivity | None = None,
+) -> list[dict[str, Any]]:
+    """Several quantisations of one checkpoint in one pass: all by GPTQ with Hessians of the original model, which they
+    share, and with the same `products`. Each comes out as `quantize_stream` would make it alone.
+
+    Raises:
+        NumericsError: as there; of one of them, and then of all.
+    """
+    if any(o.quantize.hessian != "original" or o.quantize.products != outputs[0].quantize.products for o in outputs):
+        raise ValueError("only quantisations by the original model's Hessians, of equal products, go together")
+    return _stream(source, outputs, dtype, windows, progress, memory_gb, None, felt)
+
+
+def _stream(
+    source: Tensors,
+    outputs: Sequence[Output],
+    dtype: str,
+    windows: np.ndarray | None,
+    progress: Progress,
+    memory_gb: float,
+    journal: Journal | None,
+    felt: Sensitivity | None,
+) -> list[dict[str, Any]]:
+    began, first = time.perf_counter(), outputs[0]
+    if first.quantize.products == 2:
         source = Folded(source)
     with ExitStack() as stack:
         if journal is not None:
             folder = journal.folder
         else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=writer.path.parent)))
-        if windows is not None and quantize.fisher and felt is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=first.writer.path.parent)))
+        if windows is not None and felt is None and any(o.quantize.fisher for o in outputs):
             felt = Sensitivity(folder)
             if journal is None or not journal.sensitivity:
                 measure_sensitivity(source, windows, felt, memory_gb, progress=progress)
         stack.enter_context(torch.inference_mode())
-        advance = stack.enter_context(progress.track("Quantising", len(layout.linears), "linears"))
-        job = _Job(source, quantize, layout, dtype, writer, felt)
-        job.start(windows, memory_gb, folder)
+        linears = sum(len(o.layout.linears) for o in outputs)
+        advance = stack.enter_context(progress.track("Quantising", linears, "linears"))
+        jobs = [_Job(source, o, dtype, felt if o.quantize.fisher else None) for o in outputs]
+        layers = _Layers(source, jobs, windows, memory_gb, folder)
         if journal is not None:
-            job.layers, job.linears = list(journal.layers), list(journal.linears)
+            jobs[0].layers, jobs[0].linears = list(journal.layers), list(journal.linears)
         for layer in range(source.config.num_layers):
             if journal is not None and layer < len(journal.layers):
-                job.go_past(layer)
+                layers.go_past(layer)
             else:
-                job.layer(layer)
-                writer.commit()
+                layers.do(layer)
+                for o in outputs:
+                    o.writer.commit()
                 if journal is not None:
-                    journal.commit(job.layers, job.linears, felt is not None)
-            advance(4)
-        job.finish()
-        advance(1)
-    place = {name: i for i, name in enumerate(layout.linears)}  # stages are quantised out of the checkpoint's order
-    return {
-        "schema": 2,
-        "method": quantize.method,
-        "bits_per_weight": round(layout.bits_per_weight, 4),
-        "seconds": round(time.perf_counter() - began, 2),
-        "linears": sorted(job.linears, key=lambda record: place[record["name"]]),
-        "layers": job.layers,
-    }
+                    journal.commit(jobs[0].layers, jobs[0].linears, felt is not None)
+            advance(4 * len(outputs))
+        layers.finish()
+        advance(len(outputs))
+    seconds = round(time.perf_counter() - began, 2)
+    return [job.record(seconds) for job in jobs]
 
 
-class _Job:
-    """One checkpoint on its way through the quantiser."""
+class _Layers:
+    """The layers one after the other, for one quantisation or for several that observe the same activations."""
 
     def __init__(
-        self,
-        source: Tensors,
-        quantize: Quantize,
-        layout: Layout,
-        dtype: str,
-        writer: WeightsWriter,
-        felt: Sensitivity | None,
+        self, source: Tensors, jobs: Sequence[_Job], windows: np.ndarray | None, memory_gb: float, folder: Path
     ) -> None:
-        self.source, self.config, self.quantize, self.layout = source, source.config, quantize, layout
-        self.felt = felt
-        self.out = _Writer(writer, layout, dtype, packed_qkv_rows(source.config))
+        """Embeddings are written; the calibration text becomes activations."""
+        self.source, self.config, self.jobs = source, source.config, jobs
+        quantize, table = jobs[0].quantize, source.tensor(f"{EMBEDDING}.weight")
+        stored = [job.start(table) for job in jobs]
+        self.original = quantize.hessian == "original"
         self.observed: Observed | None = None
-        self.linears: list[dict[str, Any]] = []
-        self.layers: list[dict[str, Any]] = []
-
-    def start(self, windows: np.ndarray | None, memory_gb: float, folder: Path) -> None:
-        """Embedding and rotary tables; the calibration text becomes activations."""
-        table = self.source.tensor(f"{EMBEDDING}.weight")
-        stored = self.out.embedding(table, self.quantize.embedding)
-        for name, values in zip(("rotary.cos", "rotary.sin"), rotary_tables(self.config), strict=True):
-            self.out.file.put(name, values.astype(self.out.dtype))
         if windows is not None:
-            correct = self.quantize.error_correction
+            correct = quantize.error_correction
             spill = None if fits((*windows.shape, self.config.hidden_size), 2 if correct else 1, memory_gb) else folder
+            joint = (quantize.damp, quantize.max_damp) if quantize.joint_hessian else None
             # The artifact's own embedding is what every layer will read.
-            joint = (self.quantize.damp, self.quantize.max_damp) if self.quantize.joint_hessian else None
-            self.observed = Observed(self.config, windows, stored, table if correct else None, spill, joint)
+            x = table if self.original else stored[0]
+            self.observed = Observed(self.config, windows, x, table if correct else None, spill, joint)
 
-    def layer(self, layer: int) -> None:
-        began, prefix = time.perf_counter(), layer_prefix(layer)
-        weights = {spec.name: self.source.tensor(spec.name).float() for spec in layer_tensors(self.config, layer)}
-        block = Block(self.config, layer, weights.__getitem__)
+    def do(self, layer: int) -> None:
+        began = time.perf_counter()
+        weights = self._weights(layer)
+        views = [dict(weights) for _ in self.jobs]  # from rounding on each has its own
+        # Hessians are those of what the artifact will compute, or of the original model.
+        block = Block(self.config, layer, (weights if self.original else views[0]).__getitem__)
+        factors: Factors | None = {} if len(self.jobs) > 1 else None
 
         def solve(linear: str, problem: Problem | None) -> Tensor:
-            name = f"{prefix}.{linear}"
-            plan, W, bias = self.layout.linears[name], weights[f"{name}.weight"], weights[f"{name}.bias"]
-            result = self._quantized(plan, W, problem)
-            self.out.linear(plan, W, result)
-            # From here on what the artifact stands for takes the original's place.
-            rounded = self.out.stored(plan, W) if result is None else result.dequantize()
-            weights[f"{name}.weight"] = rounded
-            if problem is not None and plan.method == "gptq" and f"{name}.bias" in self.layout.slots:
-                bias = problem.bias(bias, rounded)
-            weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
+            if factors is not None:
+                factors.clear()
+            for job, view in zip(self.jobs, views, strict=True):
+                rounded = job.solve(layer, linear, problem, view, factors)
             return rounded
 
         def norms() -> None:
-            for norm in NORMS:
-                for part in ("weight", "bias"):
-                    name = f"{prefix}.{norm}.{part}"
-                    weights[name] = self.out.vector(name, weights[name])
+            for job, view in zip(self.jobs, views, strict=True):
+                job.norms(layer, view)
 
+        error = None
         if self.observed is None:
             for linear in LINEARS:
                 solve(linear, None)
@@ -174,33 +199,98 @@ class _Job:
             for linear, problem in first.items():
                 solve(linear, problem)
             self.observed.second_stage(block, solve)
-        error = self.observed.propagate(block) if self.observed is not None else None
-        seconds = round(time.perf_counter() - began, 3)
-        self.layers.append({"layer": layer, "residual_error": error, "seconds": seconds})
+            error = self.observed.propagate(block)
+        seconds = round((time.perf_counter() - began) / len(self.jobs), 3)
+        for job in self.jobs:
+            job.layers.append({"layer": layer, "residual_error": error, "seconds": seconds})
 
     def go_past(self, layer: int) -> None:
         """A layer that is in the file already."""
-        prefix, names = layer_prefix(layer), [spec.name for spec in layer_tensors(self.config, layer)]
-        self.out.file.kept(f"{prefix}.")
-        if self.observed is not None:
-            source = {name: self.source.tensor(name).float() for name in names}
-            self.observed.follow(Block(self.config, layer, source.__getitem__))
-            stored = WeightsReader(self.out.file.path, self.layout, self.config)
-            written = {name: stored.tensor(name) for name in names}
-            self.observed.propagate(Block(self.config, layer, written.__getitem__), measure=False)
+        out = self.jobs[0].out
+        out.file.kept(f"{layer_prefix(layer)}.")
+        if self.observed is None:
+            return
+        source = Block(self.config, layer, self._weights(layer).__getitem__)
+        self.observed.follow(source)
+        if self.original:
+            self.observed.propagate(source, measure=False)
+            return
+        stored = WeightsReader(out.file.path, out.layout, self.config)
+        written = {spec.name: stored.tensor(spec.name) for spec in layer_tensors(self.config, layer)}
+        self.observed.propagate(Block(self.config, layer, written.__getitem__), measure=False)
 
     def finish(self) -> None:
         """The final norm and the head."""
         ends = {f"{FINAL_NORM}.{x}": self.source.tensor(f"{FINAL_NORM}.{x}").float() for x in ("weight", "bias")}
-        for name, vector in ends.items():
-            ends[name] = self.out.vector(name, vector)
-        plan, W = self.layout.linears[HEAD], self.source.tensor(f"{HEAD}.weight").float()
-        problem = None
-        if self.observed is not None and plan.method != "none":
-            problem = self.observed.head(W, ends.__getitem__)
-        self.out.linear(plan, W, self._quantized(plan, W, problem))
+        stored = [{name: job.out.vector(name, vector) for name, vector in ends.items()} for job in self.jobs]
+        W, problem = self.source.tensor(f"{HEAD}.weight").float(), None
+        if self.observed is not None and any(job.layout.linears[HEAD].method != "none" for job in self.jobs):
+            problem = self.observed.head(W, (ends if self.original else stored[0]).__getitem__)
+        factors: Factors | None = {} if len(self.jobs) > 1 else None
+        for job in self.jobs:
+            plan = job.layout.linears[HEAD]
+            needed = problem if plan.method != "none" else None
+            job.out.linear(plan, W, job.quantized(plan, W, needed, factors))
 
-    def _quantized(self, plan: LinearPlan, W: Tensor, problem: Problem | None) -> Quantized | None:
+    def _weights(self, layer: int) -> dict[str, Tensor]:
+        return {spec.name: self.source.tensor(spec.name).float() for spec in layer_tensors(self.config, layer)}
+
+
+Factors = dict[tuple[bool, float, float], Factor]  # of one Hessian, by act_order, damp and max_damp
+
+
+class _Job:
+    """One quantisation of a checkpoint on its way."""
+
+    def __init__(self, source: Tensors, output: Output, dtype: str, felt: Sensitivity | None) -> None:
+        self.config, self.quantize, self.layout, self.felt = source.config, output.quantize, output.layout, felt
+        self.out = _Writer(output.writer, output.layout, dtype, packed_qkv_rows(source.config))
+        self.linears: list[dict[str, Any]] = []
+        self.layers: list[dict[str, Any]] = []
+
+    def start(self, table: Tensor) -> Tensor:
+        """Embedding and rotary tables; the embedding comes back as the artifact will read it."""
+        stored = self.out.embedding(table, self.quantize.embedding)
+        for name, values in zip(("rotary.cos", "rotary.sin"), rotary_tables(self.config), strict=True):
+            self.out.file.put(name, values.astype(self.out.dtype))
+        return stored
+
+    def norms(self, layer: int, weights: dict[str, Tensor]) -> None:
+        for norm in NORMS:
+            for part in ("weight", "bias"):
+                name = f"{layer_prefix(layer)}.{norm}.{part}"
+                weights[name] = self.out.vector(name, weights[name])
+
+    def solve(
+        self, layer: int, linear: str, problem: Problem | None, weights: dict[str, Tensor], factors: Factors | None
+    ) -> Tensor:
+        """Round one linear; from here on what the artifact stands for takes the original's place in `weights`."""
+        name = f"{layer_prefix(layer)}.{linear}"
+        plan, W, bias = self.layout.linears[name], weights[f"{name}.weight"], weights[f"{name}.bias"]
+        result = self.quantized(plan, W, problem, factors)
+        self.out.linear(plan, W, result)
+        rounded = self.out.stored(plan, W) if result is None else result.dequantize()
+        weights[f"{name}.weight"] = rounded
+        if problem is not None and plan.method == "gptq" and f"{name}.bias" in self.layout.slots:
+            bias = problem.bias(bias, rounded)
+        weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
+        return rounded
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        """The content of quantization.json."""
+        place = {name: i for i, name in enumerate(self.layout.linears)}  # stages are out of the checkpoint's order
+        return {
+            "schema": 2,
+            "method": self.quantize.method,
+            "bits_per_weight": round(self.layout.bits_per_weight, 4),
+            "seconds": seconds,
+            "linears": sorted(self.linears, key=lambda record: place[record["name"]]),
+            "layers": self.layers,
+        }
+
+    def quantized(
+        self, plan: LinearPlan, W: Tensor, problem: Problem | None, factors: Factors | None = None
+    ) -> Quantized | None:
         """Round one linear as its plan says, and record how well that went."""
         if plan.method == "none":
             return None
@@ -212,7 +302,7 @@ class _Job:
             result = nearest = rtn(W, *grid, scale_dtype)
             if plan.method == "gptq":
                 assert problem is not None  # a recipe with GPTQ has calibration text: the schema sees to it
-                L = factor(problem.H, quantize.act_order, quantize.damp, quantize.max_damp)
+                L = self._factor(problem, factors)
                 if problem.drift is not None:
                     target = torch.addmm(W, W, correction(problem.drift, L, problem.tokens).to(W.dtype))
                 elif problem.missing is not None:
@@ -238,6 +328,15 @@ class _Job:
         }
         self.linears.append(record | {"seconds": round(time.perf_counter() - began, 3)})
         return result
+
+    def _factor(self, problem: Problem, factors: Factors | None) -> Factor:
+        asked = (self.quantize.act_order, self.quantize.damp, self.quantize.max_damp)
+        found = None if factors is None else factors.get(asked)
+        if found is None:
+            found = factor(problem.H, *asked)
+            if factors is not None:
+                factors[asked] = found
+        return found
 
     def _felt(self, plan: LinearPlan) -> Tensor | None:
         """G at this linear's output."""

@@ -272,7 +272,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise IntegrityError(f"{path}: cannot be read as JSON: {e}", hint="Delete it; `sweep run` makes it again.") from e
+        raise IntegrityError(
+            f"{path}: cannot be read as JSON: {e}", hint="Delete it; `sweep run` makes it again."
+        ) from e
     if not isinstance(found, dict):
         raise IntegrityError(f"{path}: an object was expected", hint="Delete it; `sweep run` makes it again.")
     return found

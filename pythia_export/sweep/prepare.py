@@ -12,8 +12,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from .. import hub
-from ..checkpoint import read_tokenizer
 from ..checkpoint import pull as pull_checkpoint
+from ..checkpoint import read_tokenizer
 from ..corpus import Windows, calibration_windows, verify_windows
 from ..errors import SourceError
 from ..progress import SILENT, Progress

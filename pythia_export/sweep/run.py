@@ -54,9 +54,8 @@ def run(
     """
     began = time.perf_counter()
     with folder.held():
-        at_work: Engine = {"inline": Inline, "local": Local, "slurm": Slurm}[engine](
-            folder, file.resources, workers, file.sweep.evict, progress
-        )
+        kinds: dict[str, type[Inline | Local | Slurm]] = {"inline": Inline, "local": Local, "slurm": Slurm}
+        at_work: Engine = kinds[engine](folder, file.resources, workers, file.sweep.evict, progress)
         prepared = prepare(file, folder, progress)
         every = {job.key for job in prepared.jobs}
         before = folder.done() & every
@@ -68,14 +67,10 @@ def run(
             advance(len(before))
             _until_done(at_work, orders, folder, file.resources.attempts, before, every, advance)
         done, failed = folder.done() & every, folder.failed() & every
-    return Outcome(
-        len(every), len(done), len(done - before), len(failed - done), round(time.perf_counter() - began, 1)
-    )
+    return Outcome(len(every), len(done), len(done - before), len(failed - done), round(time.perf_counter() - began, 1))
 
 
-def _orders(
-    file: SweepFile, folder: Folder, tasks: Iterable[Task], done: set[str], again: bool
-) -> list[Order]:
+def _orders(file: SweepFile, folder: Folder, tasks: Iterable[Task], done: set[str], again: bool) -> list[Order]:
     """One for each task that has jobs left, the smallest models first: what is wrong with a sweep shows early."""
     failed, found = folder.failed(), []
     for task in tasks:
@@ -135,8 +130,10 @@ def _next(folder: Folder, order: Order, how: End, attempts: int) -> Order | None
         return None
     if order.attempt < attempts:
         folder.forget_failures(retry)
-        more = {"memory": {"memory_gb": 2 * order.memory_gb}, "time": {"hours": 2 * order.hours}}.get(how, {})
-        return replace(order, keys=retry, attempt=order.attempt + 1, **more)
+        return replace(
+            order, keys=retry, attempt=order.attempt + 1,
+            memory_gb=order.memory_gb * (2 if how == "memory" else 1), hours=order.hours * (2 if how == "time" else 1),
+        )  # fmt: skip
     for key in lost:
         folder.put_failure(key, failure(_given_up(how, order), order.attempt))
     return None
@@ -159,5 +156,6 @@ def _given_up(how: End, order: Order) -> PythiaExportError:
             f"not enough time, at last with {order.hours:.1f} h ({times})", hint="Raise `resources.hours`."
         )
     return EnvironmentProblem(
-        f"its process was ended from outside ({times})", hint="`sweep logs` shows its last words; `sweep run` tries again."
+        f"its process was ended from outside ({times})",
+        hint="`sweep logs` shows its last words; `sweep run` tries again.",
     )

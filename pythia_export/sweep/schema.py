@@ -1,16 +1,16 @@
 """sweep.toml: models x revisions x quantisations, on one calibration text and one held-out text.
 
-    [sweep]
-    models = ["70m", "160m-deduped", "160m-seed1..9"]
-    revisions = "pow2,1000:143000:1000,main"
+[sweep]
+models = ["70m", "160m-deduped", "160m-seed1..9"]
+revisions = "pow2,1000:143000:1000,main"
 
-    [quantize]              # a recipe's own section; a list stands for one quantisation a value
-    bits = [2, 3, 4, 8]
-    group_size = [-1, 128]
+[quantize]              # a recipe's own section; a list stands for one quantisation a value
+bits = [2, 3, 4, 8]
+group_size = [-1, 128]
 
-    [calibration]           # as in a recipe
-    [verify]                # as in a recipe, without gates
-    [resources]             # of a task: what a scheduler is asked for
+[calibration]           # as in a recipe
+[verify]                # as in a recipe, without gates
+[resources]             # of a task: what a scheduler is asked for
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..errors import RecipeError
-from ..recipe import Calibration, Export, Model, Quantize, Recipe, Text, Verify
+from ..recipe import Calibration, Export, Model, Quantize, Recipe, Text
 from ..recipe.load import explain
 from ..recipe.section import NonEmpty, Section
 
@@ -130,7 +130,9 @@ def load(path: Path) -> SweepFile:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file", hint="`pythia-export sweep plan --help` shows how one begins.") from None
+        raise RecipeError(
+            f"{path}: no such file", hint="`pythia-export sweep plan --help` shows how one begins."
+        ) from None
     except (OSError, UnicodeDecodeError) as e:
         raise RecipeError(f"{path}: cannot be read: {e}") from e
     except tomllib.TOMLDecodeError as e:
@@ -177,8 +179,8 @@ def _product(given: Any, where: str) -> Any:
         for key, values in swept.items():
             if not values:
                 raise RecipeError(f"{where}: `quantize.{key}` is an empty list: there is nothing to do")
-        for values in itertools.product(*swept.values()):
-            one = table | dict(zip(swept, values, strict=True))
+        for combination in itertools.product(*swept.values()):
+            one = table | dict(zip(swept, combination, strict=True))
             if one not in found:
                 found.append(one)
     return found

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import suite
 from ..errors import RecipeError, SourceError
@@ -197,7 +198,7 @@ def _config(folder: Path) -> NeoXConfig:
     return NeoXConfig.from_dict(raw, str(folder / CONFIG))
 
 
-def _training(folder: Path) -> dict[str, int | float]:
+def _training(folder: Path) -> dict[str, Any]:
     path = folder / TRAINING
     if not path.is_file():
         return {}

@@ -96,7 +96,8 @@ def find(folder: Folder, beginning: str) -> str:
 
 def task_of(folder: Folder, key: str) -> str:
     manifest = folder.manifest() or {}
-    return next(task for task, own in manifest["jobs"].items() if key in own)
+    jobs: dict[str, list[str]] = manifest["jobs"]
+    return next(task for task, own in jobs.items() if key in own)
 
 
 def _failed(folder: Folder, failures: Iterable[str]) -> Iterable[Failed]:

@@ -66,7 +66,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "head_bits": pa.int64(),
     "head_group_size": pa.int64(),
     "bits_per_weight": pa.float64(),  # stored, scales and head included
-    "expected_cost": pa.float64(),  # nats: the sum over the linears of what the second-order model expects; GPTQ with fisher
+    "expected_cost": pa.float64(),  # nats, of the second-order model, summed over the linears; GPTQ with fisher
     "residual_error": pa.float64(),  # of the last layer's output, relative and squared, on the calibration text
     **_COST,
     "seconds_share": pa.float64(),  # pulling, sensitivities: what the first job of a task does for the others too

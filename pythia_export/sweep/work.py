@@ -40,7 +40,11 @@ from .folder import Folder, now
 from .jobs import SCHEMA, Job, label
 
 DTYPE = "float32"  # of scales, biases and norms
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # what torch says of it, in RuntimeErrors
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+)  # what torch says of it, in RuntimeErrors
 
 
 def work(
