@@ -149,10 +149,10 @@ def bench_view(result: Mapping[str, Any]) -> Group:
     """Two tables, so that both fit 80 columns: how fast, and at what cost. Then who is not in them, and why."""
     contexts, rows = result["contexts"], result["rows"]
     speed = _table(
-        f"{result['machine']}; tokens a second", "", f">Prefill {result['prompt_tokens']:,}",
-        *(f">Decode at {n:,}" for n in contexts),
+        f"{result['machine']}; tokens a second", "", f">Prefill\nof {result['prompt_tokens']:,}",
+        *(f">Decode\nat {n:,}" for n in contexts),
     )  # fmt: skip
-    cost = _table("", "", ">Load", ">First token", ">Peak memory", ">Size", ">Perplexity")
+    cost = _table("", "", ">Load", ">First token", ">Memory", ">Size", ">Perplexity")
     for row in rows:
         decode = row["decode_tokens_per_second"]
         figures = [row["prefill_tokens_per_second"], *(decode[str(n)] for n in contexts)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import RecipeError
 
+_LLAMA = ("llama_cpp", "gguf")
 _TORCH = ("transformers", "torch")
 _OPTIMUM = ("optimum.onnxruntime", "optimum.exporters.onnx", *_TORCH)
 _FIND = """
@@ -34,11 +35,12 @@ class Contestant:
     needs: tuple[str, ...] = ()
     install: str = ""
     reads_checkpoint: bool = True
+    prepares: bool = False
 
 
 PEERS = (
-    Contestant("Optimum float32", "optimum", "float32", _OPTIMUM, "pip install optimum-onnx"),
-    Contestant("Optimum int8", "optimum", "int8", _OPTIMUM, "pip install optimum-onnx"),
+    Contestant("Optimum float32", "optimum", "float32", _OPTIMUM, "pip install optimum-onnx", prepares=True),
+    Contestant("Optimum int8", "optimum", "int8", _OPTIMUM, "pip install optimum-onnx", prepares=True),
     Contestant("transformers float32", "transformers", "float32", _TORCH, "pip install transformers"),
     Contestant("transformers bfloat16", "transformers", "bfloat16", _TORCH, "pip install transformers"),
     Contestant(
@@ -46,7 +48,7 @@ PEERS = (
         "pip install onnxruntime-genai, into an environment of its own, named by --peer-python", reads_checkpoint=False,
     ),
     *(
-        Contestant(f"llama.cpp {kind}", "llama", kind, ("llama_cpp", "gguf"), "pip install llama-cpp-python gguf")
+        Contestant(f"llama.cpp {kind}", "llama", kind, _LLAMA, "pip install llama-cpp-python gguf", prepares=True)
         for kind in ("F16", "Q8_0", "Q4_0")
     ),
 )  # fmt: skip
@@ -71,7 +73,7 @@ def _called(peer: Contestant, name: str) -> bool:
 
 def interpreters_for(peers: Iterable[Contestant], others: Sequence[Path]) -> dict[str, Path | str]:
     """By the name of a peer: the first interpreter that has what it needs, this one before the `others`; where none
-    has, why not.
+    has, what the one that has most of it lacks.
 
     Raises:
         RecipeError: one of the `others` does not run.
@@ -85,7 +87,7 @@ def interpreters_for(peers: Iterable[Contestant], others: Sequence[Path]) -> dic
             lacks = [module for module in peer.needs if module in absent]
             if not lacks:
                 found.setdefault(peer.name, python.absolute())  # not resolved: a venv's is a link
-            missing.setdefault(peer.name, lacks)
+            missing[peer.name] = min(missing.get(peer.name, lacks), lacks, key=len)
     for peer in peers:
         if peer.name not in found:
             lacks = missing[peer.name]

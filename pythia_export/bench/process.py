@@ -34,9 +34,9 @@ def main() -> None:
     contestant = import_module(f"{package.name}.bench.contestants.{job.module}")
     if what == "prepare":
         contestant.prepare(job)
-        result: dict[str, Any] = {"versions": _versions(contestant.PACKAGES)}
+        result: dict[str, Any] = {}
     else:
-        result = measure(job, began, contestant.open_contestant)
+        result = measure(job, began, contestant.open_contestant) | {"versions": _versions(contestant.PACKAGES)}
     result_file.write_text(json.dumps(result))
 
 

@@ -101,12 +101,12 @@ def bench(
                 absent[contestant.name] = f"{'could not be prepared' if what == 'prepare' else 'failed'}: {e}"
                 return None
 
-        versions: dict[str, Any] = {}
-        with progress.track("Preparing", len(field)) as advance:
-            for contestant in field:
-                if contestant.name not in absent and (made := run("prepare", contestant, base)):
-                    versions[contestant.name] = made["versions"]
+        to_prepare = [c for c in field if c.prepares and c.name not in absent]
+        with progress.track("Preparing", len(to_prepare)) as advance:
+            for contestant in to_prepare:
+                run("prepare", contestant, base)
                 advance(1)
+        versions: dict[str, dict[str, str]] = {}
         rounds: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in field}
         with progress.track("Measuring", repeats * len(field), "runs") as advance:
             for i in range(repeats):
@@ -114,6 +114,7 @@ def bench(
                 job = dataclasses.replace(base, windows=file if i == 0 else None)
                 for contestant in field:
                     if contestant.name not in absent and (measured := run("measure", contestant, job)):
+                        versions[contestant.name] = measured.pop("versions")
                         rounds[contestant.name].append(measured)
                     advance(1)
     return {
@@ -127,8 +128,8 @@ def bench(
         "speed": speed,
         "why": why,
         "rows": [
-            {"name": name} | _medians(rounds[name]) | {"versions": versions[name], "rounds": rounds[name]}
-            for name in rounds
+            {"name": name} | _medians(measured) | {"versions": versions[name], "rounds": measured}
+            for name, measured in rounds.items()
             if name not in absent
         ],
         "absent": [{"name": peer.name, "why": absent[peer.name]} for peer in others if peer.name in absent],

@@ -1,2 +1,3 @@
-"""Who takes part, a file each: `PACKAGES` whose versions are recorded, `prepare`, which makes of the checkpoint what it
-loads (in `Job.scratch`, once), and `open_contestant`. What is imported at the top of a file is part of its start."""
+"""Who takes part, a file each: `PACKAGES` whose versions are recorded, `open_contestant`, and where there is something
+to make of the checkpoint first, `prepare`, which puts it into `Job.scratch`. What a file imports at its top is part of
+the contestant's start."""

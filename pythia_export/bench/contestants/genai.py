@@ -13,16 +13,11 @@ from ..job import Job
 PACKAGES = ("onnxruntime-genai", "onnxruntime")
 
 
-def prepare(job: Job) -> None:
-    if not (Path(job.artifact) / "genai_config.json").is_file():
-        raise FileNotFoundError(
-            "the artifact has no genai_config.json: its KV cache is of a type that genai cannot feed"
-        )
-
-
 class GenAI:
     def __init__(self, job: Job) -> None:
         artifact = Path(job.artifact)
+        if not (artifact / "genai_config.json").is_file():
+            raise FileNotFoundError("the artifact has no genai_config.json: genai cannot feed a KV cache of its type")
         files = json.loads((artifact / "manifest.json").read_text())["files"]
         self.files = [artifact / name for name in files if name == "model.onnx" or name.endswith("_data")]
         config = og.Config(str(artifact))
@@ -41,7 +36,7 @@ class GenAI:
         return found
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
-        self._start(len(ids) + 1, ids)
+        self._start(len(ids), ids)
         return np.array(self._generator.get_output("logits")[0])
 
     def _start(self, room: int, ids: np.ndarray) -> None:

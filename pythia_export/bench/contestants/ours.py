@@ -13,10 +13,6 @@ PACKAGES = ("onnxruntime-gpu", "onnxruntime", "numpy")
 onnxruntime()  # imported here as every contestant's library is, and not while the graph is opened
 
 
-def prepare(job: Job) -> None:
-    """The artifact is there."""
-
-
 class Ours:
     def __init__(self, job: Job) -> None:
         artifact = Artifact.open(job.artifact)

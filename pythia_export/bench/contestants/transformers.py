@@ -13,10 +13,6 @@ from ..job import Job
 PACKAGES = ("transformers", "torch")
 
 
-def prepare(job: Job) -> None:
-    """It loads the checkpoint as it is."""
-
-
 class Transformers:
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(job.threads)
