@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -89,6 +90,19 @@ def test_whoever_is_absent_or_fails_is_told_and_the_others_go_on(result):
     assert absent["Absent"] == "no_such_module_at_all is not installed (pip install nothing)"
     assert absent["Nobody"].startswith("failed: ModuleNotFoundError") and "contestants.nobody" in absent["Nobody"]
     assert len(result["rows"]) >= 4
+
+
+def test_without_checkpoint_and_text_ours_is_measured_all_the_same(artifact, tmp_path):
+    moved = tmp_path / "artifact"
+    shutil.copytree(artifact, moved)
+    manifest = json.loads((moved / "manifest.json").read_text())
+    manifest["source"]["commit"] = "sha256:other"
+    manifest["recipe"]["verify"] |= {"source": "file", "path": str(tmp_path / "gone.txt")}
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    result = bench(moved, peers=["transformers"], **SHORT)
+    assert {peer["name"] for peer in result["absent"]} == {"transformers float32", "transformers bfloat16"}
+    assert all("changed since the artifact was made" in peer["why"] for peer in result["absent"])
+    assert "gone.txt" in result["text"]["why"] and result["rows"][0]["prefill_tokens_per_second"] > 0
 
 
 def test_the_tables_hold_everybody_in_80_columns(result):

@@ -36,7 +36,8 @@ def main() -> None:
         contestant.prepare(job)
         result: dict[str, Any] = {}
     else:
-        result = measure(job, began, contestant.open_contestant) | {"versions": _versions(contestant.PACKAGES)}
+        figures = measure(job, began, contestant.open_contestant)
+        result = {"figures": figures, "versions": _versions(contestant.PACKAGES)}
     result_file.write_text(json.dumps(result))
 
 

@@ -6,7 +6,6 @@ with its reason, and the others go on.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import statistics
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from .job import Job
 from .line_up import Contestant, chosen, interpreters_for
 
 OURS = "pythia-export"
+What = Literal["prepare", "measure"]
 CONTEXTS = (512, 1500)  # beside that of the prompt, as far as the model's context reaches
 
 
@@ -62,83 +63,112 @@ def bench(
         EnvironmentProblem: our own runtime fails.
     """
     opened = Artifact.open(artifact)
-    limit = opened.config.max_positions
-    at = _contexts(prompt_tokens, new_tokens, limit) if contexts is None else sorted(set(contexts))
-    if max(prompt_tokens, *at) + new_tokens > limit or min(at) < 1:
-        asked = max(prompt_tokens, *at)
-        raise RecipeError(f"contexts {at}, {asked:,} + {new_tokens:,} tokens; this model's context is {limit:,}")
-    scheme = opened.recipe.quantize
-    ours = f"{OURS} {'float' if scheme.method == 'none' else f'int{scheme.bits}'}"
-    field = [Contestant(ours, "ours", "function", reads_checkpoint=False)]
-    speed, why = speed_here(opened)
-    if speed == "native":
-        field.insert(0, Contestant(f"{ours}, native", "ours", "native", reads_checkpoint=False))
-    own = [contestant.name for contestant in field]
-    others = [] if peers is None else [peer for peer in chosen(peers) if peers or _of_its_kind(peer, scheme.bits)]
-    where: dict[str, Path | str] = {name: Path(sys.executable) for name in own}
-    where |= interpreters_for(others, peer_pythons)
-    absent = {name: python for name, python in where.items() if isinstance(python, str)}
-    field += [peer for peer in others if peer.name not in absent]
+    at = _contexts(prompt_tokens, new_tokens, contexts, opened.config.max_positions)
+    bits, speed = opened.recipe.quantize.bits, speed_here(opened)
+    ours = _ours(opened, native=speed[0] == "native")
+    others = [] if peers is None else [peer for peer in chosen(peers) if peers or _of_its_kind(peer, bits)]
+    turns = _Turns({contestant.name: Path(sys.executable) for contestant in ours})
+    for name, found in interpreters_for(others, peer_pythons).items():
+        if isinstance(found, str):
+            turns.absent[name] = found
+        else:
+            turns.where[name] = found
+    taking_part = [contestant for contestant in (*ours, *others) if contestant.name in turns.where]
 
     with tempfile.TemporaryDirectory(prefix="pythia-export-bench-") as scratch:
-        base = Job(
+        job = Job(
             module="", variant="", artifact=str(opened.folder), checkpoint="", weights=[], scratch=scratch,
             threads=threads or _cores(), vocab_size=opened.config.vocab_size, prompt_tokens=prompt_tokens,
             new_tokens=new_tokens, contexts=at,
         )  # fmt: skip
-        text, file = _text(opened, text_tokens, Path(scratch), progress)
-        base, no_checkpoint = _with_checkpoint(base, opened, field, progress)
-        absent |= {c.name: no_checkpoint for c in field if no_checkpoint and c.reads_checkpoint}
-
-        def run(what: Literal["prepare", "measure"], contestant: Contestant, job: Job) -> dict[str, Any] | None:
-            """None, and the reason in `absent`, where a peer fails."""
-            job = dataclasses.replace(job, module=contestant.module, variant=contestant.variant)
-            try:
-                return in_own_process(what, Path(where[contestant.name]), job)
-            except Failed as e:
-                if contestant.name in own:
-                    raise EnvironmentProblem(f"the measurement of {contestant.name} failed: {e}") from e
-                absent[contestant.name] = f"{'could not be prepared' if what == 'prepare' else 'failed'}: {e}"
-                return None
-
-        to_prepare = [c for c in field if c.prepares and c.name not in absent]
-        with progress.track("Preparing", len(to_prepare)) as advance:
-            for contestant in to_prepare:
-                run("prepare", contestant, base)
-                advance(1)
-        versions: dict[str, dict[str, str]] = {}
-        rounds: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in field}
-        with progress.track("Measuring", repeats * len(field), "runs") as advance:
-            for i in range(repeats):
-                # What text costs does not change from one round to the next.
-                job = dataclasses.replace(base, windows=file if i == 0 else None)
-                for contestant in field:
-                    if contestant.name not in absent and (measured := run("measure", contestant, job)):
-                        versions[contestant.name] = measured.pop("versions")
-                        rounds[contestant.name].append(measured)
-                    advance(1)
+        text, windows = _text(opened, text_tokens, Path(scratch), progress)
+        job, no_checkpoint = _with_checkpoint(job, opened, taking_part, progress)
+        if no_checkpoint:
+            turns.absent |= {
+                contestant.name: no_checkpoint for contestant in taking_part if contestant.reads_checkpoint
+            }
+        turns.prepare(taking_part, job, progress)
+        rows = turns.measure(taking_part, job, windows, repeats, progress)
     return {
-        "machine": f"{machine()}, {base.threads} threads",
-        "threads": base.threads,
+        "machine": f"{machine()}, {job.threads} threads",
+        "threads": job.threads,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "contexts": at,
         "text": text,
         "repeats": repeats,
-        "speed": speed,
-        "why": why,
-        "rows": [
-            {"name": name} | _medians(measured) | {"versions": versions[name], "rounds": measured}
-            for name, measured in rounds.items()
-            if name not in absent
-        ],
-        "absent": [{"name": peer.name, "why": absent[peer.name]} for peer in others if peer.name in absent],
+        "speed": speed[0],
+        "why": speed[1],
+        "rows": rows,
+        "absent": [{"name": peer.name, "why": turns.absent[peer.name]} for peer in others if peer.name in turns.absent],
     }
 
 
-def _contexts(prompt: int, new: int, limit: int) -> list[int]:
-    fit = [n for n in CONTEXTS if prompt < n <= limit - new]
-    return [prompt, *(fit or [limit - new] * (limit - new > prompt))]
+@dataclass
+class _Turns:
+    """`where` is the interpreter of each contestant that there is, `absent` the reason of each that is out."""
+
+    where: dict[str, Path]
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def prepare(self, contestants: Sequence[Contestant], job: Job, progress: Progress) -> None:
+        todo = [contestant for contestant in contestants if contestant.prepares and contestant.name not in self.absent]
+        with progress.track("Preparing", len(todo)) as advance:
+            for contestant in todo:
+                self._run("prepare", contestant, job)
+                advance(1)
+
+    def measure(
+        self, contestants: Sequence[Contestant], job: Job, windows: str | None, repeats: int, progress: Progress
+    ) -> list[dict[str, Any]]:
+        """A row each: medians, versions and every round. Text is scored in the first: its cost does not change."""
+        rounds: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in contestants}
+        with progress.track("Measuring", repeats * len(contestants), "runs") as advance:
+            for i in range(repeats):
+                for contestant in contestants:
+                    measured = self._run("measure", contestant, replace(job, windows=None if i else windows))
+                    if measured is not None:
+                        rounds[contestant.name].append(measured)
+                    advance(1)
+        return [
+            {"name": name} | _medians([measured["figures"] for measured in found])
+            | {"versions": found[0]["versions"], "rounds": [measured["figures"] for measured in found]}
+            for name, found in rounds.items() if name not in self.absent
+        ]  # fmt: skip
+
+    def _run(self, what: What, contestant: Contestant, job: Job) -> dict[str, Any] | None:
+        """None for a contestant that is out, or is so from now on."""
+        if contestant.name in self.absent:
+            return None
+        try:
+            job = replace(job, module=contestant.module, variant=contestant.variant)
+            return in_own_process(what, self.where[contestant.name], job)
+        except Failed as e:
+            if contestant.module == "ours":
+                raise EnvironmentProblem(f"the measurement of {contestant.name} failed: {e}") from e
+            self.absent[contestant.name] = f"{'could not be prepared' if what == 'prepare' else 'failed'}: {e}"
+            return None
+
+
+def _ours(artifact: Artifact, native: bool) -> list[Contestant]:
+    scheme = artifact.recipe.quantize
+    name = f"{OURS} {'float' if scheme.method == 'none' else f'int{scheme.bits}'}"
+    function = Contestant(name, "ours", "function", reads_checkpoint=False)
+    return [*([replace(function, name=f"{name}, native", variant="native")] if native else []), function]
+
+
+def _contexts(prompt: int, new: int, asked: Sequence[int] | None, limit: int) -> list[int]:
+    """Those that were asked for; else the prompt's and as many of CONTEXTS as fit, or the longest that does."""
+    if asked is None:
+        fit = [n for n in CONTEXTS if prompt < n <= limit - new]
+        asked = [prompt, *(fit or [limit - new] * (limit - new > prompt))]
+    longest = max(prompt, *asked)
+    if longest + new > limit or min(asked) < 1:
+        raise RecipeError(
+            f"contexts of {', '.join(map(str, asked))} tokens and a prompt of {prompt:,}; with {new:,} more that is up to "
+            f"{longest:,} + {new:,}, and this model's context is {limit:,}"
+        )
+    return sorted(set(asked))
 
 
 def _cores() -> int:
@@ -165,9 +195,11 @@ def _text(artifact: Artifact, tokens: int, scratch: Path, progress: Progress) ->
     return {"source": windows.source, "tokens": int(ids.size), "windows": len(ids)}, str(scratch / "windows.npy")
 
 
-def _with_checkpoint(job: Job, artifact: Artifact, field: Sequence[Contestant], progress: Progress) -> tuple[Job, str]:
+def _with_checkpoint(
+    job: Job, artifact: Artifact, contestants: Sequence[Contestant], progress: Progress
+) -> tuple[Job, str]:
     """The job with the artifact's checkpoint, if anyone reads it; why not, where that is not to be had."""
-    if not any(contestant.reads_checkpoint for contestant in field):
+    if not any(contestant.reads_checkpoint for contestant in contestants):
         return job, ""
     origin, model = artifact.manifest["source"], artifact.recipe.model
     pinned = model if model.id in (None, "demo") else model.model_copy(update={"revision": origin["commit"]})
@@ -178,10 +210,10 @@ def _with_checkpoint(job: Job, artifact: Artifact, field: Sequence[Contestant], 
     if pulled.commit != origin["commit"]:
         return job, f"no checkpoint: {pulled.name} changed since the artifact was made of {origin['commit']}"
     weights = [str(path.absolute()) for path in pulled.weights]
-    return dataclasses.replace(job, checkpoint=str(pulled.folder.absolute()), weights=weights), ""
+    return replace(job, checkpoint=str(pulled.folder.absolute()), weights=weights), ""
 
 
-def in_own_process(what: Literal["prepare", "measure"], python: Path, job: Job) -> dict[str, Any]:
+def in_own_process(what: What, python: Path, job: Job) -> dict[str, Any]:
     """Raises:
     Failed: the process ended without a result.
     """
