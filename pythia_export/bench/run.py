@@ -165,8 +165,8 @@ def _contexts(prompt: int, new: int, asked: Sequence[int] | None, limit: int) ->
     longest = max(prompt, *asked)
     if longest + new > limit or min(asked) < 1:
         raise RecipeError(
-            f"contexts of {', '.join(map(str, asked))} tokens and a prompt of {prompt:,}; with {new:,} more that is up to "
-            f"{longest:,} + {new:,}, and this model's context is {limit:,}"
+            f"contexts of {', '.join(map(str, asked))} tokens and a prompt of {prompt:,}; with {new:,} more that is "
+            f"up to {longest:,} + {new:,}, and this model's context is {limit:,}"
         )
     return sorted(set(asked))
 
@@ -250,5 +250,11 @@ def _medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     medians: dict[str, Any] = {}
     for key in dict.fromkeys(key for measured in rounds for key in measured):
         values = [measured[key] for measured in rounds if key in measured]
-        medians[key] = _medians(values) if isinstance(values[0], Mapping) else statistics.median(values)
+        medians[key] = _medians(values) if isinstance(values[0], Mapping) else _median(values)
     return medians
+
+
+def _median(values: list[float]) -> float:
+    """Bytes stay whole numbers."""
+    median = statistics.median(values)
+    return round(median) if all(isinstance(value, int) for value in values) else median
