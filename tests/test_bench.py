@@ -173,7 +173,7 @@ def test_negative_log_likelihood_of_short_and_broken_logits():
     ("python", "peer", "figure", "within"),
     [
         pytest.param(GENAI, "onnxruntime-genai", "ppl_quantized", 1e-3, id="onnxruntime-genai"),
-        # Its GELU is the tanh form and its activations are rounded to float16.
+        # Part of its arithmetic, and its cache, are float16.
         pytest.param(LLAMA, "llama.cpp F16", "ppl_original", 1e-3, id="llama.cpp F16"),
         pytest.param(LLAMA, "llama.cpp Q8_0", "ppl_original", 2e-3, id="llama.cpp Q8_0"),
         pytest.param(LLAMA, "llama.cpp Q4_0", "ppl_original", 0.1, id="llama.cpp Q4_0"),
