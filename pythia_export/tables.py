@@ -145,20 +145,38 @@ def push_view(push: Push) -> RenderableType:
     return Group(table, *(["", f"Commit  {push.url}"] if push.url else []))
 
 
-def bench_table(result: Mapping[str, Any]) -> Table:
-    table = new_table(str(result["machine"]), "", ">Prefill", ">Decode", ">Peak memory", ">Load", ">Size")
-    if result["speed"] != "native":
-        table.caption, table.caption_justify = f"{result['speed']} speed: {result['why']}", "left"
-    for row in result["rows"]:
-        table.add_row(
+def bench_view(result: Mapping[str, Any]) -> Group:
+    """Two tables, so that both fit 80 columns: how fast, and at what cost. Then who is not in them, and why."""
+    contexts, rows = result["contexts"], result["rows"]
+    speed = new_table(
+        f"{result['machine']}; tokens a second", "", f">Prefill\nof {result['prompt_tokens']:,}",
+        *(f">Decode\nat {n:,}" for n in contexts),
+    )  # fmt: skip
+    cost = new_table("", "", ">Load", ">First token", ">Memory", ">Size", ">Perplexity")
+    for row in rows:
+        decode = row["decode_tokens_per_second"]
+        figures = [row["prefill_tokens_per_second"], *(decode[str(n)] for n in contexts)]
+        speed.add_row(row["name"], *(f"{x:,.1f}" if x < 100 else f"{x:,.0f}" for x in figures))
+        cost.add_row(
             row["name"],
-            f"{row['prefill_tokens_per_second']:,.0f} tok/s",
-            f"{row['decode_tokens_per_second']:,.0f} tok/s",
-            decimal(row["peak_memory_bytes"]),
             f"{row['load_seconds']:.2f} s",
+            f"{row['first_token_seconds']:.2f} s",
+            decimal(row["peak_memory_bytes"]),
             decimal(row["size_bytes"]),
+            f"{row['perplexity']:,.3f}" if "perplexity" in row else "",
         )
-    return table
+    text, notes = result["text"], []
+    if result["speed"] != "native":
+        notes.append(f"{result['speed']} speed: {result['why']}")
+    notes.append(
+        f"Perplexity: not measured, {text['why']}" if "why" in text
+        else f"Perplexity of {text['tokens']:,} held-out tokens in {text['windows']:,} windows: {text['source']}"
+    )  # fmt: skip
+    reasons: dict[str, list[str]] = {}
+    for peer in result["absent"]:
+        reasons.setdefault(peer["why"], []).append(peer["name"])
+    notes += [f"Not measured: {', '.join(names)}: {why}" for why, names in reasons.items()]
+    return Group(speed, "", cost, "", *(Text(note, style="dim") for note in notes))
 
 
 def eval_table(result: Mapping[str, Any]) -> Group:

@@ -149,26 +149,62 @@ def dequantize(
         show(checkpoint_line(written))
 
 
-@app.command(epilog=examples("pythia-export bench build/demo", "pythia-export bench models/160m --no-peers --json"))
+@app.command(
+    epilog=examples(
+        "pythia-export bench build/demo",
+        "pythia-export bench models/160m --no-peers --json",
+        "pythia-export bench models/160m --peer llama.cpp --peer-python llama/bin/python --contexts 128,1500",
+    )
+)
 def bench(
     artifact: ArtifactFolder,
-    peers: Annotated[bool, typer.Option(help="Beside Optimum's float32 export, in the same run.")] = True,
+    peers: Annotated[bool, typer.Option(help="Beside every other runtime that is installed, in the same run.")] = True,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only this one: optimum, 'optimum int8', transformers, onnxruntime-genai, "
+            "llama.cpp. Several times for several.",
+        ),
+    ] = None,
+    peer_python: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Another interpreter to look for peers in. Several times for several."),
+    ] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of prefill.")] = 128,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded one by one.")] = 64,
+    contexts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N",
+            help="Tokens before those that are decoded; of the prompt, 512 and 1500 as far as they fit if not given.",
+        ),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded one by one, at each context.")] = 64,
+    tokens: Annotated[
+        int, typer.Option(min=0, help="Of the artifact's own held-out text, for perplexity; 0 leaves it out.")
+    ] = 4096,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; contenders take turns within each.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime; every core if not given.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of everyone; every core if not given.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Prefill and decode tokens per second, and peak memory."""
-    from ..bench import bench as measure
-    from ..tables import bench_table
+    """Prefill and decode tokens per second, load time, memory, size and perplexity, beside other runtimes.
 
+    Optimum, transformers, onnxruntime-genai and llama.cpp, whatever is installed; the others are told with the reason.
+    """
+    from ..bench.run import bench as measure
+    from ..tables import bench_view
+
+    if peer and not peers:
+        raise RecipeError("--no-peers and --peer contradict each other", hint="Leave one of them out.")
     with progress_bars() as progress:
         result = measure(
             artifact,
-            peers=peers,
+            peers=(peer or ()) if peers else None,
+            peer_pythons=peer_python or (),
             prompt_tokens=prompt_tokens,
+            contexts=None if contexts is None else _numbers(contexts),
             new_tokens=new_tokens,
+            text_tokens=tokens,
             repeats=repeats,
             threads=threads,
             progress=progress,
@@ -176,7 +212,14 @@ def bench(
     if as_json:
         print_json(result)
     else:
-        show(bench_table(result))
+        show(bench_view(result))
+
+
+def _numbers(given: str) -> list[int]:
+    try:
+        return [int(number) for number in given.split(",")]
+    except ValueError:
+        raise RecipeError(f"--contexts {given}: numbers with commas between were expected") from None
 
 
 @app.command(

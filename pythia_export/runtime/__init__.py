@@ -1,8 +1,9 @@
 """Run an artifact: ONNX Runtime, numpy and tokenizers; no torch, no onnx."""
 
+from ..machine import peak_memory_bytes
 from .generate import StreamDecoder, generate, generate_batch, generate_text
 from .sampling import Sampling
-from .session import MODEL, Cache, Session, peak_memory_bytes, require_provider, speed_here
+from .session import MODEL, Cache, Session, require_provider, speed_here
 
 __all__ = [
     "MODEL",

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 import time
 from contextlib import redirect_stdout
 from functools import cache as remembered
@@ -412,19 +411,3 @@ def _two_dimensions(ids: np.ndarray) -> tuple[int, int]:
     if ids.ndim != 2 or ids.dtype != np.int64:
         raise ValueError(f"ids of shape {ids.shape} and dtype {ids.dtype}; [batch, tokens] int64 was expected")
     return ids.shape[0], ids.shape[1]
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has had resident so far.
-
-    Linux's ru_maxrss also counts what a parent had resident when it forked, so a small process that a large one
-    started would report the parent's peak; VmHWM starts anew.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
-    except (OSError, StopIteration):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,107 @@
+"""Who takes part: what each needs, and in which interpreter that is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import RecipeError
+
+_LLAMA = ("llama_cpp", "gguf")
+_TORCH = ("transformers", "torch")
+_OPTIMUM = ("optimum.onnxruntime", "optimum.exporters.onnx", *_TORCH)
+_FIND = """
+import importlib.util, json, sys
+def missing(name):
+    try:
+        return importlib.util.find_spec(name) is None
+    except ModuleNotFoundError:
+        return True
+print(json.dumps([name for name in sys.argv[1:] if missing(name)]))
+"""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`module` is its file in `contestants`, `needs` what must be importable there, `install` the command for that."""
+
+    name: str
+    module: str
+    variant: str
+    needs: tuple[str, ...] = ()
+    install: str = ""
+    reads_checkpoint: bool = True
+    prepares: bool = False
+
+
+PEERS = (
+    Contestant("Optimum float32", "optimum", "float32", _OPTIMUM, "pip install optimum-onnx", prepares=True),
+    Contestant("Optimum int8", "optimum", "int8", _OPTIMUM, "pip install optimum-onnx", prepares=True),
+    Contestant("transformers float32", "transformers", "float32", _TORCH, "pip install transformers"),
+    Contestant("transformers bfloat16", "transformers", "bfloat16", _TORCH, "pip install transformers"),
+    Contestant(
+        "onnxruntime-genai", "genai", "", ("onnxruntime_genai",),
+        "pip install onnxruntime-genai, into an environment of its own, named by --peer-python", reads_checkpoint=False,
+    ),
+    *(
+        Contestant(f"llama.cpp {kind}", "llama", kind, _LLAMA, "pip install llama-cpp-python gguf", prepares=True)
+        for kind in ("F16", "Q8_0", "Q4_0")
+    ),
+)  # fmt: skip
+
+
+def chosen(names: Sequence[str]) -> list[Contestant]:
+    """Peers by their names or the first words of these; all for no names.
+
+    Raises:
+        RecipeError: a name that no peer has.
+    """
+    found = [peer for peer in PEERS if not names or any(_called(peer, name) for name in names)]
+    for name in names:
+        if not any(_called(peer, name) for peer in PEERS):
+            raise RecipeError(f"no peer is called {name!r}", hint=f"There are {', '.join(p.name for p in PEERS)}.")
+    return found
+
+
+def _called(peer: Contestant, name: str) -> bool:
+    return f"{peer.name} ".casefold().startswith(f"{name.strip()} ".casefold())
+
+
+def interpreters_for(peers: Iterable[Contestant], others: Sequence[Path]) -> dict[str, Path | str]:
+    """By the name of a peer: the first interpreter that has what it needs, this one before the `others`; where none
+    has, what the one that has most of it lacks.
+
+    Raises:
+        RecipeError: one of the `others` does not run.
+    """
+    found: dict[str, Path | str] = {}
+    missing: dict[str, list[str]] = {}
+    wanted = sorted({module for peer in peers for module in peer.needs})
+    for python in (Path(sys.executable), *others):
+        absent = set(_missing(python, wanted))
+        for peer in peers:
+            lacks = [module for module in peer.needs if module in absent]
+            if not lacks:
+                found.setdefault(peer.name, python.absolute())  # not resolved: a venv's is a link
+            missing[peer.name] = min(missing.get(peer.name, lacks), lacks, key=len)
+    for peer in peers:
+        if peer.name not in found:
+            lacks = missing[peer.name]
+            said = f"{' and '.join(lacks)} {'is' if len(lacks) == 1 else 'are'} not installed"
+            found[peer.name] = f"{said} ({peer.install})"
+    return found
+
+
+def _missing(python: Path, modules: list[str]) -> list[str]:
+    try:
+        done = subprocess.run([python, "-c", _FIND, *modules], capture_output=True, text=True, timeout=120)
+        found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as e:
+        raise RecipeError(
+            f"{python} is no Python that runs ({type(e).__name__})", hint="--peer-python wants VENV/bin/python."
+        ) from e
+    return found

@@ -1,0 +1,86 @@
+"""What is measured of every contestant, in the same order and on the same tokens. NumPy alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..machine import peak_memory_bytes
+from ..parity.metrics import CHUNK_LOGITS, log_softmax
+from .job import Job
+
+
+class Opened(Protocol):
+    """A model that is ready. Token ids are int64 [T]; logits are float32, of a batch of one."""
+
+    files: list[Path]
+    """What it loads."""
+
+    def prefill(self, ids: np.ndarray) -> np.ndarray:
+        """Forget everything, take `ids`; logits [V] of what follows."""
+        ...
+
+    def step(self, token: int) -> np.ndarray:
+        """Take one token more; logits [V] of what follows."""
+        ...
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """Of every token of `ids` with nothing before them: [T, V]."""
+        ...
+
+
+def measure(job: Job, began: float, open_contestant: Callable[[Job], Opened]) -> dict[str, Any]:
+    """`began` is when the process started to import the contestant (time.perf_counter).
+
+    A prompt of random tokens is taken once before anything is timed but the first token. Memory is the peak before
+    text is scored, which keeps logits of whole windows.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    opening = time.perf_counter()
+    opened = open_contestant(job)
+    loaded = time.perf_counter()
+    ids = np.random.default_rng(0).integers(1, job.vocab_size, job.room)
+    opened.prefill(ids[: job.prompt_tokens])
+    first = time.perf_counter()
+    opened.step(int(ids[0]))
+    prefill, decode = {}, {}
+    for n in sorted({job.prompt_tokens, *job.contexts}):
+        start = time.perf_counter()
+        opened.prefill(ids[:n])
+        middle = time.perf_counter()
+        for token in ids[n : n + job.new_tokens]:
+            opened.step(int(token))
+        end = time.perf_counter()
+        prefill[n], decode[n] = n / (middle - start), job.new_tokens / (end - middle)
+    found = {
+        "import_seconds": opening - began,
+        "load_seconds": loaded - opening,
+        "first_token_seconds": first - began,
+        "prefill_tokens_per_second": prefill[job.prompt_tokens],
+        "decode_tokens_per_second": {str(n): decode[n] for n in job.contexts},
+        "peak_memory_bytes": peak_memory_bytes(),
+        "size_bytes": sum(path.stat().st_size for path in opened.files),
+    }
+    if job.windows is not None:
+        windows = np.load(job.windows)
+        found["perplexity"] = math.exp(np.concatenate([nll(opened.logits(ids), ids) for ids in windows]).mean())
+    return found
+
+
+def nll(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """[T - 1] float64, nats: of each token of `ids` [T] but the first, from `logits` [T, V]."""
+    if logits.shape[0] != len(ids) or not np.isfinite(logits).all():
+        raise ValueError(f"logits {list(logits.shape)} of {len(ids)} tokens: too few, or not all of them finite")
+    found = np.empty(len(ids) - 1)
+    rows = max(1, CHUNK_LOGITS // logits.shape[1])
+    for start in range(0, len(found), rows):
+        targets = ids[1:][start : start + rows]
+        found[start : start + rows] = -log_softmax(logits[start : start + len(targets)])[range(len(targets)), targets]
+    return found

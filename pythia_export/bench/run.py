@@ -1,0 +1,260 @@
+"""The run: every contestant prepared once, then rounds in turn, each in a process of its own; a figure is the median.
+
+Turns mean that a machine that slows down slows everybody. A peer that cannot take part, or fails on the way, is told
+with its reason, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..artifact import Artifact
+from ..checkpoint import Accept, pull
+from ..corpus import verify_windows
+from ..errors import EnvironmentProblem, PythiaExportError, RecipeError
+from ..machine import machine
+from ..progress import SILENT, Progress
+from ..runtime import speed_here
+from . import process
+from .job import Job
+from .line_up import Contestant, chosen, interpreters_for
+
+OURS = "pythia-export"
+What = Literal["prepare", "measure"]
+CONTEXTS = (512, 1500)  # beside that of the prompt, as far as the model's context reaches
+
+
+class Failed(Exception):
+    """What a contestant's process said last."""
+
+
+def bench(
+    artifact: Path,
+    *,
+    peers: Sequence[str] | None = (),
+    peer_pythons: Sequence[Path] = (),
+    prompt_tokens: int = 128,
+    new_tokens: int = 64,
+    contexts: Sequence[int] | None = None,
+    text_tokens: int = 4096,
+    repeats: int = 3,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Prefill and decode tokens per second, load time, peak resident memory, size and perplexity of each contestant.
+
+    `peers` are names (see `line_up`), none for all of them, None for nobody. What is not importable here is looked for
+    in `peer_pythons`. Perplexity is that of the first `text_tokens` of the artifact's own held-out text, rounded up to
+    whole windows; 0 leaves it out.
+
+    Raises:
+        RecipeError: the tokens do not fit into the model's context; a peer or an interpreter that there is not.
+        EnvironmentProblem: our own runtime fails.
+    """
+    opened = Artifact.open(artifact)
+    at = _contexts(prompt_tokens, new_tokens, contexts, opened.config.max_positions)
+    bits, speed = opened.recipe.quantize.bits, speed_here(opened)
+    ours = _ours(opened, native=speed[0] == "native")
+    others = [] if peers is None else [peer for peer in chosen(peers) if peers or _of_its_kind(peer, bits)]
+    turns = _Turns({contestant.name: Path(sys.executable) for contestant in ours})
+    for name, found in interpreters_for(others, peer_pythons).items():
+        if isinstance(found, str):
+            turns.absent[name] = found
+        else:
+            turns.where[name] = found
+    taking_part = [contestant for contestant in (*ours, *others) if contestant.name in turns.where]
+
+    with tempfile.TemporaryDirectory(prefix="pythia-export-bench-") as scratch:
+        job = Job(
+            module="", variant="", artifact=str(opened.folder), checkpoint="", weights=[], scratch=scratch,
+            threads=threads or _cores(), vocab_size=opened.config.vocab_size, prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens, contexts=at,
+        )  # fmt: skip
+        text, windows = _text(opened, text_tokens, Path(scratch), progress)
+        job, no_checkpoint = _with_checkpoint(job, opened, taking_part, progress)
+        if no_checkpoint:
+            turns.absent |= {
+                contestant.name: no_checkpoint for contestant in taking_part if contestant.reads_checkpoint
+            }
+        turns.prepare(taking_part, job, progress)
+        rows = turns.measure(taking_part, job, windows, repeats, progress)
+    return {
+        "machine": f"{machine()}, {job.threads} threads",
+        "threads": job.threads,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "contexts": at,
+        "text": text,
+        "repeats": repeats,
+        "speed": speed[0],
+        "why": speed[1],
+        "rows": rows,
+        "absent": [{"name": peer.name, "why": turns.absent[peer.name]} for peer in others if peer.name in turns.absent],
+    }
+
+
+@dataclass
+class _Turns:
+    """`where` is the interpreter of each contestant that there is, `absent` the reason of each that is out."""
+
+    where: dict[str, Path]
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def prepare(self, contestants: Sequence[Contestant], job: Job, progress: Progress) -> None:
+        todo = [contestant for contestant in contestants if contestant.prepares and contestant.name not in self.absent]
+        with progress.track("Preparing", len(todo)) as advance:
+            for contestant in todo:
+                self._run("prepare", contestant, job)
+                advance(1)
+
+    def measure(
+        self, contestants: Sequence[Contestant], job: Job, windows: str | None, repeats: int, progress: Progress
+    ) -> list[dict[str, Any]]:
+        """A row each: medians, versions and every round. Text is scored in the first: its cost does not change."""
+        rounds: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in contestants}
+        with progress.track("Measuring", repeats * len(contestants), "runs") as advance:
+            for i in range(repeats):
+                for contestant in contestants:
+                    measured = self._run("measure", contestant, replace(job, windows=None if i else windows))
+                    if measured is not None:
+                        rounds[contestant.name].append(measured)
+                    advance(1)
+        return [
+            {"name": name} | _medians([measured["figures"] for measured in found])
+            | {"versions": found[0]["versions"], "rounds": [measured["figures"] for measured in found]}
+            for name, found in rounds.items() if name not in self.absent
+        ]  # fmt: skip
+
+    def _run(self, what: What, contestant: Contestant, job: Job) -> dict[str, Any] | None:
+        """None for a contestant that is out, or is so from now on."""
+        if contestant.name in self.absent:
+            return None
+        try:
+            job = replace(job, module=contestant.module, variant=contestant.variant)
+            return in_own_process(what, self.where[contestant.name], job)
+        except Failed as e:
+            if contestant.module == "ours":
+                raise EnvironmentProblem(f"the measurement of {contestant.name} failed: {e}") from e
+            self.absent[contestant.name] = f"{'could not be prepared' if what == 'prepare' else 'failed'}: {e}"
+            return None
+
+
+def _ours(artifact: Artifact, native: bool) -> list[Contestant]:
+    scheme = artifact.recipe.quantize
+    name = f"{OURS} {'float' if scheme.method == 'none' else f'int{scheme.bits}'}"
+    function = Contestant(name, "ours", "function", reads_checkpoint=False)
+    return [*([replace(function, name=f"{name}, native", variant="native")] if native else []), function]
+
+
+def _contexts(prompt: int, new: int, asked: Sequence[int] | None, limit: int) -> list[int]:
+    """Those that were asked for; else the prompt's and as many of CONTEXTS as fit, or the longest that does."""
+    if asked is None:
+        fit = [n for n in CONTEXTS if prompt < n <= limit - new]
+        asked = [prompt, *(fit or [limit - new] * (limit - new > prompt))]
+    longest = max(prompt, *asked)
+    if longest + new > limit or min(asked) < 1:
+        raise RecipeError(
+            f"contexts of {', '.join(map(str, asked))} tokens and a prompt of {prompt:,}; with {new:,} more that is "
+            f"up to {longest:,} + {new:,}, and this model's context is {limit:,}"
+        )
+    return sorted(set(asked))
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _of_its_kind(peer: Contestant, bits: int) -> bool:
+    """llama.cpp's quantisation of the artifact's width; the other one only where it is asked for."""
+    return peer.variant != ("Q4_0" if bits == 8 else "Q8_0")
+
+
+def _text(artifact: Artifact, tokens: int, scratch: Path, progress: Progress) -> tuple[dict[str, Any], str | None]:
+    """What the text is, or why there is none; its windows in a file."""
+    if not tokens:
+        return {"why": "no text was asked for"}, None
+    section = artifact.recipe.verify
+    try:
+        windows = verify_windows(section, artifact.tokenizer(), artifact.config, progress)
+    except PythiaExportError as e:
+        return {"why": str(e)}, None
+    ids = windows.ids[: -(-tokens // section.sequence_length)]
+    np.save(scratch / "windows.npy", ids)
+    return {"source": windows.source, "tokens": int(ids.size), "windows": len(ids)}, str(scratch / "windows.npy")
+
+
+def _with_checkpoint(
+    job: Job, artifact: Artifact, contestants: Sequence[Contestant], progress: Progress
+) -> tuple[Job, str]:
+    """The job with the artifact's checkpoint, if anyone reads it; why not, where that is not to be had."""
+    if not any(contestant.reads_checkpoint for contestant in contestants):
+        return job, ""
+    origin, model = artifact.manifest["source"], artifact.recipe.model
+    pinned = model if model.id in (None, "demo") else model.model_copy(update={"revision": origin["commit"]})
+    try:
+        pulled = pull(pinned, accept=Accept(duplicates="unasked"), progress=progress)
+    except PythiaExportError as e:
+        return job, f"no checkpoint: {e}"
+    if pulled.commit != origin["commit"]:
+        return job, f"no checkpoint: {pulled.name} changed since the artifact was made of {origin['commit']}"
+    weights = [str(path.absolute()) for path in pulled.weights]
+    return replace(job, checkpoint=str(pulled.folder.absolute()), weights=weights), ""
+
+
+def in_own_process(what: What, python: Path, job: Job) -> dict[str, Any]:
+    """Raises:
+    Failed: the process ended without a result.
+    """
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
+    }  # fmt: skip
+    if python != Path(sys.executable):
+        environment.pop("PYTHONPATH", None)  # another interpreter's packages are not to be mixed with ours
+    task, result = Path(job.scratch) / "job.json", Path(job.scratch) / "result.json"
+    result.unlink(missing_ok=True)
+    job.write(task)
+    done = subprocess.run(
+        [python, process.__file__, what, task, result],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environment,
+    )
+    if done.returncode or not result.is_file():
+        raise Failed(_reason(done))
+    found: dict[str, Any] = json.loads(result.read_text())
+    return found
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}" + (" (out of memory?)" if done.returncode == -9 else "")
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}, and no message"])[-1]
+    return last if len(last) < 500 else f"{last[:500]} ..."
+
+
+def _medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of numbers, and of numbers within a dict; of what not every round has, the ones that do."""
+    medians: dict[str, Any] = {}
+    for key in dict.fromkeys(key for measured in rounds for key in measured):
+        values = [measured[key] for measured in rounds if key in measured]
+        medians[key] = _medians(values) if isinstance(values[0], Mapping) else _median(values)
+    return medians
+
+
+def _median(values: list[float]) -> float:
+    """Bytes stay whole numbers."""
+    median = statistics.median(values)
+    return round(median) if all(isinstance(value, int) for value in values) else median
