@@ -31,7 +31,10 @@ class Order:
 
 
 class Engine(Protocol):
-    busy: bool
+    @property
+    def busy(self) -> bool:
+        """Something runs, or waits to."""
+        ...
 
     def submit(self, orders: Sequence[Order]) -> None: ...
 

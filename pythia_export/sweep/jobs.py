@@ -109,6 +109,8 @@ def label(quantize: Quantize) -> str:
     for name in ("act_order", "clip", "error_correction", "joint_hessian", "fisher"):
         if quantize.method == "gptq" and getattr(quantize, name) != getattr(plain, name):
             words.append(f"no {name.replace('_', ' ')}")
+    if quantize.method == "gptq" and quantize.hessian != plain.hessian:
+        words.append("original's hessian")
     if quantize.products != plain.products:
         words.append(f"{quantize.products} products")
     if quantize.head != plain.head:

@@ -1,0 +1,183 @@
+"""What the jobs of one snapshot share, and the measurement of each.
+
+Original and quantised weights are both run in torch, in float32, on the same text: nothing but the weights differs
+(docs/parity.md has what a graph adds to that). A job's result depends on nothing that other jobs do, so the order and
+the number of those that are done together make no difference.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import evict as evict_checkpoint
+from ..checkpoint import pull as pull_checkpoint
+from ..corpus import Windows
+from ..errors import IntegrityError, SourceError
+from ..graph.files import DATA_FILE
+from ..graph.layout import layout as lay_out
+from ..machine import machine
+from ..parity.cost import subsets_of
+from ..parity.metrics import TokenFigures
+from ..parity.reference import Reference
+from ..parity.statistics import summarise
+from ..progress import Progress
+from ..recipe import Quantize
+from ..stream import Output, Sensitivity, measure_sensitivity, quantize_stream, quantize_together
+from ..stream.folded import Folded
+from ..weights import WeightsReader, WeightsWriter
+from .folder import Folder, now
+from .jobs import SCHEMA, Job
+
+DTYPE = "float32"  # of scales, biases and norms
+
+
+class Shared:
+    """The open checkpoint, the original's hidden states on the held-out text, and what the loss feels of each layer's
+    outputs: all computed once, the latter two when they are first needed."""
+
+    def __init__(self, job: Job, folder: Folder, memory_gb: float, stack: ExitStack, progress: Progress) -> None:
+        """`job` is any of the snapshot's. What is spilled to disk lies in the system's temporary directory, TMPDIR.
+
+        Raises:
+            SourceError: the checkpoint cannot be had, or is not the one that the sweep was pinned to.
+            IntegrityError: it is not what it says.
+        """
+        began = time.perf_counter()
+        pulled = pull_checkpoint(job.model, progress=progress)
+        if pulled.commit != job.commit:
+            raise SourceError(
+                f"{job.model.name} at {job.model.revision} is {pulled.commit}; the sweep was pinned to {job.commit}",
+                hint="It changed since. `sweep run` pins it anew.",
+            )
+        self.checkpoint: Checkpoint = open_checkpoint(pulled)
+        self._folder, self._memory_gb, self._progress = folder, memory_gb, progress
+        self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pythia-export-sweep-")))
+        self._texts: dict[str, Windows] = {}
+        self._originals: dict[str, Reference] = {}
+        self._felt: dict[tuple[str, int], Sensitivity] = {}
+        self._opening = time.perf_counter() - began  # seconds; the first job's record has them
+
+    def measure(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+        """The records of one job, or of several that have their Hessians in common, as each is done.
+
+        Raises:
+            NumericsError: as `quantize_stream`; of several jobs, before there is a record of any.
+        """
+        began, config, first = time.perf_counter() - self._opening, self.checkpoint.config, jobs[0]
+        self._opening = 0.0
+        verify = self._text(first.verify)
+        ids = self._text(first.calibration).ids if first.calibration is not None else None
+        felt = None
+        if first.calibration is not None and any(job.quantize.fisher for job in jobs):
+            felt = self._sensitivity(first.calibration, first.quantize)
+        original = self._original(first.verify)
+        shared = time.perf_counter()
+        with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
+            with ExitStack() as files:
+                outputs = []
+                for job in jobs:
+                    places, path = lay_out(config, job.quantize, DTYPE), Path(scratch) / f"{job.key}.{DATA_FILE}"
+                    outputs.append(Output(job.quantize, places, files.enter_context(WeightsWriter(path, places))))
+                quantized = self._quantize(outputs, ids, felt)
+            rounded = time.perf_counter()
+            for job, output, found in zip(jobs, outputs, quantized, strict=True):
+                start, reader = time.perf_counter(), WeightsReader(output.writer.path, output.layout, config)
+                stored = Reference(reader, config, verify.ids, "Quantised weights", self._progress)
+                cost = self._score(original, stored, verify)
+                del stored, reader  # unmapped before the file goes
+                output.writer.path.unlink()
+                share, each = (shared - began) / len(jobs), (rounded - shared) / len(jobs)
+                yield self._record(job, found, cost, (share, each, time.perf_counter() - start))
+
+    def evict(self) -> None:
+        """Take the checkpoint out of the hub's cache."""
+        freed = evict_checkpoint(self.checkpoint.pulled)
+        self._progress.note(f"{freed / 1e6:,.1f} MB of the checkpoint taken out of the cache")
+
+    def _quantize(
+        self, outputs: Sequence[Output], ids: np.ndarray | None, felt: Sensitivity | None
+    ) -> list[dict[str, Any]]:
+        told = self._progress
+        if len(outputs) > 1:
+            assert ids is not None  # only GPTQ has Hessians to share
+            return quantize_together(self.checkpoint, outputs, DTYPE, ids, told, memory_gb=self._memory_gb, felt=felt)
+        (one,) = outputs
+        return [
+            quantize_stream(
+                self.checkpoint, one.quantize, one.layout, DTYPE, ids, one.writer, told, memory_gb=self._memory_gb,
+                felt=felt if one.quantize.fisher else None,
+            )
+        ]  # fmt: skip
+
+    def _score(self, original: Reference, stored: Reference, windows: Windows) -> dict[str, Any]:
+        figures = TokenFigures()
+        with self._progress.track("Against the original", len(windows.ids), "windows") as advance:
+            for i, window in enumerate(windows.ids):
+                figures.add(original.logits(i)[:-1], stored.logits(i)[:-1], window[1:], windows.documents[i, 1:])
+                advance(1)
+        return summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
+
+    def _record(
+        self, job: Job, quantized: dict[str, Any], cost: dict[str, Any], seconds: tuple[float, float, float]
+    ) -> dict[str, Any]:
+        expected = [linear["expected_cost"] for linear in quantized["linears"] if linear["expected_cost"] is not None]
+        return {
+            "schema": SCHEMA,
+            "key": job.key,
+            "job": job.to_json(),
+            "bits_per_weight": quantized["bits_per_weight"],
+            "expected_cost": sum(expected) if expected else None,
+            "residual_error": quantized["layers"][-1]["residual_error"],
+            "cost": cost,
+            "seconds": dict(zip(("share", "quantize", "score"), (round(s, 3) for s in seconds), strict=True)),
+            "peak_memory_bytes": _peak_memory(),
+            "threads": torch.get_num_threads(),
+            "machine": machine(),
+            "when": now(),
+        }
+
+    def _text(self, sha256: str) -> Windows:
+        if sha256 not in self._texts:
+            found, config = self._folder.text(sha256), self.checkpoint.config
+            if found.ids.shape[1] > config.max_positions:
+                raise SourceError(
+                    f"windows of {found.ids.shape[1]} tokens; the context of this model is {config.max_positions}",
+                    hint="Lower `sequence_length`, or leave the model out.",
+                )
+            if found.ids.max() >= config.vocab_size:
+                raise IntegrityError(f"token {found.ids.max()}; the vocabulary is {config.vocab_size}")
+            self._texts[sha256] = found
+        return self._texts[sha256]
+
+    def _original(self, text: str) -> Reference:
+        if text not in self._originals:
+            ids, config = self._text(text).ids, self.checkpoint.config
+            self._originals[text] = Reference(self.checkpoint, config, ids, "Original", self._progress)
+        return self._originals[text]
+
+    def _sensitivity(self, text: str, quantize: Quantize) -> Sensitivity:
+        """Of the unquantised model: the same for every quantisation that folds its layers alike."""
+        at = text, quantize.products
+        if at not in self._felt:
+            felt = Sensitivity(Path(tempfile.mkdtemp(dir=self._scratch)))
+            source = Folded(self.checkpoint) if quantize.products == 2 else self.checkpoint
+            measure_sensitivity(source, self._text(text).ids, felt, self._memory_gb, progress=self._progress)
+            self._felt[at] = felt
+        return self._felt[at]
+
+
+def _peak_memory() -> int:
+    """Of this process so far, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
