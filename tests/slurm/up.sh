@@ -25,7 +25,8 @@ chmod 755 "$folder"
 socket="$folder/munge.sock"
 [ "${#socket}" -le 107 ] || { echo "slurm  $socket is too long for a socket; give a shorter folder" >&2; exit 1; }
 
-alive() { [ -s "$folder/$1.pid" ] && kill -0 "$(cat "$folder/$1.pid")" 2>/dev/null; }
+# By its name too: after a restart of the machine the number may be another's.
+alive() { [ "$(ps -o comm= -p "$(cat "$folder/$1.pid" 2>/dev/null)" 2>/dev/null)" = "$1" ]; }
 
 if [ ! -s "$folder/munge.key" ]; then
     (umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
@@ -37,13 +38,16 @@ import socket
 a, b = socket.socket(), socket.socket()
 a.bind(("127.0.0.1", 0)), b.bind(("127.0.0.1", 0))
 print(a.getsockname()[1], b.getsockname()[1])')
+    # Listen on the loopback address only, where the machine's name leads there; a name that nothing resolves would end
+    # the daemons, which then listen everywhere and answer those who have the key.
+    loopback=
+    case "$(getent ahostsv4 "$(hostname)")" in 127.*) loopback=CommunicationParameters=NoInAddrAny,NoCtldInAddrAny ;; esac
     cat >"$SLURM_CONF" <<CONF
 ClusterName=test
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$controller
 SlurmdPort=$node
-# Listen on the loopback address only.
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+$loopback
 SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 # A requeued job waits until its first credential has expired: 120 s unless said otherwise, 5 s at least.
@@ -86,8 +90,9 @@ alive munged || munged --force --key-file="$folder/munge.key" --socket="$socket"
 alive slurmctld || slurmctld
 alive slurmd || slurmd
 
-for _ in $(seq 60); do
-    if sinfo --noheader --format=%T 2>/dev/null | grep -qE '^(idle|mixed|allocated)$'; then
+# Each question has its own limit: without an answer sinfo asks again for minutes.
+for ((SECONDS = 0; SECONDS < 30; )); do
+    if timeout 3 sinfo --noheader --format=%T 2>/dev/null | grep -qE '^(idle|mixed|allocated)$'; then
         echo "export SLURM_CONF=$(printf %q "$SLURM_CONF")"
         exit
     fi
