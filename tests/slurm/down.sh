@@ -5,8 +5,8 @@ set -uo pipefail
 [ $# = 1 ] || { echo "usage: $0 FOLDER" >&2; exit 2; }
 folder="$(cd "$1" && pwd)" || exit 1
 export SLURM_CONF="$folder/slurm.conf"
-# By its name too: after a restart of the machine the number may be another's.
-alive() { [ "$(ps -o comm= -p "$(cat "$folder/$1.pid" 2>/dev/null)" 2>/dev/null)" = "$1" ]; }
+# By its name too: after a restart of the machine the number may be another's. Z: dead, and not yet collected.
+alive() { ps -o s=,comm= -p "$(cat "$folder/$1.pid" 2>/dev/null)" 2>/dev/null | grep -q "^[^Z] $1\$"; }
 
 # Jobs outlive the node daemon, so they go first.
 if alive slurmctld; then

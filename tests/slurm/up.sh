@@ -25,8 +25,8 @@ chmod 755 "$folder"
 socket="$folder/munge.sock"
 [ "${#socket}" -le 107 ] || { echo "slurm  $socket is too long for a socket; give a shorter folder" >&2; exit 1; }
 
-# By its name too: after a restart of the machine the number may be another's.
-alive() { [ "$(ps -o comm= -p "$(cat "$folder/$1.pid" 2>/dev/null)" 2>/dev/null)" = "$1" ]; }
+# By its name too: after a restart of the machine the number may be another's. Z: dead, and not yet collected.
+alive() { ps -o s=,comm= -p "$(cat "$folder/$1.pid" 2>/dev/null)" 2>/dev/null | grep -q "^[^Z] $1\$"; }
 
 if [ ! -s "$folder/munge.key" ]; then
     (umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
