@@ -1,5 +1,5 @@
-"""Where tasks run: in this process, in processes of this machine, or as jobs of a Slurm cluster. The results are the
-same: an engine decides where and when `work` is called, and says how its process ended."""
+"""Where tasks run: in this process, or in processes of this machine (slurm.py has those of a cluster). The results are
+the same: an engine decides where and when `work` is called, and says how its process ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from .folder import Folder
 from .schema import Resources
 from .work import work
 
-End = Literal["finished", "memory", "time", "interrupted"]
+# elsewhere: it was another run's, which had been killed; what it left is ordered as if for the first time.
+End = Literal["finished", "memory", "time", "interrupted", "elsewhere"]
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,14 @@ class Local:
     """Processes of this machine, by submitit's local executor; so many at once that cores and memory hold them.
 
     They outlive a driver that is killed: what they find is kept, and the next one waits for them (`Folder.running`).
+    Threads of one that waits for its turn yield the core to the others (OMP_WAIT_POLICY).
     """
 
     def __init__(
         self, folder: Folder, resources: Resources, workers: int | None, evict: bool, progress: Progress
     ) -> None:
-        submitit = _submitit()
+        submitit = load_submitit()
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._call = Call(folder, resources, evict)
         self._workers = workers if workers is not None else max(1, cores() // resources.cores)
         self._memory_gb = memory_bytes() / 1e9
@@ -138,11 +141,11 @@ class Local:
     def close(self) -> None:
         for _, job in self._running:
             job.cancel(check=False)
-        for _, job in self._running:
-            job._process.wait()
+        while any(not job.done() for _, job in self._running):
+            time.sleep(0.1)
 
 
-def _submitit() -> Any:
+def load_submitit() -> Any:
     try:
         import submitit
     except ModuleNotFoundError as e:
@@ -161,7 +164,3 @@ def cores() -> int:
 def memory_bytes() -> int:
     """Of this machine."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-class Slurm(Local):
-    pass

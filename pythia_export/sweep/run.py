@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from ..errors import EnvironmentProblem, NumericsError, PythiaExportError, RecipeError, ResourceError
 from ..progress import SILENT, Progress
-from .engines import End, Engine, Inline, Local, Order, Slurm
+from .engines import End, Engine, Inline, Local, Order
 from .folder import Folder
 from .plan import need
 from .prepare import Task, prepare
 from .schema import SweepFile
+from .slurm import Slurm
 from .work import failure
 
 POLL_SECONDS = 1.0
@@ -103,7 +104,7 @@ def _until_done(
             if elsewhere:
                 running = folder.running()
                 gone = [task for task in elsewhere if task not in running]
-                ended += [(elsewhere.pop(task), "interrupted") for task in gone]
+                ended += [(elsewhere.pop(task), "elsewhere") for task in gone]
             now = len(folder.done() & every)
             advance(now - seen)
             seen = now
@@ -119,6 +120,8 @@ def _until_done(
 def _next(folder: Folder, order: Order, how: End, attempts: int) -> Order | None:
     """What is to be ordered once more of a task that has ended; what is not is put down as failed."""
     left = [key for key in order.keys if folder.result(key) is None]
+    if how == "elsewhere":
+        return replace(order, keys=tuple(left)) if left else None
     lost = [key for key in left if folder.failure(key) is None]
     short = [key for key in left if _code(folder, key) == ResourceError.exit_code]
     if lost and how == "finished":  # it never came to them: memory was short at one before
