@@ -343,7 +343,11 @@ def by_subset(rows: Rows, subsets: pa.Table) -> Section:
     section.sentences.append(
         f"At {chosen}, the other quantisations being in subsets.parquet. Does text that a model memorised pay earlier "
         "than other text? The raw material: cost by source of the text."
-        + (f" {len(names)} of {len(totals)} parts are drawn, those with most tokens." if len(totals) > len(names) else "")
+        + (
+            f" {len(names)} of {len(totals)} parts are drawn, those with most tokens."
+            if len(totals) > len(names)
+            else ""
+        )
     )
     models = [m for m in lines(parts) if parts.where(parts["line"] == m).distinct(axis.column) > 1]
     section.sentences += _only(models, MOST_FACETS, "models")
@@ -389,7 +393,9 @@ def _where_it_ends(last: Rows, axis: Axis) -> str:
         return "At every checkpoint; their steps are not known."
     if len(ends) == 1:
         return f"At the last step measured, {axis.at(ends[0])}."
-    return f"At the last step measured of each model; they differ, from {axis.at(ends[0])[3:]} to {axis.at(ends[-1])[3:]}."
+    return (
+        f"At the last step measured of each model; they differ, from {axis.at(ends[0])[3:]} to {axis.at(ends[-1])[3:]}."
+    )
 
 
 def _no_curve(rows: Rows, axis: Axis) -> str:
@@ -463,12 +469,18 @@ def _turn(rows: Rows, axis: Axis) -> str:
 
 
 def _against_rate(rows: Rows) -> str:
-    found = [rank_correlation(part["learning_rate"], part[DELTA]) for _, part in rows.each("line")]
+    """While it falls: in the warm-up it grows with the tokens."""
+    found = []
+    for _, part in rows.each("line"):
+        x, rate = part[training(rows).column], part["learning_rate"]
+        falling = part.where(x >= x[int(rate.argmax())])
+        found.append(rank_correlation(falling["learning_rate"], falling[DELTA]))
     found = [r for r in found if r == r]
     if not found:
-        return "No line has enough steps for a correlation."
+        return "No line has three steps at which the learning rate falls."
     low, high = (f"{r:+.2f}".replace("-", "−") for r in (min(found), max(found)))
-    return f"Rank correlation of cost and learning rate: {low}" + (f" to {high} by size." if len(found) > 1 else ".")
+    said = low if low == high else f"{low} to {high} by line"
+    return f"While the learning rate falls, its rank correlation with the cost is {said}."
 
 
 def _cost(x: float) -> str:

@@ -134,7 +134,7 @@ def heat(slug: str, alt: str, values: Floats, rows: Sequence[str], columns: Sequ
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(-0.5, len(rows) - 0.5)
         axes.set_yticks(range(len(rows)), rows)
-        places = np.unique(np.linspace(0, len(columns) - 1, min(5, len(columns))).round().astype(int))
+        places = np.unique(np.linspace(0, len(columns) - 1, min(3, len(columns))).round().astype(int))
         axes.set_xticks(places, [xtick(columns[i]) for i in places])
         axes.set_xlabel(xlabel)
         axes.tick_params(length=0, pad=4)
@@ -169,7 +169,16 @@ def dots(slug: str, alt: str, groups: Sequence[tuple[str, Floats, Floats, str]],
         axes.yaxis.set_major_formatter(FixedFormatter([f"{t:g}".replace("-", "−") for t in ticks]))
         axes.axhline(0, color=SOFT, lw=0.8)
         for label, xs, ys, colour in groups:
-            axes.scatter(xs, ys, s=9, color=colour, alpha=0.6, lw=0, label=_cut(label), rasterized=len(xs) > 400)
+            axes.scatter(
+                xs,
+                ys,
+                s=9 if len(every) > 150 else 22,
+                color=colour,
+                alpha=0.6,
+                lw=0,
+                label=_cut(label),
+                rasterized=len(xs) > 400,
+            )
         for i, (label, _, _, colour) in enumerate(groups):
             _label(axes, 0.93 - 0.075 * i, _cut(label), colour, "-")
     return out.svg
@@ -187,7 +196,7 @@ class _Out:
 def _axes(slug: str, alt: str, right: float, left: float = 50, height: float = HEIGHT) -> Iterator[tuple[Axes, _Out]]:
     out = _Out()
     look = {
-        "svg.fonttype": "none", "svg.hashsalt": slug, "font.family": "DejaVu Sans", "font.size": TEXT,
+        "svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": slug, "font.family": "DejaVu Sans", "font.size": TEXT,
         "axes.edgecolor": "#b9bbb8", "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT,
         "text.color": INK, "axes.linewidth": 0.8, "hatch.linewidth": 0.5, "path.simplify": True, "savefig.dpi": 144,
     }  # fmt: skip
@@ -310,9 +319,13 @@ def _apart(places: Floats, gap: float, low: float, high: float) -> Floats:
 
 
 def _cut(label: str) -> str:
-    """Without what would be taken for a formula or breaks the line."""
-    plain = "".join(c if c.isprintable() else " " for c in label).replace("$", "＄")
+    plain = printable(label)
     return plain if len(plain) <= 18 else plain[:17] + "…"
+
+
+def printable(words: str) -> str:
+    """XML knows no control characters."""
+    return "".join(c if c.isprintable() else " " for c in words)
 
 
 def _plain(svg: str, slug: str, alt: str) -> Markup:
@@ -329,5 +342,5 @@ def _plain(svg: str, slug: str, alt: str) -> Markup:
     head = Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {} role="img" '
         'aria-label="{}" style="stroke-linejoin:round;stroke-linecap:butt;font-family:{}">'
-    ).format(Markup(view[0]), alt, Markup(FONT))
+    ).format(Markup(view[0]), printable(alt), Markup(FONT))
     return head + Markup(svg[svg.index(">") + 1 :].strip())

@@ -139,7 +139,16 @@ def _extremes(rows: Rows) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def _row(rows: Rows, i: int) -> dict[str, Any]:
-    names = ("name", "revision", "quantization", "delta_nll", "delta_nll_low", "delta_nll_high", "kld", "bits_per_weight")
+    names = (
+        "name",
+        "revision",
+        "quantization",
+        "delta_nll",
+        "delta_nll_low",
+        "delta_nll_high",
+        "kld",
+        "bits_per_weight",
+    )
     found = {name: rows[name][i] for name in names}
     return {name: None if value != value else value for name, value in found.items()}
 

@@ -1,8 +1,8 @@
 """The table of results as arrays, and what the report calls a line, a setting and a checkpoint.
 
-    line        runs that are one curve: `160m`, `160m deduped`, `160m seeds` (several runs, one a seed)
-    setting     a quantisation without its bits, `group 128` or `row rtn`: what is comparable across bits
-    checkpoint  a run at one revision: its quantisations share its noise
+line        runs that are one curve: `160m`, `160m deduped`, `160m seeds` (several runs, one a seed)
+setting     a quantisation without its bits, `group 128` or `row rtn`: what is comparable across bits
+checkpoint  a run at one revision: its quantisations share its noise
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..report.words import percent, power
+from ..report.words import power
 from .figures import DELTA, Axis, at_the_end, training
 from .fit import LAW, PUBLISHED, Compared, Estimate, Fit, NoFit, published
 from .rows import Rows, joined, lines, quantizations
@@ -34,7 +34,7 @@ def headlines(rows: Rows, fits: Fits, compared: dict[str, Compared | NoFit]) -> 
     if not len(rows):
         return ["No cost was measured yet."]
     said = [growth(rows)]
-    found = [(name, fit) for name, fit in fits.items() if isinstance(fit, Fit)]
+    found = [(name, fit) for name, fit in fits.items() if isinstance(fit, Fit) and fit.at_centre.low is not None]
     if found:
         name, best = max(found, key=lambda each: len(each[1].rows))
         said.append(law_sentence(name, best))
@@ -100,7 +100,7 @@ def law_sentence(name: str, fit: Fit) -> str:
 
 
 def _causes(c: Compared) -> str:
-    fitted = {name: percent(max(0.0, value)) for name, value in c.predicted.items()}
+    fitted = {name: _share(value) for name, value in c.predicted.items()}
     return (
         f"Of what size and bits leave open, training tokens explain {fitted['tokens']} on held-out {c.held_out}, the "
         f"learning rate {fitted['rate']}, both {fitted['both']}."
@@ -123,7 +123,7 @@ def supports(rows: Rows, fits: Fits, compared: dict[str, Compared | NoFit]) -> l
         said += _against_published(name, fit)
         said.append(
             f"{name}: the law misses single costs by a factor of about {np.exp(fit.tau):.2f}, beyond their noise, and "
-            f"explains {percent(max(0.0, fit.explained))} of the variance of the logarithms of "
+            f"explains {_share(fit.explained)} of the variance of the logarithms of "
             f"{_count(len(fit.rows), 'row')}. A power of bits is a convenience: see the residuals by bits."
         )
     for name, c in compared.items():
@@ -169,7 +169,7 @@ def _confounded(name: str, c: Compared) -> list[str]:
     r = f"{c.correlation:+.2f}".replace("-", "−")
     lines = [
         f"{name}, {c.rows:,} rows with a learning rate: {_causes(c)[0].lower()}{_causes(c)[1:]} On the rows fitted: "
-        + ", ".join(f"{word} {percent(max(0.0, c.fitted[key]))}" for key, word in
+        + ", ".join(f"{word} {_share(c.fitted[key])}" for key, word in
                     (("tokens", "tokens"), ("rate", "learning rate"), ("both", "both"))) + "."
     ]  # fmt: skip
     close = abs(c.predicted["tokens"] - c.predicted["rate"]) < 0.05
@@ -177,7 +177,9 @@ def _confounded(name: str, c: Compared) -> list[str]:
         lines.append(f"{name}: tokens and learning rate go together in these checkpoints (rank correlation {r}): this data "
                      "cannot say which of the two is the cause.")  # fmt: skip
     elif close:
-        lines.append(f"{name}: the two explain about as much (their rank correlation is {r}): this data does not decide.")
+        lines.append(
+            f"{name}: the two explain about as much (their rank correlation is {r}): this data does not decide."
+        )
     else:
         better = "tokens" if c.predicted["tokens"] > c.predicted["rate"] else "the learning rate"
         lines.append(f"{name}: {better} describe the cost better here (the rank correlation of the two is {r}); that is no "
@@ -202,11 +204,14 @@ def estimate(e: Estimate) -> str:
     return f"{e.value:.{digits}f} ({e.low:.{digits}f} to {e.high:.{digits}f})".replace("-", "−")
 
 
+def _share(x: float) -> str:
+    """Of variance; below nothing where a model predicts worse than none."""
+    return f"{100 * x:.1f} %" if x > 0 else "nothing"
+
+
 def _times(ratio: float) -> str:
     return f"{ratio:.2g} times"
 
 
 def _count(n: int, word: str) -> str:
     return f"{n:,} {word}{'' if n == 1 else 's'}"
-
-
