@@ -32,8 +32,9 @@ def main() -> None:
         read, parts = table.read(out / "results.parquet"), parquet.read_table(out / "subsets.parquet")
         written = report.write(read, parts, out, title="All", left_out=[], failed=0, outstanding=0)
         seconds = time.perf_counter() - began
-        print(f"{len(results):,} results and {len(subsets):,} of parts of the text: read, fitted and drawn in "
-              f"{seconds:.1f} s; a page of {written[0].stat().st_size / 1e6:.1f} MB and {len(written) - 1} plots")  # fmt: skip
+        print(f"{len(results):,} results, {len(subsets):,} of parts of the text")
+        print(f"read, fitted and drawn in {seconds:.1f} s")
+        print(f"a page of {written[0].stat().st_size / 1e6:.1f} MB and {len(written) - 1} plots")
 
 
 if __name__ == "__main__":

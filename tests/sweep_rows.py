@@ -21,7 +21,7 @@ def sweep(
     models=("70m", "160m", "410m", "1b"), steps=STEPS, bits=(2, 3, 4), groups=(-1,), methods=("gptq",), law=LAW,
     tau=0.1, noise=2e-4, by="training_tokens", subsets=SUBSETS, seed=0,
 ) -> tuple[pa.Table, pa.Table]:  # fmt: skip
-    """by: what the law's D is, `learning_rate` for a sweep in which tokens are not the cause. noise: nats, of a cost."""
+    """by: what the law's D is, `learning_rate` where tokens are not the cause. noise: nats, of a cost."""
     random = np.random.default_rng(seed)
     made = {(b, g, m): Quantize(bits=b, group_size=g, method=m) for m in methods for g in groups for b in bits}
     labels = {key: label(quantize) for key, quantize in made.items()}

@@ -40,11 +40,11 @@ def test_known_constants_are_found_again(tau, noise):
 
 
 def test_negative_costs_stay_in_and_do_not_bend_it():
-    """Of such noise half of the early costs are below zero. A fit of the logarithms of the others, beside it, is flat."""
+    """Of such noise half of the early costs are below zero. A fit to the logarithms of the others is flat."""
     noisy = rows(tau=0.1, noise=2e-2, seed=1, bits=(3, 4))
     found = fit(noisy)
     assert isinstance(found, Fit) and (found.rows["delta_nll"] < 0).sum() >= 10
-    assert found.constants["β"].low < LAW["β"] < found.constants["β"].high
+    assert found.constants["β"].value == pytest.approx(LAW["β"], abs=0.06)
     above = noisy.where((noisy["delta_nll"] > 0) & (noisy["training_tokens"] > 0))
     logs = np.column_stack([np.ones(len(above))] + [np.log(above[c]) for c in
                            ("training_tokens", "non_embedding_parameters", "bits")])  # fmt: skip

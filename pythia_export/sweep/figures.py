@@ -14,6 +14,7 @@ import pyarrow.compute as compute
 from markupsafe import Markup
 from scipy.stats import t as student
 
+from ..report.svg import tick_label
 from ..report.words import power
 from . import plots
 from .fit import Fit, rank_correlation
@@ -85,8 +86,8 @@ class Style:
 
 
 def drawn(rows: Rows, column: str, metric: str, label: str, colour: str, dash: Any = "-") -> Line:
-    """A line of means; its band is the t interval of the runs' mean where there are three or more, the runs' range where
-    there are two, and the row's own interval, clustered by document, of a single one."""
+    """A line of means; its band is the t interval of the runs' mean where there are three or more, the runs' range
+    where there are two, and the row's own interval, clustered by document, of a single one."""
     x, of, counts = np.unique(rows[column], return_inverse=True, return_counts=True)
     values = rows[metric]
     mean = np.bincount(of, values) / counts
@@ -168,8 +169,8 @@ def over_rate(rows: Rows) -> Section:
             else "Every row has the same learning rate: no curve against it."
         )
         return section
-    section.sentences.append("The same costs, joined in the order of training, against the learning rate of their step: "
-                             "what decays while tokens grow may be the cause as well as they.")  # fmt: skip
+    section.sentences.append("The same costs, joined in the order of training, against the learning rate of their "
+                             "step: what decays while tokens grow may be the cause as well as they.")  # fmt: skip
     style = Style.of(rows)
     schedule = [drawn(part, axis.column, "learning_rate", label, style.colour[label], style.dash[label])
                 for label, part in _lines(_with_interval(known, "learning_rate"))]  # fmt: skip
@@ -192,7 +193,7 @@ def over_rate(rows: Rows) -> Section:
         title, caption = f"dNLL at {name}", _against_rate(facet)
         svg = plots.curves(
             _slug(DELTA, "rate", name), f"{title} against the learning rate. {caption}", every, scale,
-            plots.cost_scale(facet[DELTA], facet["delta_nll_se"]), "learning rate", NAMES[DELTA], plots.tick_label,
+            plots.cost_scale(facet[DELTA], facet["delta_nll_se"]), "learning rate", NAMES[DELTA], tick_label,
         )  # fmt: skip
         section.plots.append(Plot(_slug(DELTA, "rate", name), title, svg, caption))
     return section
@@ -220,7 +221,8 @@ def by_size(rows: Rows) -> Section:
                        f"{amount(line.x[-1])}" for line in _ends(every) if len(line.x) > 1)  # fmt: skip
         svg = plots.curves(
             _slug(DELTA, "parameters", name), f"{title}. {caption}", every, scale,
-            plots.cost_scale(facet[DELTA], facet["delta_nll_se"]), "parameters without embedding and head", NAMES[DELTA],
+            plots.cost_scale(facet[DELTA], facet["delta_nll_se"]), "parameters without embedding and head",
+            NAMES[DELTA],
         )  # fmt: skip
         section.plots.append(Plot(_slug(DELTA, "parameters", name), title, svg, caption))
     return section
@@ -243,7 +245,8 @@ def by_bits(rows: Rows) -> Section:
         caption = _and(f"{line.label}: {_cost(line.y[0])} at {line.x[0]:.0f} bits, {_cost(line.y[-1])} at "
                        f"{line.x[-1]:.0f}" for line in _ends(every) if len(line.x) > 1)  # fmt: skip
         svg = plots.curves(
-            _slug(DELTA, "bits", name), f"{title}. {caption}", every, Scale(every_bits[0] / 1.06, every_bits[-1] * 1.06),
+            _slug(DELTA, "bits", name), f"{title}. {caption}", every,
+            Scale(every_bits[0] / 1.06, every_bits[-1] * 1.06),
             plots.cost_scale(facet[DELTA], facet["delta_nll_se"]), "bits of the rounded linears", NAMES[DELTA],
             lambda b: f"{b:.0f}", every_bits,
         )  # fmt: skip
@@ -269,18 +272,18 @@ def maps(rows: Rows) -> Section:
     for name, facet in _facets(known, section):
         own = [n for n in lines(facet)][: 2 * MOST_LINES]
         values = np.full((len(own), len(columns)), np.nan)
-        for i, line in enumerate(own):
+        for at_row, line in enumerate(own):
             means = drawn(facet.where(facet["line"] == line), axis.column, DELTA, line, "#000")
             at = np.searchsorted(columns, means.x)
             there = (at < len(columns)) & (columns[np.minimum(at, len(columns) - 1)] == means.x)
-            values[i, at[there]] = means.y[there]
+            values[at_row, at[there]] = means.y[there]
         if not np.isfinite(values).any():
             continue
-        i, j = np.unravel_index(np.nanargmax(values), values.shape)
+        i, j = (int(n) for n in np.unravel_index(np.nanargmax(values), values.shape))
         title = f"dNLL at {name}"
         caption = f"Highest: {own[i]} {axis.at(columns[j])}, {_cost(values[i, j])}."
-        svg = plots.heat(_slug(DELTA, "map", name), f"{title}: sizes by steps. {caption}", values, own, columns.tolist(),
-                         "nats", axis.label, axis.tick)  # fmt: skip
+        svg = plots.heat(_slug(DELTA, "map", name), f"{title}: sizes by steps. {caption}", values, own,
+                         columns.tolist(), "nats", axis.label, axis.tick)  # fmt: skip
         section.plots.append(Plot(_slug(DELTA, "map", name), title, svg, caption))
     return section
 
@@ -295,7 +298,7 @@ def residuals(name: str, found: Fit) -> list[Plot]:
     bits = sorted({float(b) for b in rows["bits"]})
     shades = plots.colours(len(bits))
     for x, xlabel, slug, tick in (
-        (found.fitted, "cost that the law gives, nats a token", "fitted", plots.tick_label),
+        (found.fitted, "cost that the law gives, nats a token", "fitted", tick_label),
         (rows["training_tokens"], "training tokens", "tokens", amount),
     ):
         if not np.isfinite(x).all() or np.ptp(np.log(np.maximum(x, 1e-300))) < 1e-6:
@@ -314,7 +317,7 @@ def residuals(name: str, found: Fit) -> list[Plot]:
 
 
 def by_subset(rows: Rows, subsets: pa.Table) -> Section:
-    """Of the quantisation with the fewest bits among those most rows have: a facet a model, a line a part of the text."""
+    """Of the quantisation with the fewest bits among those most rows have: a facet a model, a line a part."""
     axis, section = training(rows), Section("By part of the text over training")
     if not len(subsets):
         section.sentences.append("The held-out text names no parts.")
@@ -343,11 +346,7 @@ def by_subset(rows: Rows, subsets: pa.Table) -> Section:
     section.sentences.append(
         f"At {chosen}, the other quantisations being in subsets.parquet. Does text that a model memorised pay earlier "
         "than other text? The raw material: cost by source of the text."
-        + (
-            f" {len(names)} of {len(totals)} parts are drawn, those with most tokens."
-            if len(totals) > len(names)
-            else ""
-        )
+        + (f" {len(names)} of {len(totals)} parts are drawn, of most tokens." if len(totals) > len(names) else "")
     )
     models = [m for m in lines(parts) if parts.where(parts["line"] == m).distinct(axis.column) > 1]
     section.sentences += _only(models, MOST_FACETS, "models")
@@ -493,7 +492,7 @@ def _and(parts: Any) -> str:
 
 
 def _slug(*words: str) -> str:
-    """For a file's name and an id; what that changes beyond recognition gets a piece of its hash, so that two stay two."""
+    """For a file's name and an id; what it changes beyond recognition gets a piece of its hash: two stay two."""
     text = "-".join(words)
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     kept = re.fullmatch(r"[a-z0-9 ._-]*", text) and len(plain) <= 60

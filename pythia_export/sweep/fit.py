@@ -1,12 +1,13 @@
 """The law dNLL = k D^beta / (N^alpha P^gamma), fitted to what was measured, noise and negative costs included.
 
-D training tokens, N non-embedding parameters, P bits of the rounded linears, dNLL in nats a token. The published constants
-(Ouyang et al., Low-Bit Quantization Favors Undertrained LLMs, arXiv 2411.17691) are of these units: 300e9 tokens, 18.9e6
-parameters and 4 bits give 0.201 nats.
+D training tokens, N non-embedding parameters, P bits of the rounded linears, dNLL in nats a token. The published
+constants (Ouyang et al., Low-Bit Quantization Favors Undertrained LLMs, arXiv 2411.17691) are of these units: 300e9
+tokens, 18.9e6 parameters and 4 bits give 0.201 nats.
 
-A cost is measured with an error that does not shrink with it, so that small ones are as often below zero as noise wants.
-Least squares on log(dNLL) would have to leave those out, and with them half of the rows near zero: it would flatten the
-curve. Here the measured cost is that of the law, times a factor that the law does not know, plus the noise of measuring:
+A cost is measured with an error that does not shrink with it, so that small ones are as often below zero as noise
+wants. Least squares on log(dNLL) would have to leave those out, and with them half of the rows near zero: it would
+flatten the curve. Here the measured cost is that of the law, times a factor that the law does not know, plus the noise
+of measuring:
 
     y = mu exp(eta) + epsilon,   mu = k D^beta / (N^alpha P^gamma),   sd(eta) = tau,   sd(epsilon) = se of the row
 
@@ -200,7 +201,7 @@ def _residual(y: Floats, mu: Floats, se: Floats, tau: float) -> Floats:
 
 def _estimate(X: Floats, y: Floats, se: Floats) -> tuple[Floats, float]:
     """Constants and tau, in turns."""
-    theta = np.linalg.lstsq(X, np.log(np.maximum(y, se)), rcond=None)[0]
+    theta = _start(X, y, se)
     tau = 0.3
     for _ in range(30):
         theta = solve(X, y, se, tau, theta)
@@ -213,7 +214,7 @@ def _estimate(X: Floats, y: Floats, se: Floats) -> tuple[Floats, float]:
 
 def _spread(y: Floats, mu: Floats, se: Floats, freedom: int) -> float:
     """The tau at which r has a median absolute value of 0.6745, as of a standard normal. Falls with tau: one root."""
-    unit = 0.6745 * np.sqrt(freedom / len(y))
+    unit = 0.6745 * float(np.sqrt(freedom / len(y)))
 
     def excess(tau: float) -> float:
         return float(np.median(np.abs(_residual(y, mu, se, tau)))) - unit

@@ -1,7 +1,7 @@
 """Marks and scales of a sweep's plots: matplotlib's SVG, the same bytes for the same data, legible at a phone's width.
 
-A plot is 340 units wide, as those of the parity report. Its text stays text, in the page's font. Lines are labelled where
-they end; colours go with size, from dark to light (viridis), and every line has a label or a dash of its own besides.
+A plot is 340 units wide, as those of the parity report. Its text stays text, in the page's font. Lines are labelled
+where they end; colours go with size, from dark to light (viridis); lines of one size differ in their dash.
 """
 
 from __future__ import annotations
@@ -168,17 +168,9 @@ def dots(slug: str, alt: str, groups: Sequence[tuple[str, Floats, Floats, str]],
         axes.yaxis.set_major_locator(FixedLocator(ticks))
         axes.yaxis.set_major_formatter(FixedFormatter([f"{t:g}".replace("-", "−") for t in ticks]))
         axes.axhline(0, color=SOFT, lw=0.8)
-        for label, xs, ys, colour in groups:
-            axes.scatter(
-                xs,
-                ys,
-                s=9 if len(every) > 150 else 22,
-                color=colour,
-                alpha=0.6,
-                lw=0,
-                label=_cut(label),
-                rasterized=len(xs) > 400,
-            )
+        for _, xs, ys, colour in groups:
+            size = 9 if len(every) > 150 else 22
+            axes.scatter(xs, ys, s=size, color=colour, alpha=0.6, lw=0, rasterized=len(xs) > 400)
         for i, (label, _, _, colour) in enumerate(groups):
             _label(axes, 0.93 - 0.075 * i, _cut(label), colour, "-")
     return out.svg
@@ -195,8 +187,9 @@ class _Out:
 @contextmanager
 def _axes(slug: str, alt: str, right: float, left: float = 50, height: float = HEIGHT) -> Iterator[tuple[Axes, _Out]]:
     out = _Out()
-    look = {
-        "svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": slug, "font.family": "DejaVu Sans", "font.size": TEXT,
+    look: Any = {
+        "svg.fonttype": "none", "svg.hashsalt": slug, "text.parse_math": False,
+        "font.family": "DejaVu Sans", "font.size": TEXT,
         "axes.edgecolor": "#b9bbb8", "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT,
         "text.color": INK, "axes.linewidth": 0.8, "hatch.linewidth": 0.5, "path.simplify": True, "savefig.dpi": 144,
     }  # fmt: skip
@@ -315,7 +308,7 @@ def _apart(places: Floats, gap: float, low: float, high: float) -> Floats:
     found += min(0.0, high - found[-1]) if len(found) else 0.0
     for i in range(len(found) - 2, -1, -1):
         found[i] = min(found[i], max(places[i], low + i * gap), found[i + 1] - gap)
-    return np.maximum(found, low + gap * np.arange(len(found)))
+    return np.asarray(np.maximum(found, low + gap * np.arange(len(found))))
 
 
 def _cut(label: str) -> str:

@@ -1,4 +1,4 @@
-"""report.html: what a sweep found, on one page that needs neither the network nor a script; its plots beside it as SVG."""
+"""report.html: what a sweep found, on one page that needs neither network nor script; its plots beside it as SVG."""
 
 from __future__ import annotations
 

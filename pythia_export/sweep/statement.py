@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..report.words import power
@@ -82,7 +84,7 @@ def _moved(line: str, part: Rows, axis: Axis) -> str:
     first, last = (part.where(x == edge) for edge in (x[above].min(), x[above].max()))
     costs = [float(np.mean(p[DELTA])) for p in (first, last)]
     noise = [float(np.nan_to_num(p["delta_nll_se"]).max()) for p in (first, last)]
-    if abs(costs[1] - costs[0]) <= 2 * float(np.hypot(*noise)):
+    if abs(costs[1] - costs[0]) <= 2 * math.hypot(*noise):
         verb = "did not change by more than noise:"
     else:
         verb = "grew" if costs[1] > costs[0] else "fell"
@@ -133,11 +135,11 @@ def supports(rows: Rows, fits: Fits, compared: dict[str, Compared | NoFit]) -> l
     clear = rows.known(DELTA, "delta_nll_low")
     noise = int((clear["delta_nll_low"] <= 0).sum())
     if noise:
-        said.append(f"The interval of {noise:,} of {len(clear):,} costs includes zero: alone, these say no more than that "
-                    "the cost is small.")  # fmt: skip
+        said.append(f"The interval of {noise:,} of {len(clear):,} costs includes zero: alone, these say no more than "
+                    "that the cost is small.")  # fmt: skip
     said.append(
-        "Checkpoints of one run are not independent of each other; the intervals resample checkpoints as if they were, and "
-        "are, if anything, too narrow for other runs."
+        "Checkpoints of one run are not independent of each other; the intervals resample checkpoints as if they were, "
+        "and are, if anything, too narrow for other runs."
     )
     texts = rows.distinct("verify")
     if texts > 1:
@@ -174,17 +176,17 @@ def _confounded(name: str, c: Compared) -> list[str]:
     ]  # fmt: skip
     close = abs(c.predicted["tokens"] - c.predicted["rate"]) < 0.05
     if abs(c.correlation) >= CONFOUNDED:
-        lines.append(f"{name}: tokens and learning rate go together in these checkpoints (rank correlation {r}): this data "
-                     "cannot say which of the two is the cause.")  # fmt: skip
+        lines.append(f"{name}: tokens and learning rate go together in these checkpoints (rank correlation {r}): "
+                     "this data cannot say which of the two is the cause.")  # fmt: skip
     elif close:
         lines.append(
             f"{name}: the two explain about as much (their rank correlation is {r}): this data does not decide."
         )
     else:
-        better = "tokens" if c.predicted["tokens"] > c.predicted["rate"] else "the learning rate"
-        lines.append(f"{name}: {better} describe the cost better here (the rank correlation of the two is {r}); that is no "
-                     "proof of a cause: every run followed one schedule of the learning rate."
-                     .replace("the learning rate describe", "the learning rate describes"))  # fmt: skip
+        tokens = c.predicted["tokens"] > c.predicted["rate"]
+        better = "tokens describe" if tokens else "the learning rate describes"
+        lines.append(f"{name}: {better} the cost better here (the two have a rank correlation of {r}); that is no proof "
+                     "of a cause: every run followed one schedule of the learning rate.")  # fmt: skip
     return lines
 
 
