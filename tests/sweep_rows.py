@@ -51,7 +51,7 @@ def sweep(
                         "machine": "a machine, 2 cores", "when": "2026-11-26T02:06:16Z", "torch": "2.13.0",
                         "pythia_export": "0.1.0", "calibration": "c" * 64, "verify": "e" * 64,
                     }
-                    | {n: quantize[n] for n in quantize if n in COLUMNS}
+                    | {n: quantize[n] for n in quantize if n in COLUMNS and n != "bits_per_weight"}
                     | {f"head_{n}": quantize["head"][n] for n in ("method", "bits", "group_size")}
                     | cost
                 )  # fmt: skip

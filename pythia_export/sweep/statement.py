@@ -185,8 +185,8 @@ def _confounded(name: str, c: Compared) -> list[str]:
     else:
         tokens = c.predicted["tokens"] > c.predicted["rate"]
         better = "tokens describe" if tokens else "the learning rate describes"
-        lines.append(f"{name}: {better} the cost better here (the two have a rank correlation of {r}); that is no proof "
-                     "of a cause: every run followed one schedule of the learning rate.")  # fmt: skip
+        lines.append(f"{name}: {better} the cost better here (the two have a rank correlation of {r}); no proof of "
+                     "a cause: within a run the two are not varied apart.")  # fmt: skip
     return lines
 
 
