@@ -17,8 +17,8 @@ FLOORS = [
     {"errors", "neox", "recipe", "suite", "progress", "machine", "kernels"},
     {"quantize", "block", "graph", "hub"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
-    {"stream", "parity", "report", "dequantize", "evaluate", "api", "push"},
-    {"pipeline", "bench"},
+    {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "footprint"},
+    {"pipeline", "bench", "sweep"},
     {"cli", "console", "github", "tables", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -29,6 +29,7 @@ ALLOWED = {
     ("suite", "neox"),
     ("block", "graph"),  # the rotary tables are those that the graph stores
     ("runtime", "artifact"),  # a session opens an artifact; for type checkers alone
+    ("footprint", "stream"),  # how many tokens its backward pass reads
     ("cli", "console"), ("cli", "github"), ("cli", "tables"), ("__main__", "cli"),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import IntegrityError
-from ..recipe import Model, Quantize
+from ..recipe import Head, Model, Quantize
 
 SCHEMA = 1
 KEY = 16  # hexadecimal digits: 64 bits, of which twenty thousand jobs are far from sharing one
@@ -98,7 +98,7 @@ def task_key(snapshot: dict[str, Any], revision: str, commit: str) -> str:
 
 
 def label(quantize: Quantize) -> str:
-    """`int4 group 128`, `int3 row rtn`: for people."""
+    """`int4 group 128`, `int3 row rtn`: for people. Quantisations that differ have different ones."""
     if quantize.method == "none":
         return "float"
     group = "row" if quantize.group_size == -1 else f"group {quantize.group_size}"
@@ -114,12 +114,22 @@ def label(quantize: Quantize) -> str:
     if quantize.products != plain.products:
         words.append(f"{quantize.products} products")
     if quantize.head != plain.head:
-        words.append(f"head {'float' if quantize.head.method == 'none' else f'int{quantize.head.bits}'}")
+        words.append(f"head {_head(quantize.head)}")
     if quantize.embedding != plain.embedding:
         words.append(f"embedding {quantize.embedding}")
     if quantize.damp != plain.damp:
         words.append(f"damp {quantize.damp:g}")
+    if quantize.override:
+        told = json.dumps([rule.model_dump(exclude_none=True) for rule in quantize.override])
+        words.append(f"override {hashlib.sha256(told.encode()).hexdigest()[:6]}")
     return " ".join(words)
+
+
+def _head(head: Head) -> str:
+    if head.method == "none":
+        return "float"
+    group = "row" if head.group_size == -1 else f"group {head.group_size}"
+    return f"int{head.bits} {group}" + ("" if head.method == "gptq" else f" {head.method}")
 
 
 def _digest(value: dict[str, Any]) -> str:
