@@ -1,6 +1,7 @@
 # make demo   the main job on the embedded checkpoint, offline once the dependencies are installed
 # make test   every test that needs no GPU and no hub
 # make test-consumers   artifacts in onnxruntime-genai, Optimum, transformers.js, Node, Chromium and C++; installs them first
+# make sweep-demo   trains a small model, quantises its checkpoints at 2, 3, 4 and 8 bits, and plots what that costs it
 # make lint   ruff, mypy, and the schemas of action.yml and the workflows
 # make kernels  the native operators, in build/kernels; needs a C++17 compiler, and nothing fails without one
 # Needs Python >= 3.11 with pip and venv; another interpreter: make demo PYTHON=python3.12
@@ -10,10 +11,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-consumers consumers lint kernels venv clean
+.PHONY: demo sweep-demo test test-consumers consumers lint kernels venv clean
 
 demo: $(STAMP) kernels
 	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
+
+sweep-demo: $(STAMP)
+	@mkdir -p build/sweep-demo/run && cp demo/main/tokenizer.json build/sweep-demo/run/
+	@[ -d build/sweep-demo/run/main ] || { echo "sweep-demo  training (minutes)"; $(BIN)/python demo/train.py \
+		--out build/sweep-demo/run --steps 1200 --batch 4 --suite 100 | sed -n '/step .*00 /p'; }
+	@$(BIN)/pythia-export sweep run demo/sweep.toml --out build/sweep-demo/sweep
+	@$(BIN)/pythia-export sweep report build/sweep-demo/sweep
 
 test: $(STAMP) kernels
 	@echo "test    everything that needs no GPU and no hub"

@@ -8,6 +8,10 @@ norm clipped at 1; the learning rate warms up for 200 steps, stays, and falls li
 `DECAY` of the run (the decay is what makes a small model costly to round). Because only that last stretch depends on
 --steps, a run stopped early can be finished with fewer steps: --resume goes on from OUT/state.pt.
 
+With --suite the revisions of Pythia's own suite are kept: step 0, the powers of two to 512, then evenly. Beside the
+weights of each lies `training.json`, with the tokens that it was trained on and its learning rate, for
+`pythia-export sweep` (`make sweep-demo`).
+
 Everything that is read is the interpreter's own (`pythia_export.corpus.stdlib`) plus its `test` package where
 there is one, less the tests of held-out modules.
 """
@@ -153,8 +157,9 @@ CONFIG = {
 }
 
 
-def save_checkpoint(model: NeoX, tokenizer: Tokenizer, folder: Path) -> None:
+def save_checkpoint(model: NeoX, tokenizer: Tokenizer, folder: Path, training: dict[str, int | float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "training.json").write_text(json.dumps(training) + "\n")
     save_file(on_disk(model), folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     special = {f"{kind}_token": "<|endoftext|>" for kind in ("bos", "eos", "unk")}
@@ -184,6 +189,7 @@ def heldout_bits_per_byte(model: NeoX, tokenizer: Tokenizer) -> tuple[float, int
 
 
 def learning_rate(step: int, steps: int) -> float:
+    """Of the step that follows `step` finished ones."""
     return PEAK_LR * min(1, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
 
 
@@ -192,9 +198,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--save", type=int, nargs="*", default=[], help="steps to keep as revisions")
+    parser.add_argument(
+        "--suite", type=int, metavar="EVERY", help="keep step 0, the powers of two to 512, then every EVERY steps"
+    )
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"windows of {CONTEXT} tokens a step (%(default)s)")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
+    keep = set(args.save)
+    if args.suite:
+        keep |= {0, *(2**i for i in range(10)), *range(args.suite, args.steps, args.suite)}
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
 
@@ -224,10 +237,17 @@ def main() -> None:
         start = state["step"]
     step_fn = model if args.no_compile else torch.compile(model)
 
+    def keep_as(name: str, done: int) -> None:
+        rate = learning_rate(max(0, done - 1), args.steps) if done else 0.0
+        training = {"step": done, "tokens": done * args.batch * CONTEXT, "learning_rate": rate, "seed": SEED}
+        save_checkpoint(model, tokenizer, args.out / name, training)
+
     began, smoothed = time.perf_counter(), None
+    if start == 0 and 0 in keep:
+        keep_as("step0", 0)
     for step in range(start, args.steps):
         # Windows start at random offsets, drawn from the step number alone so that a resumed run sees the same.
-        at = torch.from_numpy(np.random.default_rng((SEED, step)).integers(0, len(data) - CONTEXT - 1, BATCH))
+        at = torch.from_numpy(np.random.default_rng((SEED, step)).integers(0, len(data) - CONTEXT - 1, args.batch))
         window = torch.stack([data[i : i + CONTEXT + 1] for i in at.tolist()])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps)
@@ -239,7 +259,7 @@ def main() -> None:
         smoothed = loss.item() if smoothed is None else 0.99 * smoothed + 0.01 * loss.item()
         done = step + 1
         if done % 50 == 0:
-            rate = (done - start) * BATCH * CONTEXT / (time.perf_counter() - began)
+            rate = (done - start) * args.batch * CONTEXT / (time.perf_counter() - began)
             print(
                 f"step {done} loss {smoothed:.4f} lr {learning_rate(step, args.steps):.2e} {rate:.0f} tok/s", flush=True
             )
@@ -247,16 +267,16 @@ def main() -> None:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
             torch.save(state, args.out / "state.tmp")
             (args.out / "state.tmp").replace(args.out / "state.pt")
-        if done in args.save:
-            save_checkpoint(model, tokenizer, args.out / f"step{done}")
-    save_checkpoint(model, tokenizer, args.out / "main")
+        if done in keep and done < args.steps:
+            keep_as(f"step{done}", done)
+    keep_as("main", args.steps)
     bpb, n = heldout_bits_per_byte(model, tokenizer)
     summary = {
-        "steps": args.steps, "tokens": args.steps * BATCH * CONTEXT, "seed": SEED, "peak_lr": PEAK_LR,
+        "steps": args.steps, "tokens": args.steps * args.batch * CONTEXT, "seed": SEED, "peak_lr": PEAK_LR,
         "heldout_bits_per_byte": round(bpb, 4), "heldout_tokens": n,
         "training_tokens_unique": len(data), "python": sys.version.split()[0],
     }  # fmt: skip
-    (args.out / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary))
 
 

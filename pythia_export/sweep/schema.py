@@ -38,6 +38,8 @@ class Named(Section):
         None, description="the run's checkpoints, relative to the sweep's file: `runs/{revision}`"
     )
 
+    revisions: NonEmpty | None = Field(None, description="this model's own, in place of the sweep's")
+
     @model_validator(mode="before")
     @classmethod
     def _a_word_is_a_name(cls, given: Any) -> Any:

@@ -56,13 +56,11 @@ def snapshots(sweep: Sweep) -> tuple[list[Snapshot], list[LeftOut]]:
         RecipeError: an unknown model or step (with the nearest ones), a term that is none, nothing left to do.
         SourceError: a directory of a training run of one's own that is not there.
     """
-    terms = [t.strip() for t in sweep.revisions.split(",") if t.strip()]
-    if not terms:
-        raise RecipeError("`sweep.revisions` is empty: there is nothing to do", hint='`revisions = "main"` is one.')
     found: list[Snapshot] = []
     left_out: list[LeftOut] = []
     seen: set[tuple[str, str]] = set()
     for named in sweep.models:
+        terms = _terms(sweep.revisions if named.revisions is None else named.revisions)
         if named.path is not None:
             members = _own(named, terms)
         else:
@@ -77,6 +75,13 @@ def snapshots(sweep: Sweep) -> tuple[list[Snapshot], list[LeftOut]]:
             + "\n".join(f"  {x.name}: {', '.join(x.revisions)}: {x.why}" for x in left_out)
         )
     return found, left_out
+
+
+def _terms(revisions: str) -> list[str]:
+    terms = [t.strip() for t in revisions.split(",") if t.strip()]
+    if not terms:
+        raise RecipeError("`sweep.revisions` is empty: there is nothing to do", hint='`revisions = "main"` is one.')
+    return terms
 
 
 def _spelt_out(name: str) -> list[str]:
