@@ -34,18 +34,24 @@ def sensitivity_operations(config: NeoXConfig, calibration: Calibration) -> floa
     return 4 * 2.0 * config.parameters * tokens
 
 
-def quantize_operations(config: NeoXConfig, quantize: Quantize, calibration: Calibration | None) -> float:
-    """Passes over the calibration text, second moments, and what is cubic in the width: factors and rounding."""
-    if quantize.method != "gptq" or calibration is None:
-        return 20.0 * config.parameters  # a look at every weight, a few times
+def observing_operations(config: NeoXConfig, quantize: Quantize, calibration: Calibration) -> float:
+    """Of GPTQ: passes over the calibration text, and second moments of what each linear reads."""
     d, ff, tokens = config.hidden_size, config.intermediate_size, calibration.samples * calibration.sequence_length
     corrected = quantize.error_correction
     passes = (3 if corrected else 2) * 2.0 * 12 * d * d * tokens
     moments = 2.0 * tokens * (2 * d * d + ff * ff + ((2 * d * d + 2 * d * ff) if corrected else 0))
-    cubes = 2 * (d**3 + ff**3 / 3 + (ff**3 / 3 + d * ff * ff if quantize.joint_hessian and corrected else 0))
-    rounding = 2.0 * (3 * d * d * d + d * d * d + ff * d * d + d * ff * ff)
-    head = 2.0 * (tokens * d * d + config.vocab_size * d * d)
-    return config.num_layers * (passes + moments + cubes + rounding) + head
+    return config.num_layers * (passes + moments) + 2.0 * tokens * d * d
+
+
+def rounding_operations(config: NeoXConfig, quantize: Quantize) -> float:
+    """What is cubic in the width: factors of the Hessians, and columns that make up for one another."""
+    if quantize.method != "gptq":
+        return 20.0 * config.parameters  # a look at every weight, a few times
+    d, ff = config.hidden_size, config.intermediate_size
+    joint = quantize.joint_hessian and quantize.error_correction
+    factors = 2 * (d**3 + ff**3 / 3 + (ff**3 / 3 + d * ff * ff if joint else 0))
+    columns = 2.0 * (3 * d * d * d + d * d * d + ff * d * d + d * ff * ff)
+    return config.num_layers * (factors + columns) + 2.0 * config.vocab_size * d * d
 
 
 def scoring_operations(config: NeoXConfig, tokens: int, passes: int) -> float:

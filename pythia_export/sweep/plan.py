@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..footprint import peak_memory, quantize_operations, scoring_operations, sensitivity_operations
+from ..footprint import (
+    observing_operations,
+    peak_memory,
+    rounding_operations,
+    scoring_operations,
+    sensitivity_operations,
+)
 from .folder import Folder
 from .jobs import label, versions
 from .schema import SweepFile
@@ -91,9 +97,15 @@ def need(file: SweepFile, member: Snapshot) -> Need:
     states = 4 * config.hidden_size * file.verify.tokens
     memory = max(peak_memory(config, recipe) for recipe in recipes) + states
     work = scoring_operations(config, file.verify.tokens, len(recipes) + 1)
-    work += sum(quantize_operations(config, recipe.quantize, recipe.calibration) for recipe in recipes)
-    if file.calibration is not None and any(r.uses_gptq and r.quantize.fisher for r in recipes):
-        work += sensitivity_operations(config, file.calibration)
+    work += sum(rounding_operations(config, recipe.quantize) for recipe in recipes)
+    gptq = [recipe.quantize for recipe in recipes if recipe.uses_gptq]
+    if file.calibration is not None:
+        # What reads the original's activations does so together.
+        apart = [q for q in gptq if q.hessian != "original"]
+        together = {q.products: q for q in gptq if q.hessian == "original"}
+        work += sum(observing_operations(config, q, file.calibration) for q in (*apart, *together.values()))
+        if any(q.fisher for q in gptq):
+            work += sensitivity_operations(config, file.calibration)
     seconds = TASK_SECONDS + work / (RATE * given.cores)
     return Need(
         given.memory_gb if given.memory_gb is not None else round(MARGIN * memory / 1e9, 1),
