@@ -46,11 +46,11 @@ def serve(
             room.require_comparable(*models)
         found = room.fetch_modules(modules, progress=progress)
     with room.Server(room.routes(models, found), port) as server:
-        typer.echo(server.url)
-        say("Ctrl-C ends it. Only this machine can reach it.")
-        if open_browser and not webbrowser.open(server.url):
-            say("No browser could be opened here; open the address yourself.")
         try:
+            typer.echo(server.url)
+            say("Ctrl-C ends it. Only this machine can reach it.")
+            if open_browser and not webbrowser.open(server.url):
+                say("No browser could be opened here; open the address yourself.")
             server.serve_forever()
         except KeyboardInterrupt:
             say("Ended.")

@@ -98,6 +98,7 @@ export class Column {
     const element = made("span", "token", token.text);
     element.id = `token-${this.index}-${i}`;
     element.dataset.at = i;
+    element.dataset.id = token.id;
     element.role = "option";
     element.setAttribute("aria-selected", "false");
     element.setAttribute("aria-label", `${token.label}, ${percent(token.p)}`);
@@ -106,6 +107,8 @@ export class Column {
     const far = FAR.filter((limit) => token.kl >= limit).length;
     if (far) element.classList.add(`far-${far}`);
     this.list.append(element);
+    const text = this.list.parentElement;
+    if (this.chosen === undefined) text.scrollTop = text.scrollHeight; // nobody looks at an earlier token
   }
 
   // What is left of a character that was never completed.
@@ -126,7 +129,16 @@ export class Column {
     element.classList.add("chosen");
     element.setAttribute("aria-selected", "true");
     this.list.setAttribute("aria-activedescendant", element.id);
+    this.#reveal(element);
     if (document.activeElement === this.list) element.scrollIntoView({ block: "nearest" });
+  }
+
+  // Scroll the text, and not the page.
+  #reveal(element) {
+    const text = this.list.parentElement;
+    const [outer, inner] = [text, element].map((x) => x.getBoundingClientRect());
+    if (inner.top < outer.top) text.scrollTop -= outer.top - inner.top + 8;
+    else if (inner.bottom > outer.bottom) text.scrollTop += inner.bottom - outer.bottom + 8;
   }
 
   #element(i) {

@@ -26,6 +26,7 @@ function heading() {
   const names = abouts.map((about) => about.name);
   $("names").textContent = names[0];
   if (two) $("names").append(Object.assign(document.createElement("small"), { textContent: " beside " }), names[1]);
+  if (abouts[0].source.startsWith("demo ")) $("prompt").value = "class Parser:\n    def __init__(self"; // that one knows Python alone
   document.title = `${names.join(" beside ")}, in this browser`;
 }
 

@@ -2,10 +2,9 @@
 
 import * as ort from "/modules/onnxruntime-web/ort.wasm.min.mjs";
 
-const MOST_THREADS = 4; // more of them wait for each other at the size of one token
 
 ort.env.wasm.wasmPaths = new URL("/modules/onnxruntime-web/", location.href).href;
-ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency) : 1;
+ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(4, Math.ceil(navigator.hardwareConcurrency / 2)) : 1;
 ort.env.logLevel = "error";
 
 export class Session {

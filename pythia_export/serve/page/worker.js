@@ -22,6 +22,7 @@ const jobs = {
       last = bytes;
       postMessage({ is: "loading", bytes });
     });
+    await session.step([about.end], 1); // the first step allocates: no text should pay for it
     postMessage({ is: "ready" });
   },
 
