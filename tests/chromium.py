@@ -28,12 +28,14 @@ CONTROL, SHIFT = 2, 8
 class Page:
     """One tab. Use as a context: the browser ends with it.
 
-    `asked` lists the addresses of every request of the page (its workers' are seen by the server).
+    `asked` lists the addresses of every request of the page (its workers' are seen by the server), `workers` the
+    sessions of those, `said` what the console would show in red.
     """
 
     def __init__(self, profile: Path) -> None:
         self.asked: list[str] = []
         self.said: list[str] = []
+        self.workers: list[str] = []
         self._ids = itertools.count(1)
         self._held = b""
         ours_in, theirs_out = os.pipe()
@@ -56,6 +58,7 @@ class Page:
         self._session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Target.setAutoAttach", autoAttach=True, waitForDebuggerOnStart=False, flatten=True)
 
     def __enter__(self) -> Page:
         return self
@@ -66,10 +69,12 @@ class Page:
         os.close(self._in)
         os.close(self._out)
 
-    def call(self, method: str, **parameters):
+    def call(self, method: str, *, of: str | None = None, **parameters):
+        """One command to the page, or to the session `of` a worker."""
         number = next(self._ids)
         message = {"id": number, "method": method, "params": parameters}
-        message |= {"sessionId": self._session} if self._session else {}
+        session = of or self._session
+        message |= {"sessionId": session} if session else {}
         os.write(self._out, json.dumps(message).encode() + b"\0")
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -91,15 +96,17 @@ class Page:
         of = found.get("params", {})
         if found.get("method") == "Network.requestWillBeSent":
             self.asked.append(of["request"]["url"])
+        elif found.get("method") == "Target.attachedToTarget" and of["targetInfo"]["type"] == "worker":
+            self.workers.append(of["sessionId"])
         elif found.get("method") == "Runtime.exceptionThrown":
             self.said.append(of["exceptionDetails"].get("exception", {}).get("description", ""))
         elif found.get("method") == "Log.entryAdded":
             self.said.append(of["entry"]["text"])
         return found
 
-    def do(self, script: str):
-        """The value of an expression in the page; a promise is awaited."""
-        found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+    def do(self, script: str, of: str | None = None):
+        """The value of an expression in the page, or in a worker; a promise is awaited."""
+        found = self.call("Runtime.evaluate", of=of, expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 

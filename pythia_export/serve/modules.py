@@ -61,7 +61,7 @@ def fetch_modules(given: Path | None = None, *, progress: Progress = SILENT) -> 
         SourceError: the registry cannot be read.
         IntegrityError: a tarball is not the one that was pinned.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for module in MODULES:
         folder = hub.kept("modules") / f"{module.name}@{module.version}" if given is None else given / module.name
         missing = [name for name in module.files if not (folder / name).is_file()]
@@ -80,9 +80,9 @@ def _tarball(module: Module, progress: Progress) -> bytes:
     if hub.offline():
         raise EnvironmentProblem(
             f"{module.name} {module.version} is not in {hub.kept('modules')}, and no registry is asked while offline",
-            hint=f"Once without --offline; or, where there is npm: npm install {_wanted()}, then --modules node_modules.",
+            hint=f"Once without --offline; or npm install {_wanted()} elsewhere, and --modules its node_modules.",
         )
-    registry = (os.environ.get("npm_config_registry") or REGISTRY).rstrip("/")
+    registry = (os.environ.get("npm_config_registry") or REGISTRY).rstrip("/")  # noqa: SIM112 (npm's own spelling)
     url = f"{registry}/{module.name}/-/{module.name.rpartition('/')[2]}-{module.version}.tgz"
     if not url.startswith(("https://", "http://")):
         raise SourceError(f"npm_config_registry: {registry!r}; an address that begins with https:// was expected")
@@ -99,7 +99,7 @@ def _tarball(module: Module, progress: Progress) -> bytes:
         reason = e.reason if isinstance(e, urllib.error.URLError) else e
         raise SourceError(
             f"{url} cannot be read: {reason}",
-            hint=f"Check the connection and npm_config_registry; or npm install {_wanted()}, then --modules node_modules.",
+            hint="Check the connection and npm_config_registry.",
         ) from e
     found = base64.b64encode(hashlib.sha512(held.getbuffer()).digest()).decode()
     if found != module.integrity:
