@@ -19,6 +19,7 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
@@ -172,6 +173,29 @@ def test_the_graph_for_a_browser_computes_what_the_artifact_does(folder):
     theirs = Session(made.graph, folder, artifact.config, kv_cache="growing", native=False)
     ours = Session.open(artifact)
     assert list(generate(theirs, tokenizer, ids, 32)) == list(generate(ours, tokenizer, ids, 32))
+
+
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        {"bits": 4, "symmetric": False}, {"bits": 8, "group_size": -1}, {"bits": 2}, {"bits": 3, "products": 2},
+        {"bits": 8, "symmetric": False, "head": {"bits": 4, "group_size": 32, "symmetric": False}},
+        {"bits": 4, "head": {"method": "none"}}, {"method": "none", "embedding": "float16"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_unpacking_changes_no_logit(tmp_path, monkeypatch, quantize, unpacked):
+    recipe = {"method": "rtn", "group_size": 32, "embedding": "int4"} | quantize
+    pipeline.quantize(parse_recipe(RECIPE | {"quantize": recipe}), tmp_path / "weights")
+    pipeline.export(tmp_path / "weights", tmp_path / "artifact")
+    monkeypatch.setattr("pythia_export.serve.prepare.UNPACKED_BYTES", 10**9 if unpacked else 0)
+    made, artifact = serve.ready(tmp_path / "artifact"), Artifact.open(tmp_path / "artifact")
+    if recipe["method"] != "none":
+        assert (b"MatMulNBits" in made.graph) == (not unpacked or recipe["bits"] == 2)
+    theirs = Session(made.graph, tmp_path / "artifact", artifact.config, kv_cache="growing", native=False)
+    ids = np.arange(1, 65)[None]
+    np.testing.assert_allclose(theirs.logits(ids), Session.open(artifact, native=False).logits(ids), atol=2e-4)
 
 
 def test_weights_without_a_graph_and_the_other_layout_are_served_as_they_lie(folder, tmp_path):

@@ -5,7 +5,7 @@ graph and its weights. The page does the rest, and its policy lets it ask no oth
 """
 
 from .modules import fetch_modules
-from .ready import Ready, ready, require_comparable
+from .prepare import Ready, ready, require_comparable
 from .server import Server, routes
 
 __all__ = ["Ready", "Server", "fetch_modules", "ready", "require_comparable", "routes"]

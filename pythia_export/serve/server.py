@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from ..errors import RecipeError
-from .ready import Ready
+from .prepare import Ready
 
 ADDRESS = "127.0.0.1"
 NAMES = (ADDRESS, "localhost")

@@ -27,6 +27,7 @@ export class Column {
     find("name").textContent = about.name;
     find("about").textContent = [
       about.source, about.treatment, `${about.bits_per_weight.toFixed(2)} bits a weight`, megabytes(about.weights.bytes),
+      ...(about.unpacked ? [] : ["computed as stored, which browsers are slow at: too large to unpack"]),
       { true: "passed its gates", false: "did not pass its gates", null: "never verified" }[about.passed],
     ].join(" · ");
     this.list.setAttribute("aria-label", `Tokens of ${about.name}`);

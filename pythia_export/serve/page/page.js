@@ -124,12 +124,14 @@ async function write(i, asked, keep) {
   const { made, seconds, why, rest } = await models[i].job({ do: "generate", ...asked, keep }, hear);
   column.rest(rest);
   const speed = made > 1 ? `${((made - 1) / seconds).toFixed(1)} tokens/s` : "too few for a speed";
-  const read = `text of ${kept.ids.length} tokens read in ${prefill.toFixed(2)} s, ${(kept.ids.length / prefill).toFixed(1)} tokens/s`;
+  const read = `text of ${kept.ids.length} tokens read in ${spent(prefill)}, ${(kept.ids.length / prefill).toFixed(1)} tokens/s`;
   const ended = { end: "; it ended the text", stopped: "; stopped", count: "" }[why];
   column.speed.textContent = `${made} tokens, ${speed}; ${read}${ended}`;
   speaker.finish(`${made} tokens, ${speed}${ended}`);
   return kept;
 }
+
+const spent = (seconds) => (seconds < 1 ? `${Math.ceil(1000 * seconds)} ms` : `${seconds.toFixed(1)} s`);
 
 async function follow({ ids, logits }) {
   const column = columns[1];
@@ -138,7 +140,7 @@ async function follow({ ids, logits }) {
   const transfer = logits.map((row) => row.buffer);
   const told = await models[1].job({ do: "follow", ids, tokens, logits }, ({ tokens }) => tokens.forEach((t) => column.push(t)), transfer);
   column.rest(told.rest);
-  column.speed.textContent = `${ids.length + column.tokens.length} tokens read in ${told.seconds.toFixed(2)} s`;
+  column.speed.textContent = `${ids.length + column.tokens.length} tokens read in ${spent(told.seconds)}`;
 }
 
 function compare(follows) {

@@ -14,6 +14,7 @@ export class Session {
     const weights = await read(`${about.at}/model.onnx_data`, about.weights.bytes, tell);
     const session = await ort.InferenceSession.create(graph, {
       executionProviders: ["wasm"],
+      extra: { session: { disable_quant_qdq: "1" } }, // unpack weights once, now: pythia_export/graph/browser.py
       externalData: [{ path: about.weights.path, data: weights }],
     });
     return new Session(about, session);

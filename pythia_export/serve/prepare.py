@@ -12,7 +12,8 @@ from typing import Any
 
 from ..artifact import Artifact
 from ..errors import RecipeError
-from ..graph.decoder import KEEP, build_decoder
+from ..graph.browser import UNPACKED_BYTES, require_keep, unpack, unpacked_bytes
+from ..graph.decoder import build_decoder
 from ..graph.files import DATA_FILE, data_name
 from ..graph.layout import layout
 from ..graph.targets import require_fit
@@ -45,16 +46,14 @@ def ready(folder: Path) -> Ready:
             f"{folder} computes in {recipe.export.dtype}, for {recipe.export.target}; WebAssembly runs float32",
             hint="Run its recipe with target = 'web' and dtype = 'float32'.",
         )
-    export = Export(
-        target="web", rotary=recipe.export.rotary, accuracy_level=recipe.export.accuracy_level, dtype="float32"
-    )
+    export = Export(target="web", rotary=recipe.export.rotary)
     places = layout(config, recipe.quantize, export.dtype)
     require_fit(places, export)
     model = build_decoder(config, places, export)
-    # As an initializer it would be a default, and those ONNX Runtime Web cannot set.
-    kept = [tensor for tensor in model.graph.initializer if tensor.name != KEEP]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    require_keep(model)
+    floats = unpacked_bytes(model)
+    if floats <= UNPACKED_BYTES:
+        unpack(model)
 
     files = artifact.manifest["files"]
     source = artifact.manifest["source"]
@@ -64,6 +63,7 @@ def ready(folder: Path) -> Ready:
         "source": f"{source['name']} at {source['revision']}",
         "treatment": _treatment(recipe.quantize.method, recipe.quantize.bits, recipe.quantize.group_size),
         "bits_per_weight": places.bits_per_weight,
+        "unpacked": floats <= UNPACKED_BYTES,
         "passed": artifact.read_json("parity.json")["passed"] if "parity.json" in files else None,
         "weights": {"path": DATA_FILE, "bytes": weights.stat().st_size},
         "layers": config.num_layers,
