@@ -443,6 +443,15 @@ def broken(table: dict, address: str, body: bytes | None) -> dict:
     return kept if body is None else kept | {address: dataclasses.replace(table[address], body=body)}
 
 
+def test_threads_run_under_the_policy_of_the_page(open_page, tables, ours):
+    """Where there are few cores the page takes one thread, which needs no workers of its own; here it takes two."""
+    script = tables[1]["/session.js"].body.read_bytes()
+    assert b"Math.ceil(navigator.hardwareConcurrency / 2)" in script
+    changed = script.replace(b"Math.ceil(navigator.hardwareConcurrency / 2)", b"2")
+    page = open_page(broken(tables[1], "/session.js", changed))
+    assert write(page, PROMPT) == [greedy(ours[0], PROMPT)]
+
+
 @pytest.mark.parametrize(
     ("address", "body", "said"),
     [

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 
 from .decoder import KEEP, MICROSOFT
 
-# Those of Pythia 410m take 1.4 GB: its tab held 3.1 GB at most, in the 4 that WebAssembly addresses, and wrote ten times
-# as fast as with packed weights.
+# Those of Pythia 410m take 1.4 GB: its tab held 3.1 GB at most, of the 4 that WebAssembly addresses, and wrote ten
+# times as fast as with packed weights.
 UNPACKED_BYTES = 1_500_000_000
 _CODES = {4: TensorProto.UINT4, 8: TensorProto.UINT8}
 
