@@ -36,8 +36,8 @@ lint: $(STAMP)
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 test-consumers: consumers kernels
-	@echo "test    one artifact in every consumer"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/test_consumers.py
+	@echo "test    one artifact in every consumer, and the page of serve"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/test_consumers.py tests/test_serve_browser.py
 
 consumers: $(STAMP) build/consumers/.installed
 

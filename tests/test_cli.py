@@ -15,7 +15,7 @@ from pythia_export.progress import SILENT
 
 COMMANDS = (
     *("run", "plan", "pull", "quantize", "export", "verify", "inspect", "generate", "dequantize", "bench", "eval"),
-    *("recipes", "models", "push"),
+    *("recipes", "models", "push", "serve"),
 )
 
 PARITY_FAILED = {

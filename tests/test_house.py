@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "neox", "recipe", "suite", "progress", "machine", "kernels"},
     {"quantize", "block", "graph", "hub"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
-    {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "footprint"},
+    {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "serve", "footprint"},
     {"pipeline", "bench", "sweep"},
     {"cli", "console", "github", "tables", "__main__"},
 ]
@@ -36,6 +36,7 @@ ALLOWED = {
 # Opening, checking and running an artifact need none of these (nor does anything they import).
 WITHOUT_TORCH = {
     "errors", "neox", "recipe", "suite", "progress", "machine", "kernels", "artifact", "runtime", "graph", "api",
+    "serve",
 }  # fmt: skip
 
 

@@ -40,6 +40,8 @@ def test_the_wheel_holds_recipes_demo_and_template_and_no_tests(wheel):
         "pythia_export/demo/main/model.safetensors",
         "pythia_export/demo/main/tokenizer.json",
         "pythia_export/report/report.html.j2",
+        "pythia_export/serve/page/index.html",
+        "pythia_export/serve/page/worker.js",
         "pythia_export/evaluate/zero_shot.csv.gz",
         "pythia_export/py.typed",
     } <= names

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from . import make, use, generate, lists, sweep  # isort: skip  # noqa: F401 (they register their commands, in this order)
+from . import make, use, generate, serve, sweep, lists  # isort: skip  # noqa: F401 (they register their commands, in this order)
 from .shared import app, say
 
 __all__ = ["app", "main"]

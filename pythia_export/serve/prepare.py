@@ -1,0 +1,100 @@
+"""An artifact made ready for a browser: a graph that WebAssembly runs, over the weights where they lie.
+
+Where a weight lies depends neither on the target nor on the form of attention, so any artifact in float32 can be
+served: the graph is built anew, in memory, in some milliseconds, and no weight is copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifact import Artifact
+from ..errors import RecipeError
+from ..graph.browser import UNPACKED_BYTES, require_keep, unpack, unpacked_bytes
+from ..graph.decoder import build_decoder
+from ..graph.files import DATA_FILE, data_name
+from ..graph.layout import layout
+from ..graph.targets import require_fit
+from ..recipe import Export
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the page is told of an artifact (`about`, JSON), and what it fetches."""
+
+    about: dict[str, Any]
+    graph: bytes
+    weights: Path
+    tokenizer: Path
+    vocabulary: dict[str, int]
+
+
+def ready(folder: Path) -> Ready:
+    """Hash the artifact's files, and build its graph for WebAssembly.
+
+    Raises:
+        SourceError, IntegrityError: no artifact, or not what its manifest says.
+        RecipeError: activations of float16, or weights beyond what a browser holds.
+    """
+    artifact = Artifact.open(folder)
+    artifact.check()
+    recipe, config = artifact.recipe, artifact.config
+    if recipe.export.dtype != "float32":
+        raise RecipeError(
+            f"{folder} computes in {recipe.export.dtype}, for {recipe.export.target}; WebAssembly runs float32",
+            hint="Run its recipe with target = 'web' and dtype = 'float32'.",
+        )
+    export = Export(target="web", rotary=recipe.export.rotary)
+    places = layout(config, recipe.quantize, export.dtype)
+    require_fit(places, export)
+    model = build_decoder(config, places, export)
+    require_keep(model)
+    floats = unpacked_bytes(model)
+    if floats <= UNPACKED_BYTES:
+        unpack(model)
+
+    files = artifact.manifest["files"]
+    source = artifact.manifest["source"]
+    weights = artifact.file(data_name(recipe))
+    about = {
+        "name": artifact.folder.name,
+        "source": f"{source['name']} at {source['revision']}",
+        "treatment": _treatment(recipe.quantize.method, recipe.quantize.bits, recipe.quantize.group_size),
+        "bits_per_weight": places.bits_per_weight,
+        "unpacked": floats <= UNPACKED_BYTES,
+        "passed": artifact.read_json("parity.json")["passed"] if "parity.json" in files else None,
+        "weights": {"path": DATA_FILE, "bytes": weights.stat().st_size},
+        "layers": config.num_layers,
+        "heads": config.num_heads,
+        "head_dim": config.head_dim,
+        "vocabulary": config.vocab_size,
+        "positions": config.max_positions,
+        "end": config.eos_token_id,
+    }
+    vocabulary = artifact.tokenizer().get_vocab()
+    graph = bytes(model.SerializeToString())
+    return Ready(about, graph, weights, artifact.file("tokenizer.json"), vocabulary)
+
+
+def require_comparable(first: Ready, second: Ready) -> None:
+    """Two artifacts stand side by side only where a token is the same text in both.
+
+    Raises:
+        RecipeError: their tokenizers, or the widths of their vocabularies, differ.
+    """
+    a, b = first.about, second.about
+    if first.vocabulary != second.vocabulary or a["vocabulary"] != b["vocabulary"]:
+        raise RecipeError(
+            f"{a['name']} ({a['source']}) and {b['name']} ({b['source']}) have other vocabularies, so their "
+            "probabilities cannot be compared token by token",
+            hint="Choose two artifacts of one checkpoint, or serve each by itself.",
+        )
+
+
+def _treatment(method: str, bits: int, group_size: int) -> str:
+    if method == "none":
+        return "not quantised"
+    group = f"groups of {group_size}" if group_size > 0 else "one scale a row"
+    return f"{'GPTQ' if method == 'gptq' else 'round to nearest'}, {bits} bits, {group}"
