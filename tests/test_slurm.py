@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -80,6 +81,8 @@ class Sweep:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file, self.out, self._said = folder / "sweep.toml", folder / "out", folder / "said"
+        self.scratch = folder / "scratch"
+        self.scratch.mkdir()
         tables = ", ".join(f'{{ name = "{name}", path = "{path}" }}' for name, path in models.items())
         text = 'source = "python-stdlib"\nsequence_length = 128\n'
         self.file.write_text(
@@ -89,13 +92,14 @@ class Sweep:
         self._drivers: list[Driver] = []
         SWEEPS.append(self)
 
-    def start(self, engine: str, *options: str) -> Driver:
+    def start(self, engine: str, *options: str, **environment: str) -> Driver:
         said = self._said.with_suffix(f".{len(self._drivers)}")
         with said.open("w") as file:
             command = (*PYTHIA, "run", str(self.file), "--out", str(self.out), "--engine", engine, *options)
             process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, start_new_session=True
-            )
+                command, stdout=file, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                env=ENVIRONMENT | {"TMPDIR": str(self.scratch)} | environment,
+            )  # fmt: skip
         self._drivers.append(Driver(process, said))
         return self._drivers[-1]
 
@@ -222,21 +226,36 @@ def inline(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def suspended(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sweep, Driver]]:
-    """A job that Slurm will find over its minute, while other tests run."""
-    sweep = one_task(models, tmp_path_factory.mktemp("suspended"), "hours = 0.01\nmemory_gb = 2\nattempts = 1")
-    driver = sweep.start("slurm", "--workers", "1")
+def deaf(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sweep, Driver]]:
+    """A job that hears no signal, as if it were in a long call of a library: Slurm ends it after its minute, while
+    other tests run."""
+    # Instead of the signal that says how little time is left, one that it does not mind.
+    resources = 'hours = 0.01\nmemory_gb = 2\nattempts = 1\nslurm = { signal = "CONT@1" }'
+    sweep = one_task(models, tmp_path_factory.mktemp("deaf"), resources)
+    driver, ended = sweep.start("slurm"), threading.Event()
     until(lambda: sweep.folder.running())
-    os.kill(sweep.workers()[0], signal.SIGSTOP)
+
+    def stop() -> None:
+        while not ended.wait(0.01):
+            for worker in workers:
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGSTOP)
+
+    workers = sweep.workers()
+    thread = threading.Thread(target=stop)
+    thread.start()
     yield sweep, driver
+    ended.set()
+    thread.join()
     sweep.end()
 
 
 def test_kills_at_random_change_no_result(
-    suspended: object, models: dict[str, str], inline: dict[str, Any], tmp_path: Path
+    deaf: object, models: dict[str, str], inline: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of workers, of jobs by the cluster's own commands, and of the one who submits."""
-    print(f"SWEEP_CHAOS_SEED={SEED}")
+    with capsys.disabled():
+        print(f"\nSWEEP_CHAOS_SEED={SEED} is this run's")
     rng, hit, began = random.Random(SEED), Counter[str](), time.monotonic()
     sweep = Sweep(tmp_path, models, QUANTIZE, f"{ENOUGH}\nattempts = 1000")
     driver = sweep.start("slurm")
@@ -251,7 +270,8 @@ def test_kills_at_random_change_no_result(
             driver = sweep.start("slurm")
     while (code := driver.end()) == -signal.SIGKILL:
         driver = sweep.start("slurm")
-    print(f"killed {dict(hit)} in {time.monotonic() - began:.0f} s")
+    with capsys.disabled():
+        print(", ".join(f"{kind}: {n}" for kind, n in hit.items()) + f"; {time.monotonic() - began:.0f} s")
     assert code == 0, sweep.said
     assert set(hit) == set(KINDS), f"nothing was there to {set(KINDS) - set(hit)}"
     assert sweep.records() == inline
@@ -293,9 +313,8 @@ def test_a_driver_that_goes_and_comes_back_submits_nothing_twice(
     assert of["running"] == 3 - of["done"]
     assert of["jobs"] - of["done"] - of["running"] - of["failed"] == 6
 
-    refused = Sweep(tmp_path, {"b": models["b"]}, QUANTIZE, ENOUGH)
-    assert refused.run("slurm") == OutputError.exit_code
-    assert "another `sweep run` works in this directory" in refused.said
+    assert sweep.run("slurm") == OutputError.exit_code
+    assert "another `sweep run` works in this directory" in sweep.said
     assert driver.process.poll() is None
 
     os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does it, to all that is in the foreground
@@ -306,9 +325,13 @@ def test_a_driver_that_goes_and_comes_back_submits_nothing_twice(
     assert sweep._name() in order[2]
 
     driver = sweep.start("slurm", "--workers", "1")
-    time.sleep(5)
+    until(lambda: len(list((sweep.out / "running").iterdir())) == 1 and sweep.folder.done())
     driver.kill()
+    for path in sweep.out.glob("logs/*.files"):  # had it come no further than sbatch
+        path.unlink()
+    waiting = len(sweep.queue())
     assert sweep.run("slurm", "--workers", "1") == 0, sweep.said
+    assert len(list(sweep.out.glob("logs/*.files"))) == waiting
     assert len(sweep.submissions()) == 1
     assert len(sweep.accounted()) == 3
     assert sweep.records() == {key: inline[key] for key in sweep.folder.done()}
@@ -326,6 +349,26 @@ def test_what_is_in_the_queue_ends_by_what_ctrl_c_said(models: dict[str, str], t
     slurm(*order[1].split())
     until(lambda: not sweep.queue())
     assert not sweep.workers()
+    assert not list(sweep.scratch.iterdir())
+
+
+def test_a_driver_that_is_killed_while_it_submits(
+    models: dict[str, str], inline: dict[str, Any], tmp_path: Path
+) -> None:
+    """After sbatch has answered, before anything could be written down: such a job waits in vain, and is cancelled."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" && kill -9 $PPID\n')
+    sbatch.chmod(0o755)
+    sweep = one_task(models, tmp_path, ENOUGH)
+    driver = sweep.start("slurm", PATH=f"{sbatch.parent}:{os.environ['PATH']}")
+    assert driver.end() == -signal.SIGKILL
+    assert len(sweep.queue()) == 1
+    assert sweep.run("slurm") == 0, sweep.said
+    states = [re.findall(r"JobState=(\w+)", line)[0] for line in sweep.accounted()]
+    assert sorted(states) == ["CANCELLED", "COMPLETED"]
+    assert sweep.records() == {key: inline[key] for key in sweep.folder.done()}
+    assert len(sweep.folder.done()) == 3
 
 
 def test_a_job_over_its_memory_gets_twice_as_much_and_is_then_put_down(models: dict[str, str], tmp_path: Path) -> None:
@@ -361,6 +404,7 @@ def test_a_job_over_its_time_gets_twice_as_much_and_is_then_put_down(models: dic
     failed = sweep.failures()
     assert {(f["exit_code"], f["attempt"]) for f in failed} == {(ResourceError.exit_code, 2)}
     assert {f["message"] for f in failed} == {"not enough time, at last with 2 min (2 attempts)"}
+    assert not list(sweep.scratch.iterdir())
 
 
 def test_what_sbatch_refuses_is_put_down_in_its_words(
@@ -400,8 +444,8 @@ def test_local_processes_find_the_same(models: dict[str, str], inline: dict[str,
     assert len(sweep.folder.done()) == 9
 
 
-def test_a_job_that_slurm_finds_over_its_time_is_put_down(suspended: tuple[Sweep, Driver]) -> None:
-    sweep, driver = suspended
+def test_a_job_that_slurm_finds_over_its_time_is_put_down(deaf: tuple[Sweep, Driver]) -> None:
+    sweep, driver = deaf
     assert driver.end() == EXIT_INCOMPLETE, sweep.said
     assert "JobState=TIMEOUT" in "".join(sweep.accounted())
     failed = sweep.failures()

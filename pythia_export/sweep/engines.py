@@ -97,8 +97,10 @@ class Call:
 
     def __call__(self, order: Order, progress: Progress | None = None) -> dict[str, int]:
         told: dict[str, Any] = {} if progress is None else {"progress": progress}
-        if progress is None:  # in a process of its own; submitit's handler raises an Exception, which a job may catch
+        if progress is None:  # in a process of its own
+            # submitit's handlers are an Exception, which would be taken for one of a job, and none.
             signal.signal(signal.SIGUSR2, _time_is_over)
+            signal.signal(signal.SIGTERM, _told_to_end)
         return work(
             self._root, order.task, order.keys, cores=self._cores, evict=self._evict, attempt=order.attempt, **told
         )
@@ -111,6 +113,10 @@ class TimeIsOver(BaseException):
 
 def _time_is_over(*_: object) -> NoReturn:
     raise TimeIsOver
+
+
+def _told_to_end(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def how_it_ended(stderr: Path, result: Path) -> End:
