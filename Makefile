@@ -2,6 +2,7 @@
 # make test   every test that needs no GPU and no hub
 # make test-consumers   artifacts in onnxruntime-genai, Optimum, transformers.js, Node, Chromium and C++; installs them first
 # make sweep-demo   trains a small model, quantises its checkpoints at 2, 3, 4 and 8 bits, and plots what that costs it
+# make test-slurm  sweeps on a real Slurm in build/slurm, killed at random; as root it installs Debian's packages first
 # make lint   ruff, mypy, and the schemas of action.yml and the workflows
 # make kernels  the native operators, in build/kernels; needs a C++17 compiler, and nothing fails without one
 # Needs Python >= 3.11 with pip and venv; another interpreter: make demo PYTHON=python3.12
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo sweep-demo test test-consumers consumers lint kernels venv clean
+.PHONY: demo sweep-demo test test-consumers test-slurm consumers lint kernels venv clean
 
 demo: $(STAMP) kernels
 	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
@@ -38,6 +39,13 @@ lint: $(STAMP)
 test-consumers: consumers kernels
 	@echo "test    one artifact in every consumer, and the page of serve"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/test_consumers.py tests/test_serve_browser.py
+
+# Whatever happens, interruption included, it is taken down again.
+test-slurm: $(STAMP)
+	@echo "test    sweeps on Slurm, killed at random"
+	@trap 'tests/slurm/down.sh build/slurm' EXIT && trap 'exit 130' INT TERM && \
+		conf="$$(tests/slurm/up.sh build/slurm)" && eval "$$conf" && \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/test_slurm.py
 
 consumers: $(STAMP) build/consumers/.installed
 

@@ -4,10 +4,13 @@ the same: an engine decides where and when `work` is called, and says how its pr
 from __future__ import annotations
 
 import os
+import re
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Protocol
 
 from ..errors import EnvironmentProblem
 from ..progress import Progress
@@ -17,6 +20,10 @@ from .work import work
 
 # elsewhere: it was another run's, which had been killed; what it left is ordered as if for the first time.
 End = Literal["finished", "memory", "time", "interrupted", "elsewhere"]
+
+UNLIMITED_HOURS = 24.0 * 365
+OUT_OF_MEMORY = re.compile(r"exceeded memory limit|oom[-_ ]kill|out of memory", re.IGNORECASE)
+OUT_OF_TIME = re.compile(r"due to time limit|TimeIsOver", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,11 @@ class Engine(Protocol):
     @property
     def busy(self) -> bool:
         """Something runs, or waits to."""
+        ...
+
+    @property
+    def found(self) -> set[str]:
+        """Tasks of an earlier run that it knows of, and waits for."""
         ...
 
     def submit(self, orders: Sequence[Order]) -> None: ...
@@ -59,6 +71,7 @@ class Inline:
         self._call = Call(folder, resources, evict)
         self._progress = progress
         self._left: list[Order] = []
+        self.found: set[str] = set()
 
     @property
     def busy(self) -> bool:
@@ -84,9 +97,36 @@ class Call:
 
     def __call__(self, order: Order, progress: Progress | None = None) -> dict[str, int]:
         told: dict[str, Any] = {} if progress is None else {"progress": progress}
+        if progress is None:  # in a process of its own
+            # submitit's handlers are an Exception, which would be taken for one of a job, and none.
+            signal.signal(signal.SIGUSR2, _time_is_over)
+            signal.signal(signal.SIGTERM, _told_to_end)
         return work(
             self._root, order.task, order.keys, cores=self._cores, evict=self._evict, attempt=order.attempt, **told
         )
+
+
+class TimeIsOver(BaseException):
+    """The signal for it comes some seconds before a process is killed, so that it leaves no files behind. It is not an
+    error of the job that is being done."""
+
+
+def _time_is_over(*_: object) -> NoReturn:
+    raise TimeIsOver
+
+
+def _told_to_end(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def how_it_ended(stderr: Path, result: Path) -> End:
+    """By the last words on stderr, its own or of what killed it; `result` is there if it came to an end by itself."""
+    last = stderr.read_text(encoding="utf-8", errors="replace")[-20_000:] if stderr.is_file() else ""
+    if OUT_OF_MEMORY.search(last):
+        return "memory"
+    if OUT_OF_TIME.search(last):
+        return "time"
+    return "finished" if result.is_file() else "interrupted"
 
 
 class Local:
@@ -106,11 +146,11 @@ class Local:
         self._memory_gb = memory_bytes() / 1e9
         # A controller's process number names its files: another run's must not be taken for this one's.
         self._executor = submitit.LocalExecutor(folder=folder.output(f"local-{int(time.time())}-{os.getpid()}"))
-        given = resources.hours
-        self._executor.update_parameters(timeout_min=60 * given if given is not None else 60 * 24 * 365)
+        self._limited = resources.hours is not None
         self._folder = folder
         self._left: list[Order] = []
         self._running: list[tuple[Order, Any]] = []
+        self.found: set[str] = set()
 
     @property
     def busy(self) -> bool:
@@ -124,7 +164,7 @@ class Local:
         for order, job in list(self._running):
             if job.done():
                 self._running.remove((order, job))
-                found.append((order, "finished" if job.paths.result_pickle.is_file() else "interrupted"))
+                found.append((order, how_it_ended(job.paths.stderr, job.paths.result_pickle)))
         self._start()
         return found
 
@@ -134,6 +174,7 @@ class Local:
             if self._running and held + self._left[0].memory_gb > self._memory_gb:
                 return
             order = self._left.pop(0)
+            self._executor.update_parameters(timeout_min=60 * (order.hours if self._limited else UNLIMITED_HOURS))
             job = self._executor.submit(self._call, order)
             self._folder.put_output(order.task, [str(job.paths.stdout), str(job.paths.stderr)])
             self._running.append((order, job))

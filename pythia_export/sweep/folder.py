@@ -37,6 +37,7 @@ from .jobs import Job
 MANIFEST = "sweep.json"
 SIGN_OF_LIFE_SECONDS = 15.0
 SILENT_SECONDS = 120.0  # without a sign of life: it is gone
+BEFORE_THE_MANIFEST = ("texts", "submitit", f".{MANIFEST}.")  # what a run that ended in its first seconds leaves
 
 
 class Folder:
@@ -70,7 +71,8 @@ class Folder:
         except OSError as e:
             raise OutputError(f"{self.root}: cannot be used as a directory: {e.strerror}") from e
         try:
-            if not (self.root / MANIFEST).is_file() and any(self.root.iterdir()):
+            others = (path for path in self.root.iterdir() if not path.name.startswith(BEFORE_THE_MANIFEST))
+            if not (self.root / MANIFEST).is_file() and any(others):
                 raise OutputError(
                     f"{self.root} holds other things and no {MANIFEST}", hint="Choose an empty or a new --out."
                 )
@@ -200,7 +202,9 @@ class Folder:
         """A mark that says so, for as long as this process lives: touched every few seconds."""
         path, ended = self.root / "running" / f"{task}.json", threading.Event()
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(facts | {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
+        beside = path.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps(facts | {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
+        os.replace(beside, path)
 
         def live() -> None:
             while not ended.wait(SIGN_OF_LIFE_SECONDS):
@@ -217,14 +221,16 @@ class Folder:
             path.unlink(missing_ok=True)
 
     def running(self) -> dict[str, dict[str, Any]]:
-        """Facts of each task that gave a sign of life lately, and of this machine's whose process is there."""
+        """Facts of each task that gave a sign of life lately, and whose process is there if it is this machine's. The
+        number of a process alone is no sign: by and by, or after a restart, it is another's."""
         found: dict[str, dict[str, Any]] = {}
         folder = self.root / "running"
         for path in folder.glob("*.json") if folder.is_dir() else ():
             with suppress(OSError, ValueError):
                 facts = json.loads(path.read_text())
                 here = facts["host"] == socket.gethostname()
-                if _is_there(facts["pid"]) if here else time.time() - path.stat().st_mtime < SILENT_SECONDS:
+                lately = time.time() - path.stat().st_mtime < SILENT_SECONDS
+                if lately and (not here or _is_there(facts["pid"])):
                     found[path.stem] = facts
         return found
 
@@ -237,8 +243,9 @@ class Folder:
     def put_output(self, task: str, files: list[str]) -> None:
         path = self.root / "logs" / f"{task}.files"
         path.parent.mkdir(exist_ok=True)
+        known = set(map(str, self.output_of(task)))
         with path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{name}\n" for name in files))
+            file.write("".join(f"{name}\n" for name in files if name not in known))
 
     def output_of(self, task: str) -> list[Path]:
         path = self.root / "logs" / f"{task}.files"

@@ -6,6 +6,7 @@ it. It does not help a bad recipe or a Hessian that is not positive definite: th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from .slurm import Slurm
 from .work import failure
 
 POLL_SECONDS = 1.0
+GRACE, LEAST_HOURS = 3.0, 1 / 6  # of a task's time, over the estimate
 THE_SAME_EACH_TIME = (RecipeError.exit_code, NumericsError.exit_code)
 
 
@@ -79,8 +81,9 @@ def _orders(file: SweepFile, folder: Folder, tasks: Iterable[Task], done: set[st
         if not again:
             left = [key for key in left if key not in failed or not _hopeless(folder, key)]
         if left:
-            wanted = need(file, task.snapshot)
-            found.append(Order(task.key, str(task.snapshot), tuple(left), wanted.memory_gb, wanted.hours))
+            wanted, given = need(file, task.snapshot), file.resources.hours
+            hours = given if given is not None else max(LEAST_HOURS, GRACE * wanted.hours)
+            found.append(Order(task.key, str(task.snapshot), tuple(left), wanted.memory_gb, hours))
     sizes = {task.key: task.snapshot.config.parameters for task in tasks}
     return sorted(found, key=lambda order: sizes[order.task])
 
@@ -95,14 +98,15 @@ def _until_done(
     advance: Any,
 ) -> None:  # fmt: skip
     seen = len(before)
-    running = folder.running()
-    elsewhere = {order.task: order for order in orders if order.task in running}  # left by a driver that was killed
+    # Left by a driver that was killed; what the engine finds by itself, it waits for by itself.
+    running = folder.running().keys()
+    elsewhere = {order.task: order for order in orders if order.task in running - engine.found}
     try:
         engine.submit([order for order in orders if order.task not in elsewhere])
         while engine.busy or elsewhere:
             ended = engine.ended() if engine.busy else []
             if elsewhere:
-                running = folder.running()
+                running = folder.running().keys()
                 gone = [task for task in elsewhere if task not in running]
                 ended += [(elsewhere.pop(task), "elsewhere") for task in gone]
             now = len(folder.done() & every)
@@ -121,11 +125,11 @@ def _next(folder: Folder, order: Order, how: End, attempts: int) -> Order | None
     """What is to be ordered once more of a task that has ended; what is not is put down as failed."""
     left = [key for key in order.keys if folder.result(key) is None]
     if how == "elsewhere":
+        left = [key for key in left if not _hopeless(folder, key)]
+        folder.forget_failures(left)
         return replace(order, keys=tuple(left)) if left else None
     lost = [key for key in left if folder.failure(key) is None]
     short = [key for key in left if _code(folder, key) == ResourceError.exit_code]
-    if lost and how == "finished":  # it never came to them: memory was short at one before
-        how = "memory"
     if short and how == "finished":
         how = "memory"
     retry = tuple(dict.fromkeys(lost + short))
@@ -148,15 +152,18 @@ def _code(folder: Folder, key: str) -> int | None:
 
 
 def _given_up(how: End, order: Order) -> PythiaExportError:
-    times = f"{order.attempt} attempts"
+    times = f"{order.attempt} attempt{'s' if order.attempt > 1 else ''}"
     if how == "memory":
         return ResourceError(
             f"not enough memory, at last with {order.memory_gb:.1f} GB ({times})",
             hint="Raise `resources.memory_gb`, or calibrate on fewer tokens.",
         )
     if how == "time":
-        return ResourceError(
-            f"not enough time, at last with {order.hours:.1f} h ({times})", hint="Raise `resources.hours`."
+        hours = f"{order.hours:.1f} h" if order.hours >= 1 else f"{math.ceil(60 * order.hours)} min"
+        return ResourceError(f"not enough time, at last with {hours} ({times})", hint="Raise `resources.hours`.")
+    if how == "finished":
+        return EnvironmentProblem(
+            f"its process failed ({times})", hint="`sweep logs` shows its last words; `sweep run` tries again."
         )
     return EnvironmentProblem(
         f"its process was ended from outside ({times})",

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from ..errors import EnvironmentProblem
 from ..progress import Progress
-from .engines import Call, End, Order, load_submitit
+from .engines import Call, End, Order, how_it_ended, load_submitit
 from .folder import Folder
 from .schema import Resources
 from .work import failure
@@ -34,11 +34,8 @@ ARRAY = 1000  # jobs of one array: Slurm's own default limit is 1001
 AT_ONCE = 256  # running jobs, if not told otherwise
 ASK_SECONDS = 5.0  # between two questions to the controller, which many users ask
 PATIENCE_SECONDS = 60.0  # a client asks a controller that is away for minutes
-GRACE, LEAST_MINUTES = 3.0, 10  # of the time that is asked for, over the estimate
 SIGNAL_SECONDS = 10  # before the end of its time: a job is told
 
-OUT_OF_MEMORY = re.compile(r"exceeded memory limit|oom[-_ ]kill|out of memory", re.IGNORECASE)
-OUT_OF_TIME = re.compile(r"due to time limit|timed-out", re.IGNORECASE)
 STATES: dict[str, End] = {"OUT_OF_MEMORY": "memory", "TIMEOUT": "time", "DEADLINE": "time"}
 
 
@@ -63,6 +60,9 @@ class Slurm:
         # Job id and submission of each order that is out; of those that another run left in the queue, the order that
         # this run would have given.
         self._out = dict(self._queue())
+        for job, (order, at) in self._out.items():
+            self._folder.put_output(order.task, _logs(at, job))
+        self.found = {order.task for order, _ in self._out.values()}
         self._instead: dict[str, Order] = {}
 
     @property
@@ -105,9 +105,9 @@ class Slurm:
         folder.mkdir(parents=True)
         (folder / "orders.json").write_text(json.dumps([asdict(order) for order in orders]))
         executor = self._submitit.AutoExecutor(folder=folder, cluster="slurm")
-        minutes = 60 * hours if self._resources.hours is not None else max(LEAST_MINUTES, 60 * GRACE * hours)
+        minutes = math.ceil(60 * hours)
         executor.update_parameters(
-            name=self._name, timeout_min=math.ceil(minutes), mem_gb=memory_gb, cpus_per_task=self._resources.cores,
+            name=self._name, timeout_min=minutes, mem_gb=memory_gb, cpus_per_task=self._resources.cores,
             slurm_comment=submission, slurm_array_parallelism=at_once, slurm_signal_delay_s=SIGNAL_SECONDS,
             slurm_additional_parameters=dict(self._resources.slurm),
         )  # fmt: skip
@@ -116,7 +116,7 @@ class Slurm:
         except Exception as e:  # of several kinds, with what sbatch said
             said = str(e).strip().splitlines()
             problem = EnvironmentProblem(
-                f"sbatch refused it, with {memory_gb:.1f} GB, {self._resources.cores} cores, {minutes:.0f} minutes: "
+                f"sbatch refused it, with {memory_gb:.1f} GB, {self._resources.cores} cores, {minutes} minutes: "
                 f"{said[-1] if said else type(e).__name__}",
                 hint="[resources] of the sweep says what is asked for; `sinfo` what there is.",
             )
@@ -127,7 +127,7 @@ class Slurm:
             return
         for order, job in zip(orders, jobs, strict=True):
             self._out[job.job_id] = order, folder
-            self._folder.put_output(order.task, [str(job.paths.stdout), str(job.paths.stderr)])
+            self._folder.put_output(order.task, _logs(folder, job.job_id))
 
     def _queue(self) -> Iterator[tuple[str, tuple[Order, Path]]]:
         """What of ours is in the queue."""
@@ -150,16 +150,10 @@ class Slurm:
         return iter(found)
 
     def _how(self, job: str, folder: Path) -> End:
-        said = folder / f"{job}_0_log.err"
-        last = said.read_text(encoding="utf-8", errors="replace")[-20_000:] if said.is_file() else ""
         state = re.search(r"JobState=(\w+)", self._ask("scontrol", "--oneliner", "show", "job", job, unless_known=True))
         if state is not None and state[1] in STATES:
             return STATES[state[1]]
-        if OUT_OF_MEMORY.search(last):
-            return "memory"
-        if OUT_OF_TIME.search(last):
-            return "time"
-        return "finished" if (folder / f"{job}_0_result.pkl").is_file() else "interrupted"
+        return how_it_ended(Path(_logs(folder, job)[1]), folder / f"{job}_0_result.pkl")
 
     def _ask(self, *command: str, unless_known: bool = False) -> str:
         """Raises:
@@ -175,3 +169,8 @@ class Slurm:
         raise EnvironmentProblem(
             f"`{' '.join(command[:2])}`: {said}", hint="Jobs go on without this process; `sweep run` finds them again."
         )
+
+
+def _logs(folder: Path, job: str) -> list[str]:
+    """Its stdout and stderr, as submitit names them."""
+    return [str(folder / f"{job}_0_log.{kind}") for kind in ("out", "err")]
