@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from .errors import SourceError
@@ -71,7 +72,7 @@ class NeoXConfig:
     def rotary_dim(self) -> int:
         return int(self.head_dim * self.rotary_pct)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         total = 0
         for spec in tensors(self):

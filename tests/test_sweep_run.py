@@ -67,7 +67,10 @@ def held_out(tmp_path_factory) -> dict:
         meta = {"meta": {"pile_set_name": PARTS[i % 3]}} if PARTS[i % 3] else {}
         lines.append(json.dumps({"text": words} | meta))
     path.write_text("\n".join(lines))
-    return text() | {"verify": {"source": "file", "path": str(path), "tokens": 1024, "sequence_length": 128}}
+    return {
+        "calibration": {"source": "python-stdlib", "samples": 8, "sequence_length": 128},
+        "verify": {"source": "file", "path": str(path), "tokens": 1024, "sequence_length": 128},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +183,7 @@ def test_what_is_added_to_a_sweep_is_all_that_is_done(template, tmp_path):
 def test_neither_order_nor_company_makes_a_difference_to_a_bit(template, tmp_path):
     """Four of the five share the original's Hessians, of different bits, damp, clip and fisher."""
     others = {"clip": False, "damp": 0.05, "fisher": False}
-    quantize = [{"group_size": 32}, ORIGINAL | {"bits": [4, 2]}, ORIGINAL | {"bits": 3} | others,
+    quantize = [{"group_size": 32, "fisher": False}, ORIGINAL | {"bits": [4, 2]}, ORIGINAL | {"bits": 3} | others,
                 ORIGINAL | {"act_order": False, "symmetric": False}]  # fmt: skip
     file = sweep(template, quantize, "0", texts=text(samples=4, tokens=256, length=64))
     together = Folder(tmp_path / "together")
