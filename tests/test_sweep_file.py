@@ -343,7 +343,7 @@ FIELDS = {
     "damp": st.sampled_from([0.01, 0.0100001, 0.05]), "max_damp": st.sampled_from([0.05, 0.1, 0.2]),
     "products": st.sampled_from([2, 4]), "hessian": st.sampled_from(["quantized", "original"]),
     **dict.fromkeys(("symmetric", "act_order", "clip", "error_correction", "joint_hessian", "fisher"), st.booleans()),
-    "head": st.fixed_dictionaries({"method": METHODS, "bits": BITS, "group_size": GROUPS, "symmetric": st.booleans()}),
+    "head.method": METHODS, "head.bits": BITS, "head.group_size": GROUPS, "head.symmetric": st.booleans(),
     "override": st.lists(
         st.fixed_dictionaries(
             {"pattern": st.sampled_from(["*", "*dense*", HEAD])},
@@ -365,6 +365,11 @@ def rounding(quantize: Quantize):
     return found, by_hessian, quantize.embedding, quantize.products
 
 
+def built(fields: dict) -> Quantize:
+    head = {name.removeprefix("head."): value for name, value in fields.items() if name.startswith("head.")}
+    return Quantize(**{name: value for name, value in fields.items() if not name.startswith("head.")}, head=head)
+
+
 @st.composite
 def neighbours(draw):
     """Two quantisations that differ in a field or two: random ones differ in all."""
@@ -372,7 +377,7 @@ def neighbours(draw):
     names = draw(st.lists(st.sampled_from(list(FIELDS)), min_size=1, max_size=2, unique=True))
     second = first | {name: draw(FIELDS[name]) for name in names}
     try:
-        return Quantize(**first), Quantize(**second)
+        return built(first), built(second)
     except ValueError:
         assume(False)
 
