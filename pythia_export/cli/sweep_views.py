@@ -27,7 +27,7 @@ def plan_view(plan: Plan) -> RenderableType:
     rows = new_table("", "Model", ">Checkpoints", ">Jobs", ">Done", ">To fetch", ">Memory", ">Time")
     for row in plan.rows:
         rows.add_row(
-            row.name, f"{row.checkpoints:,}", f"{row.jobs:,}", f"{row.done:,}", _bytes(row.fetch_bytes),
+            _short(row.name), f"{row.checkpoints:,}", f"{row.jobs:,}", f"{row.done:,}", _bytes(row.fetch_bytes),
             f"{row.memory_gb:.1f} GB", ("" if row.measured else "~ ") + _hours(row.hours),
         )  # fmt: skip
     if len(plan.rows) > 1:
@@ -63,7 +63,7 @@ def status_view(status: Status) -> RenderableType:
     for of in status.models:
         bar = "█" * int(20 * of.done / of.jobs) + "░" * (20 - int(20 * of.done / of.jobs))
         rows.add_row(
-            of.name, f"{of.jobs:,}", f"{of.done:,}", f"{of.running:,}", f"{of.waiting:,}", f"{of.failed:,}", bar
+            _short(of.name), f"{of.jobs:,}", f"{of.done:,}", f"{of.running:,}", f"{of.waiting:,}", f"{of.failed:,}", bar
         )
     parts: list[RenderableType] = [rows]
     if len(status.models) > 1:
@@ -100,6 +100,11 @@ def _left_out(left_out: Iterable[Any]) -> list[RenderableType]:
     if not lines:
         return []
     return [Text("\nLeft out:", style="yellow"), *(Padding(Text(x, style="yellow"), (0, 0, 0, 2)) for x in lines)]
+
+
+def _short(name: str) -> str:
+    """As `models` may say it: the longest names of the suite leave the other columns their 80."""
+    return name.removeprefix("pythia-")
 
 
 def _bytes(n: int) -> str:

@@ -21,6 +21,8 @@ import socket
 import tempfile
 import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -32,12 +34,14 @@ import numpy as np
 from ..artifact import lock_folder, write_atomically
 from ..corpus import Subset, Windows
 from ..errors import IntegrityError, OutputError, ResourceError, SourceError
-from .jobs import Job
+from .jobs import SCHEMA, Job
 
 MANIFEST = "sweep.json"
+OURS = frozenset(("texts", "jobs", "results", "failures", "running", "logs", "submitit"))  # before the manifest, too
+PARTIAL = f".{MANIFEST}."  # of a run that ended while it wrote it
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 SIGN_OF_LIFE_SECONDS = 15.0
 SILENT_SECONDS = 120.0  # without a sign of life: it is gone
-BEFORE_THE_MANIFEST = ("texts", "submitit", f".{MANIFEST}.")  # what a run that ended in its first seconds leaves
 
 
 class Folder:
@@ -71,8 +75,8 @@ class Folder:
         except OSError as e:
             raise OutputError(f"{self.root}: cannot be used as a directory: {e.strerror}") from e
         try:
-            others = (path for path in self.root.iterdir() if not path.name.startswith(BEFORE_THE_MANIFEST))
-            if not (self.root / MANIFEST).is_file() and any(others):
+            foreign = (p.name for p in self.root.iterdir() if p.name not in OURS and not p.name.startswith(PARTIAL))
+            if not (self.root / MANIFEST).is_file() and any(foreign):
                 raise OutputError(
                     f"{self.root} holds other things and no {MANIFEST}", hint="Choose an empty or a new --out."
                 )
@@ -85,13 +89,21 @@ class Folder:
 
     def manifest(self) -> dict[str, Any] | None:
         """Raises:
-        IntegrityError: it is there and cannot be read.
+        IntegrityError: it is there and cannot be read, or is another schema's.
         """
         path = self.root / MANIFEST
-        return _read(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = _read(path, "`sweep run` writes it again; jobs that are done stay done.")
+        if found.get("schema") != SCHEMA:
+            raise IntegrityError(
+                f"{path}: schema {found.get('schema')!r}; this version of pythia-export knows {SCHEMA}",
+                hint="Go on with the version that began this sweep, or begin another.",
+            )
+        return found
 
     def put_manifest(self, manifest: dict[str, Any]) -> None:
-        with _disk(self.root):
+        with disk(self.root):
             write_atomically(self.root / MANIFEST, json.dumps(manifest).encode())
 
     # Texts.
@@ -99,14 +111,16 @@ class Folder:
     def put_text(self, windows: Windows) -> None:
         path = self._text(windows.sha256)
         if path.is_file():
-            return
-        path.parent.mkdir(exist_ok=True)
+            with suppress(IntegrityError):  # what is damaged is written again
+                self.text(windows.sha256)
+                return
         facts = {
             "source": windows.source,
             "n_bytes": windows.n_bytes,
             "subsets": {name: [s.documents, s.n_bytes] for name, s in windows.subsets.items()},
         }
-        with _disk(path), tempfile.TemporaryFile() as file:
+        with disk(path), tempfile.TemporaryFile() as file:
+            path.parent.mkdir(exist_ok=True)
             np.savez_compressed(file, ids=windows.ids, documents=windows.documents, facts=json.dumps(facts))
             file.seek(0)
             write_atomically(path, file.read())
@@ -121,10 +135,10 @@ class Folder:
                 ids, documents, facts = saved["ids"], saved["documents"], json.loads(str(saved["facts"]))
             subsets = {name: Subset(of, n) for name, (of, n) in facts["subsets"].items()}
             found = Windows.of(ids, documents, facts["source"], facts["n_bytes"], subsets)
-        except (OSError, ValueError, KeyError, EOFError) as e:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
             raise IntegrityError(f"{path}: cannot be read: {e}", hint="`sweep run` writes it again.") from e
         if found.sha256 != sha256:
-            raise IntegrityError(f"{path} holds {found.sha256}", hint="Delete it; `sweep run` writes it again.")
+            raise IntegrityError(f"{path} holds {found.sha256}", hint="`sweep run` writes it again.")
         return found
 
     def _text(self, sha256: str) -> Path:
@@ -134,13 +148,17 @@ class Folder:
 
     def put_jobs(self, jobs: Iterable[Job]) -> None:
         """Not flushed to the disk one by one: what a crash tears is refused by its reader and written again."""
-        with _disk(self.root):
+        with disk(self.root):
             for job in jobs:
                 path = self._record("jobs", job.key)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 beside = path.with_suffix(f".{os.getpid()}")
-                beside.write_text(json.dumps(job.to_json()))
-                os.replace(beside, path)
+                try:
+                    beside.write_text(json.dumps(job.to_json()))
+                    os.replace(beside, path)
+                except OSError:
+                    beside.unlink(missing_ok=True)
+                    raise
 
     def job(self, key: str) -> Job:
         path = self._record("jobs", key)
@@ -176,7 +194,7 @@ class Folder:
 
     def _put(self, kind: str, key: str, record: dict[str, Any]) -> None:
         path = self._record(kind, key)
-        with _disk(path):
+        with disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(record, allow_nan=False).encode())
 
@@ -201,10 +219,11 @@ class Folder:
     def working(self, task: str, facts: dict[str, Any]) -> Iterator[None]:
         """A mark that says so, for as long as this process lives: touched every few seconds."""
         path, ended = self.root / "running" / f"{task}.json", threading.Event()
-        path.parent.mkdir(exist_ok=True)
         beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps(facts | {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
-        os.replace(beside, path)
+        with disk(path):
+            path.parent.mkdir(exist_ok=True)
+            beside.write_text(json.dumps(facts | {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
+            os.replace(beside, path)
 
         def live() -> None:
             while not ended.wait(SIGN_OF_LIFE_SECONDS):
@@ -221,16 +240,15 @@ class Folder:
             path.unlink(missing_ok=True)
 
     def running(self) -> dict[str, dict[str, Any]]:
-        """Facts of each task that gave a sign of life lately, and whose process is there if it is this machine's. The
-        number of a process alone is no sign: by and by, or after a restart, it is another's."""
+        """Facts of each task that gave a sign of life lately; on this machine its process must be there as well."""
         found: dict[str, dict[str, Any]] = {}
         folder = self.root / "running"
         for path in folder.glob("*.json") if folder.is_dir() else ():
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, KeyError, TypeError):
                 facts = json.loads(path.read_text())
-                here = facts["host"] == socket.gethostname()
                 lately = time.time() - path.stat().st_mtime < SILENT_SECONDS
-                if lately and (not here or _is_there(facts["pid"])):
+                # A number alone is not a process: after a restart another may have it.
+                if lately and (facts["host"] != socket.gethostname() or _is_there(facts["pid"])):
                     found[path.stem] = facts
         return found
 
@@ -256,9 +274,10 @@ class Folder:
 
     def write_log(self, task: str, line: str) -> None:
         path = self.log(task)
-        path.parent.mkdir(exist_ok=True)
-        with suppress(OSError), path.open("a", encoding="utf-8") as file:
-            file.write(f"{now()} {line}\n")
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{now()} {line}\n")
 
 
 def _is_there(pid: int) -> bool:
@@ -275,25 +294,23 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, hint: str = "Delete it; `sweep run` makes it again.") -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise IntegrityError(
-            f"{path}: cannot be read as JSON: {e}", hint="Delete it; `sweep run` makes it again."
-        ) from e
+        raise IntegrityError(f"{path}: cannot be read as JSON: {e}", hint=hint) from e
     if not isinstance(found, dict):
-        raise IntegrityError(f"{path}: an object was expected", hint="Delete it; `sweep run` makes it again.")
+        raise IntegrityError(f"{path}: an object was expected", hint=hint)
     return found
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def disk(path: Path) -> Iterator[None]:
     """A full disk, by its name."""
     try:
         yield
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        if e.errno in DISK_FULL:
             raise ResourceError(
                 f"{path}: {e.strerror}", hint="What was written is whole. Free space and run the sweep again."
             ) from e

@@ -81,12 +81,12 @@ class Job:
                 Model(**raw["model"]), raw["commit"], raw["snapshot"], Quantize(**raw["quantize"]), raw["calibration"],
                 raw["verify"], raw["versions"],
             )  # fmt: skip
-            named = raw["key"]
+            named, made = raw["key"], job.key
         except (KeyError, TypeError, ValueError) as e:
-            raise IntegrityError(f"{where}: not a job: {e}") from e
-        if job.key != named:
+            raise IntegrityError(f"{where}: not a job: {e}", hint="`sweep run` writes it again.") from e
+        if made != named:
             raise IntegrityError(
-                f"{where}: its content makes the key {job.key}; it says {named}",
+                f"{where}: its content makes the key {made}; it says {named}",
                 hint="It was changed by hand or by another version. `sweep run` writes it again.",
             )
         return job
@@ -99,37 +99,39 @@ def task_key(snapshot: dict[str, Any], revision: str, commit: str) -> str:
 
 def label(quantize: Quantize) -> str:
     """`int4 group 128`, `int3 row rtn`: for people. Quantisations that differ have different ones."""
-    if quantize.method == "none":
-        return "float"
-    group = "row" if quantize.group_size == -1 else f"group {quantize.group_size}"
     plain = Quantize(bits=quantize.bits, group_size=quantize.group_size)
-    words = [f"int{quantize.bits}", group] + ([] if quantize.method == "gptq" else [quantize.method])
-    if not quantize.symmetric:
-        words.append("asymmetric")
-    for name in ("act_order", "clip", "error_correction", "joint_hessian", "fisher"):
-        if quantize.method == "gptq" and getattr(quantize, name) != getattr(plain, name):
-            words.append(f"no {name.replace('_', ' ')}")
-    if quantize.method == "gptq" and quantize.hessian != plain.hessian:
-        words.append("original's hessian")
+    if quantize.method == "none":
+        words = ["float"] + _scheme(quantize) * bool(quantize.override)  # what a rule does not say, is the section's
+    else:
+        words = _scheme(quantize) + ([] if quantize.method == "gptq" else [quantize.method])
+    if "gptq" in (quantize.method, *(rule.method for rule in quantize.override)):
+        for name in ("act_order", "clip", "error_correction", "joint_hessian", "fisher"):
+            if getattr(quantize, name) != getattr(plain, name):
+                words.append(f"no {name.replace('_', ' ')}")
+        if quantize.hessian != plain.hessian:
+            words.append("original's hessian")
+        for name in ("damp", "max_damp"):
+            if getattr(quantize, name) != getattr(plain, name):
+                words.append(f"{name.replace('_', ' ')} {getattr(quantize, name)}")
     if quantize.products != plain.products:
         words.append(f"{quantize.products} products")
     if quantize.head != plain.head:
-        words.append(f"head {_head(quantize.head)}")
+        words += ["head", *_head(quantize.head)]
     if quantize.embedding != plain.embedding:
         words.append(f"embedding {quantize.embedding}")
-    if quantize.damp != plain.damp:
-        words.append(f"damp {quantize.damp:g}")
     if quantize.override:
         told = json.dumps([rule.model_dump(exclude_none=True) for rule in quantize.override])
         words.append(f"override {hashlib.sha256(told.encode()).hexdigest()[:6]}")
     return " ".join(words)
 
 
-def _head(head: Head) -> str:
-    if head.method == "none":
-        return "float"
-    group = "row" if head.group_size == -1 else f"group {head.group_size}"
-    return f"int{head.bits} {group}" + ("" if head.method == "gptq" else f" {head.method}")
+def _head(head: Head) -> list[str]:
+    return ["float"] if head.method == "none" else _scheme(head) + ([] if head.method == "gptq" else [head.method])
+
+
+def _scheme(of: Quantize | Head) -> list[str]:
+    group = "row" if of.group_size == -1 else f"group {of.group_size}"
+    return [f"int{of.bits}", group] + ([] if of.symmetric else ["asymmetric"])
 
 
 def _digest(value: dict[str, Any]) -> str:

@@ -103,6 +103,11 @@ class SweepFile(Section):
     verify: HeldOut
     resources: Resources = Resources()
 
+    @field_validator("quantize")
+    @classmethod
+    def _each_once(cls, given: tuple[Quantize, ...]) -> tuple[Quantize, ...]:
+        return tuple(dict.fromkeys(given))
+
     def recipe(self, model: Model, quantize: Quantize) -> Recipe:
         """The recipe that one job comes down to.
 
@@ -139,7 +144,7 @@ def load(path: Path) -> SweepFile:
         raise RecipeError(f"{path}: cannot be read: {e}") from e
     except tomllib.TOMLDecodeError as e:
         raise RecipeError(f"{path}: not TOML: {e}") from e
-    return parse(raw, path.parent, str(path))
+    return parse(raw, path.absolute().parent, str(path))
 
 
 def parse(raw: dict[str, Any], folder: Path, where: str = "sweep") -> SweepFile:
@@ -165,7 +170,7 @@ def _in_the_file(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 
 def _product(given: Any, where: str) -> Any:
-    """Every combination of the values that are lists, in the file's order; each quantisation once."""
+    """Every combination of the values that are lists, in the file's order."""
     tables = given if isinstance(given, list) else [given]
     found: list[Any] = []
     for table in tables:
@@ -182,7 +187,5 @@ def _product(given: Any, where: str) -> Any:
             if not values:
                 raise RecipeError(f"{where}: `quantize.{key}` is an empty list: there is nothing to do")
         for combination in itertools.product(*swept.values()):
-            one = table | dict(zip(swept, combination, strict=True))
-            if one not in found:
-                found.append(one)
+            found.append(table | dict(zip(swept, combination, strict=True)))
     return found

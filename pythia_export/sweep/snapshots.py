@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from .schema import Named, Sweep
 
 TRAINING = "training.json"  # beside the weights of one's own run: {"tokens": ..., "learning_rate": ...}
 CONFIG = "config.json"
+PLACE = "{revision}"
+LISTED = 10_000  # steps of a range: of a longer one, those that a model lacks are not listed
 POW2 = ("step0", *(f"step{2**i}" for i in range(10)))
 
 
@@ -58,17 +61,23 @@ def snapshots(sweep: Sweep) -> tuple[list[Snapshot], list[LeftOut]]:
     """
     found: list[Snapshot] = []
     left_out: list[LeftOut] = []
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], Model] = {}
     for named in sweep.models:
         terms = _terms(sweep.revisions if named.revisions is None else named.revisions)
         if named.path is not None:
-            members = _own(named, terms)
+            members = _own(named, terms, left_out)
         else:
             members = [s for name in _spelt_out(named.name) for s in _of_the_suite(name, terms, left_out)]
         for member in members:
-            if (member.name, member.revision) not in seen:
-                seen.add((member.name, member.revision))
+            known = seen.setdefault((member.name, member.revision), member.model)
+            if known is member.model:
                 found.append(member)
+            elif known != member.model:
+                raise RecipeError(
+                    f"`sweep.models`: {member} is two checkpoints, {known.name} and {member.model.name}",
+                    hint="Give each training run a name of its own.",
+                )
+    left_out = list(dict.fromkeys(left_out))
     if not found:
         raise RecipeError(
             "no checkpoint is left: every one that the sweep names is left out\n"
@@ -84,15 +93,17 @@ def _terms(revisions: str) -> list[str]:
     return terms
 
 
-def _spelt_out(name: str) -> list[str]:
+def _spelt_out(name: str) -> Iterator[str]:
     """`160m-seed1..9` is nine names."""
     match = re.search(r"(\d+)\.\.(\d+)", name)
     if match is None:
-        return [name]
+        yield name
+        return
     first, last = int(match[1]), int(match[2])
     if first > last:
         raise RecipeError(f"`sweep.models`: {name}: {first} is above {last}")
-    return [s for i in range(first, last + 1) for s in _spelt_out(f"{name[: match.start()]}{i}{name[match.end() :]}")]
+    for i in range(first, last + 1):
+        yield from _spelt_out(f"{name[: match.start()]}{i}{name[match.end() :]}")
 
 
 def _of_the_suite(name: str, terms: list[str], left_out: list[LeftOut]) -> list[Snapshot]:
@@ -140,16 +151,18 @@ def _steps(terms: list[str], known: tuple[str, ...], where: str) -> tuple[list[s
             lacking += [s for s in POW2 if s not in known]
         elif term == "main":
             wanted.add("main")
-        elif match := re.fullmatch(r"(?:step)?(\d+):(?:step)?(\d+)(?::(\d+))?", term):
+        elif match := re.fullmatch(r"(?:step)?(\d{1,9}):(?:step)?(\d{1,9})(?::(\d{1,9}))?", term):
             first, last, by = int(match[1]), int(match[2]), int(match[3] or 1000)
             if not by or first > last:
                 raise RecipeError(f"`sweep.revisions`: {term}: first:last:by is meant, 1000:143000:1000 for example")
-            steps = [f"step{i}" for i in range(first, last + 1, by)]
-            if not set(steps) & set(known):
+            steps = range(first, last + 1, by)
+            there = {s for s in known if int(s.removeprefix("step")) in steps}
+            if not there:
                 raise RecipeError(f"`sweep.revisions`: {term}: {where} has none of these steps{_nearby(first, known)}")
-            wanted |= set(steps) & set(known)
-            lacking += [s for s in steps if s not in known]
-        elif match := re.fullmatch(r"(?:step)?(\d+)", term):
+            wanted |= there
+            if len(steps) <= LISTED:
+                lacking += [s for s in (f"step{i}" for i in steps) if s not in there]
+        elif match := re.fullmatch(r"(?:step)?(\d{1,9})", term):
             step = f"step{int(match[1])}"
             if step not in known:
                 raise RecipeError(f"`sweep.revisions`: {where} has no {step}{_nearby(int(match[1]), known)}")
@@ -160,7 +173,7 @@ def _steps(terms: list[str], known: tuple[str, ...], where: str) -> tuple[list[s
                 hint="`all`, `pow2`, `1000:143000:1000`, `step3000`, `main`, with commas between.",
             )
     ordered = [s for s in known if s in wanted] + (["main"] if "main" in wanted else [])
-    return ordered, lacking
+    return ordered, list(dict.fromkeys(lacking))
 
 
 def _nearby(step: int, known: tuple[str, ...]) -> str:
@@ -168,17 +181,25 @@ def _nearby(step: int, known: tuple[str, ...]) -> str:
     return f"; the nearest are {' and '.join(f'step{n}' for n in sorted(numbers))}" if numbers else ""
 
 
-def _own(named: Named, terms: list[str]) -> list[Snapshot]:
+def _own(named: Named, terms: list[str], left_out: list[LeftOut]) -> list[Snapshot]:
     """Of a training run of one's own: the directories that are there."""
     assert named.path is not None
-    before, _, after = named.path.partition("{revision}")
+    before, _, after = named.path.partition(PLACE)
     parent = Path(before).parent if not before.endswith("/") else Path(before)
     if not parent.is_dir():
         raise SourceError(f"{parent}: no such directory", hint=f"`sweep.models`: where do {named.name}'s lie?")
-    there = {p.name: Path(named.path.format(revision=p.name)) for p in parent.iterdir()}
+    around = [re.escape(s) for s in (before.rpartition("/")[2], after.partition("/")[0].replace(PLACE, ""))]
+    alike = (re.fullmatch(f"{around[0]}(.+){around[1]}", p.name) for p in parent.iterdir())
+    there = {match[1]: Path(named.path.replace(PLACE, match[1])) for match in alike if match is not None}
     there = {name: folder for name, folder in there.items() if (folder / CONFIG).is_file()}
+    if not there:
+        raise SourceError(
+            f"{named.path}: no directory there has a {CONFIG}", hint=f"`sweep.models`: where do {named.name}'s lie?"
+        )
     steps = sorted((n for n in there if re.fullmatch(r"step\d+", n)), key=lambda n: int(n.removeprefix("step")))
-    wanted, _ = _steps(terms, tuple(steps), f"{parent}")
+    wanted, lacking = _steps(terms, tuple(steps), f"{parent}")
+    if lacking:
+        left_out.append(LeftOut(named.name, tuple(lacking), "there is no such checkpoint"))
     if "main" in wanted and "main" not in there:
         raise SourceError(f"{parent}: no directory `main` with a {CONFIG}", hint="Leave `main` out of the revisions.")
     found = []
@@ -200,6 +221,8 @@ def _config(folder: Path) -> NeoXConfig:
         raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise SourceError(f"{folder / CONFIG}: cannot be read as JSON: {e}") from e
+    if not isinstance(raw, dict):
+        raise SourceError(f"{folder / CONFIG}: an object was expected")
     return NeoXConfig.from_dict(raw, str(folder / CONFIG))
 
 

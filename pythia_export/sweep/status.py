@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import PythiaExportError, RecipeError
 from .folder import Folder
 
 
@@ -104,6 +104,8 @@ def _failed(folder: Folder, failures: Iterable[str]) -> Iterable[Failed]:
     for key in failures:
         record = folder.failure(key)
         if record is not None:
-            yield Failed(
-                key, folder.job(key).title, record["exit_code"], record["message"], record["hint"], record["attempt"]
-            )
+            try:
+                title = folder.job(key).title
+            except PythiaExportError:  # perhaps that is what failed
+                title = "a job whose file cannot be read"
+            yield Failed(key, title, record["exit_code"], record["message"], record["hint"], record["attempt"])

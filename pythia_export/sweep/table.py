@@ -16,7 +16,7 @@ import pyarrow.parquet as parquet
 
 from ..artifact import write_atomically
 from ..errors import IntegrityError, SourceError
-from .folder import Folder
+from .folder import Folder, disk
 from .jobs import SCHEMA, Job, label
 
 RESULTS, SUBSETS = "results", "subsets"
@@ -102,8 +102,14 @@ def tables(folder: Folder, keys: Iterable[str]) -> tuple[pa.Table, pa.Table]:
                 f"the result of {key} has schema {record.get('schema')!r}; this version knows {SCHEMA}",
                 hint="Go on with the version that began this sweep, or begin another.",
             )
-        rows.append(row(record))
-        parts += [{"key": key, "subset": part["name"]} | _cost(part) for part in record["cost"]["subsets"]]
+        try:
+            rows.append(row(record))
+            parts += [{"key": key, "subset": part["name"]} | _cost(part) for part in record["cost"]["subsets"]]
+        except (KeyError, TypeError, AttributeError) as e:
+            raise IntegrityError(
+                f"the result of {key} lacks something: {type(e).__name__}: {e}",
+                hint="Delete it; `sweep run` makes it again.",
+            ) from e
     return _table(rows, COLUMNS), _table(parts, SUBSET_COLUMNS)
 
 
@@ -143,13 +149,15 @@ def write(folder: Path, results: pa.Table, subsets: pa.Table) -> list[Path]:
     """`results.parquet` and `.csv`, and the same of `subsets` where the text has parts."""
     written = []
     for name, table in ((RESULTS, results), (SUBSETS, subsets)):
-        if name == SUBSETS and not len(table):
-            continue
         for suffix in ("parquet", "csv"):
+            path = folder / f"{name}.{suffix}"
+            if name == SUBSETS and not len(table):
+                path.unlink(missing_ok=True)  # of the text that the sweep had before
+                continue
             sink = pa.BufferOutputStream()
             parquet.write_table(table, sink) if suffix == "parquet" else csv.write_csv(table, sink)
-            path = folder / f"{name}.{suffix}"
-            write_atomically(path, sink.getvalue().to_pybytes())
+            with disk(path):
+                write_atomically(path, sink.getvalue().to_pybytes())
             written.append(path)
     return written
 

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import PythiaExportError, ResourceError
 from ..progress import SILENT, Progress
-from .folder import Folder, now
+from .folder import DISK_FULL, Folder, now
 from .jobs import SCHEMA, Job
 from .measure import Shared
 
@@ -38,22 +38,33 @@ def work(
     folder = Folder(root)
     told = _Logged(folder, task, progress)
     codes = {key: 0 for key in keys if folder.result(key) is not None}
-    left, alone = [key for key in keys if key not in codes], set[str]()
+    jobs: dict[str, Job] = {}
     torch.set_num_threads(cores)
-    told.log(f"attempt {attempt}: {len(left)} jobs, {cores} threads")
+    told.log(f"attempt {attempt}: {len(keys) - len(codes)} jobs, {cores} threads")
+
+    def failed(error: PythiaExportError, of: Sequence[str]) -> None:
+        for key in of:
+            codes[key] = error.exit_code
+            folder.put_failure(key, failure(error, attempt))
+
+    for key in keys:
+        try:
+            if key not in codes:
+                jobs[key] = folder.job(key)
+        except PythiaExportError as e:
+            told.log(f"{key}: {e}")
+            failed(e, [key])
+    left, alone = list(jobs), set[str]()
     with ExitStack() as stack:
         if left:
             stack.enter_context(folder.working(task, {"jobs": len(left), "attempt": attempt}))
         shared: Shared | None = None
         while left:
-            batch = left[:1]
+            batch = left[:1] if left[0] in alone else _together([jobs[key] for key in left if key not in alone])
             try:
-                job = folder.job(left[0])
                 if shared is None:
-                    shared = Shared(job, folder, memory_gb, stack, told)
-                jobs = [job] if job.key in alone else _together(folder, job, left)
-                batch = [job.key for job in jobs]
-                for record in shared.measure(jobs):
+                    shared = Shared(jobs[left[0]], folder, memory_gb, stack, told)
+                for record in shared.measure([jobs[key] for key in batch]):
                     folder.put_result(record["key"], record | {"attempt": attempt})
                     codes[record["key"]] = 0
                     told.log(f"{record['key']}: done in {sum(record['seconds'].values()):.1f} s")
@@ -64,10 +75,8 @@ def work(
                 over = shared is None or isinstance(error, ResourceError)
                 if len(undone) > 1 and not over:
                     alone |= set(undone)  # perhaps it was one of them only
-                    continue
-                for key in left if shared is None else undone:
-                    codes[key] = error.exit_code
-                    folder.put_failure(key, failure(error, attempt))
+                else:
+                    failed(error, left if shared is None else undone)
                 if over:
                     break
             left = [key for key in left if key not in codes]
@@ -76,16 +85,16 @@ def work(
     return codes
 
 
-def _together(folder: Folder, job: Job, left: Sequence[str]) -> list[Job]:
-    """The job, and those that go through the checkpoint with it: by GPTQ with the same Hessians of the original."""
+def _together(jobs: Sequence[Job]) -> list[str]:
+    """The first, and those that go through the checkpoint with it: by GPTQ with the same Hessians of the original."""
+    first = jobs[0]
 
     def asked(job: Job) -> tuple[Any, ...]:
         return job.calibration, job.verify, job.quantize.hessian, job.quantize.products
 
-    if job.calibration is None or job.quantize.hessian != "original":
-        return [job]
-    others = [folder.job(key) for key in left if key != job.key]
-    return [job, *(other for other in others if asked(other) == asked(job))]
+    if first.calibration is None or first.quantize.hessian != "original":
+        return [first.key]
+    return [job.key for job in jobs if asked(job) == asked(first)]
 
 
 def failure(error: PythiaExportError, attempt: int) -> dict[str, Any]:
@@ -106,6 +115,8 @@ def _known(error: Exception) -> PythiaExportError:
     if isinstance(error, PythiaExportError):
         return error
     said = str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return ResourceError(f"no space left: {said}", hint="Of the disk, or of the temporary directory, TMPDIR.")
     if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
         return ResourceError(f"not enough memory: {said}".removesuffix(": "))
     return PythiaExportError(f"{type(error).__name__}: {said}")
