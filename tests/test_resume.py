@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import InMemory, hugging_face, on_disk, small_config
+from processes import pythia_export
 
 from pythia_export.checkpoint import demo_folder
 from pythia_export.errors import IntegrityError, OutputError, SourceError
@@ -36,10 +37,7 @@ def line(*args: object) -> list[str]:
 
 
 def run(*args: object, check: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
-    done = subprocess.run(line(*args), capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+    return pythia_export(*args, env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "160"}, check=check)
 
 
 @pytest.fixture(scope="module")
