@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -49,6 +49,21 @@ def pythia_export(
     return done
 
 
+def started(*args: object, env: Mapping[str, str] = os.environ) -> multiprocessing.process.BaseProcess:
+    """The same command at work, to be killed; what it prints is not kept."""
+    nowhere = Path(os.devnull)
+    process = _FORKS.Process(
+        target=_run, args=(_command, tuple(map(str, args)), dict(env), Path.cwd(), nowhere, nowhere)
+    )
+    process.start()
+    return process
+
+
+def script(name: str | Path, *args: object, env: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess[str]:
+    """`python FILE ARGS`, or `python -m MODULE ARGS` where `name` is a string."""
+    return forked(_script, name, *map(str, args), env=env)
+
+
 def _command(*args: str) -> None:
     sys.argv = ["pythia-export", *args]
     from pythia_export.cli import main
@@ -56,11 +71,18 @@ def _command(*args: str) -> None:
     main()
 
 
+def _script(name: str | Path, *args: str) -> None:
+    sys.argv = [str(name), *args]
+    if isinstance(name, Path):
+        runpy.run_path(str(name), run_name="__main__")
+    else:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
 def _run(
     work: Callable[..., None], args: tuple[Any, ...], env: dict[str, str], cwd: Path, printed: Path, said: Path
 ) -> None:
     assert "huggingface_hub" not in sys.modules, "it has read another environment"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that forks ignores it
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

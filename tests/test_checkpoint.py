@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import hugging_face, on_disk, save_checkpoint, small_config
+from processes import script
 from safetensors import deserialize
 from safetensors.torch import load_file, save_file
 
@@ -224,8 +226,20 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
+@pytest.fixture
+def forks(monkeypatch):
+    """The process that converts is forked from one in which torch is imported; elsewhere it starts from nothing."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        python, option, module, *args = command
+        assert (python, option) == (sys.executable, "-m")
+        return script(module, *args)
+
+    monkeypatch.setattr("pythia_export.checkpoint.convert.subprocess", SimpleNamespace(run=run))
+
+
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_pickle_reads_as_the_safetensors_file_does(folder, home, stored):
+def test_a_pickle_reads_as_the_safetensors_file_does(folder, home, forks, stored):
     edit(folder, lambda t: t.update({n: x.to(stored) for n, x in t.items()}))
     expected = {spec.name: opened(folder).tensor(spec.name) for spec in tensors(small_config(layers=2))}
     whole = load_file(folder / "model.safetensors")
@@ -253,7 +267,7 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("fault", PICKLES)
-def test_a_faulty_pickle_is_refused_and_leaves_nothing(folder, home, fault):
+def test_a_faulty_pickle_is_refused_and_leaves_nothing(folder, home, forks, fault):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     PICKLES[fault](folder / "pytorch_model.bin")

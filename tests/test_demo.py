@@ -8,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from models import SMALL_RECIPE
-from processes import pythia_export
+from processes import pythia_export, started
 from safetensors.torch import load_file, save_file
 
 from pythia_export import kernels_path
@@ -333,17 +332,18 @@ def test_a_cuda_recipe_without_a_gpu_is_refused_before_the_long_part(job):
 
 @pytest.mark.parametrize(
     ("sign", "moment"),
-    [(signal.SIGINT, 3.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 2.0), (signal.SIGKILL, 6.0)],
+    [(signal.SIGINT, 1.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 0.5), (signal.SIGKILL, 4.0)],
 )
 def test_interrupted_at_any_point_the_old_artifact_is_intact(job, weights, sign, moment):
     shutil.copytree(weights, job / "out")
     before = {p.name: p.read_bytes() for p in (job / "out").iterdir()}
-    line = [sys.executable, "-m", "pythia_export", "run", job / "recipe.toml", "--out", job / "out", "--overwrite"]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(moment)
-    process.send_signal(sign)
-    process.wait(timeout=60)
-    if process.returncode == 0:  # it was faster than the signal: then the new artifact is whole
+    process = started("run", job / "recipe.toml", "--out", job / "out", "--overwrite", env=ENVIRONMENT)
+    process.join(moment)
+    if process.is_alive():
+        os.kill(process.pid, sign)
+    process.join(60)
+    assert process.exitcode is not None
+    if process.exitcode == 0:  # it was faster than the signal: then the new artifact is whole
         command("inspect", job / "out")
         return
     assert {p.name: p.read_bytes() for p in (job / "out").iterdir()} == before
