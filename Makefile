@@ -17,7 +17,7 @@ demo: $(STAMP) kernels
 
 test: $(STAMP) kernels
 	@echo "test    everything that needs no GPU and no hub"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	@echo "lint    ruff, mypy, the action and its workflow"
