@@ -26,7 +26,7 @@ sweep-demo: $(STAMP)
 
 test: $(STAMP) kernels
 	@echo "test    everything that needs no GPU and no hub"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	@echo "lint    ruff, mypy, the action and its workflow"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
+
+from processes import forked
 
 # repository -> revision -> folder; data sets are called "datasets/<owner>/<name>"
 Repositories = dict[str, dict[str, Path]]
@@ -280,29 +281,13 @@ def environment(hub: Hub | str, home: Path, offline: bool = False) -> dict[str, 
     return found
 
 
-# A process of its own for each client, which reads its environment once; torch, which takes seconds, is there already.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["pythia_export.checkpoint", "pythia_export.corpus"])
-
-
 def run(code: str, *args: str, hub, home: Path, offline: bool = False, before: str = "") -> list[dict]:
-    """The objects that a process of its own prints."""
-    with tempfile.TemporaryDirectory() as scratch:
-        printed, wrong = Path(scratch) / "stdout", Path(scratch) / "stderr"
-        asked = (before + code, args, environment(hub, home, offline), printed, wrong)
-        process = _PROCESSES.Process(target=_run, args=asked)
-        process.start()
-        process.join()
-        assert process.exitcode == 0, wrong.read_text()
-        return [json.loads(line) for line in printed.read_text().splitlines()]
+    """The objects that a process of its own prints: a client reads its environment once."""
+    done = forked(_run, before + code, args, env=environment(hub, home, offline))
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _run(code: str, args: tuple[str, ...], settings: dict[str, str], printed: Path, wrong: Path) -> None:
-    assert "huggingface_hub" not in sys.modules, "it has read another environment"
-    os.environ.clear()
-    os.environ.update(settings)
-    for path, descriptor in ((printed, 1), (wrong, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+def _run(code: str, args: tuple[str, ...]) -> None:
     sys.argv = ["-c", *args]
     exec(compile(code, "<run>", "exec"), {"__name__": "__main__"})
-    sys.stdout.flush()

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from models import SMALL_RECIPE
+from processes import pythia_export
 
 from pythia_export.checkpoint import demo_folder
 from pythia_export.github import announce
@@ -137,9 +138,8 @@ def test_a_summary_shows_the_comparison(parity):
 
 @pytest.mark.parametrize(("option", "file"), [("--junit", "nowhere/x.xml"), ("--junit", "."), ("--per-token", ".")])
 def test_a_file_that_cannot_be_written_is_found_before_the_long_part(job, option, file):
-    line = [sys.executable, "-m", "pythia_export", "verify", "out", option, file]
-    done = subprocess.run(line, cwd=job[0], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 8 and "Hint" in done.stderr and "windows" not in done.stderr
+    done = pythia_export("verify", "out", option, file, cwd=job[0], check=8)
+    assert "Hint" in done.stderr and "windows" not in done.stderr
 
 
 def steps() -> dict[str, dict]:

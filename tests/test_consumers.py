@@ -19,6 +19,7 @@ from urllib.parse import quote
 import numpy as np
 import onnxruntime
 import pytest
+from processes import script
 from tokenizers import Tokenizer
 
 from pythia_export import kernels_path, pipeline
@@ -80,11 +81,13 @@ def expected(folder) -> list[list[int]]:
     return found
 
 
-def by(command: list, folder: Path, **settings) -> dict[str, list[list[int]]]:
-    done = subprocess.run(
-        [*map(str, command), str(folder), json.dumps(PROMPTS), str(NEW)], capture_output=True, text=True, timeout=300,
-        **settings,
-    )  # fmt: skip
+def by(command: list, folder: Path) -> dict[str, list[list[int]]]:
+    asked = [str(folder), json.dumps(PROMPTS), str(NEW)]
+    done = subprocess.run([*map(str, command), *asked], capture_output=True, text=True, timeout=300)
+    return answer(done)
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> dict[str, list[list[int]]]:
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -104,7 +107,8 @@ def test_our_runtime(folder, expected, native):
 
 def test_optimum(folder, expected):
     pytest.importorskip("optimum.onnxruntime")
-    got = by([sys.executable, HERE / "optimum_run.py"], folder, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    got = answer(script(HERE / "optimum_run.py", folder, json.dumps(PROMPTS), NEW, env=offline))
     assert got["alone"] == expected and got["together"] == expected
     assert len(got["beam"][0]) == NEW and got["beam"][0] != expected[0]
 

@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from models import SMALL_RECIPE
+from processes import pythia_export, started
 from safetensors.torch import load_file, save_file
 
 from pythia_export import kernels_path
@@ -29,19 +29,25 @@ FILES = {
 }  # fmt: skip
 
 
-def command(*args: object, check: int | None = 0, **kwargs) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+
+
+def bare(*args: object) -> subprocess.CompletedProcess[str]:
+    """The command in an interpreter that starts from nothing, as a shell starts it: once for each kind of command."""
     line = [sys.executable, "-m", "pythia_export", *map(str, args)]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=600, **kwargs)
-    if check is not None:
-        assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def command(*args: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    return pythia_export(*args, env=ENVIRONMENT, check=check)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "demo"
-    done = command("run", "demo", "--out", out)
+    done = bare("run", "demo", "--out", out)
     assert "report.html" in done.stdout and "GPTQ" in done.stdout.upper()
     return out
 
@@ -53,12 +59,35 @@ def int8(tmp_path_factory) -> Path:
     return out
 
 
+def small(folder: Path) -> Path:
+    """The small recipe and the demo checkpoint as an ordinary local directory."""
+    shutil.copytree(demo_folder() / "main", folder / "model")
+    (folder / "recipe.toml").write_text(SMALL_RECIPE)
+    return folder
+
+
 @pytest.fixture
 def job(tmp_path) -> Path:
-    """A folder with a small recipe and the demo checkpoint as an ordinary local directory."""
-    shutil.copytree(demo_folder() / "main", tmp_path / "model")
-    (tmp_path / "recipe.toml").write_text(SMALL_RECIPE)
-    return tmp_path
+    return small(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def small_job(tmp_path_factory) -> Path:
+    return small(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def whole(small_job) -> Path:
+    """What `run` makes of the small recipe. To be read; a test that changes it takes a copy."""
+    command("run", small_job / "recipe.toml", "--out", small_job / "whole")
+    return small_job / "whole"
+
+
+@pytest.fixture(scope="module")
+def weights(small_job) -> Path:
+    """What `quantize` makes of it, likewise."""
+    command("quantize", small_job / "recipe.toml", "--out", small_job / "weights")
+    return small_job / "weights"
 
 
 def read(folder: Path, name: str):
@@ -67,7 +96,7 @@ def read(folder: Path, name: str):
 
 def test_the_artifact_holds_every_file_and_passes_inspection(demo):
     assert set(read(demo, "manifest.json")["files"]) == FILES
-    assert "sha256" in command("inspect", demo).stdout.lower()
+    assert "sha256" in bare("inspect", demo).stdout.lower()
     with (demo / "config.json").open("a") as f:
         f.write(" ")
     try:
@@ -105,16 +134,15 @@ def test_the_report_shows_the_figures(demo):
     assert "attention.dense" in page and read(demo, "manifest.json")["source"]["commit"] in card
 
 
-def test_running_twice_gives_the_same_weights(job):
-    for name in ("once", "again"):
-        command("quantize", job / "recipe.toml", "--out", job / name)
+def test_running_twice_gives_the_same_weights(job, weights):
+    bare("quantize", job / "recipe.toml", "--out", job / "again")
     for name in ("model.onnx_data", "config.json", "tokenizer.json"):
-        assert (job / "once" / name).read_bytes() == (job / "again" / name).read_bytes(), name
+        assert (weights / name).read_bytes() == (job / "again" / name).read_bytes(), name
 
 
 def test_generate_streams_what_a_bare_session_would_choose(demo):
     prompt = "def __init__(self"
-    text = command("generate", demo, "--prompt", prompt, "--max-new-tokens", 24).stdout
+    text = bare("generate", demo, "--prompt", prompt, "--max-new-tokens", 24).stdout
     artifact = Artifact.open(demo)
     tokenizer, session = artifact.tokenizer(), Session.open(artifact)
     ids = tokenizer.encode(prompt).ids
@@ -156,17 +184,18 @@ def test_transformers_agrees_with_our_figures_for_the_original(demo):
     assert total / count == pytest.approx(parity["cost"]["nll_original"], abs=1e-5)
 
 
-def test_verify_again_gives_the_same_verdict_and_updates_the_artifact(job):
-    command("run", job / "recipe.toml", "--out", job / "out")
-    before = read(job / "out", "parity.json")
-    after = json.loads(command("verify", job / "out", "--json").stdout)
+def test_verify_again_gives_the_same_verdict_and_updates_the_artifact(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    before = read(out, "parity.json")
+    after = json.loads(bare("verify", out, "--json").stdout)
     assert after["corpus"] == before["corpus"]
     assert after["cost"]["delta_nll"]["mean"] == pytest.approx(before["cost"]["delta_nll"]["mean"], abs=1e-9)
-    command("inspect", job / "out")
+    assert read(out, "parity.json") == after and after["created"] >= before["created"]
+    command("inspect", out)
 
 
-def test_verify_beside_another_artifact_beside_rtn_and_token_by_token(job):
-    command("run", job / "recipe.toml", "--out", job / "fine")
+def test_verify_beside_another_artifact_beside_rtn_and_token_by_token(job, whole):
+    shutil.copytree(whole, job / "fine")
     text = SMALL_RECIPE.replace("bits = 4", "bits = 2")
     (job / "recipe.toml").write_text(text)
     command("run", job / "recipe.toml", "--out", job / "coarse")
@@ -190,46 +219,43 @@ def test_verify_beside_another_artifact_beside_rtn_and_token_by_token(job):
         assert (job / "t.parquet").read_bytes()[:4] == b"PAR1"
 
 
-def test_an_artifact_proved_by_an_older_version_says_so(job):
-    command("quantize", job / "recipe.toml", "--out", job / "weights")
-    Artifact.open(job / "weights").replace_files({"parity.json": b'{"schema": 1}'})
-    assert "Verified by another version" in command("inspect", job / "weights").stdout
+def test_an_artifact_proved_by_an_older_version_says_so(weights, tmp_path):
+    old = shutil.copytree(weights, tmp_path / "old")
+    Artifact.open(old).replace_files({"parity.json": b'{"schema": 1}'})
+    assert "Verified by another version" in command("inspect", old).stdout
 
 
-def test_quantize_then_export_equals_run(job):
-    command("run", job / "recipe.toml", "--out", job / "whole")
-    command("quantize", job / "recipe.toml", "--out", job / "weights")
-    command("export", job / "weights", "--out", job / "parts")
-    assert (job / "whole" / "model.onnx").read_bytes() == (job / "parts" / "model.onnx").read_bytes()
-    command("export", job / "whole", "--out", job / "standard", "--rotary", "onnx")
-    assert Artifact.open(job / "standard").manifest["layout"]["kv_cache"] == "growing"
-    verified = json.loads(command("verify", job / "standard", "--json").stdout)
+def test_quantize_then_export_equals_run(whole, weights, tmp_path):
+    bare("export", weights, "--out", tmp_path / "parts")
+    assert (whole / "model.onnx").read_bytes() == (tmp_path / "parts" / "model.onnx").read_bytes()
+    command("export", whole, "--out", tmp_path / "standard", "--rotary", "onnx")
+    assert Artifact.open(tmp_path / "standard").manifest["layout"]["kv_cache"] == "growing"
+    verified = json.loads(command("verify", tmp_path / "standard", "--json").stdout)
     (run,) = verified["export"]["runs"]
     assert run["max_abs"] <= 1e-4 and run["decode_max_abs"] <= 1e-4
 
 
-def test_a_smaller_cache_is_exported_over_the_same_weights_and_proved(job):
-    command("quantize", job / "recipe.toml", "--out", job / "weights")
-    command("export", job / "weights", "--out", job / "kv8", "--kv-cache", "int8")
-    assert Artifact.open(job / "kv8").manifest["layout"] == {"kv_cache": "shared", "kv_dtype": "int8"}
-    verified = json.loads(command("verify", job / "kv8", "--json").stdout)
+def test_a_smaller_cache_is_exported_over_the_same_weights_and_proved(weights, tmp_path):
+    command("export", weights, "--out", tmp_path / "kv8", "--kv-cache", "int8")
+    assert Artifact.open(tmp_path / "kv8").manifest["layout"] == {"kv_cache": "shared", "kv_dtype": "int8"}
+    verified = json.loads(command("verify", tmp_path / "kv8", "--json").stdout)
     for run in verified["export"]["runs"]:
         assert 1e-4 < run["max_abs"] < 0.5  # the cache rounds
         # Prefill reads what decode reads, but for codes that float32's last digit rounds the other way.
         assert run["decode_max_abs"] < run["max_abs"]
-    inspected = command("inspect", job / "kv8").stdout
+    inspected = command("inspect", tmp_path / "kv8").stdout
     assert "KV cache of int8" in inspected
-    said = command("generate", job / "kv8", "--prompt", "def ", "--max-new-tokens", "4", "--no-native").stderr
+    said = command("generate", tmp_path / "kv8", "--prompt", "def ", "--max-new-tokens", "4", "--no-native").stderr
     assert "function speed: native kernels were not wanted" in said
-    here = json.loads(command("inspect", job / "kv8", "--json").stdout)["here"]
+    here = json.loads(command("inspect", tmp_path / "kv8", "--json").stdout)["here"]
     assert here["speed"] == ("native" if kernels_path() else "function") and here["why"] in inspected
-    assert "there is no graph" in command("inspect", job / "weights").stdout
-    done = command("export", job / "kv8", "--out", job / "web", "--target", "web", check=2)
-    assert "needs rotary = 'custom'" in done.stderr and not (job / "web").exists()
+    assert "there is no graph" in command("inspect", weights).stdout
+    done = command("export", tmp_path / "kv8", "--out", tmp_path / "web", "--target", "web", check=2)
+    assert "needs rotary = 'custom'" in done.stderr and not (tmp_path / "web").exists()
 
 
 def test_a_failed_gate_is_exit_code_10_and_the_artifact_says_so(job):
-    text = SMALL_RECIPE.replace("bits = 4", "bits = 2") + "[verify.gates]\nppl_ratio = 1.0001\n"
+    text = SMALL_RECIPE.replace("bits = 4", 'method = "rtn"\nbits = 2') + "[verify.gates]\nppl_ratio = 1.0001\n"
     (job / "recipe.toml").write_text(text)
     done = command("run", job / "recipe.toml", "--out", job / "out", check=10)
     assert "ppl_ratio" in done.stderr
@@ -237,7 +263,7 @@ def test_a_failed_gate_is_exit_code_10_and_the_artifact_says_so(job):
 
 
 def test_plan_pulls_nothing_and_tells_the_exact_size(demo):
-    planned = json.loads(command("plan", "demo", "--json").stdout)
+    planned = json.loads(bare("plan", "demo", "--json").stdout)
     assert planned["files"]["model.onnx_data"] == (demo / "model.onnx_data").stat().st_size
     assert planned["files"]["model.onnx"] == (demo / "model.onnx").stat().st_size
     assert planned["kv_cache_bytes"] == 2 * 6 * 512 * 128 * 4  # two, layers, positions, hidden, float32
@@ -306,17 +332,18 @@ def test_a_cuda_recipe_without_a_gpu_is_refused_before_the_long_part(job):
 
 @pytest.mark.parametrize(
     ("sign", "moment"),
-    [(signal.SIGINT, 3.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 2.0), (signal.SIGKILL, 6.0)],
+    [(signal.SIGINT, 1.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 0.5), (signal.SIGKILL, 4.0)],
 )
-def test_interrupted_at_any_point_the_old_artifact_is_intact(job, sign, moment):
-    command("quantize", job / "recipe.toml", "--out", job / "out")
+def test_interrupted_at_any_point_the_old_artifact_is_intact(job, weights, sign, moment):
+    shutil.copytree(weights, job / "out")
     before = {p.name: p.read_bytes() for p in (job / "out").iterdir()}
-    line = [sys.executable, "-m", "pythia_export", "run", job / "recipe.toml", "--out", job / "out", "--overwrite"]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(moment)
-    process.send_signal(sign)
-    process.wait(timeout=60)
-    if process.returncode == 0:  # it was faster than the signal: then the new artifact is whole
+    process = started("run", job / "recipe.toml", "--out", job / "out", "--overwrite", env=ENVIRONMENT)
+    process.join(moment)
+    if process.is_alive():
+        os.kill(process.pid, sign)
+    process.join(60)
+    assert process.exitcode is not None
+    if process.exitcode == 0:  # it was faster than the signal: then the new artifact is whole
         command("inspect", job / "out")
         return
     assert {p.name: p.read_bytes() for p in (job / "out").iterdir()} == before

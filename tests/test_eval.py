@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from processes import pythia_export
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pythia_export import pipeline
@@ -197,9 +198,9 @@ def test_the_harnesss_own_command_line_knows_the_model(artifact, folder):
 
 
 def test_a_task_that_is_not_there_and_data_that_is_not_there(artifact, folder):
-    named = command("eval", artifact, "--tasks", "last_wodr", "--include-path", folder, check=2)
+    named = pythia_export("eval", artifact, "--tasks", "last_wodr", "--include-path", folder, check=2)
     assert "no task 'last_wodr'" in named.stderr and "Did you mean last_word" in named.stderr
-    away = command("eval", artifact, "--tasks", "piqa", check=3)
+    away = pythia_export("eval", artifact, "--tasks", "piqa", check=3)
     assert "the data of piqa cannot be had" in away.stderr and "--include-path" in away.stderr
 
 

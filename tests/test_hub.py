@@ -6,15 +6,15 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from hub import Fault, commit_of, environment, run, serve, sha256
 from models import hugging_face, on_disk, save_checkpoint, small_config
+from processes import pythia_export
 from safetensors.torch import load_file, save_file
 
 from pythia_export.checkpoint import demo_folder
@@ -392,11 +392,8 @@ def test_a_cache_that_cannot_be_used_is_named(hub, tmp_path):
 
 def test_two_pulls_at_once_fetch_once(hub, tmp_path):
     hub.faults.append(Fault("GET /lfs/", slow=0.3))
-    command = [sys.executable, "-c", PULL, "{}", f"{REPO}@main"]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(hub, tmp_path)) for _ in range(2)
-    ]
-    first, second = (json.loads(p.communicate()[0]) for p in both)
+    with ThreadPoolExecutor(2) as both:
+        (first,), (second,) = both.map(lambda _: pulls(f"{REPO}@main", hub=hub, home=tmp_path), range(2))
     assert first["sum"] == second["sum"] and len([x for x in hub.downloads() if "/lfs/" in x]) == 1
 
 
@@ -453,12 +450,7 @@ def test_weights_under_anothers_name_are_refused(hub, tmp_path, made):
 
 def test_the_command_pulls_by_name_and_says_what_it_saw(hub, tmp_path):
     def command(*args: str, code: int = 0):
-        done = subprocess.run(
-            [sys.executable, "-m", "pythia_export", "pull", *args], capture_output=True, text=True,
-            env=environment(hub, tmp_path),
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr
-        return done
+        return pythia_export("pull", *args, env=environment(hub, tmp_path), check=code)
 
     done = command(f"{REPO}@step3000")
     assert Path(done.stdout.strip()).is_dir() and commit_of(REPO, "step3000") in done.stderr

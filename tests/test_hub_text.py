@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 import zstandard
 from hub import Fault, commit_of, environment, run, serve
 from models import hugging_face, save_checkpoint, small_config
+from processes import pythia_export
 from test_corpus import in_parts, memory_map
 
 from pythia_export.checkpoint import demo_folder
@@ -344,12 +343,7 @@ def test_a_recipe_that_was_pulled_runs_without_the_hub(hub, tmp_path):
     (tmp_path / "my.toml").write_text(RECIPE)
 
     def command(*args: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "pythia_export", *args, "--json"], capture_output=True, text=True, cwd=tmp_path,
-            env=environment(hub, tmp_path / "home"),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return pythia_export(*args, "--json", cwd=tmp_path, env=environment(hub, tmp_path / "home")).stdout
 
     pulled = json.loads(command("pull", "my.toml"))
     assert pulled["texts"]["calibration"]["source"].endswith("training order, batches 1:3")

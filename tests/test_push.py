@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hub import Fault, environment, serve
+from processes import pythia_export
 
 from pythia_export import pipeline
 from pythia_export.recipe import parse_recipe
@@ -37,12 +36,9 @@ def hub(tmp_path):
 
 
 def push(hub, tmp_path, *args: str, code: int = 0):
-    done = subprocess.run(
-        [sys.executable, "-m", "pythia_export", "push", *args], capture_output=True, text=True,
-        env=environment(hub, tmp_path / "home") | {"HF_TOKEN": "hf_of_a_test"},
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done
+    return pythia_export(
+        "push", *args, env=environment(hub, tmp_path / "home") | {"HF_TOKEN": "hf_of_a_test"}, check=code
+    )
 
 
 def names(folder: Path) -> set[str]:

@@ -66,15 +66,26 @@ def chromium(*arguments) -> str:
     return done.stdout
 
 
-def measured(folder, page: str, *settings: str) -> list[dict]:
-    """What look.js finds on the page at each of WIDTHS. Laid out in frames: a window is no narrower than 500 pixels."""
-    (folder / "inner.html").write_text(page.replace("</body>", f"<script>{LOOK.read_text()}</script></body>"))
-    frames = "".join(f'<iframe src="inner.html" width="{w}" height="900" style="border: 0"></iframe>' for w in WIDTHS)
+@pytest.fixture(scope="module", params=[(), (DARK,)], ids=["light", "dark"])
+def found(request, tmp_path_factory) -> dict[str, list[dict]]:
+    """What look.js finds on each page at each of WIDTHS; in one start of the browser, which costs more than the pages.
+
+    Laid out in frames: a window is no narrower than 500 pixels.
+    """
+    folder, frames = tmp_path_factory.mktemp("pages"), ""
+    for i, make in enumerate(PAGES.values()):
+        page = render_report(*make()).replace("</body>", f"<script>{LOOK.read_text()}</script></body>")
+        (folder / f"{i}.html").write_text(page)
+        frames += "".join(
+            f'<iframe src="{i}.html" width="{w}" height="900" style="border: 0"></iframe>' for w in WIDTHS
+        )
     relay = "onload = () => Array.from(frames, f => document.body.append(f.document.getElementById('found')));"
     (folder / "outer.html").write_text(f"<!doctype html><body>{frames}<script>{relay}</script></body>")
-    dom = chromium("--allow-file-access-from-files", "--virtual-time-budget=5000", *settings, "--dump-dom",
+    dom = chromium("--allow-file-access-from-files", "--virtual-time-budget=5000", *request.param, "--dump-dom",
                    (folder / "outer.html").as_uri())  # fmt: skip
-    return [json.loads(unescape(found)) for found in re.findall(r'<pre id="found">(.*?)</pre>', dom, re.S)]
+    rows = [json.loads(unescape(row)) for row in re.findall(r'<pre id="found">(.*?)</pre>', dom, re.S)]
+    assert len(rows) == len(PAGES) * len(WIDTHS)
+    return {name: rows[i * len(WIDTHS) :][: len(WIDTHS)] for i, name in enumerate(PAGES)}
 
 
 def screenshot(folder, page: str, width: int, height: int, *settings: str) -> Image.Image:
@@ -96,13 +107,10 @@ def luminance(picture: Image.Image) -> float:
     return picture.convert("L").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
 
 
-@pytest.mark.parametrize("settings", [(), (DARK,)], ids=["light", "dark"])
 @pytest.mark.parametrize("page", PAGES)
-def test_nothing_sticks_out_overlaps_or_is_too_faint(tmp_path, page, settings):
+def test_nothing_sticks_out_overlaps_or_is_too_faint(found, page):
     sound = {"outside": [], "overlap": [], "faint": [], "small": []}
-    assert measured(tmp_path, render_report(*PAGES[page]()), *settings) == [
-        {"width": width, "scroll": width} | sound for width in WIDTHS
-    ]
+    assert found[page] == [{"width": width, "scroll": width} | sound for width in WIDTHS]
 
 
 @pytest.mark.parametrize("settings", [(), (DARK,)], ids=["light", "dark"])

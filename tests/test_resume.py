@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import InMemory, hugging_face, on_disk, small_config
+from processes import pythia_export, started
 
 from pythia_export.checkpoint import demo_folder
 from pythia_export.errors import IntegrityError, OutputError, SourceError
@@ -31,15 +31,11 @@ verify = {source = "python-stdlib", tokens = 256, sequence_length = 128}
 """
 
 
-def line(*args: object) -> list[str]:
-    return [sys.executable, "-m", "pythia_export", *map(str, args)]
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
 
 
 def run(*args: object, check: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
-    done = subprocess.run(line(*args), capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+    return pythia_export(*args, env=ENVIRONMENT, check=check)
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +55,17 @@ def layers_done(work: Path) -> int:
 
 
 def kill_after(job: Path, out: Path, layers: int, sign: signal.Signals = signal.SIGKILL) -> None:
-    process = subprocess.Popen(
-        line("quantize", job / "recipe.toml", "--out", out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while layers_done(out.parent / f".{out.name}.work") < layers and process.poll() is None:
+    kill_at(layers, out, sign, "quantize", job / "recipe.toml", "--out", out)
+
+
+def kill_at(layers: int, out: Path, sign: signal.Signals, *command: object) -> None:
+    process, deadline = started(*command, env=ENVIRONMENT), time.monotonic() + 120
+    while layers_done(out.parent / f".{out.name}.work") < layers and process.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(sign)
-    assert process.wait(timeout=60) != 0
+    os.kill(process.pid, sign)
+    process.join(60)
+    assert process.exitcode not in (None, 0)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
@@ -76,12 +74,7 @@ def test_killed_and_resumed_the_weights_are_the_same_bytes(job, tmp_path, sign):
     kill_after(job, out, 1, sign)
     assert not out.exists()
     if sign == signal.SIGKILL:  # and once more, further on
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        process = subprocess.Popen(line("quantize", job / "recipe.toml", "-o", out, "--resume"), env=environment)
-        while layers_done(tmp_path / ".out.work") < 4 and process.poll() is None:
-            time.sleep(0.005)
-        process.kill()
-        process.wait()
+        kill_at(4, out, sign, "quantize", job / "recipe.toml", "-o", out, "--resume")
     at = layers_done(tmp_path / ".out.work")
     assert at >= (4 if sign == signal.SIGKILL else 1)
     done = run("quantize", job / "recipe.toml", "--out", out, "--resume")
