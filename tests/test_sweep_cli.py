@@ -170,3 +170,16 @@ def test_the_report_counts_what_is_missing(made):
     assert done.exit_code == 0 and done.stdout.strip().endswith("report.html")
     page = Path(done.stdout.strip()).read_text()
     assert "2 jobs failed" in " ".join(page.split()) or "2 failed" in " ".join(page.split())
+
+
+def test_an_interrupted_run_says_that_the_same_command_goes_on(tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pythia_export.sweep.run.run", interrupted)
+    file = tmp_path / "sweep.toml"
+    file.write_text(
+        '[sweep]\nmodels = ["14m"]\n[quantize]\nmethod = "rtn"\n[verify]\nsource = "python-stdlib"\ntokens = 64\n'
+    )
+    done = CliRunner().invoke(cli.app, ["sweep", "run", str(file), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 130 and "same command goes on" in done.output and "--resume" not in done.output

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .shared import Json, app, examples, print_json, progress_bars, show
+from .shared import INTERRUPTED, Json, app, examples, print_json, progress_bars, say, show
 
 if TYPE_CHECKING:
     from ..sweep.folder import Folder
@@ -82,8 +82,13 @@ def run(
     from ..sweep.schema import load
     from .sweep_views import run_view
 
-    with progress_bars() as progress:
-        outcome = run_sweep(load(file), Folder(out), engine=engine, workers=workers, again=again, progress=progress)
+    asked = load(file)
+    try:
+        with progress_bars() as progress:
+            outcome = run_sweep(asked, Folder(out), engine=engine, workers=workers, again=again, progress=progress)
+    except KeyboardInterrupt:
+        say("Interrupted. What is done is kept; the same command goes on from there.")
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         print_json(outcome.to_json())
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def status_view(status: Status) -> RenderableType:
 
 def watched(look: Callable[[], Status], seconds: float) -> None:
     """Until nothing runs or waits, or somebody stops it."""
-    with Live(auto_refresh=False) as live:
+    with Live(auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while True:
             status = look()
             live.update(status_view(status), refresh=True)
