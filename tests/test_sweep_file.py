@@ -160,10 +160,12 @@ def test_several_sections_are_a_union_in_which_each_is_once(tmp_path):
     assert plan(read(tmp_path, text)).jobs == 5, "the second int4 group 128 is the first, though it is spelt otherwise"
 
 
-def test_the_recipe_of_a_job_has_the_sweeps_sections(tmp_path):
+def test_the_recipe_of_a_job_has_the_sweeps_sections(tmp_path, monkeypatch):
     texts = '[calibration]\nsource = "training-order"\nsamples = 4\n[verify]\nsource = "file"\npath = "text.jsonl"\n'
     file = read(tmp_path, '[sweep]\nmodels = ["70m", "70m-deduped"]\n', texts)
     assert file.verify.path == tmp_path / "text.jsonl", "from the file's own folder"
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("sweep.toml")) == file, "wherever the command runs: what is done there is known by it"
     recipe = file.recipe(Model(id="70m-deduped", revision="step1000"), file.quantize[0])
     assert recipe.calibration.dataset == "EleutherAI/pile-deduped-pythia-preshuffled"
     assert recipe.model.revision == "step1000" and recipe.verify.tokens == 32768
