@@ -100,10 +100,7 @@ def task_key(snapshot: dict[str, Any], revision: str, commit: str) -> str:
 def label(quantize: Quantize) -> str:
     """`int4 group 128`, `int3 row rtn`: for people. Quantisations that differ have different ones."""
     plain = Quantize(bits=quantize.bits, group_size=quantize.group_size)
-    if quantize.method == "none":
-        words = ["float"] + _scheme(quantize) * bool(quantize.override)  # what a rule does not say, is the section's
-    else:
-        words = _scheme(quantize) + ([] if quantize.method == "gptq" else [quantize.method])
+    words = _scheme(quantize, bool(quantize.override))
     if "gptq" in (quantize.method, *(rule.method for rule in quantize.override)):
         for name in ("act_order", "clip", "error_correction", "joint_hessian", "fisher"):
             if getattr(quantize, name) != getattr(plain, name):
@@ -116,7 +113,7 @@ def label(quantize: Quantize) -> str:
     if quantize.products != plain.products:
         words.append(f"{quantize.products} products")
     if quantize.head != plain.head:
-        words += ["head", *_head(quantize.head)]
+        words += ["head", *_scheme(quantize.head, bool(quantize.override))]
     if quantize.embedding != plain.embedding:
         words.append(f"embedding {quantize.embedding}")
     if quantize.override:
@@ -125,13 +122,13 @@ def label(quantize: Quantize) -> str:
     return " ".join(words)
 
 
-def _head(head: Head) -> list[str]:
-    return ["float"] if head.method == "none" else _scheme(head) + ([] if head.method == "gptq" else [head.method])
-
-
-def _scheme(of: Quantize | Head) -> list[str]:
+def _scheme(of: Quantize | Head, rules: bool) -> list[str]:
+    """rules: there are some, and what they do not say of a linear is said here, even beside method none."""
     group = "row" if of.group_size == -1 else f"group {of.group_size}"
-    return [f"int{of.bits}", group] + ([] if of.symmetric else ["asymmetric"])
+    words = [f"int{of.bits}", group] + ([] if of.symmetric else ["asymmetric"])
+    if of.method == "none":
+        return ["float", *words] if rules else ["float"]
+    return words if of.method == "gptq" else [*words, of.method]
 
 
 def _digest(value: dict[str, Any]) -> str:
