@@ -21,8 +21,8 @@ sweep-demo: $(STAMP)
 	@mkdir -p build/sweep-demo/run && cp demo/main/tokenizer.json build/sweep-demo/run/
 	@[ -d build/sweep-demo/run/main ] || { echo "sweep-demo  training (minutes)"; $(BIN)/python demo/train.py \
 		--out build/sweep-demo/run --steps 1200 --batch 4 --suite 100 | sed -un '/step .*00 /p'; }
-	@$(BIN)/pythia-export sweep run demo/sweep.toml --out build/sweep-demo/sweep
-	@$(BIN)/pythia-export sweep report build/sweep-demo/sweep
+	@$(BIN)/pythia-export sweep run demo/sweep.toml --out build/sweep-demo/two-runs
+	@$(BIN)/pythia-export sweep report build/sweep-demo/two-runs
 
 test: $(STAMP) kernels
 	@echo "test    everything that needs no GPU and no hub"
