@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
+from collections.abc import Sequence
 from functools import partial
 from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -66,26 +67,30 @@ def chromium(*arguments) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module", params=[(), (DARK,)], ids=["light", "dark"])
-def found(request, tmp_path_factory) -> dict[str, list[dict]]:
+def measured(folder: Path, pages: Sequence[str], *settings: str) -> list[list[dict]]:
     """What look.js finds on each page at each of WIDTHS; in one start of the browser, which costs more than the pages.
 
     Laid out in frames: a window is no narrower than 500 pixels.
     """
-    folder, frames = tmp_path_factory.mktemp("pages"), ""
-    for i, make in enumerate(PAGES.values()):
-        page = render_report(*make()).replace("</body>", f"<script>{LOOK.read_text()}</script></body>")
-        (folder / f"{i}.html").write_text(page)
+    frames = ""
+    for i, page in enumerate(pages):
+        (folder / f"{i}.html").write_text(page.replace("</body>", f"<script>{LOOK.read_text()}</script></body>"))
         frames += "".join(
             f'<iframe src="{i}.html" width="{w}" height="900" style="border: 0"></iframe>' for w in WIDTHS
         )
     relay = "onload = () => Array.from(frames, f => document.body.append(f.document.getElementById('found')));"
     (folder / "outer.html").write_text(f"<!doctype html><body>{frames}<script>{relay}</script></body>")
-    dom = chromium("--allow-file-access-from-files", "--virtual-time-budget=5000", *request.param, "--dump-dom",
+    dom = chromium("--allow-file-access-from-files", "--virtual-time-budget=5000", *settings, "--dump-dom",
                    (folder / "outer.html").as_uri())  # fmt: skip
     rows = [json.loads(unescape(row)) for row in re.findall(r'<pre id="found">(.*?)</pre>', dom, re.S)]
-    assert len(rows) == len(PAGES) * len(WIDTHS)
-    return {name: rows[i * len(WIDTHS) :][: len(WIDTHS)] for i, name in enumerate(PAGES)}
+    assert len(rows) == len(pages) * len(WIDTHS)
+    return [rows[i * len(WIDTHS) :][: len(WIDTHS)] for i in range(len(pages))]
+
+
+@pytest.fixture(scope="module", params=[(), (DARK,)], ids=["light", "dark"])
+def found(request, tmp_path_factory) -> dict[str, list[dict]]:
+    pages = [render_report(*make()) for make in PAGES.values()]
+    return dict(zip(PAGES, measured(tmp_path_factory.mktemp("pages"), pages, *request.param), strict=True))
 
 
 def screenshot(folder, page: str, width: int, height: int, *settings: str) -> Image.Image:

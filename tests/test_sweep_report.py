@@ -210,4 +210,4 @@ def test_amounts_in_words(x, words):
 @pytest.mark.parametrize("look", [(), (DARK,)], ids=["light", "dark"])
 def test_in_a_browser_nothing_sticks_out_overlaps_or_is_too_faint(page, tmp_path, look):
     sound = {"outside": [], "overlap": [], "faint": [], "small": []}
-    assert measured(tmp_path, page[0], *look) == [{"width": w, "scroll": w} | sound for w in WIDTHS]
+    assert measured(tmp_path, [page[0]], *look) == [[{"width": w, "scroll": w} | sound for w in WIDTHS]]
