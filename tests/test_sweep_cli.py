@@ -177,3 +177,10 @@ def test_an_interrupted_run_says_that_the_same_command_goes_on(tmp_path, monkeyp
     )
     done = CliRunner().invoke(cli.app, ["sweep", "run", str(file), "--out", str(tmp_path / "out")])
     assert done.exit_code == 130 and "same command goes on" in done.output and "--resume" not in done.output
+
+
+def test_a_manifest_that_lacks_its_parts_is_named_and_not_a_fault_of_ours(tmp_path):
+    (tmp_path / "sweep.json").write_text('{"schema": 1, "jobs": {}}')
+    for command in ("status", "results", "report"):
+        done = invoke(command, tmp_path)
+        assert done.exit_code == 4 and "sweep.json lacks left_out, snapshots" in done.output, done.output

@@ -23,7 +23,7 @@ from ..artifact import Artifact
 from ..checkpoint import Accept, pull
 from ..corpus import verify_windows
 from ..errors import EnvironmentProblem, PythiaExportError, RecipeError
-from ..machine import machine
+from ..machine import cores, machine
 from ..progress import SILENT, Progress
 from ..runtime import speed_here
 from . import process
@@ -78,7 +78,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="pythia-export-bench-") as scratch:
         job = Job(
             module="", variant="", artifact=str(opened.folder), checkpoint="", weights=[], scratch=scratch,
-            threads=threads or _cores(), vocab_size=opened.config.vocab_size, prompt_tokens=prompt_tokens,
+            threads=threads or cores(), vocab_size=opened.config.vocab_size, prompt_tokens=prompt_tokens,
             new_tokens=new_tokens, contexts=at,
         )  # fmt: skip
         text, windows = _text(opened, text_tokens, Path(scratch), progress)
@@ -169,11 +169,6 @@ def _contexts(prompt: int, new: int, asked: Sequence[int] | None, limit: int) ->
             f"up to {longest:,} + {new:,}, and this model's context is {limit:,}"
         )
     return sorted(set(asked))
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _of_its_kind(peer: Contestant, bits: int) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
 from ..errors import EnvironmentProblem
+from ..machine import cores
 from ..progress import Progress
 from .folder import Folder
 from .schema import Resources
@@ -195,11 +196,6 @@ def load_submitit() -> Any:
             hint="pip install 'pythia-export[sweep]', or --engine inline.",
         ) from e
     return submitit
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:

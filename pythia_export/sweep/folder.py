@@ -37,6 +37,7 @@ from ..errors import IntegrityError, OutputError, ResourceError, SourceError
 from .jobs import SCHEMA, Job
 
 MANIFEST = "sweep.json"
+PARTS = frozenset(("jobs", "left_out", "snapshots", "sweep", "texts", "versions"))  # that others read
 OURS = frozenset(("texts", "jobs", "results", "failures", "running", "logs", "submitit"))  # before the manifest, too
 PARTIAL = f".{MANIFEST}."  # of a run that ended while it wrote it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -99,6 +100,10 @@ class Folder:
             raise IntegrityError(
                 f"{path}: schema {found.get('schema')!r}; this version of pythia-export knows {SCHEMA}",
                 hint="Go on with the version that began this sweep, or begin another.",
+            )
+        if missing := sorted(PARTS - found.keys()):
+            raise IntegrityError(
+                f"{path} lacks {', '.join(missing)}", hint="`sweep run` writes it again; jobs that are done stay done."
             )
         return found
 

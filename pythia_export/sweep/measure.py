@@ -7,8 +7,6 @@ the number of those that are done together make no difference.
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +24,7 @@ from ..corpus import Windows
 from ..errors import IntegrityError, SourceError
 from ..graph.files import DATA_FILE
 from ..graph.layout import layout as lay_out
-from ..machine import machine
+from ..machine import machine, peak_memory_bytes
 from ..parity.cost import subsets_of
 from ..parity.metrics import TokenFigures
 from ..parity.reference import Reference
@@ -141,7 +139,7 @@ class Shared:
             "residual_error": quantized["layers"][-1]["residual_error"],
             "cost": cost,
             "seconds": dict(zip(("share", "quantize", "score"), (round(s, 3) for s in seconds), strict=True)),
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory_bytes(),
             "threads": torch.get_num_threads(),
             "machine": machine(),
             "when": now(),
@@ -175,9 +173,3 @@ class Shared:
             measure_sensitivity(source, self._text(text).ids, felt, self._memory_gb, progress=self._progress)
             self._felt[at] = felt
         return self._felt[at]
-
-
-def _peak_memory() -> int:
-    """Of this process so far, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
