@@ -115,15 +115,15 @@ def test_export_keeps_the_numbers(which, request):
         assert run["max_abs"] <= 1e-4 and run["decode_max_abs"] <= 1e-4
 
 
-def test_int8_costs_at_most_a_thousandth_of_perplexity(int8):
+def test_int8_costs_less_than_a_thousandth_of_perplexity(int8):
     ratio = read(int8, "parity.json")["cost"]["ppl_ratio"]
-    assert ratio["value"] <= 1.001 and ratio["high"] <= 1.002  # its ends differ by processor: 0.08 and 0.11 % were seen
+    assert ratio["value"] <= 1.0005 and ratio["high"] <= 1.001  # 0.02 and 0.06 % were seen
 
 
-@pytest.mark.parametrize("which", ["demo", "int8"])
-def test_gptq_is_below_rtn_in_every_linear(which, request):
+@pytest.mark.parametrize(("which", "quantised"), [("demo", 25), ("int8", 24)])  # at 8 bits the head is left alone
+def test_gptq_is_below_rtn_in_every_linear(which, quantised, request):
     linears = read(request.getfixturevalue(which), "quantization.json")["linears"]
-    assert len(linears) == 25
+    assert len(linears) == quantised
     for record in linears:
         assert record["loss"] < record["rtn_loss"], record["name"]
 

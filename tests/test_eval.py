@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -19,11 +20,14 @@ from processes import pythia_export
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pythia_export import pipeline
+from pythia_export.artifact import Artifact
 from pythia_export.dequantize import dequantize
 from pythia_export.errors import RecipeError
 from pythia_export.evaluate.model import PythiaOnnx
 from pythia_export.evaluate.published import published
 from pythia_export.evaluate.run import evaluate
+from pythia_export.evaluate.scores import ScoringSession
+from pythia_export.parity.metrics import log_softmax
 from pythia_export.recipe import parse_recipe
 from pythia_export.tables import eval_table
 
@@ -120,10 +124,8 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(artifact, ours):
 
 
 def test_requests_with_one_input_are_one_row(ours, monkeypatch):
-    rows, step = [], ours._session.step
-    monkeypatch.setattr(
-        ours._session, "step", lambda cache, ids, *a, **k: rows.append(len(ids)) or step(cache, ids, *a, **k)
-    )
+    rows, score = [], ours._session.score
+    monkeypatch.setattr(ours._session, "score", lambda ids, *a: rows.append(len(ids)) or score(ids, *a))
     ours.loglikelihood(requests("loglikelihood", PAIRS[1:3]), disable_tqdm=True)
     assert rows == [1]
 
@@ -253,3 +255,18 @@ def test_published_stands_beside_measured():
     text = capture.get()
     assert "piqa  acc ↑     1,838      0.61    0.011     0.6273    0.011     -0.0173" in text
     assert "the harness of 2023" in text
+
+
+@pytest.mark.parametrize("rotary", ["custom", "onnx"])  # a shared cache, and one that grows
+def test_scores_are_those_of_the_sessions_own_logits(artifact, tmp_path, rotary):
+    pipeline.export(artifact, tmp_path / "a", rotary=rotary)
+    session = ScoringSession.of(Artifact.open(tmp_path / "a"))
+    rng = np.random.default_rng(0)
+    ids, targets, mask = rng.integers(0, 4096, (3, 20)), rng.integers(0, 4096, (3, 5, 2)), np.ones((3, 20), np.int64)
+    mask[1, :7] = 0
+    expected = np.take_along_axis(log_softmax(session.logits(ids, mask)[:, -5:]), targets, 2)
+    targets[0, 0, 0] = session.logits(ids, mask)[0, -5].argmax()
+    for _ in range(2):  # it can be asked again
+        scores, likeliest = session.score(ids, mask, targets)
+        np.testing.assert_allclose(scores.ravel()[1:], expected.ravel()[1:], atol=2e-6)
+        assert likeliest.ravel().tolist() == [True] + 29 * [False]

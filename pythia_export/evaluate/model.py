@@ -2,8 +2,8 @@
 
 The harness's own `hf` model is the measure of what a request means: how text is split into context and continuation,
 what is cut where it is too long, which continuation counts as greedy. What differs is how it is computed. Requests are
-taken longest first, so that a batch has rows of about one length; only logits of the continuation leave the graph, not
-those of the context; and requests with the same input, as the choices of a question often are, are one row.
+taken longest first, so that a batch has rows of about one length; logits are computed of the continuation alone, and
+scored inside the graph; and requests with the same input, as the choices of a question often are, are one row.
 
 The harness (0.4.13) loads no models from other packages. `pythia-lm-eval` is its own command line with this one added;
 in Python, importing this module registers it.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from tqdm import tqdm
 
 from ..artifact import Artifact
 from ..errors import RecipeError
-from ..runtime import Sampling, Session, StreamDecoder, generate_batch
-from .scores import TokenScores
+from ..runtime import Sampling, StreamDecoder, generate_batch
+from .scores import ScoringSession
 
 assert lm_eval.models
 
@@ -58,8 +59,7 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
     ) -> None:
         super().__init__()
         opened = Artifact.open(Path(artifact))
-        self._session = Session.open(opened, threads=threads, native=native)
-        self._log_probabilities = TokenScores(self._session.config.vocab_size)
+        self._session = ScoringSession.of(opened, threads=threads, native=native)
         self.tokenizer = opened.tokenizer()
         self._rows = None if batch_size in (None, "auto") else int(batch_size)
         self._rows = self._rows or max_batch_size
@@ -102,18 +102,34 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
         kept = {ids: max(len(requests[i][2]) for i in rows[ids]) for ids in inputs}
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
             for batch in self._batches(inputs, kept):
-                for ids, logits in zip(batch, self._last_logits(batch, max(kept[x] for x in batch)), strict=True):
-                    for i in rows[ids]:
-                        texts, _, continuation = requests[i]
-                        answers[i] = self._score(logits[-len(continuation) :], np.array(continuation))
-                        self.cache_hook.add_partial("loglikelihood", texts, answers[i])
-                    bar.update(len(rows[ids]))
+                members = [rows[ids] for ids in batch]
+                scored = self._scored(batch, [[requests[i][2] for i in row] for row in members])
+                for i, answer in zip(chain(*members), chain(*scored), strict=True):
+                    answers[i] = answer
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+                bar.update(sum(map(len, members)))
         return answers
 
-    def _score(self, logits: np.ndarray, continuation: np.ndarray) -> tuple[float, bool]:
-        """Logits [C, V] of the C tokens that came."""
-        total = float(self._log_probabilities(logits, continuation).sum())
-        return total, bool((logits.argmax(1) == continuation).all())
+    def _scored(
+        self, batch: list[tuple[int, ...]], continuations: list[list[list[int]]]
+    ) -> list[list[tuple[float, bool]]]:
+        """Of every row's continuations; each ends where the row ends, and the shorter rows are padded on the left."""
+        longest, choices = max(map(len, batch)), max(map(len, continuations))
+        kept = max(len(tokens) for row in continuations for tokens in row)
+        ids, mask = (np.zeros((len(batch), longest), np.int64) for _ in range(2))
+        targets = np.zeros((len(batch), kept, choices), np.int64)
+        for row, tokens in enumerate(batch):
+            ids[row, longest - len(tokens) :], mask[row, longest - len(tokens) :] = tokens, 1
+            for choice, came in enumerate(continuations[row]):
+                targets[row, kept - len(came) :, choice] = came
+        scores, likeliest = self._session.score(ids, mask, targets)
+        return [
+            [
+                (float(scores[row, kept - len(came) :, i].sum()), bool(likeliest[row, kept - len(came) :, i].all()))
+                for i, came in enumerate(of_row)
+            ]
+            for row, of_row in enumerate(continuations)
+        ]
 
     def _batches(
         self, inputs: list[tuple[int, ...]], kept: dict[tuple[int, ...], int]
@@ -130,14 +146,6 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
             batch.append(ids)
         if batch:
             yield batch
-
-    def _last_logits(self, batch: list[tuple[int, ...]], keep: int) -> np.ndarray:
-        """[B, keep, V] float32; the shorter are padded on the left."""
-        longest = max(map(len, batch))
-        ids, mask = (np.zeros((len(batch), longest), np.int64) for _ in range(2))
-        for row, tokens in enumerate(batch):
-            ids[row, longest - len(tokens) :], mask[row, longest - len(tokens) :] = tokens, 1
-        return self._session.step(self._session.start(len(batch), longest), ids, mask, keep=keep)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Of whole texts, in windows of the model's length that do not overlap."""

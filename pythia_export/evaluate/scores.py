@@ -1,59 +1,101 @@
-"""Log-probabilities of tokens from float32 logits, as fast as ONNX Runtime reads them.
+"""Log-probabilities of tokens, computed where the logits are: behind them in the graph, in the memory of the session.
 
-NumPy's exponential takes as long as a small model's layers do, ONNX Runtime's LogSoftmax a tenth of that; but summed in
-float32 over 50,000 classes it is off by 1e-5. So the vocabulary is cut into parts, whose sums of exponentials are taken
-in float32, and the parts are added in float64: what is left is below 1e-6 for a token. A part answers with its largest
-logit, whose log-softmax is near zero and so exact; that of a class far below would be rounded with its distance.
+Logits that leave a session are 200 KB a token, written once more and read back. In the graph ONNX Runtime's LogSoftmax
+takes a tenth of what NumPy's exponential does; but summed in float32 over 50,000 classes it is off by 1e-5. So the
+vocabulary is cut into parts, whose sums of exponentials are taken in float32, and the parts are added in float64: what
+is left is below 1e-6 for a token. A part answers with its largest logit, whose log-softmax is near zero and so exact;
+that of a class far below would be rounded with its distance.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import onnx.parser
+from typing import Any
 
-from ..runtime.session import onnxruntime
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from ..artifact import Artifact
+from ..runtime import MODEL, Session
 
 PART = 512  # classes at most
-CHUNK = 1 << 22  # logits in work at a time: 16 MiB
-_TOPS = """
-<ir_version: 10, opset_import: ["" : 18]>
-tops (float[rows, classes] x) => (float[rows, 1] top, float[rows, 1] of_log_softmax) {
-    axis = Constant<value = int64[1] {1}>()
-    top = ReduceMax(x, axis)
-    all = LogSoftmax<axis = 1>(x)
-    of_log_softmax = ReduceMax(all, axis)
-}
-"""
+_TARGETS, _SCORES = "score.targets", ("score.tops", "score.of_log_softmax", "score.came")
 
 
-class TokenScores:
-    """For logits over `vocab_size` classes."""
+class ScoringSession(Session):
+    """A session that scores tokens as well; in everything else it is a `Session`."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self._part = next(n for n in range(min(PART, vocab_size), 0, -1) if vocab_size % n == 0)
-        if self._part * self._part < vocab_size:  # a prime number of classes, or nearly one
-            self._part = vocab_size
-        ort = onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1  # more would wait for those of the model's session, which spin for a while
-        model = onnx.parser.parse_model(_TOPS).SerializeToString()
-        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    inputs = (*Session.inputs, _TARGETS)
+    outputs = (*Session.outputs, *_SCORES)
 
-    def __call__(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Natural logarithm of each target's probability, [T] float64; logits [T, V] float32, targets [T]."""
-        scores = np.empty(len(logits))
-        step = max(1, CHUNK // logits.shape[1])
-        for at in range(0, len(logits), step):
-            chunk = logits[at : at + step]
-            came = np.take_along_axis(chunk, targets[at : at + step, None], 1)[:, 0]
-            scores[at : at + step] = came - self._log_sum(chunk)
-        return scores
+    @classmethod
+    def of(cls, artifact: Artifact, *, threads: int | None = None, native: bool = True) -> ScoringSession:
+        """Open a published artifact."""
+        model = onnx.load_from_string(artifact.file(MODEL).read_bytes())
+        append_scores(model.graph, artifact.config.vocab_size)
+        return cls.open(artifact, threads=threads, native=native, model_bytes=model.SerializeToString())
 
-    def _log_sum(self, logits: np.ndarray) -> np.ndarray:
-        """Logarithm of the sum of exponentials, [T] float64."""
-        parts = np.ascontiguousarray(logits).reshape(-1, self._part)
-        top, of_log_softmax = self._session.run(None, {"x": parts})
-        of_parts = (top - of_log_softmax.astype(np.float64)).reshape(len(logits), -1)
-        largest = of_parts.max(1)
-        total: np.ndarray = largest + np.log(np.exp(of_parts - largest[:, None]).sum(1))
-        return total
+    def score(self, ids: np.ndarray, mask: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Natural logarithms of targets' probabilities [B, K, C] float64, and whether each is the likeliest, bool.
+
+        ids [B, S] int64 and mask [B, S] 1 or 0, with nothing before them; targets [B, K, C] int64 are C candidates to
+        follow each of the last K tokens. Of equal logits each counts as the likeliest.
+        """
+        batch, kept, choices = targets.shape
+        parts = self.config.vocab_size // part_size(self.config.vocab_size)
+        cache = self.start(*ids.shape)
+        found = {name: np.empty((batch * kept * parts, 1), np.float32) for name in _SCORES[:2]}
+        found[_SCORES[2]] = np.empty((batch, kept, choices), np.float32)
+        on_device = {name: self._to_device(array) for name, array in found.items()}
+        cache.bind({_TARGETS: self._to_device(np.ascontiguousarray(targets, np.int64))}, on_device)
+        self._advance(cache, ids, mask, kept)
+        return combine(*(on_device[name].numpy().reshape(batch, kept, -1) for name in _SCORES))
+
+
+def part_size(classes: int) -> int:
+    """Of a vocabulary's equal parts; all of it where its divisors are too few."""
+    size = next(n for n in range(min(PART, classes), 0, -1) if classes % n == 0)
+    return size if size * size >= classes else classes
+
+
+def append_scores(graph: onnx.GraphProto, classes: int) -> None:
+    """Let a graph whose output `logits` is [B, K, classes] also give what `combine` takes.
+
+    Of each part of the vocabulary [B * K * parts, 1]: its largest logit, and the log-softmax of that one. Of the
+    targets, an input [B, K, C] with a default, their logits [B, K, C].
+    """
+    tops, of_log_softmax, came = _SCORES
+    graph.initializer.extend(
+        [
+            helper.make_tensor("score.parts", TensorProto.INT64, [2], [-1, part_size(classes)]),
+            helper.make_tensor("score.axis", TensorProto.INT64, [1], [1]),
+            helper.make_tensor(_TARGETS, TensorProto.INT64, [1, 1, 1], [0]),
+        ]
+    )
+    graph.node.extend(
+        [
+            _node("Reshape", ["logits", "score.parts"], "score.of_parts"),
+            _node("ReduceMax", ["score.of_parts", "score.axis"], tops),
+            _node("LogSoftmax", ["score.of_parts"], "score.log_softmax", axis=1),
+            _node("ReduceMax", ["score.log_softmax", "score.axis"], of_log_softmax),
+            _node("GatherElements", ["logits", _TARGETS], came, axis=2),
+        ]
+    )
+    graph.input.append(helper.make_tensor_value_info(_TARGETS, TensorProto.INT64, [None, None, None]))
+    graph.output.extend(
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 1]) for name in (tops, of_log_softmax)]
+        + [helper.make_tensor_value_info(came, TensorProto.FLOAT, [None, None, None])]
+    )
+
+
+def combine(tops: np.ndarray, of_log_softmax: np.ndarray, came: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [B, K, C] float64 and whether each is the likeliest, from tops and of_log_softmax [B, K, parts] and
+    came [B, K, C], float32."""
+    of_parts = tops - of_log_softmax.astype(np.float64)
+    largest = of_parts.max(-1, keepdims=True)
+    log_sums = largest + np.log(np.exp(of_parts - largest).sum(-1, keepdims=True))
+    return came - log_sums, came == tops.max(-1, keepdims=True)
+
+
+def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(operator, inputs, [output], f"{output}/{operator}", **attributes)

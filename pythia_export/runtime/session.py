@@ -23,7 +23,7 @@ from contextlib import redirect_stdout
 from functools import cache as remembered
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -43,7 +43,7 @@ _EXECUTION_PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],  # the CPU computes shapes
 }
-_INPUTS = ("input_ids", "attention_mask", "position_ids")
+_TOKENS = ("input_ids", "attention_mask", "position_ids")
 _KEEP = "num_logits_to_keep"  # has a default: all
 
 
@@ -63,6 +63,13 @@ class Cache:
         """[B, length] int64: 1 for a real token, 0 for padding."""
         return self._mask[:, : self.length]
 
+    def bind(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+        """What the next step reads and gives beside the cache: OrtValues by name."""
+        for name, value in inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+
 
 class Session:
     """One graph, opened. `load_seconds` is the time that took; `providers` are those in use, the first preferred.
@@ -76,6 +83,9 @@ class Session:
             provider is not to be had.
         IntegrityError: ONNX Runtime refuses the graph, or the graph's inputs and outputs are not the configuration's.
     """
+
+    inputs: tuple[str, ...] = (*_TOKENS, _KEEP)  # of the graph, and its outputs, beside the cache
+    outputs: tuple[str, ...] = ("logits",)
 
     def __init__(
         self,
@@ -119,7 +129,7 @@ class Session:
         model_bytes: bytes | None = None,
         provider: Provider | None = None,
         native: bool = True,
-    ) -> Session:
+    ) -> Self:
         """Open a published artifact on the provider its recipe targets, or on `provider`.
 
         `accuracy_level` None is as shipped. Another one needs another graph, given as `model_bytes`; editing graphs
@@ -188,22 +198,27 @@ class Session:
             RecipeError: the cache has no room for T more tokens.
         """
         batch, new = _two_dimensions(ids)
+        kept = new if keep is None else min(keep, new)
+        if kept < 1:
+            raise ValueError(f"logits of the last {keep} tokens; 1 or more was expected")
+        logits = np.empty((batch, kept, self.config.vocab_size), np.float32)
+        on_device = self._to_device(logits)
+        cache.bind({}, {"logits": on_device})
+        self._advance(cache, ids, mask, kept)
+        return logits if self._device == "cpu" else np.asarray(on_device.numpy())
+
+    def _advance(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None, kept: int) -> None:
+        """Append `ids` to the cache; what is wanted of the last `kept` tokens is bound already."""
+        batch, new = _two_dimensions(ids)
         self._check_step(cache, ids, mask)
         end = cache.length + new
         cache._mask[:, cache.length : end] = 1 if mask is None else mask
         total = cache._mask[:, :end]
         positions = np.clip(np.cumsum(total, axis=1) - 1, 0, None)[:, cache.length :]
-
+        tokens = zip(_TOKENS, (ids, total, positions), strict=True)
+        inputs = {name: self._to_device(np.ascontiguousarray(array, np.int64)) for name, array in tokens}
+        cache.bind(inputs | {_KEEP: self._ort.OrtValue.ortvalue_from_numpy(np.array(kept, np.int64))}, {})
         binding = cache._binding
-        for name, array in zip(_INPUTS, (ids, total, positions), strict=True):
-            binding.bind_ortvalue_input(name, self._to_device(np.ascontiguousarray(array, np.int64)))
-        kept = new if keep is None else min(keep, new)
-        if kept < 1:
-            raise ValueError(f"logits of the last {keep} tokens; 1 or more was expected")
-        binding.bind_ortvalue_input(_KEEP, self._ort.OrtValue.ortvalue_from_numpy(np.array(kept, np.int64)))
-        logits = np.empty((batch, kept, self.config.vocab_size), np.float32)
-        on_device = self._to_device(logits)
-        binding.bind_ortvalue_output("logits", on_device)
         try:
             self._session.run_with_iobinding(binding)
         except RuntimeError as e:
@@ -216,7 +231,6 @@ class Session:
             cache._values = dict(zip(cache._values, binding.get_outputs(), strict=False))  # in the order of binding
             cache._binding = self._bind(cache._values)
         cache.length = end
-        return logits if self._device == "cpu" else np.asarray(on_device.numpy())
 
     def _bind(self, values: dict[str, Any]) -> Any:
         """Each value as past; as present the same one, or what ONNX Runtime will allocate."""
@@ -256,7 +270,7 @@ class Session:
         graph = self._session
         values = (*graph.get_inputs(), *graph.get_overridable_initializers(), *graph.get_outputs())
         found = {value.name for value in values}
-        expected = {*_INPUTS, _KEEP, "logits", *self._present_of, *self._present_of.values()}
+        expected = {*self.inputs, *self.outputs, *self._present_of, *self._present_of.values()}
         if found != expected:
             missing, extra = sorted(expected - found), sorted(found - expected)
             raise IntegrityError(
