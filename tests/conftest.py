@@ -1,8 +1,9 @@
-"""What a CI system around these tests says in the environment is not meant for the commands that they run."""
+"""What is around these tests, a CI system or a shell, is not meant for the commands that they run."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -11,6 +12,9 @@ LONGEST = ("demo", "consumers", "eval", "ci", "bench", "hub", "native", "mutatio
 
 for _name in ("GITHUB_ACTIONS", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"):
     os.environ.pop(_name, None)
+
+# A shell's background jobs ignore Ctrl-C, and so does what they start: the commands that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
