@@ -5,14 +5,16 @@
 # make test-slurm  sweeps on a real Slurm in build/slurm, killed at random; as root it installs Debian's packages first
 # make lint   ruff, mypy, and the schemas of action.yml and the workflows
 # make kernels  the native operators, in build/kernels; needs a C++17 compiler, and nothing fails without one
+# make cuda  attention on an NVIDIA GPU, in build/kernels-cuda; with nvcc from PyPI where none is installed (Linux)
 # Needs Python >= 3.11 with pip and venv; another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NVCC := build/nvcc/nvidia/cu13/bin/nvcc
 
-.PHONY: demo sweep-demo test test-consumers test-slurm consumers lint kernels venv clean
+.PHONY: demo sweep-demo test test-consumers test-slurm consumers lint kernels cuda venv clean
 
 demo: $(STAMP) kernels
 	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
@@ -61,6 +63,15 @@ kernels: $(STAMP)
 	else \
 		echo "kernels no C++ compiler ($${CXX:-c++}): artifacts run by the function in their graph, slower" >&2; \
 	fi
+
+cuda: $(STAMP)
+	@command -v nvcc >/dev/null || [ -x $(NVCC) ] || { echo "cuda    installing nvcc into build/nvcc"; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --target build/nvcc \
+		--requirement kernels/rotary_attention/cuda/requirements.txt; }
+	@echo "cuda    building attention on a GPU into build/kernels-cuda (a minute)"
+	@export CUDACXX="$$(command -v nvcc || echo $(abspath $(NVCC)))" && CUDAFLAGS="-L$$(dirname "$$CUDACXX")/../lib" \
+		$(BIN)/cmake -S kernels -B build/kernels-cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DPYTHIA_CUDA=ON >/dev/null && $(BIN)/cmake --build build/kernels-cuda --target pythia_cuda -- --quiet
 
 venv: $(STAMP)
 

@@ -13,6 +13,7 @@ import pytest
 from test_kernels import LIBRARY
 
 KERNELS = Path(__file__).parent.parent / "kernels"
+NVCC = shutil.which("nvcc") or shutil.which(KERNELS.parent / "build" / "nvcc" / "nvidia" / "cu13" / "bin" / "nvcc")
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("cmake") and shutil.which("g++")), reason="no CMake or no C++ compiler"
 )
@@ -40,6 +41,18 @@ def test_fuzzed_shapes_under_address_and_undefined_behaviour_sanitizers():
     ran = run_native([build / "rotary_attention_test"], 60)
     assert "ran: wide" in ran  # the 16 lanes of AVX-512 in plain C++
     run_native([build / "partial_rotary_test"], 60)
+    assert "ran: cuda, emulated" in run_native([build / "rotary_attention_cuda_test"], 60)
+
+
+@pytest.mark.skipif(not NVCC, reason="no nvcc; `make cuda` brings one")
+def test_the_cuda_kernel_stays_in_registers(tmp_path):
+    """An array that is indexed in a loop that was not unrolled would lie in memory."""
+    options = ["-std=c++17", "-arch=sm_80", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "attend.cubin"]
+    source = KERNELS / "rotary_attention" / "cuda" / "attend.cu"
+    ran = subprocess.run([NVCC, *options, source], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    frames = [int(n) for n in re.findall(r"(\d+) bytes stack frame", ran.stderr)]
+    assert len(frames) >= 54 and max(frames) <= 8, ran.stderr
 
 
 @pytest.mark.skipif(not shutil.which("clang++"), reason="no Clang")

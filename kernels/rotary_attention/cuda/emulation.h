@@ -1,0 +1,150 @@
+// A GPU's thread blocks on one thread of a CPU, for tests: each thread of a block is a fiber, which gives way where threads
+// wait for one another. One block runs after the other, in a fixed order. Blocks are whole warps.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "../../half.h"
+
+#define __global__
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(...)
+#define PYTHIA_UNROLL
+#define PYTHIA_LAUNCH(kernel, grid, block, stream, ...) \
+  (void)(stream), pythia::emulated::launch(grid, block, [&] { kernel(__VA_ARGS__); })
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0 };
+enum cudaMemcpyKind { cudaMemcpyDeviceToDevice };
+
+struct __half { uint16_t bits; };  // aggregates: shared memory of them is not initialised
+struct __nv_bfloat16 { uint16_t bits; };
+inline float __half2float(__half x) { return pythia::float_of(x.bits); }
+inline __half __float2half_rn(float x) { return {pythia::half_of(x)}; }
+inline float __bfloat162float(__nv_bfloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (std::isnan(x)) return {0x7FFF};
+  return {uint16_t((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
+}
+inline float __fmul_rn(float x, float y) { return x * y; }  // compiled without contraction
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fsub_rn(float x, float y) { return x - y; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
+
+namespace pythia {
+namespace emulated {
+
+constexpr unsigned kWarp = 32;
+constexpr size_t kStack = 1 << 17;
+
+// Threads that have arrived, and how often all have.
+struct Meeting {
+  unsigned arrived = 0, times = 0;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  dim3 index;
+  unsigned shuffles = 0;
+  bool done = false;
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Meeting> warps;
+  std::vector<float> exchanged;  // [2][threads]: shuffles take turns, so that none overwrites what is still to be read
+  Meeting all;
+  unsigned current = 0;
+  ucontext_t scheduler;
+  const std::function<void()>* body = nullptr;
+};
+
+inline Block block;
+inline dim3 block_index, block_size, grid_size;
+
+inline Fiber& self() { return block.fibers[block.current]; }
+inline void give_way() { swapcontext(&self().context, &block.scheduler); }
+inline void meet(Meeting& meeting, unsigned threads) {
+  const unsigned before = meeting.times;
+  if (++meeting.arrived == threads) {
+    meeting.arrived = 0, ++meeting.times;
+    return;
+  }
+  while (meeting.times == before) give_way();
+}
+inline void run_fiber() {
+  (*block.body)();
+  self().done = true;
+  give_way();
+}
+
+inline void start(Fiber& fiber, unsigned thread) {
+  if (!fiber.stack) fiber.stack.reset(new char[kStack]);
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get(), fiber.context.uc_stack.ss_size = kStack;
+  fiber.context.uc_link = nullptr;
+  fiber.index = dim3(thread, 0, 0), fiber.shuffles = 0, fiber.done = false;
+  makecontext(&fiber.context, run_fiber, 0);
+}
+
+inline void launch(dim3 grid, dim3 size, const std::function<void()>& body) {
+  const unsigned threads = size.x;
+  grid_size = grid, block_size = size, block.body = &body;
+  if (block.fibers.size() < threads) block.fibers.resize(threads);
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        block_index = dim3(x, y, z);
+        block.all = {}, block.warps.assign(threads / kWarp, {}), block.exchanged.assign(2 * threads, 0);
+        for (unsigned thread = 0; thread < threads; ++thread) start(block.fibers[thread], thread);
+        for (unsigned left = threads; left;)
+          for (unsigned t = 0; t < threads; ++t)
+            if (!block.fibers[t].done) {
+              block.current = t;
+              swapcontext(&block.scheduler, &block.fibers[t].context);
+              left -= block.fibers[t].done;
+            }
+      }
+}
+
+inline float shuffle_xor(float value, unsigned by) {
+  const unsigned turn = self().shuffles++ % 2 * block_size.x, me = block.current;
+  block.exchanged[turn + me] = value;
+  meet(block.warps[me / kWarp], kWarp);
+  return block.exchanged[turn + (me ^ by)];
+}
+
+}  // namespace emulated
+}  // namespace pythia
+
+#define threadIdx (pythia::emulated::self().index)
+#define blockIdx (pythia::emulated::block_index)
+#define gridDim (pythia::emulated::grid_size)
+inline void __syncthreads() { pythia::emulated::meet(pythia::emulated::block.all, pythia::emulated::block_size.x); }
+inline float __shfl_xor_sync(unsigned, float value, int by) { return pythia::emulated::shuffle_xor(value, unsigned(by)); }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t rows,
+                                     cudaMemcpyKind, cudaStream_t) {
+  for (size_t i = 0; i < rows; ++i)
+    std::memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(from) + i * from_pitch, width);
+  return cudaSuccess;
+}

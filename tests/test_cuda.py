@@ -1,0 +1,128 @@
+"""The CUDA kernel by ctypes, without ONNX Runtime: on a GPU where one is, and everywhere its source emulated."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from test_kernels import HEADS, TYPES, expected, problem, real
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ROOT / "kernels" / "rotary_attention" / "cuda"
+BUILT = ROOT / "build" / "kernels-cuda" / "libpythia_cuda.so"  # of `make cuda`
+ACTIVATIONS = {torch.float32: (0, 1e-5), torch.float16: (1, 1e-3), torch.bfloat16: (2, 8e-3)}  # code, precision
+CACHES = {"float32": 0, "float16": 1, "int8": 3}
+
+
+SIZES = ["batch", "heads", "head_dim", "rotary_dim", "fresh", "total", "room", "past_room", "positions", "bias_batch"]
+KINDS = ["activations", "cache", "multiprocessors", "reserved"]
+CACHED = ["past_key", "past_value", "past_key_scale", "past_value_scale"]
+POINTERS = ["qkv", "cos", "sin", "position", "bias", *CACHED]
+POINTERS += ["key", "value", "key_scale", "value_scale", "out", "workspace"]
+
+
+class Attention(ctypes.Structure):
+    """`PythiaCudaAttention` of attend.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in SIZES]
+    _fields_ += [(name, ctypes.c_int32) for name in KINDS]
+    _fields_ += [(name, ctypes.c_void_p) for name in POINTERS]
+
+
+class Device(NamedTuple):
+    library: ctypes.CDLL
+    name: str
+    multiprocessors: int
+    wait: Callable[[], None]
+
+
+@pytest.fixture(scope="module", params=["emulated", "GPU"])
+def device(request, tmp_path_factory) -> Device:
+    if request.param == "GPU":
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU that torch reaches")
+        if not BUILT.exists():
+            pytest.skip("the CUDA kernel is not built; `make cuda` builds it")
+        path, name, wait = BUILT, "cuda", torch.cuda.synchronize
+        multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    else:
+        if not shutil.which("g++"):
+            pytest.skip("no C++ compiler")
+        path, name, multiprocessors, wait = tmp_path_factory.mktemp("emulated") / "cuda.so", "cpu", 132, lambda: None
+        options = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-DPYTHIA_EMULATE_CUDA"]
+        subprocess.run(["g++", *options, "-x", "c++", SOURCES / "attend.cu", "-o", path], check=True)
+    library = ctypes.CDLL(str(path))
+    library.pythia_cuda_workspace.restype = ctypes.c_int64
+    return Device(library, name, multiprocessors, wait)
+
+
+def attend(device: Device, feeds, heads: int, rotary_dim: int, cache: str, dtype=torch.float32, room: int = 0):
+    """The outputs of `RotaryAttention` of one call; present has `room` places, or as many as are needed."""
+    on = {name: torch.from_numpy(np.ascontiguousarray(value)).to(device.name) for name, value in feeds.items()}
+    for name in ("qkv", "cos", "sin", "bias"):
+        on[name] = on[name].to(dtype)
+    B, T, width = feeds["qkv"].shape
+    n, total = width // 3 // heads, int(feeds["total_length"])
+    room, past_room = max(room, total), feeds["past_key"].shape[2]
+    key, value = (torch.zeros(B, heads, room, n, dtype=on["past_key"].dtype, device=device.name) for _ in range(2))
+    scales = [torch.zeros(B, heads, room, device=device.name) for _ in range(2)] if cache == "int8" else []
+    out = torch.zeros(B, T, width // 3, dtype=dtype, device=device.name)
+    call = Attention(B, heads, n, rotary_dim, T, total, room, past_room, feeds["cos"].shape[0], T * total)
+    call.activations, call.cache, call.multiprocessors = ACTIVATIONS[dtype][0], CACHES[cache], device.multiprocessors
+    for name, tensor in on.items() | {"position": on["position_ids"], "key": key, "value": value, "out": out}.items():
+        if name in POINTERS:
+            setattr(call, name, tensor.data_ptr())
+    if scales:
+        call.key_scale, call.value_scale = (scale.data_ptr() for scale in scales)
+    workspace = torch.empty(
+        device.library.pythia_cuda_workspace(ctypes.byref(call)), dtype=torch.int8, device=device.name
+    )
+    call.workspace = workspace.data_ptr()
+    stream = torch.cuda.current_stream().cuda_stream if device.name == "cuda" else None
+    assert device.library.pythia_cuda_attend(ctypes.byref(call), ctypes.c_void_p(stream)) == 0
+    device.wait()
+    return [x.float().cpu().numpy() if x is out else x.cpu().numpy() for x in (out, key, value, *scales)]
+
+
+def rounded(feeds, dtype: torch.dtype):
+    """The activations as `dtype` has them, in float32."""
+    return feeds | {
+        name: torch.from_numpy(feeds[name].copy()).to(dtype).float().numpy() for name in ("qkv", "cos", "sin", "bias")
+    }
+
+
+@pytest.mark.parametrize("dtype", ACTIVATIONS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("cache", TYPES)
+def test_it_keeps_the_contract(device, cache, dtype):
+    for (n, rotary_dim), (T, past) in product(HEADS.values(), [(1, 9), (1, 300), (11, 0)]):
+        feeds = rounded(problem(2, n, rotary_dim, T=T, past=past, cache=cache), dtype)
+        feeds["position_ids"] %= len(feeds["cos"])
+        got = attend(device, feeds, 2, rotary_dim, cache, dtype)
+        wanted, codes = expected(feeds, 2, rotary_dim, cache)
+        seen = real(feeds)
+        assert np.abs(got[0] - wanted)[seen].max() <= ACTIVATIONS[dtype][1] * np.abs(wanted[seen]).max(), (n, T, past)
+        for name, value in zip(("key", "value", "key_scale", "value_scale"), got[1:], strict=False):
+            assert (value == codes[name]).all(), (name, n, T, past)
+
+
+def test_a_prompt_in_parts_is_the_prompt_in_one(device):
+    feeds = problem(2, 64, 16, T=12, cache="int8", padding=(0, 0, 0))
+    whole = attend(device, feeds, 2, 16, "int8", room=16)
+    parts, past = [], feeds
+    for begin, end in ((0, 5), (5, 6), (6, 12)):
+        part = past | {"qkv": feeds["qkv"][:, begin:end], "position_ids": feeds["position_ids"][:, begin:end]}
+        part |= {"bias": feeds["bias"][:, :, begin:end, :end], "total_length": np.array(end, np.int32)}
+        out, *cached = attend(device, part, 2, 16, "int8", room=16)
+        parts.append(out)
+        past = feeds | dict(zip(CACHED, cached, strict=True))
+    assert np.abs(np.concatenate(parts, 1) - whole[0]).max() <= 1e-5 * np.abs(whole[0]).max()
+    for one, other in zip(cached, whole[1:], strict=True):
+        assert (one == other).all()
