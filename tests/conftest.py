@@ -8,7 +8,7 @@ import signal
 import pytest
 
 # The longest first: a worker takes whole files, and one that begins with the longest at the end lets the others wait.
-LONGEST = ("demo", "consumers", "eval", "ci", "bench", "hub", "native", "cuda", "mutations", "resume", "checkpoint", "graph")
+LONGEST = ("demo", "consumers", "eval", "ci", "bench", "hub", "native", "cuda", "mutations", "resume", "checkpoint")
 
 for _name in ("GITHUB_ACTIONS", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"):
     os.environ.pop(_name, None)
