@@ -28,8 +28,8 @@ later layers drift apart. The peer drifts as far from itself when only its batch
 says nothing about the solvers; the share of equal weights tells whether it happened.
 
 Settings, all explicit in `_gptqmodel_peer.py`, and on our side what the peer has too (`--defaults` takes our defaults
-instead: clipping, error correction, coupled rows): int4 symmetric, scales from the largest weight, act-order with
-static groups, damp 0.01, the linears of the layers and no head, activations in float32. What differs:
+instead: clipping, a beam, error correction, coupled rows): int4 symmetric, scales from the largest weight, act-order
+with static groups, damp 0.01, the linears of the layers and no head, activations in float32. What differs:
 
 - Hessians: the peer sums and factors in float32, we in float64 up to a width of 2,048.
 - The damping ladder: the peer adds 0.01 a step, at last raises the diagonal, and starts over; ours doubles and then
@@ -207,7 +207,7 @@ def losses(source: Any, config: NeoXConfig, ids: np.ndarray) -> np.ndarray:
 
 
 def _quantize(group: int, defaults: bool) -> Quantize:
-    extras = {} if defaults else {"clip": False, "error_correction": False, "fisher": False}
+    extras = {} if defaults else {"clip": False, "beam": 1, "error_correction": False, "fisher": False}
     head = {"method": "none"}
     return Quantize(bits=4, group_size=group, symmetric=True, act_order=True, damp=0.01, head=head, **extras)
 

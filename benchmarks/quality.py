@@ -38,17 +38,21 @@ from pythia_export.stream import allocate, quantize_stream
 from pythia_export.weights import WeightsReader, WeightsWriter
 
 GRIDS = ["8:row", "4:row", "4:128", "4:32", "3:row", "3:32", "2:row", "2:32"]  # bits:group
-PLAIN = {"clip": False, "error_correction": False, "fisher": False}
+PLAIN = {"clip": False, "beam": 1, "error_correction": False, "fisher": False}
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "plain GPTQ": PLAIN,
     "... without act-order, fresh scales": PLAIN | {"act_order": False},
     "... on an asymmetric grid": PLAIN | {"symmetric": False},
     "... with clipping": PLAIN | {"clip": True},
+    "... with a beam of 8": PLAIN | {"beam": 8},
     "... with error correction": PLAIN | {"error_correction": True},
     "... with coupled rows (Fisher)": PLAIN | {"fisher": True},
     "all": {},
     "all, asymmetric": {"symmetric": False},
     "all, without act-order": {"act_order": False},
+    "all, a beam of 16": {"beam": 16},
+    "all, a beam of 32": {"beam": 32},
+    "all but the beam": {"beam": 1},
     "all but clipping": {"clip": False},
     "all but error correction": {"error_correction": False},
     "all but coupled rows": {"fisher": False},

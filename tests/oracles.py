@@ -48,6 +48,41 @@ def gptq_textbook(W, H, bits, group_size, symmetric, act_order, damp, clip):
     return Q, scale, zero
 
 
+def beam_textbook(W, H, scale, zero, bits, size, damp, width):
+    """Codes [out, in] that a beam of `width` finds with act-order, on the grids of `gptq_textbook`, a row at a time.
+
+    A partial rounding costs what the free columns cannot make up for: its errors against the Schur complement of H.
+    """
+    W, H = np.array(W.numpy(), np.float64), np.array(H.numpy(), np.float64)
+    out, n = W.shape
+    order = list(np.argsort(-np.diag(H), kind="stable"))
+    H = H + damp * np.diag(H).mean() * np.eye(n)
+    best = np.zeros((out, n), int)
+    for row in range(out):
+        kept = [()]  # codes of the columns so far, in order
+        for place, j in enumerate(order):
+            taken, rest = order[:place], order[place:]
+            made_up = np.linalg.solve(H[np.ix_(rest, rest)], H[np.ix_(rest, taken)])
+            later = order[place + 1 :]
+            schur = H[np.ix_(order[: place + 1], order[: place + 1])]
+            if later:
+                across = H[np.ix_(later, order[: place + 1])]
+                schur = schur - across.T @ np.linalg.solve(H[np.ix_(later, later)], across)
+            found = []
+            for codes in kept:
+                value = [(c - zero[row, i // size]) * scale[row, i // size] for c, i in zip(codes, taken, strict=True)]
+                errors = W[row, taken] - np.array(value)
+                wanted = (W[row, j] + (made_up @ errors)[0]) / scale[row, j // size] + zero[row, j // size]
+                near = int(np.clip(np.round(wanted), 0, 2**bits - 1))
+                for code in {near, int(np.clip(near + (1 if wanted > near else -1), 0, 2**bits - 1))}:
+                    error = W[row, j] - (code - zero[row, j // size]) * scale[row, j // size]
+                    all_errors = np.append(errors, error)
+                    found.append((all_errors @ schur @ all_errors, (*codes, code)))
+            kept = [codes for _, codes in sorted(found)[:width]]
+        best[row, order] = kept[0]
+    return best
+
+
 def grid(W, bits, symmetric, importance=None):
     """Scale and zero point of each row, as a person would compute them, or try them out one share after another."""
     scales, zeros = [], []

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from oracles import gptq_textbook, output_error
+from oracles import beam_textbook, gptq_textbook, output_error
 
 from pythia_export.errors import NumericsError
 from pythia_export.quantize.gptq import factor, gptq
+from pythia_export.quantize.grid import zeros
 from pythia_export.quantize.packing import pack, pack_bits, unpack, unpack_bits
 from pythia_export.quantize.rtn import rtn
 
@@ -30,8 +31,8 @@ def problem(kind: str, out: int = 24, n: int = 160, seed: int = 0) -> tuple[torc
     return torch.tensor(W, dtype=torch.float32), torch.tensor(X.T @ X / len(X))
 
 
-def run_gptq(W, H, bits=4, group_size=32, symmetric=True, act_order=False, clip=False):
-    return gptq(W, factor(H, act_order, 0.01, 0.1), bits, group_size, symmetric, clip)
+def run_gptq(W, H, bits=4, group_size=32, symmetric=True, act_order=False, clip=False, beam=1):
+    return gptq(W, factor(H, act_order, 0.01, 0.1), bits, group_size, symmetric, clip, beam=beam)
 
 
 @pytest.mark.parametrize("kind", ["random", "correlated", "rank-deficient", "dead"])
@@ -55,12 +56,60 @@ def test_equals_the_textbook(kind, act_order, clip, bits, group_size, symmetric)
     assert output_error(W, single, H) == pytest.approx(output_error(W, fast, H), rel=0.05)
 
 
+@pytest.mark.parametrize("kind", ["random", "correlated", "rank-deficient"])
+@pytest.mark.parametrize(
+    ("bits", "group_size", "symmetric", "width"),
+    [(4, -1, True, 4), (3, 16, False, 8), (2, 32, True, 3), (8, 48, True, 8)],
+)
+def test_a_beam_equals_the_textbook(kind, bits, group_size, symmetric, width):
+    W, H = problem(kind, 6, 48)
+    done = run_gptq(W.double(), H, bits, group_size, symmetric, True, True, width)
+    scale, zero = done.scale.double().numpy(), zeros(done).double().numpy()
+    assert (done.q.numpy() == beam_textbook(W, H, scale, zero, bits, done.group_size, 0.01, width)).all()
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_a_wider_beam_loses_less_and_the_widest_never_more_than_gptq(act_order):
+    W, H = problem("correlated", 200, 6)
+    damped = H + 0.01 * H.diagonal().mean() * torch.eye(6, dtype=torch.float64)
+
+    def losses(beam):
+        E = W.double() - run_gptq(W.double(), H, 3, -1, True, act_order, True, beam).dequantize()
+        return ((E @ damped) * E).sum(1)
+
+    narrow, wide = losses(1), losses(64)  # 2 codes for each of 6 columns: every rounding that GPTQ could have chosen
+    assert (wide <= narrow * (1 + 1e-9)).all() and wide.sum() < 0.97 * narrow.sum()
+    W, H = problem("correlated")
+    one, four, sixteen = (output_error(W, run_gptq(W, H, act_order=act_order, beam=b), H) for b in (1, 4, 16))
+    assert sixteen < 0.98 * four < 0.96 * one
+
+
+@pytest.mark.parametrize("rows", [1, 3, 700])
+def test_a_beam_takes_any_number_of_rows(rows):
+    W, H = problem("dead", rows, 40)
+    whole = run_gptq(W.double(), H, beam=16)
+    assert (whole.dequantize()[:, ::7] == 0).all()
+    some = run_gptq(W[-1:].double(), H, beam=16)
+    assert torch.equal(whole.q[-1:], some.q)
+
+
+def test_dead_inputs_do_not_crowd_a_beam():
+    """Roundings that differ in an input that is always zero cost the same."""
+    W, H = problem("dead", n=48)
+    live = H.diagonal() > 0
+    with_dead, without = factor(H * 1e6, False, 1e-9, 0.1), factor(H[live][:, live] * 1e6, False, 1e-9, 0.1)
+    done = gptq(W.double(), with_dead, 4, -1, True, beam=4)
+    assert torch.equal(done.q[:, live], gptq(W[:, live].double(), without, 4, -1, True, beam=4).q)
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 def test_a_diagonal_hessian_gives_exactly_rtn(act_order):
     W, _ = problem("random")
     H = torch.diag(torch.rand(W.shape[1], dtype=torch.float64) + 0.5)
     done, nearest = run_gptq(W, H, act_order=act_order), rtn(W, 4, 32, True)
     assert torch.equal(done.q, nearest.q) and torch.equal(done.scale, nearest.scale)
+    beam = run_gptq(W, H, act_order=act_order, beam=8).dequantize()  # of two codes as near, it takes either
+    assert torch.allclose((W - beam).abs(), (W - nearest.dequantize()).abs(), atol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

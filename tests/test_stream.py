@@ -21,13 +21,14 @@ def source(layers: int = 3) -> InMemory:
     return InMemory(config, on_disk(hugging_face(config)))
 
 
-def test_each_linear_is_calibrated_on_what_the_quantised_layers_before_it_give(tmp_path):
+@pytest.mark.parametrize("beam", [1, 8])
+def test_each_linear_is_calibrated_on_what_the_quantised_layers_before_it_give(tmp_path, beam):
     """The oracle is Hugging Face's model, fully quantised, with a hook on every linear.
 
     Inputs of a linear depend on nothing behind it, so they are those that GPTQ must have observed.
     """
     original = source()
-    quantize = Quantize(bits=3, group_size=32, error_correction=False, fisher=False)
+    quantize = Quantize(bits=3, group_size=32, beam=beam, error_correction=False, fisher=False)
     exported = export_model(original, tmp_path, quantize, Export(), WINDOWS)
     reader, model = exported.reader(), hugging_face(original.config)
     inputs: dict[str, torch.Tensor] = {}
@@ -46,7 +47,8 @@ def test_each_linear_is_calibrated_on_what_the_quantised_layers_before_it_give(t
         X = inputs[name].flatten(0, 1)
         H, W = X.T @ X / len(X), original.tensor(f"{name}.weight")
         bits, size = record["bits"], record["group_size"]
-        expected = gptq(W, factor(H, quantize.act_order, quantize.damp, quantize.max_damp), bits, size, True)
+        L = factor(H, quantize.act_order, quantize.damp, quantize.max_damp)
+        expected = gptq(W, L, bits, size, True, beam=beam)
         got = reader.tensor(f"{name}.weight")
         assert torch.isclose(got, expected.dequantize(), atol=1e-6).float().mean() > 0.98, name
         E = (W - got).double()

@@ -30,6 +30,7 @@ def gptq_coupled(
     symmetric: bool,
     clip: bool = True,
     scale_dtype: torch.dtype = torch.float32,
+    beam: int = 1,
 ) -> Quantized:
     """Quantise W [out, in] against a factored Hessian and G [blocks, out / blocks, out / blocks].
 
@@ -47,7 +48,7 @@ def gptq_coupled(
         owed = L[:, high:, low:high].transpose(1, 2) @ E[:, high:]
         owed /= L.diagonal(dim1=1, dim2=2)[:, low:high, None]
         wanted = W[taken] + owed.flatten(0, 1)
-        part = gptq(wanted, factor, bits, group_size, symmetric, clip, scale_dtype)
+        part = gptq(wanted, factor, bits, group_size, symmetric, clip, scale_dtype, beam)
         E[:, low:high] = (W[taken] - part.dequantize().to(W.dtype)).unflatten(0, (blocks, high - low))
         parts.append(part)
         rows.append(taken)

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from ..errors import NumericsError
-from .grid import Quantized, find_grid, to_codes
+from .grid import Quantized, find_grid
+from .rounding import CARRIED, STATES, Beam, Nearest, Rounding
 
-BLOCK = 64
 WEIGHTS_AT_ONCE = 1 << 22
 SHARED_OUT = 1 << 22  # weights from which threads gain more than they lose by waiting for each other
 
@@ -96,8 +96,11 @@ def gptq(
     symmetric: bool,
     clip: bool = True,
     scale_dtype: torch.dtype = torch.float32,
+    beam: int = 1,
 ) -> Quantized:
     """Quantise W [out, in] against a factored Hessian; group_size -1 is the whole row, `clip` searches each scale.
+
+    The best `beam` roundings of each row are carried on from column to column; 1 is GPTQ.
 
     Computes in W's dtype, float32 or float64.
 
@@ -108,12 +111,14 @@ def gptq(
         raise NumericsError("a weight is NaN or infinite")
     size = group_size if group_size > 0 else W.shape[1]
     L, importance = factor.L.to(W.dtype), factor.importance.to(W.dtype) if clip else None
-    search = _GridSearch(bits, size, symmetric, importance, scale_dtype)
+    search = _Grid(bits, size, symmetric, importance, scale_dtype, beam)
     threads = torch.get_num_threads()
     # Rows do not meet: a few at a time need little memory, and with many each thread has its own. One step of the loop
     # over columns is too little to be shared out.
-    workers = threads if W.numel() >= SHARED_OUT else 1
+    workers = threads if W.numel() * beam >= SHARED_OUT else 1
     rows = min(-(-len(W) // workers), max(1, WEIGHTS_AT_ONCE // W.shape[1]))
+    if beam > 1:
+        rows = min(rows, max(1, min(STATES, CARRIED // W.shape[1]) // beam))
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(workers) as pool:
@@ -126,12 +131,13 @@ def gptq(
 
 
 @dataclass(frozen=True)
-class _GridSearch:
+class _Grid:
     bits: int
     group_size: int
     symmetric: bool
     importance: Tensor | None
     dtype: torch.dtype
+    beam: int
 
     def find(self, group: int, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point [out] of a group from its columns [columns, out]."""
@@ -140,7 +146,7 @@ class _GridSearch:
         return find_grid(columns.T, self.bits, self.symmetric, self.dtype, weights)
 
 
-def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _GridSearch) -> tuple[Tensor, Tensor, Tensor]:
+def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _Grid) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [out, in] uint8, scales [out, groups] float32 and zero points [out, groups] uint8 of some rows."""
     torch.set_num_threads(1)
     (out, fan_in), size, order = W.shape, grid.group_size, factor.order
@@ -153,29 +159,26 @@ def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _GridSearch) -> tuple[Tens
     if factor.act_order:
         for g in range(groups):
             scale[g], zero[g] = grid.find(g, free[place[g * size : (g + 1) * size]])
-    E, Q = torch.empty_like(free), torch.empty(fan_in, out, dtype=torch.uint8)
-    columns, pivots = order.tolist(), L.diagonal().tolist()
-    for last in range(fan_in, 0, -BLOCK):
-        first = max(0, last - BLOCK)
-        wanted = L[last:, first:last].T @ E[last:]  # what these columns make up for, so far without one another
-        within = L[first:last, first:last].T.contiguous()
+    rounding: Rounding = Nearest(free, L, grid.bits) if grid.beam == 1 else Beam(free, L, grid.bits, grid.beam)
+    columns, edges = order.tolist(), set(range(fan_in, 0, -rounding.block))
+    if not factor.act_order:
+        edges |= {fan_in - g * size for g in range(groups)}  # a block begins where a group does
+    ends = sorted(edges, reverse=True)
+    for last, first in zip(ends, [*ends[1:], 0], strict=True):
+        if not factor.act_order and columns[last - 1] % size == 0:
+            low = max(0, last - size)  # the group's columns, in falling order of place
+            fresh = free[low:last]
+            if last < fan_in:
+                owed = L[last:, low:last].T @ rounding.errors()[last:]
+                fresh = fresh + torch.linalg.solve_triangular(L[low:last, low:last].T, owed, upper=True)
+            g = columns[last - 1] // size
+            scale[g], zero[g] = grid.find(g, fresh.flip(0))
+        rounding.open(first, last)
         for k in range(last - 1, first - 1, -1):
             g = columns[k] // size
-            if not factor.act_order and columns[k] % size == 0:
-                low = max(0, k + 1 - size)  # the group's columns, in falling order of place
-                fresh = free[low : k + 1]
-                if k + 1 < fan_in:
-                    owed = L[k + 1 :, low : k + 1].T @ E[k + 1 :]
-                    fresh = fresh + torch.linalg.solve_triangular(L[low : k + 1, low : k + 1].T, owed, upper=True)
-                scale[g], zero[g] = grid.find(g, fresh.flip(0))
-            target = wanted[k - first]
-            if k + 1 < last:
-                target.addmv_(E[k + 1 : last].T, within[k - first, k + 1 - first :])
-            target.div_(pivots[k]).add_(free[k])
-            codes = to_codes(target, scale[g], zero[g], grid.bits)
-            Q[k] = codes
-            torch.sub(free[k], codes.sub_(zero[g]).mul_(scale[g]), out=E[k])
-    return Q[place].T.contiguous(), scale.T.float().contiguous(), zero.T.to(torch.uint8).contiguous()
+            rounding.take(k, scale[g], zero[g])
+        rounding.close()
+    return rounding.codes()[place].T.contiguous(), scale.T.float().contiguous(), zero.T.to(torch.uint8).contiguous()
 
 
 def fitted_share(fan_in: int, tokens: int) -> float:

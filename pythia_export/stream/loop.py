@@ -310,9 +310,9 @@ class _Job:
                 damp = L.damp
                 # Of h_to_4h's many outputs, behind a GELU, only the diagonal is kept: their coupling gained nothing.
                 if G is None or G.ndim == 1:
-                    result = gptq(target, L, *grid, quantize.clip, scale_dtype)
+                    result = gptq(target, L, *grid, quantize.clip, scale_dtype, quantize.beam)
                 else:
-                    result = gptq_coupled(target, L, G, *grid, quantize.clip, scale_dtype)
+                    result = gptq_coupled(target, L, G, *grid, quantize.clip, scale_dtype, quantize.beam)
                 del L
         except PythiaExportError as e:
             raise type(e)(f"{plan.name}: {e}", hint=e.hint) from e

@@ -107,7 +107,7 @@ def label(quantize: Quantize) -> str:
                 words.append(f"no {name.replace('_', ' ')}")
         if quantize.hessian != plain.hessian:
             words.append("original's hessian")
-        for name in ("damp", "max_damp"):
+        for name in ("damp", "max_damp", "beam"):
             if getattr(quantize, name) != getattr(plain, name):
                 words.append(f"{name.replace('_', ' ')} {getattr(quantize, name)}")
     if quantize.products != plain.products:

@@ -36,9 +36,9 @@ _SNAPSHOT = {
 }
 _QUANTIZE = {
     "method": pa.string(), "bits": pa.int64(), "group_size": pa.int64(), "symmetric": pa.bool_(),
-    "act_order": pa.bool_(), "damp": pa.float64(), "clip": pa.bool_(), "error_correction": pa.bool_(),
-    "joint_hessian": pa.bool_(), "hessian": pa.string(), "fisher": pa.bool_(), "products": pa.int64(),
-    "embedding": pa.string(),
+    "act_order": pa.bool_(), "damp": pa.float64(), "clip": pa.bool_(), "beam": pa.int64(),
+    "error_correction": pa.bool_(), "joint_hessian": pa.bool_(), "hessian": pa.string(), "fisher": pa.bool_(),
+    "products": pa.int64(), "embedding": pa.string(),
 }  # fmt: skip
 _INTERVAL = ("", "_se", "_low", "_high")
 _COST = {
