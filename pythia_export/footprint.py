@@ -11,6 +11,7 @@ from .neox import NeoXConfig
 from .recipe import Calibration, Quantize, Recipe
 from .stream.sensitivity import TOKENS as FELT_TOKENS
 
+CHOICE = 4000.0  # to choose a weight's codes in one rounding of a beam takes as long as so many operations
 LIBRARIES = 600_000_000  # bytes of Python, torch and ONNX Runtime before any work
 
 
@@ -44,14 +45,16 @@ def observing_operations(config: NeoXConfig, quantize: Quantize, calibration: Ca
 
 
 def rounding_operations(config: NeoXConfig, quantize: Quantize) -> float:
-    """What is cubic in the width: factors of the Hessians, and columns that make up for one another."""
+    """What is cubic in the width: factors of Hessians, columns that make up for one another; and a beam's choices."""
     if quantize.method != "gptq":
         return 20.0 * config.parameters  # a look at every weight, a few times
     d, ff = config.hidden_size, config.intermediate_size
     joint = quantize.joint_hessian and quantize.error_correction
     factors = 2 * (d**3 + ff**3 / 3 + (ff**3 / 3 + d * ff * ff if joint else 0))
     columns = 2.0 * (3 * d * d * d + d * d * d + ff * d * d + d * ff * ff)
-    return config.num_layers * (factors + columns) + 2.0 * config.vocab_size * d * d
+    chosen = CHOICE * 12 * d * d if quantize.beam > 1 else 0.0
+    head = 2.0 * config.vocab_size * d * d + (CHOICE * config.vocab_size * d if quantize.beam > 1 else 0.0)
+    return config.num_layers * (factors + quantize.beam * (columns + chosen)) + quantize.beam * head
 
 
 def scoring_operations(config: NeoXConfig, tokens: int, passes: int) -> float:
