@@ -29,8 +29,8 @@ class Rotary:
     sin: Tensor
 
     @classmethod
-    def of(cls, config: NeoXConfig, length: int, dtype: torch.dtype) -> Rotary:
-        cos, sin = (torch.from_numpy(table[:length].T.copy()).to(dtype) for table in rotary_tables(config))
+    def of(cls, config: NeoXConfig, length: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Rotary:
+        cos, sin = (torch.from_numpy(table[:length].T.copy()).to(device, dtype) for table in rotary_tables(config))
         return cls(cos, sin)
 
     def turn(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from .checkpoint import Accept, Checkpoint, Pulled, open_checkpoint
 from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
+from .device import DeviceName, described, device_called
 from .errors import RecipeError, SourceError
 from .footprint import peak_memory
 from .graph.consumers import config_json, genai_config_json, generation_config_json, tokenizer_config_json
@@ -150,14 +151,15 @@ def run(
     resume: bool = False,
     accept: Accept = ACCEPT,
     evict: bool = False,
+    device: DeviceName = "cpu",
     progress: Progress = SILENT,
 ) -> Outcome:
     """Recipe in, verified artifact out: published whether its gates pass or not, with the verdict in it.
 
     `resume` goes on after the last layer that an interrupted run of the same inputs finished. `evict` takes the
-    checkpoint out of the hub's cache once the artifact is published.
+    checkpoint out of the hub's cache once the artifact is published. Weights are quantised on `device`.
     """
-    job = _Job(recipe, progress, accept)
+    job = _Job(recipe, progress, accept, device_called(device))
     with Staging(out, overwrite) as staging:
         job.open()
         if recipe.export.target == "cuda":
@@ -192,10 +194,11 @@ def quantize(
     resume: bool = False,
     accept: Accept = ACCEPT,
     evict: bool = False,
+    device: DeviceName = "cpu",
     progress: Progress = SILENT,
 ) -> Outcome:
     """Only the weights: `model.onnx_data` and `quantization.json`, for `export` to build graphs over."""
-    job = _Job(recipe, progress, accept)
+    job = _Job(recipe, progress, accept, device_called(device))
     with Staging(out, overwrite) as staging:
         job.open()
         with job.journal(out, resume) as journal:
@@ -343,6 +346,7 @@ class _Job:
     recipe: Recipe
     progress: Progress
     accept: Accept
+    device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -380,7 +384,7 @@ class _Job:
         with self.stage("allocate"), tempfile.TemporaryDirectory() as scratch:
             resolved, self.allocation = allocate(
                 self.checkpoint, asked, self.recipe.export.dtype, calibration.ids,
-                self.recipe.calibration.memory_gb, Path(scratch), self.progress,
+                self.recipe.calibration.memory_gb, Path(scratch), self.progress, self.device,
             )  # fmt: skip
         self.recipe = self.recipe.model_copy(update={"quantize": resolved})
         self.layout = lay_out(self.config, resolved, self.recipe.export.dtype)
@@ -394,7 +398,7 @@ class _Job:
         with self.stage("quantize"), WeightsWriter(path, self.layout, keep=bool(journal.layers)) as writer:
             record = quantize_stream(
                 self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress,
-                memory_gb=memory_gb, journal=journal,
+                memory_gb=memory_gb, journal=journal, device=self.device,
             )  # fmt: skip
         if self.allocation is not None:
             record["allocation"] = self.allocation.to_json()
@@ -417,6 +421,7 @@ class _Job:
             "dtype": recipe["export"]["dtype"],
             "calibration": None if calibration is None else {"sha256": calibration.sha256},
             "versions": versions(),
+            "device": described(self.device),
             "threads": torch.get_num_threads(),  # sums are taken in another order
         }
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from models import InMemory, export_model, hugging_face, on_disk, small_config
 
+from pythia_export.device import CPU
 from pythia_export.errors import RecipeError, ResourceError
 from pythia_export.graph.layout import QKV, layout
 from pythia_export.quantize.coupled import DAMP, gptq_coupled
@@ -69,7 +70,7 @@ def test_counting_on_4h_to_h_is_the_joint_problem_with_4h_to_h_eliminated(tokens
     missing = torch.tensor(rng.normal(size=(out, d + ff)))  # of both, at their present weights
     A = torch.tensor(rng.normal(size=(out, d)))
     H_dd, C, H_uu = H[:d, :d], H[:d, d:], H[d:, d:]
-    observed = Observed(config, WINDOWS[:1], torch.zeros(96, 128), None, None, (damp, 1.0))
+    observed = Observed(config, WINDOWS[:1], torch.zeros(96, 128), None, CPU, (damp, 1.0))
     observed.tokens = tokens
     # `lacking` is E[lack up^T] - B H_up: that of B, with what A writes still in it
     got_H, got_missing = observed._counting_on_down(0, H_dd, missing[:, :d], A, H_uu, C, missing[:, d:] + A @ C)
@@ -262,7 +263,7 @@ def test_the_expected_cost_predicts_the_loss(tmp_path):
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_activations_come_back_as_they_were_put(on_disk, tmp_path):
     whole = torch.randn(7, 5, 3)
-    x = Activations((7, 5, 3), 3, tmp_path if on_disk else None)
+    x = Activations((7, 5, 3), 3, tmp_path if on_disk else CPU)
     assert [(s.start, s.stop) for s in x.slices] == [(0, 3), (3, 6), (6, 7)] and x.tokens == 35
     for i, part in enumerate(x.slices):
         x[i] = whole[part]
@@ -288,8 +289,8 @@ def test_activations_on_disk_change_nothing(tmp_path, monkeypatch):
     from pythia_export.stream import loop
 
     original, found = source(2), []
-    for i, fits in enumerate((True, False)):
-        monkeypatch.setattr(loop, "fits", lambda *a, fits=fits: fits)
+    for i, where in enumerate((CPU, tmp_path)):
+        monkeypatch.setattr(loop, "place", lambda *a, where=where: where)
         folder = tmp_path / str(i)
         folder.mkdir()
         export_model(original, folder, Quantize(bits=4), Export(), WINDOWS)

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pythia_export"
 
 FLOORS = [
-    {"errors", "neox", "recipe", "suite", "progress", "machine", "kernels"},
+    {"errors", "neox", "recipe", "suite", "progress", "machine", "kernels", "device"},
     {"quantize", "block", "graph", "hub"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
     {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "serve", "footprint"},
@@ -26,7 +26,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Arrows within a floor. Floor 0 is a small order of its own; a room may also import the errors that everyone raises.
 ALLOWED = {
     ("neox", "errors"), ("recipe", "errors"), ("recipe", "neox"), ("recipe", "suite"), ("suite", "errors"),
-    ("suite", "neox"),
+    ("suite", "neox"), ("device", "errors"),
     ("block", "graph"),  # the rotary tables are those that the graph stores
     ("runtime", "artifact"),  # a session opens an artifact; for type checkers alone
     ("footprint", "stream"),  # how many tokens its backward pass reads

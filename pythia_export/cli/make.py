@@ -12,6 +12,7 @@ from ..errors import EXIT_GATE, OutputError
 from .shared import (
     AllowDuplicate,
     ArtifactFolder,
+    Device,
     Evict,
     Json,
     JUnit,
@@ -53,6 +54,7 @@ def run(
     no_pickle: NoPickle = False,
     allow_duplicate_revision: AllowDuplicate = False,
     evict: Evict = False,
+    device: Device = "cpu",
     junit: JUnit = None,
     as_json: Json = False,
 ) -> None:
@@ -66,7 +68,7 @@ def run(
     with progress_bars() as progress:
         outcome = pipeline.run(
             recipe_called(recipe), out, overwrite=overwrite, resume=resume,
-            accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, progress=progress,
+            accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
         )  # fmt: skip
     assert outcome.parity is not None
     if as_json:
@@ -136,7 +138,12 @@ def pull(
         show(str(pulled.folder))
 
 
-@app.command(epilog=examples("pythia-export quantize pythia-160m-int4 --out weights/160m"))
+@app.command(
+    epilog=examples(
+        "pythia-export quantize pythia-160m-int4 --out weights/160m",
+        "pythia-export quantize pythia-6.9b-int4 --out weights/6.9b --device cuda",
+    )
+)
 def quantize(
     recipe: RecipeName,
     out: Out,
@@ -145,6 +152,7 @@ def quantize(
     no_pickle: NoPickle = False,
     allow_duplicate_revision: AllowDuplicate = False,
     evict: Evict = False,
+    device: Device = "cpu",
 ) -> None:
     """Only the weights: quantised, streamed layer by layer, for `export` to build graphs over."""
     from .. import pipeline
@@ -153,7 +161,7 @@ def quantize(
     with progress_bars() as progress:
         outcome = pipeline.quantize(
             recipe_called(recipe), out, overwrite=overwrite, resume=resume,
-            accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, progress=progress,
+            accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
         )  # fmt: skip
     assert outcome.quantization is not None
     show(losses_table(outcome.quantization))

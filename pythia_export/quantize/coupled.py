@@ -39,8 +39,8 @@ def gptq_coupled(
     """
     blocks, size, _ = G.shape
     L, order = _row_factor(G)
-    starts = torch.arange(blocks)[:, None] * size
-    E = torch.zeros(blocks, size, W.shape[1], dtype=W.dtype)  # rows at their places
+    starts = torch.arange(blocks, device=W.device)[:, None] * size
+    E = torch.zeros(blocks, size, W.shape[1], dtype=W.dtype, device=W.device)  # rows at their places
     parts, rows = [], []
     edges = torch.linspace(0, size, min(PASSES, size) + 1).round().int().tolist()
     for low, high in reversed(list(zip(edges, edges[1:], strict=False))):

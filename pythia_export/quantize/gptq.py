@@ -34,6 +34,7 @@ from .grid import Quantized, find_grid
 from .rounding import CARRIED, STATES, Beam, Nearest, Rounding
 
 WEIGHTS_AT_ONCE = 1 << 22
+WEIGHTS_ON_GPU = 1 << 29  # times the beam, at once: 2.7 GB
 SHARED_OUT = 1 << 22  # weights from which threads gain more than they lose by waiting for each other
 
 
@@ -54,7 +55,7 @@ class Factor:
     @property
     def importance(self) -> Tensor:
         """[in]: what a unit of squared rounding error in each column adds to the loss of GPTQ's outcome."""
-        importance = torch.empty(len(self.L), dtype=self.L.dtype)
+        importance = torch.empty_like(self.order, dtype=self.L.dtype)
         importance[self.order] = self.L.diagonal().square()
         return importance
 
@@ -70,13 +71,14 @@ def factor(H: Tensor, act_order: bool, damp: float, max_damp: float) -> Factor:
     diagonal = H.diagonal()
     dead = diagonal <= 0  # an input that is always zero: any weight is exact, and zero is the cheapest
     diagonal = torch.where(dead, torch.ones_like(diagonal), diagonal)
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(H))
+    columns = torch.arange(len(H), device=H.device)
+    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else columns
     order = order.flip(0)
     mean = diagonal.mean()
     while True:
         L = H[order[:, None], order]
         L.diagonal().copy_((diagonal + damp * mean)[order])
-        info = torch.zeros((), dtype=torch.int32)
+        info = torch.zeros((), dtype=torch.int32, device=H.device)
         torch.linalg.cholesky_ex(L, out=(L, info))
         if not info and torch.isfinite(L.diagonal()).all():
             return Factor(L, order, dead, act_order, damp)
@@ -102,7 +104,7 @@ def gptq(
 
     The best `beam` roundings of each row are carried on from column to column; 1 is GPTQ.
 
-    Computes in W's dtype, float32 or float64.
+    Computes in W's dtype, float32 or float64, on W's device, where the factor lies as well.
 
     Raises:
         NumericsError: W holds a NaN or an infinity.
@@ -113,12 +115,15 @@ def gptq(
     L, importance = factor.L.to(W.dtype), factor.importance.to(W.dtype) if clip else None
     search = _Grid(bits, size, symmetric, importance, scale_dtype, beam)
     threads = torch.get_num_threads()
-    # Rows do not meet: a few at a time need little memory, and with many each thread has its own. One step of the loop
-    # over columns is too little to be shared out.
-    workers = threads if W.numel() * beam >= SHARED_OUT else 1
-    rows = min(-(-len(W) // workers), max(1, WEIGHTS_AT_ONCE // W.shape[1]))
-    if beam > 1:
-        rows = min(rows, max(1, min(STATES, CARRIED // W.shape[1]) // beam))
+    if W.device.type == "cpu":
+        # Rows do not meet: a few at a time need little memory, and with many each thread has its own. One step of the
+        # loop over columns is too little to be shared out.
+        workers = threads if W.numel() * beam >= SHARED_OUT else 1
+        rows = min(-(-len(W) // workers), max(1, WEIGHTS_AT_ONCE // W.shape[1]))
+        if beam > 1:
+            rows = min(rows, max(1, min(STATES, CARRIED // W.shape[1]) // beam))
+    else:  # a step over columns costs a GPU the same for few rows as for many
+        workers, rows = 1, max(1, WEIGHTS_ON_GPU // (W.shape[1] * beam))
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(workers) as pool:
@@ -153,9 +158,9 @@ def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _Grid) -> tuple[Tensor, Te
     # Columns lie as rows in the order of their places, so that the loop reads and writes whole runs of memory.
     free = torch.where(factor.dead, 0.0, W).T[order].contiguous()
     place = torch.empty_like(order)
-    place[order] = torch.arange(fan_in)
+    place[order] = torch.arange(fan_in, device=W.device)
     groups = -(-fan_in // size)
-    scale, zero = (torch.empty(groups, out, dtype=W.dtype) for _ in range(2))
+    scale, zero = (torch.empty(groups, out, dtype=W.dtype, device=W.device) for _ in range(2))
     if factor.act_order:
         for g in range(groups):
             scale[g], zero[g] = grid.find(g, free[place[g * size : (g + 1) * size]])

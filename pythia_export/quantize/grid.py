@@ -18,6 +18,7 @@ from ..errors import NumericsError
 
 SHRINK = torch.linspace(1.0, 0.3, 21).tolist()  # tried shares of the whole span; the first is the grid without clipping
 _SEARCHED_AT_ONCE = 1 << 16  # weights: the search goes over them many times, so they should stay in the cache
+_SEARCHED_ON_GPU = 1 << 26  # there few calls count
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,17 @@ class Quantized:
 
     def dequantize(self) -> Tensor:
         """[out, in] float32."""
-        dense = torch.empty(self.q.shape, dtype=torch.float32)
+        dense = torch.empty_like(self.q, dtype=torch.float32)
         zero = zeros(self)
         for g, (codes, part) in enumerate(
             zip(self.q.split(self.group_size, 1), dense.split(self.group_size, 1), strict=True)
         ):
             torch.sub(codes, zero[:, g : g + 1], out=part).mul_(self.scale[:, g : g + 1])
         return dense
+
+    def to(self, device: torch.device | str) -> Quantized:
+        zero = self.zero_point.to(device) if self.zero_point is not None else None
+        return Quantized(self.q.to(device), self.scale.to(device), zero, self.bits, self.group_size)
 
     def rows(self, rows: Tensor | slice) -> Quantized:
         """Some rows of it, or all in another order."""
@@ -71,7 +76,7 @@ def find_grid(
         raise NumericsError("a weight is NaN or infinite; it has no grid")
     if importance is None:
         return _spanned(*_ends(W), bits, symmetric, dtype)
-    rows = max(1, _SEARCHED_AT_ONCE // W.shape[1])
+    rows = max(1, (_SEARCHED_AT_ONCE if W.device.type == "cpu" else _SEARCHED_ON_GPU) // W.shape[1])
     parts = [_searched(part, bits, symmetric, dtype, importance.to(W.dtype)) for part in W.split(rows)]
     scale, zero = (torch.cat(x) for x in zip(*parts, strict=True))
     return scale, zero

@@ -42,7 +42,7 @@ class Nearest:
 
     def __init__(self, free: Tensor, L: Tensor, bits: int) -> None:
         self._free, self._L, self._bits = free, L, bits
-        self._errors, self._codes = torch.empty_like(free), torch.empty(free.shape, dtype=torch.uint8)
+        self._errors, self._codes = torch.empty_like(free), torch.empty_like(free, dtype=torch.uint8)
         self._pivots = L.diagonal().tolist()
 
     def open(self, first: int, last: int) -> None:
@@ -80,11 +80,11 @@ class Beam:
         self._free, self._L, self._width, self._top = free, L, width, 2**bits - 1
         n, self._rows = free.shape
         # One rounding's numbers lie together, since roundings are copied, dropped and change places.
-        self._errors = torch.zeros(self._rows * width, n, dtype=free.dtype)
-        self._codes = torch.zeros(self._rows * width, n, dtype=torch.uint8)
-        self._cost = torch.full((self._rows, width), torch.inf, dtype=free.dtype)
+        self._errors = free.new_zeros(self._rows * width, n)
+        self._codes = free.new_zeros(self._rows * width, n, dtype=torch.uint8)
+        self._cost = free.new_full((self._rows, width), torch.inf)
         self._cost[:, 0] = 0
-        self._begin = torch.arange(self._rows)[:, None] * width
+        self._begin = torch.arange(self._rows, device=free.device)[:, None] * width
 
     def open(self, first: int, last: int) -> None:
         self._first, self._last = first, last
@@ -115,7 +115,9 @@ class Beam:
             self._owed = torch.addmm(owed, errors[:, None], self._L[k : k + 1, self._first : k])
 
     def close(self) -> None:
-        origin = torch.arange(len(self._errors))  # of what the block ends with, where it was at each step
+        origin = torch.arange(
+            len(self._errors), device=self._errors.device
+        )  # of what the block ends with, where it was at each step
         for k, (errors, codes, parents) in zip(range(self._first, self._last), reversed(self._steps), strict=True):
             self._errors[:, k], self._codes[:, k] = errors[origin], codes[origin]
             origin = parents[origin]

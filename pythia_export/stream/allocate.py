@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from ..block import Block
+from ..device import CPU, memory_of
 from ..errors import RecipeError
 from ..graph.layout import Layout, layout
 from ..neox import EMBEDDING, layer_prefix, layer_tensors
 from ..progress import SILENT, Progress
 from ..quantize.rtn import rtn
 from ..recipe import Override, Quantize
-from .activations import fits
+from .activations import place
 from .folded import Folded
 from .observe import Observed
+from .placed import Placed
 from .problem import Problem
 from .sensitivity import Sensitivity, Tensors, expected_cost, measure_sensitivity
 
@@ -53,16 +55,19 @@ def allocate(
     memory_gb: float,
     scratch: Path,
     progress: Progress = SILENT,
+    device: torch.device = CPU,
 ) -> tuple[Quantize, Allocation]:
     """The recipe with its `bits_per_weight` turned into overrides.
 
     Raises:
         RecipeError: fewer bits are asked for than the recipe's own, or more than 8 everywhere would take.
+        ResourceError: the device's memory did not suffice.
     """
     asked = quantize.bits_per_weight
     assert asked is not None
     if quantize.products == 2:
         source = Folded(source)
+    source = Placed(source, device)
     base = layout(source.config, quantize, dtype)
     chosen = [p.name for p in base.linears.values() if p.layer is not None and p.method != "none"]
     candidates = [name for name in chosen if base.linears[name].scheme.bits < RAISED]
@@ -73,7 +78,8 @@ def allocate(
             f"included, and {high.bits_per_weight:.4f} with {RAISED} bits in every layer",
             hint="Ask for a number between, or change `bits` and `group_size`.",
         )
-    saved = _saved(source, quantize, base, high, candidates, ids, memory_gb, scratch, progress)
+    with memory_of(device):
+        saved = _saved(source, quantize, base, high, candidates, ids, memory_gb, scratch, progress)
     raised: list[str] = []
     reached = base.bits_per_weight
 
@@ -114,8 +120,10 @@ def _saved(
         felt = Sensitivity(Path(folder))
         with torch.inference_mode(False):
             measure_sensitivity(source, ids, felt, memory_gb, progress=progress)
-        spill = None if fits((*ids.shape, config.hidden_size), 1, memory_gb) else Path(folder)
-        observed = Observed(config, ids, source.tensor(f"{EMBEDDING}.weight"), None, spill)
+        table = source.tensor(f"{EMBEDDING}.weight")
+        where = place((*ids.shape, config.hidden_size), 1, memory_gb, Path(folder), table.device)
+        observed = Observed(config, ids, table, None, where)
+        del table
         with progress.track("Weighing bits", config.num_layers, "layers") as advance:
             for layer in range(config.num_layers):
                 weights = {spec.name: source.tensor(spec.name).float() for spec in layer_tensors(config, layer)}
@@ -138,7 +146,7 @@ def _weigher(
         for places in (base, high):
             scheme = places.linears[name].scheme
             E = W - rtn(W, scheme.bits, scheme.group_size, scheme.symmetric).dequantize()
-            costs.append(expected_cost(E, problem.H, felt.of(layer, linear)))
+            costs.append(expected_cost(E, problem.H, felt.of(layer, linear).to(W.device)))
         saved[name] = costs[0] - costs[1]
         return W
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..block import Block
+from ..device import CPU, described, memory_of
 from ..errors import PythiaExportError
 from ..graph.layout import (
     EMBEDDING_BITS,
@@ -39,10 +40,11 @@ from ..quantize.packing import pack, pack_rows, round_rows
 from ..quantize.rtn import rtn
 from ..recipe import Quantize
 from ..weights import WeightsReader, WeightsWriter
-from .activations import fits
+from .activations import place
 from .folded import Folded
 from .journal import Journal
 from .observe import Observed
+from .placed import Placed
 from .problem import Problem
 from .sensitivity import Sensitivity, Tensors, expected_cost, measure_sensitivity
 
@@ -68,19 +70,22 @@ def quantize_stream(
     memory_gb: float = 4.0,
     journal: Journal | None = None,
     felt: Sensitivity | None = None,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """Stream every tensor of `source` into `writer`; windows [N, S] int64 are what GPTQ observes.
 
-    `felt` is the sensitivity of these weights on these windows, where it was measured before. Activations beyond
-    `memory_gb` lie in files beside the weights. With a journal, finished layers are committed to it, and those that it
-    has already are read back instead of quantised. Returns the content of `quantization.json`.
+    Computes on `device`. `felt` is the sensitivity of these weights on these windows, where it was measured before.
+    Activations beyond `memory_gb`, and beyond a GPU's own memory, lie in files beside the weights. With a journal,
+    finished layers are committed to it, and those that it has already are read back instead of quantised. Returns the
+    content of `quantization.json`.
 
     Raises:
         NumericsError: a NaN or an infinity in a weight or an activation, or a Hessian that no damping mends; the
             message names the linear or the layer.
+        ResourceError: the disk, or the device's memory, did not suffice.
     """
     one = [Output(quantize, layout, writer)]
-    return _stream(source, one, dtype, windows, progress, memory_gb, journal, felt)[0]
+    return _stream(source, one, dtype, windows, progress, memory_gb, journal, felt, device)[0]
 
 
 def quantize_together(
@@ -92,6 +97,7 @@ def quantize_together(
     *,
     memory_gb: float = 4.0,
     felt: Sensitivity | None = None,
+    device: torch.device = CPU,
 ) -> list[dict[str, Any]]:
     """Several quantisations of one checkpoint in one pass: all by GPTQ with Hessians of the original model, which they
     share, and with the same `products`. Each comes out as `quantize_stream` would make it alone.
@@ -101,7 +107,7 @@ def quantize_together(
     """
     if any(o.quantize.hessian != "original" or o.quantize.products != outputs[0].quantize.products for o in outputs):
         raise ValueError("only quantisations by the original model's Hessians, of equal products, go together")
-    return _stream(source, outputs, dtype, windows, progress, memory_gb, None, felt)
+    return _stream(source, outputs, dtype, windows, progress, memory_gb, None, felt, device)
 
 
 def _stream(
@@ -113,11 +119,14 @@ def _stream(
     memory_gb: float,
     journal: Journal | None,
     felt: Sensitivity | None,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     began, first = time.perf_counter(), outputs[0]
     if first.quantize.products == 2:
         source = Folded(source)
+    source = Placed(source, device)
     with ExitStack() as stack:
+        stack.enter_context(memory_of(device))
         if journal is not None:
             folder = journal.folder
         else:
@@ -153,7 +162,7 @@ class _Layers:
     """The layers one after the other, for one quantisation or for several that observe the same activations."""
 
     def __init__(
-        self, source: Tensors, jobs: Sequence[_Job], windows: np.ndarray | None, memory_gb: float, folder: Path
+        self, source: Placed, jobs: Sequence[_Job], windows: np.ndarray | None, memory_gb: float, folder: Path
     ) -> None:
         """Embeddings are written; the calibration text becomes activations."""
         self.source, self.config, self.jobs = source, source.config, jobs
@@ -163,11 +172,12 @@ class _Layers:
         self.observed: Observed | None = None
         if windows is not None:
             correct = quantize.error_correction
-            spill = None if fits((*windows.shape, self.config.hidden_size), 2 if correct else 1, memory_gb) else folder
+            shape = (*windows.shape, self.config.hidden_size)
+            where = place(shape, 2 if correct else 1, memory_gb, folder, source.device)
             joint = (quantize.damp, quantize.max_damp) if quantize.joint_hessian else None
             # The artifact's own embedding is what every layer will read.
             x = table if self.original else stored[0]
-            self.observed = Observed(self.config, windows, x, table if correct else None, spill, joint)
+            self.observed = Observed(self.config, windows, x, table if correct else None, where, joint)
 
     def do(self, layer: int) -> None:
         began = time.perf_counter()
@@ -215,8 +225,8 @@ class _Layers:
         if self.original:
             self.observed.propagate(source, measure=False)
             return
-        stored = WeightsReader(out.file.path, out.layout, self.config)
-        written = {spec.name: stored.tensor(spec.name) for spec in layer_tensors(self.config, layer)}
+        stored, device = WeightsReader(out.file.path, out.layout, self.config), self.source.device
+        written = {spec.name: stored.tensor(spec.name).to(device) for spec in layer_tensors(self.config, layer)}
         self.observed.propagate(Block(self.config, layer, written.__getitem__), measure=False)
 
     def finish(self) -> None:
@@ -242,8 +252,9 @@ Factors = dict[tuple[bool, float, float], Factor]  # of one Hessian, by act_orde
 class _Job:
     """One quantisation of a checkpoint on its way."""
 
-    def __init__(self, source: Tensors, output: Output, dtype: str, felt: Sensitivity | None) -> None:
+    def __init__(self, source: Placed, output: Output, dtype: str, felt: Sensitivity | None) -> None:
         self.config, self.quantize, self.layout, self.felt = source.config, output.quantize, output.layout, felt
+        self.device = source.device
         self.out = _Writer(output.writer, output.layout, dtype, packed_qkv_rows(source.config))
         self.linears: list[dict[str, Any]] = []
         self.layers: list[dict[str, Any]] = []
@@ -284,6 +295,7 @@ class _Job:
             "method": self.quantize.method,
             "bits_per_weight": round(self.layout.bits_per_weight, 4),
             "seconds": seconds,
+            "device": described(self.device),
             "linears": sorted(self.linears, key=lambda record: place[record["name"]]),
             "layers": self.layers,
         }
@@ -342,7 +354,7 @@ class _Job:
         """G at this linear's output."""
         if self.felt is None or plan.layer is None:
             return None
-        return self.felt.of(plan.layer, plan.name.removeprefix(f"{layer_prefix(plan.layer)}."))
+        return self.felt.of(plan.layer, plan.name.removeprefix(f"{layer_prefix(plan.layer)}.")).to(self.device)
 
 
 def _losses(
@@ -402,19 +414,19 @@ class _Writer:
         if name not in self.layout.slots:
             return value
         stored = value.to(getattr(torch, self.dtype))
-        packed = stored[torch.from_numpy(self.config_rows)] if name.removesuffix(".bias").endswith(QKV) else stored
-        self.file.put(name, packed.numpy())
+        packed = stored.cpu().numpy()
+        self.file.put(name, packed[self.config_rows] if name.removesuffix(".bias").endswith(QKV) else packed)
         return stored.float()
 
     def embedding(self, table: Tensor, kind: str) -> Tensor:
         """Write the table; returns it in float32 as the artifact will read it."""
         if kind in EMBEDDING_BITS:
             rounded = round_rows(table, EMBEDDING_BITS[kind], EMBEDDING_BLOCK, self.dtype)
-            for part, array in pack_rows(rounded, self.dtype).items():
+            for part, array in pack_rows(rounded.to(CPU), self.dtype).items():
                 self.file.put(f"{EMBEDDING}.{part}", array)
             return rounded.dequantize()
         stored = table.to(getattr(torch, kind))
-        self.file.put(f"{EMBEDDING}.weight", stored.numpy())
+        self.file.put(f"{EMBEDDING}.weight", stored.cpu().numpy())
         return stored.float()
 
     def stored(self, plan: LinearPlan, W: Tensor) -> Tensor:
@@ -425,10 +437,11 @@ class _Writer:
         """Write one linear [out, in]."""
         rows = torch.from_numpy(self.config_rows) if plan.name.endswith(QKV) else None
         if result is None:
-            stored = W.to(getattr(torch, self.layout.slots[f"{plan.name}.weight"].dtype))
+            stored = W.cpu().to(getattr(torch, self.layout.slots[f"{plan.name}.weight"].dtype))
             packed = stored if rows is None else stored[rows]
             self.file.put(f"{plan.name}.weight", packed.T.contiguous().numpy())
             return
+        result = result.to(CPU)
         ordered = result if rows is None else result.rows(rows)
         for part, array in pack(ordered, plan.scheme.stored_bits, plan.block_size, self.dtype).items():
             self.file.put(f"{plan.name}.{part}", array)

@@ -13,7 +13,6 @@ with the error that the first has left.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from ..errors import NumericsError
 from ..graph.layout import QKV
 from ..neox import NeoXConfig, layer_prefix
 from ..quantize.gptq import correction, factor, fitted_share
-from .activations import Activations
+from .activations import Activations, Place
 from .problem import Moments, Problem
 
 CHUNK_FLOATS, CHUNK_TOKENS = 1 << 24, 8192  # of the widest activation, and of windows of tokens, computed at once
@@ -35,7 +34,7 @@ def windows_a_chunk(config: NeoXConfig, length: int) -> int:
 
 
 class Observed:
-    """Activations of windows ids [N, S] before the layer at hand; `spill` is where they lie when memory is short."""
+    """Activations of windows ids [N, S] before the layer at hand; they lie at `place`."""
 
     def __init__(
         self,
@@ -43,23 +42,26 @@ class Observed:
         ids: np.ndarray,
         embedding: Tensor,
         source: Tensor | None,
-        spill: Path | None,
+        place: Place,
         joint: tuple[float, float] | None = None,
     ) -> None:
-        """`embedding` is the table as it will be stored, `source` the original one where error correction wants it;
-        `joint`, damp and max_damp, lets dense count on 4h_to_h."""
-        self.config, self.tokens = config, int(ids.size)
+        """`embedding` is the table as it will be stored, on the device that computes, `source` the original one where
+        error correction wants it; `joint`, damp and max_damp, lets dense count on 4h_to_h."""
+        self.config, self.tokens, self.device = config, int(ids.size), embedding.device
         self.joint = joint
-        self.rotary = Rotary.of(config, ids.shape[1], torch.float32)
-        self.x = self._embedded(ids, embedding, spill)
-        self.wanted = None if source is None else self._embedded(ids, source, spill)
+        self.rotary = Rotary.of(config, ids.shape[1], torch.float32, self.device)
+        self.x = self._embedded(ids, embedding, place)
+        self.wanted = None if source is None else self._embedded(ids, source, place)
 
-    def _embedded(self, ids: np.ndarray, table: Tensor, spill: Path | None) -> Activations:
+    def _embedded(self, ids: np.ndarray, table: Tensor, place: Place) -> Activations:
         per_chunk = windows_a_chunk(self.config, ids.shape[1])
-        x = Activations((*ids.shape, self.config.hidden_size), per_chunk, spill)
+        x = Activations((*ids.shape, self.config.hidden_size), per_chunk, place, self.device)
         for i, part in enumerate(x.slices):
-            x[i] = table[torch.tensor(ids[part])].float()
+            x[i] = table[torch.tensor(ids[part], device=self.device)].float()
         return x
+
+    def _moments(self, m: int, n: int) -> Moments:
+        return Moments(m, n, self.device)
 
     def first_stage(self, block: Block) -> dict[str, Problem]:
         """QKV and h_to_4h of a layer whose weights are still the original ones.
@@ -67,7 +69,7 @@ class Observed:
         The stream of the unquantised model then moves on past the layer, for it needs these weights as well.
         """
         eps, d = self.config.layer_norm_eps, self.config.hidden_size
-        own, cross = Moments(d, d), Moments(d, d)
+        own, cross = self._moments(d, d), self._moments(d, d)
         for i, x in enumerate(self.x):
             z = normalise(x, eps)
             own.add(z, z)
@@ -101,10 +103,10 @@ class Observed:
         `solve` is called for dense first; what it returns is what 4h_to_h has to make up for.
         """
         d, ff = self.config.hidden_size, self.config.intermediate_size
-        of_mixed, of_up = Moments(d, d), Moments(ff, ff)
+        of_mixed, of_up = self._moments(d, d), self._moments(ff, ff)
         correct = self.wanted is not None
         # With error correction: how the two inputs move together, and each with what the residual still lacks.
-        between, lacks_mixed, lacks_up = Moments(d, ff), Moments(d, d), Moments(d, ff)
+        between, lacks_mixed, lacks_up = self._moments(d, ff), self._moments(d, d), self._moments(d, ff)
         for i, x in enumerate(self.x):
             mixed, up = block.middle(x, self.rotary)
             of_mixed.add(mixed, mixed)
@@ -132,7 +134,7 @@ class Observed:
         if self.joint is not None and fitted_share(len(H_up), self.tokens):
             H, missing = self._counting_on_down(block.layer, H, missing, A, H_up, across, lacking)
         # Of the mean, 4h_to_h's bias takes all that is lacking; dense keeps its own.
-        same = torch.zeros(d, dtype=H.dtype)
+        same = torch.zeros(d, dtype=H.dtype, device=self.device)
         done = solve(DENSE, Problem(W_mixed, H, self.tokens, None, missing, mean_mixed.to(H.dtype), same))
         missing = lacking.sub_((done.to(across.dtype) @ across).to(H_up.dtype))
         shift = lack - done.double() @ mean_mixed - block.weights(f"{prefix}.{DENSE}.bias").double()
@@ -177,7 +179,7 @@ class Observed:
     def head(self, W: Tensor, weights: Weights) -> Problem:
         """The output projection, which has no bias to absorb a mean."""
         d = self.config.hidden_size
-        own, cross = Moments(d, d), Moments(d, d)
+        own, cross = self._moments(d, d), self._moments(d, d)
         for i, x in enumerate(self.x):
             h = final_norm(x, self.config, weights)
             own.add(h, h)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..device import CPU
+
 DOUBLE_BELOW = (
     4096  # widths up to which sums are kept in float64; beyond, memory counts and damping rules the condition
 )
@@ -41,11 +43,11 @@ class Problem:
 class Moments:
     """Mean [n] of rows y and ``E[x y^T]`` [m, n] over chunks of rows x and y, of which x may be y."""
 
-    def __init__(self, m: int, n: int) -> None:
+    def __init__(self, m: int, n: int, device: torch.device = CPU) -> None:
         self._dtype = torch.float64 if max(m, n) <= DOUBLE_BELOW else torch.float32
-        self._sum = torch.zeros(m, n, dtype=self._dtype)
-        self._mean_x = torch.zeros(m, dtype=torch.float64)
-        self._mean_y = torch.zeros(n, dtype=torch.float64)
+        self._sum = torch.zeros(m, n, dtype=self._dtype, device=device)
+        self._mean_x = torch.zeros(m, dtype=torch.float64, device=device)
+        self._mean_y = torch.zeros(n, dtype=torch.float64, device=device)
         self._count = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:

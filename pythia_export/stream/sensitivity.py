@@ -22,7 +22,7 @@ from ..graph.layout import QKV
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_tensors
 from ..progress import SILENT, Progress
 from ..quantize.gptq import row_errors
-from .activations import Activations, fits
+from .activations import Activations, place
 from .observe import windows_a_chunk
 
 TOKENS = 8192  # of the calibration text: G only steers, and 32,768 gave the same losses
@@ -55,7 +55,7 @@ class Sensitivity:
 
     def put(self, layer: int, kind: str, G: Tensor) -> None:
         with self._path(layer, kind).open("wb") as file:
-            np.save(file, G.numpy())
+            np.save(file, G.cpu().numpy())
             file.flush()
             os.fsync(file.fileno())  # a journal will vouch for it
 
@@ -79,12 +79,16 @@ def expected_cost(E: Tensor, H: Tensor, G: Tensor) -> float:
 def measure_sensitivity(
     source: Tensors, ids: np.ndarray, found: Sensitivity, memory_gb: float, seed: int = 0, progress: Progress = SILENT
 ) -> None:
-    """Put G of every layer into `found`, from the first windows of ids [N, S] that hold `TOKENS` tokens."""
-    config = source.config
+    """Put G of every layer into `found`, from the first windows of ids [N, S] that hold `TOKENS` tokens.
+
+    Computes where `source` has its tensors.
+    """
+    config, table = source.config, source.tensor(f"{EMBEDDING}.weight")
+    device = table.device
     ids = ids[: max(1, TOKENS // ids.shape[1])]
     shape = (ids.shape[0], ids.shape[1], config.hidden_size)
-    spill = None if fits(shape, config.num_layers + 1, memory_gb) else found.folder
-    rotary, per_chunk = Rotary.of(config, ids.shape[1], torch.float32), windows_a_chunk(config, ids.shape[1])
+    where = place(shape, config.num_layers + 1, memory_gb, found.folder, device)
+    rotary, per_chunk = Rotary.of(config, ids.shape[1], torch.float32, device), windows_a_chunk(config, ids.shape[1])
 
     def read(layer: int) -> Block:
         weights = {spec.name: source.tensor(spec.name).float() for spec in layer_tensors(config, layer)}
@@ -94,15 +98,14 @@ def measure_sensitivity(
         return Block(config, layer, weights.__getitem__)
 
     with progress.track("Measuring sensitivity", 2 * config.num_layers + 1, "layers") as advance:
-        x = Activations(shape, per_chunk, spill)
-        table = source.tensor(f"{EMBEDDING}.weight")
+        x = Activations(shape, per_chunk, where, device)
         for i, part in enumerate(x.slices):
-            x[i] = table[torch.tensor(ids[part])].float()
+            x[i] = table[torch.tensor(ids[part], device=device)].float()
         del table
         inputs = []
         for layer in range(config.num_layers):
             inputs.append(x)
-            block, y = read(layer), Activations(shape, per_chunk, spill)
+            block, y = read(layer), Activations(shape, per_chunk, where, device)
             with torch.no_grad():
                 for i in range(len(x)):
                     y[i] = after = block(x[i], rotary)
@@ -136,7 +139,7 @@ def _loss_gradient(source: Tensors, x: Activations, seed: int) -> None:
             normed = final_norm(h, config, weights)
             with torch.no_grad():
                 p = head(normed, weights).softmax(-1)
-                chance = torch.rand(len(p), 1, generator=generator)
+                chance = torch.rand(len(p), 1, generator=generator).to(p.device)  # the same draws on every device
                 drawn = torch.searchsorted(p.cumsum(-1), chance).clamp_(max=config.vocab_size - 1)
                 p.scatter_add_(1, drawn, torch.full_like(chance, -1.0))  # d(-log p[drawn]) / d logits
                 behind = p @ weights(f"{HEAD}.weight")
@@ -152,9 +155,9 @@ def _layer_back(
     """Sums of g g^T over all tokens; `gradient` moves from the layer's output to its input."""
     d, heads = config.hidden_size, config.num_heads
     sums = {
-        QKV: torch.zeros(heads, 3 * config.head_dim, 3 * config.head_dim, dtype=torch.float64),
-        UP: torch.zeros(config.intermediate_size, dtype=torch.float64),
-        RESIDUAL: torch.zeros(1, d, d, dtype=torch.float64),
+        QKV: torch.zeros(heads, 3 * config.head_dim, 3 * config.head_dim, dtype=torch.float64, device=x.device),
+        UP: torch.zeros(config.intermediate_size, dtype=torch.float64, device=x.device),
+        RESIDUAL: torch.zeros(1, d, d, dtype=torch.float64, device=x.device),
     }
     for i in range(len(x)):
         seen: dict[str, Tensor] = {}

@@ -1,0 +1,156 @@
+"""Quantising on a device that is not the CPU: an emulated one computes what the CPU would, and all that is heavy."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from emulated import DEVICE, emulation
+from models import InMemory, hugging_face, on_disk, small_config
+from processes import pythia_export
+
+from pythia_export.device import CPU, device_called
+from pythia_export.errors import EnvironmentProblem, RecipeError, ResourceError
+from pythia_export.graph.files import DATA_FILE
+from pythia_export.graph.layout import QKV, layout
+from pythia_export.recipe import Head, Override, Quantize
+from pythia_export.stream import Journal, Sensitivity, activations, allocate, loop, measure_sensitivity, quantize_stream
+from pythia_export.stream.activations import Activations
+from pythia_export.stream.placed import Placed
+from pythia_export.stream.sensitivity import RESIDUAL, UP
+from pythia_export.weights import WeightsWriter
+
+WINDOWS = np.random.default_rng(0).integers(0, 96, (12, 32))
+
+
+def source(layers: int = 1) -> InMemory:
+    config = small_config(layers=layers, ff=192)
+    return InMemory(config, on_disk(hugging_face(config)))
+
+
+def written(original, quantize: Quantize, folder: Path, device=CPU, **further) -> tuple[bytes, dict]:
+    """The weights file and the record, without what differs from run to run."""
+    places = layout(original.config, quantize, "float32")
+    folder.mkdir(exist_ok=True)
+    keep = bool(further["journal"].layers) if "journal" in further else False
+    with WeightsWriter(folder / DATA_FILE, places, keep=keep) as writer:
+        record = quantize_stream(original, quantize, places, "float32", WINDOWS, writer, device=device, **further)
+    for part in (record, *record["linears"], *record["layers"]):
+        part.pop("seconds")
+    return (folder / DATA_FILE).read_bytes(), record
+
+
+@pytest.fixture(scope="module")
+def felt(tmp_path_factory) -> Sensitivity:
+    found = Sensitivity(tmp_path_factory.mktemp("felt"))
+    measure_sensitivity(source(2), WINDOWS, found, 1.0)
+    return found
+
+
+SETTINGS = {
+    "defaults": Quantize(group_size=32, beam=3),
+    "two products": Quantize(products=2, act_order=False, beam=1, symmetric=False, fisher=False, group_size=32),
+    "of the original": Quantize(hessian="original", error_correction=False, fisher=False, beam=1, embedding="int8"),
+    "mixed": Quantize(
+        bits=8, beam=1, clip=False, fisher=False, joint_hessian=False, head=Head(method="none"), embedding="float32",
+        override=(Override(pattern="*dense", method="rtn"), Override(pattern="*h_to_4h", method="none")),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_weights_are_those_of_the_cpu(tmp_path, felt, name):
+    quantize, original = SETTINGS[name], source()
+    known = felt if quantize.fisher else None
+    expected, on_cpu = written(original, quantize, tmp_path / "cpu", felt=known)
+    operators = Counter()
+    with emulation(lambda operator: operators.update([operator.overloadpacket.__name__])) as device:
+        got, on_device = written(original, quantize, tmp_path / "device", device, felt=known)
+    assert got == expected
+    assert (on_cpu.pop("device"), on_device.pop("device")) == ("cpu", "emulated")
+    assert on_device == on_cpu
+    assert operators["linalg_cholesky_ex"] and operators["topk" if quantize.beam > 1 else "round_"]
+
+
+def test_sensitivity_is_measured_on_it(tmp_path, felt):
+    found = Sensitivity(tmp_path)
+    with emulation() as device:
+        measure_sensitivity(Placed(source(2), device), WINDOWS, found, 1.0)
+    for layer in range(2):
+        for kind in (QKV, RESIDUAL, UP):
+            expected = felt.get(layer, kind)
+            assert (found.get(layer, kind) - expected).norm() <= 1e-5 * expected.norm(), (layer, kind)
+
+
+def test_a_budget_of_bits_is_spent_alike(tmp_path):
+    original, asked = source(), Quantize(bits_per_weight=6.7, beam=1)
+    expected = allocate(original, asked, "float32", WINDOWS, 1.0, tmp_path)
+    with emulation() as device:
+        assert allocate(original, asked, "float32", WINDOWS, 1.0, tmp_path, device=device) == expected
+    assert expected[1].raised
+
+
+def test_a_run_that_broke_off_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    original, quantize = source(2), Quantize(beam=1, fisher=False)
+    with emulation() as device:
+        whole, _ = written(original, quantize, tmp_path / "whole", device)
+        do = loop._Layers.do
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(loop._Layers, "do", lambda self, layer: do(self, layer) if layer == 0 else interrupted())
+            with Journal(tmp_path / "work", {}) as journal:
+                written(original, quantize, journal.output, device, journal=journal)
+        with Journal(tmp_path / "work", {}, resume=True) as journal:
+            assert len(journal.layers) == 1
+            got, _ = written(original, quantize, journal.output, device, journal=journal)
+    assert got == whole
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("free", "memory_gb", "expected"), [(1e9, 0, DEVICE), (1e5, 1, CPU), (0, 0, Path())])
+def test_activations_lie_on_the_device_in_memory_or_on_disk(tmp_path, monkeypatch, free, memory_gb, expected):
+    original, quantize, places = source(), Quantize(beam=1, fisher=False, error_correction=False), []
+    whole, _ = written(original, quantize, tmp_path / "cpu")
+    place = activations.place
+    monkeypatch.setattr(activations, "free_bytes", lambda device: free)
+    monkeypatch.setattr(loop, "place", lambda *at: places.append(place(*at)) or places[-1])
+    with emulation() as device:
+        got, _ = written(original, quantize, tmp_path / "device", device, memory_gb=memory_gb)
+    assert got == whole
+    assert places == [expected] or isinstance(expected, Path) and places[0].is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("where", [CPU, DEVICE], ids=str)
+def test_activations_in_memory_are_where_they_were_put(where):
+    with emulation() as device:
+        x, chunk = Activations((2, 3, 4), 1, where, device), torch.ones(1, 3, 4, device=device)
+        x[0] = chunk
+        assert x[0].device == device and bool((x[0] == 1).all())
+        assert (x[0] is chunk) == (where == device)  # of the CPU's memory it is a copy
+
+
+def test_memory_that_does_not_suffice_is_an_error_that_says_so(tmp_path):
+    def full(operator):
+        if operator.overloadpacket.__name__ == "linalg_cholesky_ex":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has less.")
+
+    with emulation(full) as device, pytest.raises(ResourceError, match="emulated.*CUDA out of memory$") as refused:
+        written(source(), Quantize(beam=1, fisher=False), tmp_path / "out", device)
+    assert "--device cuda" in refused.value.hint
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_refused_before_anything_is_done(tmp_path):
+    done = pythia_export("run", "demo", "--out", tmp_path / "out", "--device", "cuda", env=os.environ, check=6)
+    assert "a GPU was asked for" in done.stderr and "--device cuda" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(EnvironmentProblem):
+        device_called("cuda")
+    with pytest.raises(RecipeError, match="tpu"):
+        device_called("tpu")
