@@ -123,6 +123,7 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 }
 
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 
 // To the nearest whole number, ties to even, for |v| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
 inline Floats rounded(Floats v) {

@@ -15,6 +15,7 @@ namespace pythia {
   namespace isa {                                                \
   void attend(const Attention&, const Parallel&);                \
   void rotate(const Rotary&, const Parallel&);                   \
+  void beam(const Beam&);                                        \
   void widen(const uint16_t*, float*, int64_t);                  \
   void narrow(const float*, uint16_t*, int64_t);                 \
   }
@@ -68,14 +69,14 @@ bool has_avx2() { return has(kFma | kF16c, kAvx2, kYmm); }
 
 const Version kVersions[] = {
 #ifdef PYTHIA_X86
-    {"avx512", has_avx512, avx512::attend, avx512::rotate, avx512::widen, avx512::narrow},
-    {"avx2", has_avx2, avx2::attend, avx2::rotate, avx2::widen, avx2::narrow},
+    {"avx512", has_avx512, avx512::attend, avx512::rotate, avx512::beam, avx512::widen, avx512::narrow},
+    {"avx2", has_avx2, avx2::attend, avx2::rotate, avx2::beam, avx2::widen, avx2::narrow},
 #endif
-    {PYTHIA_BASE, always, base::attend, base::rotate, base::widen, base::narrow},
+    {PYTHIA_BASE, always, base::attend, base::rotate, base::beam, base::widen, base::narrow},
 #ifdef PYTHIA_WIDE
-    {"wide", always, wide::attend, wide::rotate, wide::widen, wide::narrow},
+    {"wide", always, wide::attend, wide::rotate, wide::beam, wide::widen, wide::narrow},
 #endif
-    {"reference", always, attend_reference, rotate_reference, reference::widen, reference::narrow},
+    {"reference", always, attend_reference, rotate_reference, beam_reference, reference::widen, reference::narrow},
 };
 const size_t kVersionCount = sizeof kVersions / sizeof *kVersions;
 

@@ -1,9 +1,10 @@
-// Which version of the operators runs: the reference, or one source compiled for an instruction set.
+// Which version of the operators, and of the quantiser's beam, runs: the reference, or one source compiled for an instruction set.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "beam/beam.h"
 #include "partial_rotary/rotary.h"
 #include "rotary_attention/attention.h"
 
@@ -14,6 +15,7 @@ struct Version {
   bool (*runs_here)();
   void (*attend)(const Attention&, const Parallel&);
   void (*rotate)(const Rotary&, const Parallel&);
+  void (*beam)(const Beam&);
   void (*widen)(const uint16_t* half, float* to, int64_t count);
   void (*narrow)(const float* from, uint16_t* half, int64_t count);
 };

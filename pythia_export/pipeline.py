@@ -37,6 +37,7 @@ from .parity.against import check_comparable
 from .parity.prove import Subject, prove
 from .parity.table import require_parquet, token_table
 from .progress import SILENT, Progress
+from .quantize import native
 from .recipe import Export, Model, Recipe
 from .report.card import model_card
 from .report.html import render_report
@@ -395,6 +396,10 @@ class _Job:
         memory_gb = recipe.calibration.memory_gb if recipe.calibration is not None else 0.0
         folder = journal.output
         path = folder / DATA_FILE
+        if recipe.uses_gptq and recipe.quantize.beam > 1 and self.device.type == "cpu" and not native.available():
+            self.progress.note(
+                "The native kernels are not built (`make kernels`): rounding takes several times as long."
+            )
         with self.stage("quantize"), WeightsWriter(path, self.layout, keep=bool(journal.layers)) as writer:
             record = quantize_stream(
                 self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress,
@@ -422,6 +427,7 @@ class _Job:
             "calibration": None if calibration is None else {"sha256": calibration.sha256},
             "versions": versions(),
             "device": described(self.device),
+            "kernels": native.available(),  # as they are in torch
             "threads": torch.get_num_threads(),  # sums are taken in another order
         }
 

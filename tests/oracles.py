@@ -48,10 +48,11 @@ def gptq_textbook(W, H, bits, group_size, symmetric, act_order, damp, clip):
     return Q, scale, zero
 
 
-def beam_textbook(W, H, scale, zero, bits, size, damp, width):
+def beam_textbook(W, H, scale, zero, bits, size, damp, width, apart=None, block=None):
     """Codes [out, in] that a beam of `width` finds with act-order, on the grids of `gptq_textbook`, a row at a time.
 
     A partial rounding costs what the free columns cannot make up for: its errors against the Schur complement of H.
+    After every `block` columns those are given up that differ from the best in a code that is `apart` columns old.
     """
     W, H = np.array(W.numpy(), np.float64), np.array(H.numpy(), np.float64)
     out, n = W.shape
@@ -79,6 +80,9 @@ def beam_textbook(W, H, scale, zero, bits, size, damp, width):
                     all_errors = np.append(errors, error)
                     found.append((all_errors @ schur @ all_errors, (*codes, code)))
             kept = [codes for _, codes in sorted(found)[:width]]
+            if apart is not None and (place + 1) % block == 0:
+                old = max(0, place + 1 - apart)
+                kept = [codes for codes in kept if codes[:old] == kept[0][:old]]
         best[row, order] = kept[0]
     return best
 

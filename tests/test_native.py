@@ -41,6 +41,7 @@ def test_fuzzed_shapes_under_address_and_undefined_behaviour_sanitizers():
     ran = run_native([build / "rotary_attention_test"], 60)
     assert "ran: wide" in ran  # the 16 lanes of AVX-512 in plain C++
     run_native([build / "partial_rotary_test"], 60)
+    run_native([build / "beam_test"], 100)
     assert "ran: cuda, emulated" in run_native([build / "rotary_attention_cuda_test"], 60)
 
 
@@ -92,6 +93,7 @@ def test_neon_gives_the_same_under_an_emulator():
     build = native_tests(KERNELS.parent / "build" / "kernels-aarch64", *options, compiler)
     assert "ran: neon" in run_native(["qemu-aarch64", build / "rotary_attention_test"], 40)
     assert "ran: neon" in run_native(["qemu-aarch64", build / "partial_rotary_test"], 40)
+    assert "ran: neon" in run_native(["qemu-aarch64", build / "beam_test"], 40)
 
 
 @needs_compiler
@@ -130,12 +132,12 @@ def test_our_declaration_of_the_abi_is_the_official_one(tmp_path):
 
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="nm of ELF files")
-def test_the_library_exports_its_entry_point_alone():
+def test_the_library_exports_its_entry_points_alone():
     if LIBRARY is None or not shutil.which("nm"):
         pytest.skip("no library or no nm")
     symbols = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
     ours = [line.split()[-1] for line in symbols.splitlines() if " T " in line]
-    assert ours == ["RegisterCustomOps"]
+    assert sorted(ours) == ["RegisterCustomOps", "pythia_beam"]
 
 
 @needs_compiler

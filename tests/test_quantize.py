@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from oracles import beam_textbook, gptq_textbook, output_error
 
-from pythia_export.errors import NumericsError
+from pythia_export.errors import EnvironmentProblem, NumericsError
+from pythia_export.quantize import native, rounding
 from pythia_export.quantize.gptq import factor, gptq
 from pythia_export.quantize.grid import zeros
 from pythia_export.quantize.packing import pack, pack_bits, unpack, unpack_bits
@@ -68,6 +69,64 @@ def test_a_beam_equals_the_textbook(kind, bits, group_size, symmetric, width):
     assert (done.q.numpy() == beam_textbook(W, H, scale, zero, bits, done.group_size, 0.01, width)).all()
 
 
+@pytest.mark.parametrize(("apart", "block"), [(1, 4), (10, 8), (16, 16)])
+def test_what_is_settled_is_as_the_best_rounding_has_it(monkeypatch, apart, block):
+    monkeypatch.setattr(rounding, "APART", apart)
+    monkeypatch.setattr(rounding.Beam, "block", block)
+    W, H = problem("correlated", 12, 48)
+    done = run_gptq(W.double(), H, 3, -1, True, True, True, 8)
+    scale, zero = done.scale.double().numpy(), zeros(done).double().numpy()
+    expected = beam_textbook(W, H, scale, zero, 3, 48, 0.01, 8, apart, block)
+    assert (done.q.numpy() == expected).all()
+    assert apart > 1 or (expected != beam_textbook(W, H, scale, zero, 3, 48, 0.01, 8)).any()
+    if native.available():
+        single = run_gptq(W, H.float(), 3, -1, True, True, True, 8)
+        assert (single.q.numpy() == expected).all(axis=1).mean() >= 0.9
+
+
+def test_a_group_that_begins_takes_its_scale_from_what_the_best_rounding_left(monkeypatch):
+    monkeypatch.setattr(rounding, "APART", 1)  # what came before is final then, but for one column
+    W, H = problem("correlated", 30, 64)
+    done = run_gptq(W.double(), H, 3, 32, True, False, False, 8)
+    damped = H + 0.01 * H.diagonal().mean() * torch.eye(64, dtype=torch.float64)
+    E = (W.double() - done.dequantize())[:, :32]
+    fresh = W[:, 32:].double() + torch.linalg.solve(damped[32:, 32:], damped[32:, :32] @ E.T).T
+    expected = 2 * fresh.abs().amax(1) / 7
+    assert torch.isclose(done.scale[:, 1].double(), expected, rtol=1e-5).float().mean() >= 0.6
+    stale = 2 * W[:, 32:].abs().amax(1) / 7
+    assert torch.isclose(done.scale[:, 1], stale, rtol=1e-2).float().mean() <= 0.2
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels are not built (`make kernels`)")
+@pytest.mark.parametrize("kind", ["correlated", "dead"])
+@pytest.mark.parametrize(
+    ("act_order", "symmetric", "group_size", "width"),
+    [(True, True, -1, 8), (False, False, 32, 3), (True, False, 16, 64)],
+)
+def test_the_beam_in_cpp_is_the_beam_in_torch(monkeypatch, kind, act_order, symmetric, group_size, width):
+    W, H = problem(kind, 70, 320)
+    calls = []
+    in_cpp = native.round_block
+    monkeypatch.setattr(native, "round_block", lambda *args: calls.append(1) or in_cpp(*args))
+    fast = run_gptq(W, H.float(), 3, group_size, symmetric, act_order, True, width)
+    assert len(calls) >= 320 // rounding.Beam.block
+    monkeypatch.setattr(native, "available", lambda: False)
+    slow = run_gptq(W, H.float(), 3, group_size, symmetric, act_order, True, width)
+    assert (fast.q == slow.q).all(1).float().mean() >= 0.95  # sums are rounded otherwise
+    assert output_error(W, fast, H) == pytest.approx(output_error(W, slow, H), rel=0.01)
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels are not built (`make kernels`)")
+def test_a_version_of_the_kernels_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setenv("PYTHIA_KERNELS_ISA", "mmx")
+    with pytest.raises(EnvironmentProblem, match="PYTHIA_KERNELS_ISA"):
+        run_gptq(*problem("random"), beam=8)
+    monkeypatch.delenv("PYTHIA_KERNELS_ISA")
+    monkeypatch.setattr(rounding, "APART", 300)
+    with pytest.raises(ValueError, match="at most"):
+        run_gptq(*problem("random", n=400), beam=8)
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 def test_a_wider_beam_loses_less_and_the_widest_never_more_than_gptq(act_order):
     W, H = problem("correlated", 200, 6)
@@ -91,6 +150,8 @@ def test_a_beam_takes_any_number_of_rows(rows):
     assert (whole.dequantize()[:, ::7] == 0).all()
     some = run_gptq(W[-1:].double(), H, beam=16)
     assert torch.equal(whole.q[-1:], some.q)
+    single = run_gptq(W, H.float(), beam=16)  # in C++, where that is built
+    assert (single.q == whole.q).all(1).float().mean() >= 0.9
 
 
 def test_dead_inputs_do_not_crowd_a_beam():

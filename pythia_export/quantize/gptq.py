@@ -31,10 +31,11 @@ from torch import Tensor
 
 from ..errors import NumericsError
 from .grid import Quantized, find_grid
-from .rounding import CARRIED, STATES, Beam, Nearest, Rounding
+from .rounding import Beam, Nearest, Rounding
 
 WEIGHTS_AT_ONCE = 1 << 22
-WEIGHTS_ON_GPU = 1 << 29  # times the beam, at once: 2.7 GB
+STATES = 8192  # roundings that a beam carries on at once: enough to be worth a call, few enough to stay in the cache
+WEIGHTS_ON_GPU = 1 << 28  # at once: a head of the suite's in one go
 SHARED_OUT = 1 << 22  # weights from which threads gain more than they lose by waiting for each other
 
 
@@ -121,9 +122,9 @@ def gptq(
         workers = threads if W.numel() * beam >= SHARED_OUT else 1
         rows = min(-(-len(W) // workers), max(1, WEIGHTS_AT_ONCE // W.shape[1]))
         if beam > 1:
-            rows = min(rows, max(1, min(STATES, CARRIED // W.shape[1]) // beam))
+            rows = min(rows, max(1, STATES // beam))
     else:  # a step over columns costs a GPU the same for few rows as for many
-        workers, rows = 1, max(1, WEIGHTS_ON_GPU // (W.shape[1] * beam))
+        workers, rows = 1, max(1, WEIGHTS_ON_GPU // W.shape[1])
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(workers) as pool:
@@ -174,15 +175,12 @@ def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _Grid) -> tuple[Tensor, Te
             low = max(0, last - size)  # the group's columns, in falling order of place
             fresh = free[low:last]
             if last < fan_in:
-                owed = L[last:, low:last].T @ rounding.errors()[last:]
+                owed = L[last:, low:last].T @ rounding.errors(last)
                 fresh = fresh + torch.linalg.solve_triangular(L[low:last, low:last].T, owed, upper=True)
             g = columns[last - 1] // size
             scale[g], zero[g] = grid.find(g, fresh.flip(0))
-        rounding.open(first, last)
-        for k in range(last - 1, first - 1, -1):
-            g = columns[k] // size
-            rounding.take(k, scale[g], zero[g])
-        rounding.close()
+        of = torch.div(order[first:last], size, rounding_mode="floor")  # the group of each place
+        rounding.round(first, last, scale[of], zero[of])
     return rounding.codes()[place].T.contiguous(), scale.T.float().contiguous(), zero.T.to(torch.uint8).contiguous()
 
 

@@ -1,0 +1,42 @@
+// GPTQ with a beam, a block of columns at a time: what pythia_export/quantize/rounding.py does between two products of
+// matrices. The quantiser calls it by ctypes; ONNX Runtime has no part in it.
+#pragma once
+
+#include <cstdint>
+
+#ifdef _WIN32
+#define PYTHIA_EXPORT __declspec(dllexport)
+#else
+#define PYTHIA_EXPORT __attribute__((visibility("default")))
+#endif
+
+namespace pythia {
+
+constexpr int64_t kBeamWidth = 64, kBeamPlaces = 64, kBeamApart = 256;  // at most
+
+// Places are taken from the last to the first. Of each row `width` roundings are carried on.
+struct Beam {
+  int64_t rows, width, places;
+  int64_t top;            // the largest code
+  int64_t row_stride;     // from one place to the next in free, settled, scale and zero
+  int64_t factor_stride;  // from one row of the factor to the next
+  int64_t window;         // numbers of one rounding in errors and codes
+  int64_t first;          // where in them the block begins
+  int64_t apart;          // numbers behind the block that move with their rounding
+  const float* free;      // [places][rows] weights
+  const float* settled;   // [places][rows] what the settled columns leave to make up for
+  const float* scale;     // [places][rows]
+  const float* zero;      // [places][rows]
+  const float* factor;    // [places][places], lower
+  const float* owed;      // [rows][width][places] what the columns apart leave to make up for
+  float* cost;            // [rows][width], so far; infinite: there is none
+  float* errors;          // [rows][width][window]
+  uint8_t* codes;         // [rows][width][window]
+};
+
+void beam_reference(const Beam&);
+
+}  // namespace pythia
+
+// 0; 1: PYTHIA_KERNELS_ISA names a version that this processor or this build does not have; 2: more than at most.
+extern "C" PYTHIA_EXPORT int pythia_beam(const pythia::Beam*);

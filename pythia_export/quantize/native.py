@@ -1,0 +1,76 @@
+"""The inner loop of `rounding.Beam` in C++ (kernels/beam/), where the native kernels are built; float32 on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+from torch import Tensor
+
+from ..errors import EnvironmentProblem
+from ..kernels import kernels_path
+
+
+class _Block(ctypes.Structure):
+    """`pythia::Beam` of kernels/beam/beam.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "width", "places", "top", "row_stride", "factor_stride")),
+        *((name, ctypes.c_int64) for name in ("window", "first", "apart")),
+        *((name, ctypes.c_void_p) for name in ("free", "settled", "scale", "zero", "factor", "owed")),
+        *((name, ctypes.c_void_p) for name in ("cost", "errors", "codes")),
+    ]
+
+
+@cache
+def available() -> bool:
+    """Whether the library is built."""
+    return _library() is not None
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    path = kernels_path()
+    if path is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+        library.pythia_beam.argtypes = [ctypes.POINTER(_Block)]
+    except (OSError, AttributeError) as e:
+        raise EnvironmentProblem(
+            f"{path} cannot be used to quantise: {e}",
+            hint="Build it anew for this machine (`make kernels`), or delete it: torch does without, slower.",
+        ) from e
+    return library
+
+
+def round_block(
+    top: int, first: int, apart: int, free: Tensor, settled: Tensor, scale: Tensor, zero: Tensor, factor: Tensor,
+    owed: Tensor, cost: Tensor, errors: Tensor, codes: Tensor,
+) -> None:  # fmt: skip
+    """Round a block of places [places, rows] in place.
+
+    free, settled, scale, zero: [places, rows] float32. factor: [places, places]. owed: [rows * width, places].
+    cost: [rows, width]. errors, codes: [rows * width, window], float32 and uint8, the block from column `first`, and
+    the `apart` columns behind it move with their roundings. top: the largest code.
+
+    Raises:
+        EnvironmentProblem: PYTHIA_KERNELS_ISA names a version that does not run here.
+    """
+    library, (places, rows), width = _library(), free.shape, cost.shape[1]
+    assert library is not None  # the caller has asked whether it is `available`
+    strides = {x.stride(0) for x in (free, settled, scale, zero)}
+    inner = {x.stride(1) for x in (free, settled, scale, zero, factor, owed, errors, codes)}
+    assert strides == {rows} and inner == {1} and owed.stride(0) == places and cost.is_contiguous()
+    block = _Block(
+        rows, width, places, top, rows, factor.stride(0), errors.stride(0), first, apart,
+        *(x.data_ptr() for x in (free, settled, scale, zero, factor, owed, cost, errors, codes)),
+    )  # fmt: skip
+    refused = library.pythia_beam(ctypes.byref(block))
+    if refused == 2:
+        raise ValueError(f"a beam of width {width}, {places} places, {apart} apart; at most 64, 64 and 256")
+    if refused:
+        raise EnvironmentProblem(
+            "PYTHIA_KERNELS_ISA names a version of the kernels that this processor or this build does not have",
+            hint="kernels/README.md lists them; without the variable the best one is chosen.",
+        )
