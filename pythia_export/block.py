@@ -88,7 +88,10 @@ class Block:
 
     def __call__(self, x: Tensor, rotary: Rotary, see: See | None = None) -> Tensor:
         """The block's output, x [B, T, hidden] -> [B, T, hidden]."""
-        mixed, up = self.middle(x, rotary, see)
+        return self.output(x, *self.middle(x, rotary, see))
+
+    def output(self, x: Tensor, mixed: Tensor, up: Tensor) -> Tensor:
+        """The block's output, from what dense and 4h_to_h read."""
         return x + self.linear(mixed, DENSE) + self.linear(up, DOWN)
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from .graph.layout import layout
 from .neox import NeoXConfig
 from .recipe import Calibration, Quantize, Recipe
+from .stream.observe import KEPT_BYTES
 from .stream.sensitivity import TOKENS as FELT_TOKENS
 
-CHOICE = 4000.0  # to choose a weight's codes in one rounding of a beam takes as long as so many operations
+CHOICE = 1000.0  # to choose a weight's codes in one rounding of a beam takes as long as so many operations
+ROUNDING = 200_000_000  # bytes of rows on their way through a beam, two threads'
 LIBRARIES = 600_000_000  # bytes of Python, torch and ONNX Runtime before any work
 
 
@@ -21,10 +23,12 @@ def peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
     layer, ends = 12 * d * d, config.vocab_size * d
     peak = 4 * 3 * max(layer, ends)
     if recipe.uses_gptq and recipe.calibration is not None:
-        held = 4 * recipe.calibration.samples * recipe.calibration.sequence_length * d * 2
+        tokens = recipe.calibration.samples * recipe.calibration.sequence_length
+        held, middles = 4 * tokens * d * 2, 4 * tokens * (d + ff)
         activations = min(held, int(recipe.calibration.memory_gb * 1e9))
         # The head: weights, what they are moved to, codes twice. A layer: weights, H of 4h_to_h and its factor.
-        peak = max(4 * 3 * ends + 4 * 4 * 2**25, 4 * 4 * layer + 4 * 3 * ff * ff) + activations
+        peak = max(4 * 3 * ends + ROUNDING, 4 * 4 * layer + 4 * 3 * ff * ff) + activations
+        peak += middles if middles <= KEPT_BYTES else 0
     scored = 4 * d * recipe.verify.tokens * 2 + 4 * 6 * config.vocab_size * recipe.verify.sequence_length
     return LIBRARIES + max(peak, scored + layout(config, recipe.quantize, recipe.export.dtype).nbytes)
 
@@ -52,9 +56,9 @@ def rounding_operations(config: NeoXConfig, quantize: Quantize) -> float:
     joint = quantize.joint_hessian and quantize.error_correction
     factors = 2 * (d**3 + ff**3 / 3 + (ff**3 / 3 + d * ff * ff if joint else 0))
     columns = 2.0 * (3 * d * d * d + d * d * d + ff * d * d + d * ff * ff)
-    chosen = CHOICE * 12 * d * d if quantize.beam > 1 else 0.0
-    head = 2.0 * config.vocab_size * d * d + (CHOICE * config.vocab_size * d if quantize.beam > 1 else 0.0)
-    return config.num_layers * (factors + quantize.beam * (columns + chosen)) + quantize.beam * head
+    chosen = CHOICE * quantize.beam if quantize.beam > 1 else 0.0  # of each weight
+    head = (2.0 * d + chosen) * config.vocab_size * d
+    return config.num_layers * (factors + columns + chosen * 12 * d * d) + head
 
 
 def scoring_operations(config: NeoXConfig, tokens: int, passes: int) -> float:

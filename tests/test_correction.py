@@ -298,6 +298,20 @@ def test_activations_on_disk_change_nothing(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
+def test_what_is_kept_of_a_layer_changes_nothing(tmp_path, monkeypatch):
+    from pythia_export.stream import observe
+
+    original, found = source(2), []
+    monkeypatch.setattr(observe, "CHUNK_TOKENS", 2 * WINDOWS.shape[1])  # of many chunks
+    for kept in (0, observe.KEPT_BYTES):
+        monkeypatch.setattr(observe, "KEPT_BYTES", kept)
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        export_model(original, folder, Quantize(bits=4, beam=1), Export(), WINDOWS)
+        found.append((folder / "model.onnx_data").read_bytes())
+    assert found[0] == found[1]
+
+
 # Bits where they matter
 
 

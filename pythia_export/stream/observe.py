@@ -26,6 +26,7 @@ from ..quantize.gptq import correction, factor, fitted_share
 from .activations import Activations, Place
 from .problem import Moments, Problem
 
+KEPT_BYTES = 1 << 28  # of what a layer's last two products read
 CHUNK_FLOATS, CHUNK_TOKENS = 1 << 24, 8192  # of the widest activation, and of windows of tokens, computed at once
 
 
@@ -52,6 +53,9 @@ class Observed:
         self.rotary = Rotary.of(config, ids.shape[1], torch.float32, self.device)
         self.x = self._embedded(ids, embedding, place)
         self.wanted = None if source is None else self._embedded(ids, source, place)
+        # What dense and 4h_to_h of the layer at hand read, by chunks: where it is little, it is not computed twice.
+        self.middles: list[tuple[Tensor, Tensor]] = []
+        self._keep = 4 * ids.size * (config.hidden_size + config.intermediate_size) <= KEPT_BYTES
 
     def _embedded(self, ids: np.ndarray, table: Tensor, place: Place) -> Activations:
         per_chunk = windows_a_chunk(self.config, ids.shape[1])
@@ -109,6 +113,8 @@ class Observed:
         between, lacks_mixed, lacks_up = self._moments(d, ff), self._moments(d, d), self._moments(d, ff)
         for i, x in enumerate(self.x):
             mixed, up = block.middle(x, self.rotary)
+            if self._keep:
+                self.middles.append((mixed, up))
             of_mixed.add(mixed, mixed)
             of_up.add(up, up)
             if self.wanted is not None:
@@ -162,12 +168,13 @@ class Observed:
         measure = measure and self.wanted is not None
         error = energy = 0.0
         for i, x in enumerate(self.x):
-            y = block(x, self.rotary)
+            y = block.output(x, *self.middles[i]) if self.middles else block(x, self.rotary)
             self.x[i] = y
             if measure and self.wanted is not None:
                 wanted = self.wanted[i]
                 error += float((y - wanted).square().sum(dtype=torch.float64))
                 energy += float(wanted.square().sum(dtype=torch.float64))
+        self.middles.clear()
         return error / max(energy, 1e-300) if measure else None
 
     def follow(self, block: Block) -> None:
