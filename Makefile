@@ -5,7 +5,7 @@
 # make test-slurm  sweeps on a real Slurm in build/slurm, killed at random; as root it installs Debian's packages first
 # make lint   ruff, mypy, and the schemas of action.yml and the workflows
 # make kernels  the native operators, in build/kernels; needs a C++17 compiler, and nothing fails without one
-# make cuda  attention on an NVIDIA GPU, in build/kernels-cuda; with nvcc from PyPI where none is installed (Linux)
+# make cuda  the native operators for an NVIDIA GPU, in build/kernels-cuda; with nvcc from PyPI where none is installed (Linux)
 # Needs Python >= 3.11 with pip and venv; another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -68,7 +68,7 @@ cuda: $(STAMP)
 	@command -v nvcc >/dev/null || [ -x $(NVCC) ] || { echo "cuda    installing nvcc into build/nvcc"; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --target build/nvcc \
 		--requirement kernels/rotary_attention/cuda/requirements.txt; }
-	@echo "cuda    building attention on a GPU into build/kernels-cuda (a minute)"
+	@echo "cuda    building the operators for a GPU into build/kernels-cuda (a minute or two)"
 	@export CUDACXX="$$(command -v nvcc || echo $(abspath $(NVCC)))" && CUDAFLAGS="-L$$(dirname "$$CUDACXX")/../lib" \
 		$(BIN)/cmake -S kernels -B build/kernels-cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DPYTHIA_CUDA=ON >/dev/null && $(BIN)/cmake --build build/kernels-cuda --target pythia_cuda -- --quiet

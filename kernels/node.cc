@@ -96,6 +96,12 @@ void* Call::output(size_t i, const std::vector<int64_t>& shape) const {
   return data;
 }
 
+void* Call::stream() const {
+  void* stream = nullptr;
+  node_.check(node_.api().KernelContext_GetGPUComputeStream(context_, &stream), "asking for the GPU's stream");
+  return stream;
+}
+
 Parallel Call::parallel() const {
   const auto run = [](void* context, size_t n, void (*fn)(void*, size_t), void* data) {
     const Call& call = *static_cast<const Call*>(context);

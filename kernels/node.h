@@ -57,6 +57,7 @@ class Call {
   Tensor input(size_t i, const char* name, const std::vector<int64_t>& shape) const;
   void* output(size_t i, const std::vector<int64_t>& shape) const;
   Parallel parallel() const;  // ONNX Runtime's own threads
+  void* stream() const;       // of the GPU that computes this node; null on a CPU
 
  private:
   const Node& node_;

@@ -22,9 +22,9 @@ struct SessionOptions;
 struct ShapeInferContext;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10 };
+enum ElementType : int { kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10, kBfloat16 = 16 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
-enum MemoryType : int { kDefaultMemory = 0 };
+enum MemoryType : int { kCpuInput = -2, kDefaultMemory = 0 };
 
 // name, place in OrtApi, parameters; all return Status* but those that release.
 #define PYTHIA_ORT_FUNCTIONS(X)                                                                          \
@@ -48,6 +48,7 @@ enum MemoryType : int { kDefaultMemory = 0 };
   X(KernelContext_GetOutput, 91, Status*, (KernelContext*, size_t, const int64_t*, size_t, Value**))     \
   X(ReleaseStatus, 93, void, (Status*))                                                                  \
   X(ReleaseTensorTypeAndShapeInfo, 99, void, (Shape*))                                                   \
+  X(KernelContext_GetGPUComputeStream, 193, Status*, (const KernelContext*, void**))                      \
   X(KernelInfo_GetNodeName, 244, Status*, (const KernelInfo*, char*, size_t*))                           \
   X(ShapeInferContext_GetInputCount, 267, Status*, (const ShapeInferContext*, size_t*))                  \
   X(ShapeInferContext_GetInputTypeShape, 268, Status*, (const ShapeInferContext*, size_t, Shape**))      \

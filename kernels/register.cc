@@ -5,6 +5,9 @@
 
 #include "partial_rotary/op.h"
 #include "rotary_attention/op.h"
+#ifdef PYTHIA_CUDA
+#include "rotary_attention/cuda/op.h"
+#endif
 
 namespace pythia {
 namespace {
@@ -30,7 +33,7 @@ ort::CustomOp described() {
   ort::CustomOp op{};
   op.version = ort::kApiVersion;
   op.GetName = [](const ort::CustomOp*) { return Op::kName; };
-  op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU
+  op.GetExecutionProviderType = [](const ort::CustomOp*) { return Op::kProvider; };
   op.GetInputTypeCount = [](const ort::CustomOp*) { return Op::kInputs; };
   op.GetOutputTypeCount = [](const ort::CustomOp*) { return Op::kOutputs; };
   op.GetInputType = [](const ort::CustomOp*, size_t i) { return Op::input_type(Op::kTypes[kTypes], i); };
@@ -41,7 +44,7 @@ ort::CustomOp described() {
   op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t i) {
     return i < Op::kRequiredOutputs ? ort::kRequired : ort::kOptional;
   };
-  op.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return ort::kDefaultMemory; };
+  op.GetInputMemoryType = [](const ort::CustomOp*, size_t i) { return Op::input_memory(i); };
   op.GetVariadicInputMinArity = op.GetVariadicInputHomogeneity = [](const ort::CustomOp*) { return 0; };
   op.GetVariadicOutputMinArity = op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 0; };
   op.CreateKernelV2 = [](const ort::CustomOp*, const ort::Api* given, const ort::KernelInfo* info,
@@ -77,7 +80,12 @@ ort::Status* add(ort::Domain* domain) {
 ort::Domain* domain(ort::Status** failed) {
   ort::Domain* made = nullptr;
   *failed = api->CreateCustomOpDomain("pythia", &made);
+#ifdef PYTHIA_CUDA
+  if (!*failed) *failed = add<CudaRotaryAttention>(made);
+#endif
+#ifndef PYTHIA_EMULATE_CUDA  // which takes the CPU's place
   if (!*failed) *failed = add<RotaryAttention>(made);
+#endif
   if (!*failed) *failed = add<PartialRotary>(made);
   return made;
 }

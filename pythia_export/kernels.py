@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
-_NAME = {"darwin": "libpythia_kernels.dylib", "win32": "pythia_kernels.dll"}.get(sys.platform, "libpythia_kernels.so")
+_FORM = {"darwin": "lib{}.dylib", "win32": "{}.dll"}.get(sys.platform, "lib{}.so")
+# By what computes: the library's name, and the folder under build/ of a checkout.
+_BUILT = {"cpu": ("pythia_kernels", "kernels"), "cuda": ("pythia_cuda", "kernels-cuda")}
 
 
-def kernels_path() -> Path | None:
-    """The library to register with ONNX Runtime (`register_custom_ops_library`), in this package or in the checkout's
-    `build/kernels`; None where it was not built. Any program that runs ONNX Runtime can load it."""
+def kernels_path(provider: Literal["cpu", "cuda"] = "cpu") -> Path | None:
+    """The library to register with ONNX Runtime (`register_custom_ops_library`); None where it was not built.
+
+    It lies in this package, or under `build` of the checkout. Any program that runs ONNX Runtime can load it. That for
+    `cuda` (`make cuda`) has the operators on a GPU and on the CPU.
+    """
+    name, folder = _BUILT[provider]
     here = Path(__file__).parent
-    for folder in (here / "_kernels", here.parent / "build" / "kernels"):
-        if (folder / _NAME).is_file():
-            return folder / _NAME
+    for place in (here / "_kernels", here.parent / "build" / folder):
+        if (place / _FORM.format(name)).is_file():
+            return place / _FORM.format(name)
     return None

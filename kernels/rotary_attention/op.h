@@ -1,11 +1,12 @@
+// pythia::RotaryAttention on a CPU, as ONNX Runtime sees it.
 #pragma once
 
-#include "../node.h"
 #include "../versions.h"
+#include "node.h"
 
 namespace pythia {
 
-class RotaryAttention {
+class RotaryAttention : public AttentionNode {
  public:
   struct Types {
     ort::ElementType activations;
@@ -15,19 +16,16 @@ class RotaryAttention {
       {ort::kFloat, CacheType::kFloat32},   {ort::kFloat, CacheType::kFloat16},   {ort::kFloat, CacheType::kInt8},
       {ort::kFloat16, CacheType::kFloat32}, {ort::kFloat16, CacheType::kFloat16}, {ort::kFloat16, CacheType::kInt8},
   };
-  static constexpr const char* kName = "RotaryAttention";
-  static constexpr size_t kInputs = 11, kRequiredInputs = 9, kOutputs = 5, kRequiredOutputs = 3;
+  static constexpr const char* kProvider = nullptr;  // the CPU
+  static ort::MemoryType input_memory(size_t) { return ort::kDefaultMemory; }
   static ort::ElementType input_type(Types types, size_t i);
   static ort::ElementType output_type(Types types, size_t i);
-  static void infer(const Inference& inference);
 
   RotaryAttention(const ort::Api& api, const ort::KernelInfo* info, Types types);
   void compute(ort::KernelContext* context) const;
 
  private:
-  Node node_;
   Types types_;
-  int64_t heads_, rotary_dim_;
   const Version* version_;
 };
 

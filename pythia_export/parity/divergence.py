@@ -55,7 +55,8 @@ def first_divergence(
     graph = model if export.accuracy_level == 0 else with_accuracy_level(model, 0)
     ids, checked = window[:TOKENS], 0
     ours = any(node.domain == DOMAIN for node in graph.graph.node)
-    libraries = [None, *([kernels_path()] if ours and export.target != "cuda" and kernels_path() else [])]
+    library = kernels_path("cuda" if export.target == "cuda" else "cpu") if ours else None
+    libraries = [None, *([library] if library else [])]
     tolerance = TOLERANCE[export.dtype], max(TOLERANCE[export.dtype], CACHE_TOLERANCE[export.cache_dtype])
     with progress.track("Looking for the first operator that differs", len(libraries), "speeds") as advance:
         for library in libraries:

@@ -344,18 +344,17 @@ def _is_installed(distribution: str) -> bool:
 def _speed(graph: bytes, provider: Provider, native: bool) -> tuple[Speed, str, Path | None]:
     """How fast a graph will run, why, and the library to register.
 
-    A registered library takes over the operator's schema for every provider, so it is kept from those it has no kernel
-    for: they take the function.
+    A registered library takes over the operator's schema for every provider, so a session gets the one that has kernels
+    for all that it computes with.
     """
     if _OURS not in graph:
         return "stock", "the graph holds ONNX Runtime's operators alone", None
-    if provider != "cpu":
-        return "function", f"the native kernels are for the CPU, not for {provider}", None
     if not native:
         return "function", "native kernels were not wanted", None
-    library = kernels_path()
+    library = kernels_path(provider)
     if library is None:
-        return "function", "the native kernels are not built (`make kernels` in a checkout)", None
+        what, how = ("native kernels are", "kernels") if provider == "cpu" else ("native kernels for a GPU are", "cuda")
+        return "function", f"the {what} not built (`make {how}` in a checkout)", None
     return "native", str(library.name), library
 
 
@@ -367,7 +366,7 @@ def _open(ort: Any, graph: bytes, folder: Path, threads: int | None, provider: P
         except Exception as e:
             raise EnvironmentProblem(
                 f"{library} cannot be loaded: {e}",
-                hint="Build it anew for this machine (`make kernels`), or delete it: the graph runs without.",
+                hint="Build it anew here (`make kernels`, `make cuda`), or delete it: the graph runs without.",
             ) from e
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors; they are raised as well

@@ -5,6 +5,7 @@
 #include <ucontext.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -27,6 +28,7 @@ struct dim3 {
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0 };
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 
 struct __half { uint16_t bits; };  // aggregates: shared memory of them is not initialised
 struct __nv_bfloat16 { uint16_t bits; };
@@ -142,6 +144,11 @@ inline float shuffle_xor(float value, unsigned by) {
 inline void __syncthreads() { pythia::emulated::meet(pythia::emulated::block.all, pythia::emulated::block_size.x); }
 inline float __shfl_xor_sync(unsigned, float value, int by) { return pythia::emulated::shuffle_xor(value, unsigned(by)); }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "no error of the emulation"; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 132, cudaSuccess; }
+inline cudaError_t cudaMallocAsync(void** at, size_t bytes, cudaStream_t) { return *at = std::malloc(bytes), cudaSuccess; }
+inline cudaError_t cudaFreeAsync(void* at, cudaStream_t) { return std::free(at), cudaSuccess; }
 inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t rows,
                                      cudaMemcpyKind, cudaStream_t) {
   for (size_t i = 0; i < rows; ++i)

@@ -1,0 +1,168 @@
+"""The CUDA kernel as an operator of ONNX Runtime: emulated, in real sessions on a CPU."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import test_kernels as contract
+import torch
+from onnx import TensorProto
+from test_kernels import HEADS, LIBRARY, TYPES, attention_session, expected, problem, real
+
+from pythia_export.kernels import kernels_path
+from pythia_export.runtime import session as runtime
+
+BUILD = Path(__file__).parent.parent / "build" / "kernels"  # of `make kernels`
+POSITIONS = "position_ids"  # lie on the GPU, and are not waited for
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Path:
+    if not (BUILD / "build.ninja").is_file() or not shutil.which("cmake"):
+        pytest.skip("no build of the kernels in this checkout, or no CMake")
+    made = subprocess.run(
+        ["cmake", "--build", str(BUILD), "--target", "pythia_cuda_emulated"], capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return BUILD / "libpythia_cuda_emulated.so"
+
+
+@pytest.fixture(autouse=True)
+def in_its_place(emulated, monkeypatch) -> None:
+    """The tests of the contract run by it."""
+    monkeypatch.setattr(contract, "LIBRARY", emulated)
+
+
+def cases(test) -> list:
+    (mark,) = [mark for mark in test.pytestmark if mark.name == "parametrize"]
+    return [x for x in mark.args[1] if not (isinstance(x[1], str) and x[1].startswith(POSITIONS))]
+
+
+@pytest.mark.parametrize("cache", TYPES)
+@pytest.mark.parametrize("size", HEADS)
+@pytest.mark.parametrize(("T", "past"), [(1, 9), (11, 9)])
+def test_attention_is_the_contract(size, cache, T, past):
+    contract.test_attention_is_the_contract(size, cache, T, past)
+
+
+@pytest.mark.parametrize("cache", TYPES)
+def test_buffers_are_shared_copied_and_grown(cache):
+    contract.test_a_shared_buffer_is_written_in_place_and_nowhere_else(cache)
+    contract.test_a_prompt_in_parts_is_the_prompt_in_one(cache, 5)
+
+
+def test_a_long_cache_is_split_and_one_bias_serves_all():
+    contract.test_a_long_cache_of_one_head_is_shared_between_threads("int8", 1)
+    contract.test_one_bias_serves_every_row_of_the_batch("float32", 9)
+
+
+@pytest.mark.parametrize("cache", TYPES)
+def test_float16_activations_are_computed_in_float32(cache):
+    contract.test_float16_activations_are_computed_in_float32(cache, 1, 9)
+
+
+@pytest.mark.parametrize("cache", TYPES)
+def test_bfloat16_activations(cache, monkeypatch):
+    """numpy has no such type: its bits go in, and torch reads what comes out."""
+    monkeypatch.setitem(TYPES, "bfloat16", TensorProto.BFLOAT16)
+    feeds = problem(T=5, past=9, cache=cache)
+    opened = attention_session(2, 8, cache, activations="bfloat16")
+    binding = opened.io_binding()
+    for name, x in feeds.items():
+        if name in ("qkv", "cos", "sin", "bias"):
+            short = torch.from_numpy(x.copy()).bfloat16()
+            feeds[name], bits = short.float().numpy(), short.view(torch.uint16).numpy()
+            value = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
+        else:
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(x)
+        binding.bind_ortvalue_input(name, value)
+    for name in (
+        "attention",
+        "present_key",
+        "present_value",
+        *(("key_scale", "value_scale") if cache == "int8" else ()),
+    ):
+        binding.bind_output(name)
+    opened.run_with_iobinding(binding)
+    out, key, *_ = binding.get_outputs()
+    wanted, codes = expected(feeds, 2, 8, cache)
+    got, seen = torch.from_dlpack(out._ortvalue.to_dlpack()).float().numpy(), real(feeds)
+    assert np.abs(got - wanted)[seen].max() <= 8e-3 * np.abs(wanted[seen]).max()
+    assert (key.numpy() == codes["key"]).all()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"), cases(contract.test_bad_input_is_an_error_that_names_node_input_found_and_expected)
+)
+def test_bad_input_is_the_error_that_it_is_on_a_cpu(break_it, words):
+    contract.test_bad_input_is_an_error_that_names_node_input_found_and_expected(break_it, words)
+
+
+@pytest.mark.parametrize(
+    ("cache", "scales", "words"),
+    [("int8", False, "past_key_scale is missing"), ("float32", True, "past_key_scale was given")],
+)
+def test_scales_belong_to_a_cache_of_int8_alone(cache, scales, words):
+    contract.test_scales_belong_to_a_cache_of_int8_alone(cache, scales, words)
+
+
+def test_a_position_that_the_tables_do_not_have_is_not_a_number():
+    feeds = problem(T=2, past=9, padding=(0, 0, 0))
+    feeds["position_ids"][1, 1] = 256
+    out = attention_session(2, 8).run(None, feeds)[0]
+    assert np.isnan(out[1, 1]).all() and np.isfinite(out[0]).all() and np.isfinite(out[1, 0]).all()
+
+
+def test_heads_too_wide_for_it_are_refused_by_name():
+    with pytest.raises(Exception, match=r"/layers\.0/attention: there is no kernel for a head_dim beyond 256"):
+        attention_session(2, 8).run(None, problem(n=258, T=1, past=3))
+
+
+def test_types_and_shapes_are_those_of_the_cpu():
+    contract.test_shapes_are_known_before_any_run("int8")
+    with pytest.raises(Exception, match="num_heads is 0"):
+        attention_session(0, 8)
+
+
+def test_a_whole_graph_gives_the_logits_of_the_cpus_kernel(emulated, tmp_path, monkeypatch):
+    from models import InMemory, export_model, hugging_face, on_disk, small_config
+
+    from pythia_export.recipe import Export, Quantize
+
+    config = small_config(layers=2)
+    original = InMemory(config, on_disk(hugging_face(config)))
+    exported = export_model(original, tmp_path, Quantize(method="rtn"), Export(kv_cache="int8"))
+    ids, mask, found = np.random.default_rng(0).integers(0, 96, (2, 9)), np.ones((2, 9), np.int64), []
+    mask[1, :4] = 0
+    for library in (LIBRARY, emulated):
+        monkeypatch.setattr(runtime, "kernels_path", lambda provider, library=library: library)
+        graph = (tmp_path / "model.onnx").read_bytes()
+        opened = runtime.Session(graph, tmp_path, config, kv_cache="shared", kv_dtype="int8")
+        assert (opened.speed, opened.why) == ("native", library.name)
+        cache = opened.start(2, 16)
+        found.append([opened.step(cache, ids, mask), opened.step(cache, ids[:, :1]), opened.step(cache, ids[:, 1:2])])
+    for one, other in zip(*found, strict=True):
+        assert np.abs(one - other)[0].max() <= 1e-4 * np.abs(one[0]).max()
+    assert exported.config is config
+
+
+@pytest.mark.skipif(kernels_path("cuda") is None, reason="not built; `make cuda` builds it")
+def test_the_library_for_a_gpu_serves_a_cpu_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(contract, "LIBRARY", kernels_path("cuda"))
+    contract.test_attention_is_the_contract("64/16", "int8", 3, 9)
+    contract.test_float16_activations_are_computed_in_float32("float16", 1, 9)
+
+
+def test_a_session_on_a_gpu_takes_the_library_for_it(emulated, monkeypatch):
+    graph = runtime._OURS
+    monkeypatch.setattr(runtime, "kernels_path", {"cuda": emulated, "cpu": None}.get)
+    assert runtime._speed(graph, "cuda", True)[::2] == ("native", emulated)
+    assert runtime._speed(graph, "cuda", False)[0] == "function"
+    monkeypatch.setattr(runtime, "kernels_path", {"cuda": None, "cpu": emulated}.get)
+    speed, why, library = runtime._speed(graph, "cuda", True)
+    assert (speed, library) == ("function", None) and "make cuda" in why
