@@ -22,7 +22,7 @@ from .checkpoint import Accept, Checkpoint, Pulled, open_checkpoint
 from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
-from .device import DeviceName, described, device_called
+from .device import DeviceName, described, device_called, memory_of
 from .errors import RecipeError, SourceError
 from .footprint import peak_memory
 from .graph.consumers import config_json, genai_config_json, generation_config_json, tokenizer_config_json
@@ -158,7 +158,7 @@ def run(
     """Recipe in, verified artifact out: published whether its gates pass or not, with the verdict in it.
 
     `resume` goes on after the last layer that an interrupted run of the same inputs finished. `evict` takes the
-    checkpoint out of the hub's cache once the artifact is published. Weights are quantised on `device`.
+    checkpoint out of the hub's cache once the artifact is published. torch computes on `device`.
     """
     job = _Job(recipe, progress, accept, device_called(device))
     with Staging(out, overwrite) as staging:
@@ -174,9 +174,10 @@ def run(
             with job.stage("verify"):
                 subject = Subject(
                     job.source, job.checkpoint, job.reader(journal.output), job.config, model, journal.output,
-                    job.recipe.quantize, recipe.export,
+                    job.recipe.quantize, recipe.export, job.device,
                 )  # fmt: skip
-                parity = prove(subject, held_out, recipe.verify.gates, progress).parity
+                with memory_of(job.device):
+                    parity = prove(subject, held_out, recipe.verify.gates, progress).parity
             manifest = job.manifest(recipe.export)
             _write_reports(journal.output, manifest, quantization, parity)
             journal.finish(staging.folder)
@@ -269,19 +270,20 @@ def verify(
     against: Path | None = None,
     nearest: bool = False,
     per_token: Path | None = None,
+    device: DeviceName = "cpu",
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Prove a published artifact against its source again, and put `parity.json` and the report into it.
 
     `against` is the parity.json of another artifact, to be compared with; `nearest` rounds the checkpoint to nearest
-    and scores that beside GPTQ; `per_token` is a Parquet file to write, one row a token.
+    and scores that beside GPTQ; `per_token` is a Parquet file to write, one row a token. torch computes on `device`.
 
     Raises:
-        EnvironmentProblem: `per_token` without pyarrow.
+        EnvironmentProblem: `per_token` without pyarrow, or a `device` that is not there.
         RecipeError: `nearest` where nothing was rounded by GPTQ.
         SourceError: the checkpoint changed, or `against` is of another text or another checkpoint.
     """
-    opened = Artifact.open(artifact)
+    opened, computes = Artifact.open(artifact), device_called(device)
     if per_token is not None:
         require_parquet()
     if nearest and not opened.recipe.uses_gptq:
@@ -302,8 +304,10 @@ def verify(
     places = lay_out(opened.config, recipe.quantize, recipe.export.dtype)
     reader = WeightsReader(opened.file(data_name(opened.recipe)), places, opened.config)
     model = onnx.load(opened.file(MODEL), load_external_data=False)
-    subject = Subject(origin, checkpoint, reader, opened.config, model, opened.folder, recipe.quantize, recipe.export)
-    with tempfile.TemporaryDirectory(prefix="pythia-export-rtn-") as scratch:
+    subject = Subject(
+        origin, checkpoint, reader, opened.config, model, opened.folder, recipe.quantize, recipe.export, computes
+    )
+    with tempfile.TemporaryDirectory(prefix="pythia-export-rtn-") as scratch, memory_of(computes):
         beside = _rounded_to_nearest(checkpoint, recipe, Path(scratch), progress) if nearest else None
         proof = prove(subject, windows, recipe.verify.gates, progress, nearest=beside, against=other)
         del beside  # unmapped before its folder goes

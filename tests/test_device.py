@@ -17,6 +17,8 @@ from pythia_export.device import CPU, device_called
 from pythia_export.errors import EnvironmentProblem, RecipeError, ResourceError
 from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import QKV, layout
+from pythia_export.parity import reference
+from pythia_export.parity.reference import Reference
 from pythia_export.recipe import Head, Override, Quantize
 from pythia_export.stream import Journal, Sensitivity, activations, allocate, loop, measure_sensitivity, quantize_stream
 from pythia_export.stream.activations import Activations
@@ -143,6 +145,21 @@ def test_memory_that_does_not_suffice_is_an_error_that_says_so(tmp_path):
     with emulation(full) as device, pytest.raises(ResourceError, match="emulated.*CUDA out of memory$") as refused:
         written(source(), Quantize(beam=1, fisher=False), tmp_path / "out", device)
     assert "--device cuda" in refused.value.hint
+
+
+@pytest.mark.parametrize("windows", [3, 5])
+def test_the_original_runs_on_it(windows, monkeypatch):
+    original, ids = source(2), WINDOWS[:windows]
+    monkeypatch.setattr(reference, "SLAB_BYTES", 3 * 4 * 128 * ids.shape[1])  # 5 windows take two passes
+    monkeypatch.setattr(reference, "free_bytes", lambda device: 1 << 30)
+    on_cpu = Reference(original, original.config, ids, "")
+    expected = [on_cpu.logits(i) for i in range(windows)]
+    with emulation() as device:
+        got = Reference(original, original.config, ids, "", device=device)
+        for i in range(windows):
+            assert np.abs(got.logits(i) - expected[i]).max() <= 1e-5
+    assert (got.how["device"], on_cpu.how["device"]) == ("emulated", "cpu")
+    assert got.how["weights"] == ("kept in memory" if windows == 5 else "one layer at a time")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -234,6 +234,7 @@ def verify(
     per_token: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a Parquet table, one row a token (needs pyarrow).")
     ] = None,
+    device: Device = "cpu",
     junit: JUnit = None,
     as_json: Json = False,
 ) -> None:
@@ -247,8 +248,9 @@ def verify(
         require_writable(file)
     with progress_bars() as progress:
         parity = pipeline.verify(
-            artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, progress=progress
-        )
+            artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, device=device,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         print_json(parity)
     else:

@@ -74,7 +74,7 @@ ArtifactFolder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A dire
 Out = Annotated[Path, typer.Option("--out", "-o", help="Directory to publish; made whole, or not at all.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there, once this is whole.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last layer that an interrupted run finished.")]
-Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where weights are quantised.")]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where torch computes: quantises, and runs the original.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 NoPickle = Annotated[
     bool, typer.Option("--no-pickle", help="Refuse weights that are there as pickles alone (pytorch_model.bin).")

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from ..corpus import Windows
+from ..device import CPU
 from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
 from ..runtime import Session
@@ -23,14 +25,19 @@ from .statistics import bootstrap, clustered_mean, mean_json, summarise
 
 
 def measure(
-    original: Tensors, session: Session, config: NeoXConfig, windows: Windows, progress: Progress = SILENT
+    original: Tensors,
+    session: Session,
+    config: NeoXConfig,
+    windows: Windows,
+    progress: Progress = SILENT,
+    device: torch.device = CPU,
 ) -> tuple[dict[str, Any], TokenFigures]:
     """The section `cost` of parity.json, and the figures of every token that it sums up.
 
     Raises:
         NumericsError: the graph, or the original, computes a NaN or an infinity.
     """
-    reference = Reference(original, config, windows.ids, "Original checkpoint", progress)
+    reference = Reference(original, config, windows.ids, "Original checkpoint", progress, device)
     figures, in_runtime = TokenFigures(), 0.0
     with progress.track("Artifact against original", len(windows.ids), "windows") as advance:
         for i, window in enumerate(windows.ids):
@@ -50,6 +57,7 @@ def measure_rounding(
     config: NeoXConfig,
     windows: Windows,
     progress: Progress = SILENT,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """Round to nearest beside what the artifact holds: the section `cost.rounding`.
 
@@ -59,7 +67,9 @@ def measure_rounding(
     """
     sources = {"original": original, "artifact": stored, "rtn": nearest}
     titles = {"original": "Original checkpoint", "artifact": "Artifact's weights", "rtn": "Round to nearest"}
-    references = {name: Reference(of, config, windows.ids, titles[name], progress) for name, of in sources.items()}
+    references = {
+        name: Reference(of, config, windows.ids, titles[name], progress, device) for name, of in sources.items()
+    }
     found: dict[str, list[Any]] = {"artifact": [], "rtn": []}
     with progress.track("Rounding alone", len(windows.ids), "windows") as advance:
         for i, window in enumerate(windows.ids):

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from ..corpus import Windows
+from ..device import CPU
 from ..graph.decoder import kv_cache, with_accuracy_level
 from ..machine import machine, versions
 from ..neox import NeoXConfig
@@ -57,6 +59,7 @@ class Subject:
     folder: Path
     quantize: Quantize
     export: Export
+    device: torch.device = CPU  # where torch computes
 
     def session(self, level: int, native: bool) -> Session:
         graph = self.model if level == self.export.accuracy_level else with_accuracy_level(self.model, level)
@@ -103,17 +106,17 @@ def prove(
     if against is not None:
         require_same(parity["source"], parity["corpus"], against)
     some, config = windows.ids[: export.WINDOWS], subject.config
-    reference = Reference(subject.stored, config, some, "Reference on the artifact's weights", progress)
+    reference = Reference(subject.stored, config, some, "Reference on the artifact's weights", progress, subject.device)
     shipped = subject.session(subject.export.accuracy_level, native=True)
     measured = [export.measure(run, reference, some, progress) for run in runs(subject, shipped)]
     del reference
     parity["export"] = {"tokens": int(some.size), "runs": measured, "first_divergence": None}
-    parity["cost"], figures = cost.measure(subject.original, shipped, config, windows, progress)
+    parity["cost"], figures = cost.measure(subject.original, shipped, config, windows, progress, subject.device)
     del shipped
     parity["cost"]["rounding"] = parity["cost"]["suspects"] = None
     if nearest is not None:
         parity["cost"]["rounding"] = cost.measure_rounding(
-            subject.original, subject.stored, nearest, config, windows, progress
+            subject.original, subject.stored, nearest, config, windows, progress, subject.device
         )
     parity["against"] = None if against is None else compare(parity, against)
     verdicts = judge(gates, parity)

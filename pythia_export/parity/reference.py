@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..block import Block, Rotary, final_norm, head
+from ..device import CPU, described, free_bytes
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_tensors
 from ..progress import SILENT, Progress
 
@@ -36,16 +37,24 @@ class Reference:
     """Logits of `source` on windows ids [N, S], float32, window by window; cheapest in order."""
 
     def __init__(
-        self, source: Tensors, config: NeoXConfig, ids: np.ndarray, title: str, progress: Progress = SILENT
+        self,
+        source: Tensors,
+        config: NeoXConfig,
+        ids: np.ndarray,
+        title: str,
+        progress: Progress = SILENT,
+        device: torch.device = CPU,
     ) -> None:
-        self._source, self._config, self._ids = source, config, ids
+        self._source, self._config, self._ids, self._device = source, config, ids, device
         self._title, self._progress = title, progress
-        self._rotary = Rotary.of(config, ids.shape[1], torch.float32)
+        self._rotary = Rotary.of(config, ids.shape[1], torch.float32, device)
         self._slab = max(1, min(len(ids), SLAB_BYTES // (4 * ids.shape[1] * config.hidden_size)))
-        passes, need, free = -(-len(ids) // self._slab), 4 * config.parameters, _free_memory()
+        passes, need = -(-len(ids) // self._slab), 4 * config.parameters
+        free = _free_memory() if device.type == "cpu" else free_bytes(device)
         self._kept: dict[str, Tensor] | None = {} if passes > 1 and need <= SHARE_OF_MEMORY * free else None
         weights = "kept in memory" if self._kept is not None else "one layer at a time"
-        self.how = {"weights": weights, "passes": passes, "float32_bytes": need, "free_bytes": free}
+        sizes = {"float32_bytes": need, "free_bytes": free}
+        self.how = {"weights": weights, "passes": passes, **sizes, "device": described(device)}
         self._first: int | None = None  # the slab that is held begins with this window
         self._head = {f"{HEAD}.weight": self._read(f"{HEAD}.weight")}
 
@@ -56,13 +65,13 @@ class Reference:
             self._hidden = self._pass(self._ids[first : first + self._slab])
             self._first = first
         with torch.inference_mode():
-            return head(self._hidden[window - first], self._head.__getitem__).numpy()
+            return head(self._hidden[window - first], self._head.__getitem__).cpu().numpy()
 
     def _pass(self, ids: np.ndarray) -> Tensor:
         """What the head reads, [N, S, hidden], layer by layer."""
         config = self._config
         with torch.inference_mode(), self._progress.track(self._title, config.num_layers, "layers") as advance:
-            x = self._source.tensor(f"{EMBEDDING}.weight")[torch.tensor(ids)].float()
+            x = self._source.tensor(f"{EMBEDDING}.weight")[torch.tensor(ids)].to(self._device).float()
             chunks = x.split(max(1, CHUNK_TOKENS // ids.shape[1]))
             for layer in range(config.num_layers):
                 weights = {spec.name: self._read(spec.name) for spec in layer_tensors(config, layer)}
@@ -77,9 +86,9 @@ class Reference:
 
     def _read(self, name: str) -> Tensor:
         if self._kept is None:
-            return self._source.tensor(name).float()
+            return self._source.tensor(name).to(self._device).float()
         if name not in self._kept:
-            self._kept[name] = self._source.tensor(name).float()
+            self._kept[name] = self._source.tensor(name).to(self._device).float()
         return self._kept[name]
 
 
