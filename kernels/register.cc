@@ -3,6 +3,7 @@
 #include <mutex>
 #include <utility>
 
+#include "matmul_nbits/op.h"
 #include "partial_rotary/op.h"
 #include "rotary_attention/op.h"
 #ifdef PYTHIA_CUDA
@@ -87,6 +88,10 @@ ort::Domain* domain(ort::Status** failed) {
   if (!*failed) *failed = add<RotaryAttention>(made);
 #endif
   if (!*failed) *failed = add<PartialRotary>(made);
+#ifndef PYTHIA_CUDA  // a GPU has ONNX Runtime's own kernel, which the function calls
+  const Version* version = chosen();
+  if (!*failed && version && version->product) *failed = add<MatMulNBits>(made);
+#endif
   return made;
 }
 

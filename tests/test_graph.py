@@ -152,11 +152,36 @@ def test_node_names_are_unique_and_tell_the_place(rotary):
 def test_accuracy_level_can_be_lowered_without_touching_the_original():
     config = small_config()
     model = build_decoder(config, layout(config, Quantize(method="rtn"), "float32"), Export(accuracy_level=4))
+    before = model.SerializeToString()
 
-    def levels(m):
-        return {a.i for n in m.graph.node for a in n.attribute if a.name == "accuracy_level"}
+    def products(m):
+        found = [n for n in m.graph.node if n.op_type == "MatMulNBits"]
+        return {(n.domain, *(a.i for a in n.attribute if a.name == "accuracy_level")) for n in found}
 
-    assert levels(with_accuracy_level(model, 0)) == {0} and levels(model) == {4}
+    exact = with_accuracy_level(model, 0)
+    assert products(exact) == {("com.microsoft", 0)} and [f.name for f in exact.functions] == ["RotaryAttention"]
+    assert products(model) == {("pythia",)} and model.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    ("quantize", "export", "ours"),
+    [
+        (Quantize(bits=4), Export(accuracy_level=4), True),
+        (Quantize(bits=8), Export(accuracy_level=4), True),
+        (Quantize(bits=3), Export(accuracy_level=4), True),  # stored in 4
+        (Quantize(bits=2), Export(accuracy_level=4), False),
+        (Quantize(bits=4), Export(accuracy_level=0), False),
+        (Quantize(bits=4), Export(accuracy_level=4, rotary="gqa"), False),
+        (Quantize(bits=4), Export(accuracy_level=4, target="web"), False),
+    ],
+)
+def test_products_of_int8_activations_are_called_where_a_kernel_of_ours_may_compute_them(quantize, export, ours):
+    config = small_config()
+    places = layout(config, quantize, "float32")
+    model = build_decoder(config, places, export)
+    layers = [n for n in model.graph.node if n.op_type == "MatMulNBits" and n.name.startswith("/layers.")]
+    assert {n.domain for n in layers} == {"pythia" if ours else "com.microsoft"}
+    assert ours <= ("MatMulNBits" in {f.name for f in model.functions})
 
 
 def test_layout_aligns_and_never_overlaps():

@@ -13,7 +13,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from .decoder import KEEP, MICROSOFT
+from .decoder import KEEP
+from .ops import MICROSOFT
 
 # Those of Pythia 410m take 1.4 GB: its tab held 3.1 GB at most, of the 4 that WebAssembly addresses, and wrote ten
 # times as fast as with packed weights.

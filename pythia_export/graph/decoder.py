@@ -16,9 +16,8 @@ from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, cache_parts, layer_p
 from ..recipe import Export
 from .files import DATA_FILE
 from .layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, NORMS, QKV, Layout, LinearPlan, Slot
-from .ops import DOMAIN, LOWEST, OPSET, rotary_attention
+from .ops import DOMAIN, LOWEST, MICROSOFT, OPSET, matmul_nbits, rotary_attention
 
-MICROSOFT = "com.microsoft"
 KEEP = "num_logits_to_keep"  # the name that transformers.js and Hugging Face gave it
 LOGITS_LENGTH = "logits_length"
 _TYPES = {
@@ -117,12 +116,17 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
     graph.value_info.extend(tape.values)
     model = helper.make_model(
         graph,
-        functions=[rotary_attention(config, export.rotary == "onnx", converted)],
+        functions=[rotary_attention(config, export.rotary == "onnx", converted), *_called(tape.nodes)],
         opset_imports=[helper.make_opsetid(*pair) for pair in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))],
         producer_name="pythia-export",
         ir_version=10,
     )
     return model if export.rotary == "custom" else _inlined(model)
+
+
+def _called(nodes: Sequence[onnx.NodeProto]) -> list[onnx.FunctionProto]:
+    """pythia.MatMulNBits, where a node calls it."""
+    return [matmul_nbits()] if any((n.domain, n.op_type) == (DOMAIN, "MatMulNBits") for n in nodes) else []
 
 
 def kv_cache(export: Export) -> str:
@@ -131,13 +135,18 @@ def kv_cache(export: Export) -> str:
 
 
 def with_accuracy_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
-    """A copy whose MatMulNBits nodes all compute at `level`."""
+    """A copy whose MatMulNBits nodes are all ONNX Runtime's own and compute at `level`."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for node in copy.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = level
+        if node.op_type == "MatMulNBits":
+            kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("accuracy_level", level)])
+            node.domain = MICROSOFT
+    kept = [function for function in copy.functions if function.name != "MatMulNBits"]
+    del copy.functions[:]
+    copy.functions.extend(kept)
     return copy
 
 
@@ -292,9 +301,12 @@ def _linear(tape: _Tape, plan: LinearPlan, export: Export, path: str, x: str) ->
     inputs = [x, tape.weight(f"{plan.name}.qweight"), tape.weight(f"{plan.name}.scales"), zero_points, "", bias]
     while not inputs[-1]:
         inputs.pop()
+    bits = plan.scheme.stored_bits
+    ours = export.rotary == "custom" and export.target == "cpu" and export.accuracy_level == 4 and bits in (4, 8)
+    domain, level = (DOMAIN, {}) if ours else (MICROSOFT, {"accuracy_level": export.accuracy_level})
     product = tape.node(
-        "MatMulNBits", f"{path}/MatMul", inputs, domain=MICROSOFT, K=plan.shape[1], N=plan.shape[0],
-        bits=plan.scheme.stored_bits, block_size=plan.block_size, accuracy_level=export.accuracy_level,
+        "MatMulNBits", f"{path}/MatMul", inputs, domain=domain, K=plan.shape[1], N=plan.shape[0], bits=bits,
+        block_size=plan.block_size, **level,
     )  # fmt: skip
     length = LOGITS_LENGTH if plan.name == HEAD else "sequence_length"
     return tape.typed(product, _TYPES[export.dtype], plan.shape[0], length)

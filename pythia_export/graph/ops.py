@@ -1,4 +1,4 @@
-"""pythia.RotaryAttention: the contract of our operator, and the function bodies that let any ONNX Runtime run it.
+"""Our operators, and the function bodies that let any ONNX Runtime run them. First pythia.RotaryAttention:
 
 A is the type of the activations (float32 or float16), C that of the cache (float32, float16 or int8).
 
@@ -39,6 +39,7 @@ from onnx import parser
 from ..neox import NeoXConfig
 
 DOMAIN = "pythia"
+MICROSOFT = "com.microsoft"
 OPSET = 21
 LOWEST = -3e4  # hides a position from softmax; twice it is still a finite float16, so a row of padding alone is not NaN
 _INPUTS = (
@@ -47,6 +48,21 @@ _INPUTS = (
 )
 _OUTPUTS = "attention, present_key, present_value", "present_key_scale, present_value_scale"
 _ELEMENT = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
+
+
+def matmul_nbits() -> onnx.FunctionProto:
+    """The function body of pythia.MatMulNBits: ONNX Runtime's operator of that name at accuracy level 4.
+
+    Inputs A [..., K] float32; B [N, ceil(K / block_size), block_size * bits / 8] uint8; scales [N * blocks] float32;
+    zero_points, optional; g_idx, always empty; bias [N] float32, optional. Attributes K, N, bits (4 or 8), block_size.
+    Y [..., N] float32. Activations are rounded to int8, each block of a row by its own scale max|x| / 127. At
+    another level it is another operator: nodes that compute in float are com.microsoft's.
+    """
+    return parser.parse_function(f"""<opset_import: ["": {OPSET}, "{MICROSOFT}": 1], domain: "{DOMAIN}">
+        MatMulNBits <K, N, bits, block_size> (A, B, scales, zero_points, g_idx, bias) => (Y) {{
+            Y = {MICROSOFT}.MatMulNBits <K: int = @K, N: int = @N, bits: int = @bits, block_size: int = @block_size,
+                accuracy_level: int = 4> (A, B, scales, zero_points, g_idx, bias)
+        }}""")
 
 
 def rotary_attention(config: NeoXConfig, standard: bool, cache: str | None = None) -> onnx.FunctionProto:

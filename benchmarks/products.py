@@ -1,0 +1,96 @@
+"""Products with int4 and int8 weights: our kernel beside ONNX Runtime's MatMulNBits at accuracy level 4.
+
+    python benchmarks/products.py [--shape 1024x4096] [--threads 1 2] [--rounds 21]
+
+Eight matrices of pythia-410m's h_to_4h ([4096, 1024]) with random weights, one after another, so that none is in the
+cache when its turn comes again. Both take turns; a figure is the median over rounds, for one matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from pythia_export.graph.ops import DOMAIN, MICROSOFT, OPSET
+from pythia_export.kernels import kernels_path
+from pythia_export.machine import machine
+
+MATRICES = 8
+GRIDS = (4, 32), (4, 128), (8, 128)
+ROWS = 1, 4, 16, 128, 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="1024x4096", help="K x N")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=21)
+    args = parser.parse_args()
+    depth, columns = map(int, args.shape.split("x"))
+    if kernels_path() is None:
+        sys.exit("the kernels are not built: make kernels")
+    print(f"{columns} x {depth}; {machine()}\n")
+    print("| threads | bits | group | rows | ONNX Runtime, us | ours, us | of its | GMAC/s | GB/s of weights |")
+    print("|---" * 9 + "|")
+    for threads in args.threads:
+        for bits, group in GRIDS:
+            both = [session(depth, columns, bits, group, threads, domain) for domain in (MICROSOFT, DOMAIN)]
+            for rows in ROWS:
+                x = np.random.default_rng(0).standard_normal((rows, depth), np.float32)
+                theirs, ours = measure(both, x, args.rounds)
+                work, read = depth * columns * rows / ours / 1e3, depth * columns * bits / 8 / ours / 1e3
+                print(
+                    f"| {threads} | {bits} | {group} | {rows} | {theirs:,.0f} | {ours:,.0f} | {ours / theirs:.2f} | "
+                    f"{work:.0f} | {read:.1f} |",
+                    flush=True,
+                )
+
+
+def session(depth: int, columns: int, bits: int, group: int, threads: int, domain: str) -> onnxruntime.InferenceSession:
+    rng = np.random.default_rng(0)
+    attributes = {"K": depth, "N": columns, "bits": bits, "block_size": group}
+    if domain == MICROSOFT:
+        attributes["accuracy_level"] = 4
+    nodes, held = [], []
+    for i in range(MATRICES):
+        codes = rng.integers(0, 256, (columns, depth // group, group * bits // 8), dtype=np.uint8)
+        held += [numpy_helper.from_array(codes, f"B{i}")]
+        held += [numpy_helper.from_array(rng.random(columns * depth // group, np.float32), f"s{i}")]
+        nodes.append(helper.make_node("MatMulNBits", ["A", f"B{i}", f"s{i}"], [f"Y{i}"], domain=domain, **attributes))
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("A", TensorProto.FLOAT, ["rows", depth])],
+        [helper.make_tensor_value_info(f"Y{i}", TensorProto.FLOAT, ["rows", columns]) for i in range(MATRICES)],
+        held,
+    )
+    opsets = [helper.make_opsetid(*pair) for pair in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two sessions would spin side by side
+    if domain == DOMAIN:
+        options.register_custom_ops_library(str(kernels_path()))
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+
+
+def measure(sessions: list[onnxruntime.InferenceSession], x: np.ndarray, rounds: int) -> list[float]:
+    """Microseconds a matrix, of each session."""
+    times: list[list[float]] = [[] for _ in sessions]
+    for _ in range(rounds + 1):  # the first round warms up
+        for session, taken in zip(sessions, times, strict=True):
+            began = time.perf_counter()
+            session.run(None, {"A": x})
+            taken.append((time.perf_counter() - began) / MATRICES * 1e6)
+    return [statistics.median(taken[1:]) for taken in times]
+
+
+if __name__ == "__main__":
+    main()

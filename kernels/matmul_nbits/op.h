@@ -1,0 +1,30 @@
+// pythia::MatMulNBits on a CPU, as ONNX Runtime sees it.
+#pragma once
+
+#include "../node.h"
+#include "../versions.h"
+
+namespace pythia {
+
+class MatMulNBits {
+ public:
+  using Types = ort::ElementType;
+  static constexpr Types kTypes[] = {ort::kFloat};
+  static constexpr const char* kName = "MatMulNBits";
+  static constexpr size_t kInputs = 6, kRequiredInputs = 3, kOutputs = 1, kRequiredOutputs = 1;
+  static constexpr const char* kProvider = nullptr;  // the CPU
+  static ort::MemoryType input_memory(size_t) { return ort::kDefaultMemory; }
+  static ort::ElementType input_type(Types, size_t i) { return i == 1 || i == 3 ? ort::kUint8 : i == 4 ? ort::kInt32 : ort::kFloat; }
+  static ort::ElementType output_type(Types, size_t) { return ort::kFloat; }
+  static void infer(const Inference& inference);
+
+  MatMulNBits(const ort::Api& api, const ort::KernelInfo* info, Types);
+  void compute(ort::KernelContext* context) const;
+
+ private:
+  Node node_;
+  int64_t depth_, columns_, bits_, block_;
+  const Version* version_;
+};
+
+}  // namespace pythia

@@ -1,0 +1,47 @@
+// Slow and obvious: what the others are held to.
+#include <cmath>
+#include <vector>
+
+#include "product.h"
+
+namespace pythia {
+
+void product_reference(const Product& p, const Parallel&) {
+  const int64_t blocks = p.blocks();
+  std::vector<int32_t> code(size_t(blocks * p.block));
+  std::vector<float> scale(static_cast<size_t>(blocks));
+  for (int64_t m = 0; m < p.rows; ++m) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      float largest = 0;
+      bool finite = true;
+      for (int64_t i = 0; i < p.block; ++i) {
+        const int64_t k = b * p.block + i;
+        const float x = k < p.depth ? std::fabs(p.x[m * p.depth + k]) : 0;
+        if (x > largest) largest = x;
+        finite &= std::isfinite(x);
+      }
+      scale[size_t(b)] = largest == 0 || !finite ? 1 : largest / 127;
+      for (int64_t i = 0; i < p.block; ++i) {
+        const int64_t k = b * p.block + i;
+        const float x = k < p.depth && finite ? p.x[m * p.depth + k] : 0;
+        code[size_t(k)] = int32_t(std::nearbyint(x / scale[size_t(b)]));
+      }
+      if (!finite) scale[size_t(b)] = NAN;
+    }
+    for (int64_t n = 0; n < p.columns; ++n) {
+      double sum = p.bias ? p.bias[n] : 0;
+      for (int64_t b = 0; b < blocks; ++b) {
+        const uint8_t* codes = p.codes + (n * blocks + b) * p.block_bytes();
+        int32_t inner = 0;
+        for (int64_t i = 0; i < p.block; ++i) {
+          const int32_t w = p.bits == 8 ? codes[i] : codes[i / 2] >> (i % 2 * 4) & 15;
+          inner += code[size_t(b * p.block + i)] * (w - p.zero_of(n, b));
+        }
+        sum += double(scale[size_t(b)]) * p.scale[n * blocks + b] * inner;
+      }
+      p.y[m * p.columns + n] = float(sum);
+    }
+  }
+}
+
+}  // namespace pythia

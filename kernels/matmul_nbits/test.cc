@@ -1,0 +1,48 @@
+// Fuzzed products: every version within float32's rounding of the reference.
+#include "../native_test.h"
+
+using namespace pythia;
+
+namespace {
+
+bool check(const Version& version, Random& random, size_t i) {
+  if (!version.product) return true;
+  Product p{};
+  p.bits = random.pick({4, 8}), p.block = random.pick({16, 32, 64, 128, 256});
+  p.rows = random.pick({1, 2, 3, 5, 6, 7, 13}), p.columns = random.pick({1, 3, 16, 31, 33, 64, 70});
+  p.depth = random.pick({1, 16, 100, 256, 512, 1000, 2048});
+  // As long as what is read, and no longer.
+  const size_t numbers = size_t(p.rows * p.depth), scales = size_t(p.columns * p.blocks());
+  const size_t bytes = scales * size_t(p.block_bytes()), zeros = size_t(p.columns * p.zero_bytes());
+  auto x = random.normal(numbers), scale = random.normal(scales, 0.1f), bias = random.normal(size_t(p.columns));
+  std::unique_ptr<uint8_t[]> codes(new uint8_t[bytes]), zero(new uint8_t[zeros]);
+  for (size_t j = 0; j < bytes; ++j) codes[j] = uint8_t(random.upto(255));
+  for (size_t j = 0; j < zeros; ++j) zero[j] = uint8_t(random.upto(255));
+  if (random.upto(1)) std::fill(codes.get(), codes.get() + bytes, uint8_t(random.pick({0, 255})));  // sums at their largest
+  if (random.upto(1)) std::fill(x.get(), x.get() + std::min<int64_t>(p.depth, p.block), 0.0f);
+  const bool spoilt = random.upto(9) == 0;
+  if (spoilt) x[size_t(random.upto(int64_t(numbers) - 1))] = i % 2 ? NAN : INFINITY;
+  p.x = x.get(), p.codes = codes.get(), p.scale = scale.get();
+  p.zero = random.upto(1) ? zero.get() : nullptr, p.bias = random.upto(1) ? bias.get() : nullptr;
+
+  const size_t results = size_t(p.rows * p.columns);
+  std::unique_ptr<float[]> y(new float[results]), wanted(new float[results]);
+  p.y = y.get();
+  version.product(p, kTwoThreads);
+  p.y = wanted.get();
+  product_reference(p, kTwoThreads);
+  // The largest that one product of this case can be, times the number of sums.
+  const double unit = 4.0 * 0.5 * double(1 << p.bits), bound = 3e-7 * unit * std::sqrt(double(p.depth)) + 1e-6;
+  bool same = true;
+  for (size_t j = 0; j < results; ++j)
+    same &= std::isnan(wanted[j]) ? std::isnan(y[j]) : std::fabs(double(y[j]) - wanted[j]) <= bound;
+  if (!same)
+    std::printf("%s: rows %lld, depth %lld, columns %lld, bits %lld, block %lld, zeros %d, bias %d\n", version.name,
+                (long long)p.rows, (long long)p.depth, (long long)p.columns, (long long)p.bits, (long long)p.block,
+                p.zero != nullptr, p.bias != nullptr);
+  return same;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return run(argc, argv, check); }
