@@ -14,7 +14,7 @@ MatMulNBits::MatMulNBits(const ort::Api& api, const ort::KernelInfo* info, Types
   if (bits_ != 4 && bits_ != 8) node_.refuse("bits is " + std::to_string(bits_) + "; 4 or 8 was expected");
   if (block_ < 16 || block_ > 256 || (block_ & (block_ - 1)))
     node_.refuse("block_size is " + std::to_string(block_) + "; 16, 32, 64, 128 or 256 was expected");
-  constexpr int64_t kMost = int64_t(1) << 24;  // lanes count bytes from one another in 32 bits
+  constexpr int64_t kMost = int64_t(1) << 24;  // far from where sizes of tensors overflow
   if (depth_ < 1 || depth_ > kMost || columns_ < 1 || columns_ > kMost)
     node_.refuse("K is " + std::to_string(depth_) + " and N is " + std::to_string(columns_) + "; 1 to " +
                  std::to_string(kMost) + " was expected");
