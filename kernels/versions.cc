@@ -40,8 +40,8 @@ void narrow(const float* from, uint16_t* half, int64_t count) {
 namespace {
 bool always() { return true; }
 #ifdef PYTHIA_X86
-// Whether the processor has these bits of CPUID (leaf 1, ecx; leaf 7, ebx), and the system keeps these registers when it
-// switches threads (XCR0). By hand, since __builtin_cpu_supports refuses "f16c" to compile in Clang 14.
+// Whether the processor has these bits of CPUID (leaf 1, ecx; leaf 7, ebx and ecx), and the system keeps these registers
+// when it switches threads (XCR0). By hand, since __builtin_cpu_supports refuses "f16c" to compile in Clang 14.
 bool has(unsigned leaf1, unsigned leaf7, unsigned kept, unsigned leaf7c = 0) {
   unsigned a, b, c, d, low, high;
   constexpr unsigned kSystemSays = 1u << 27;
@@ -54,8 +54,9 @@ bool has(unsigned leaf1, unsigned leaf7, unsigned kept, unsigned leaf7c = 0) {
 constexpr unsigned kFma = 1u << 12, kF16c = 1u << 29;        // leaf 1
 constexpr unsigned kAvx2 = 1u << 5, kAvx512f = 1u << 16;     // leaf 7
 constexpr unsigned kYmm = 0x06, kZmm = 0xE6;                 // XCR0
-constexpr unsigned kAvx512bw = 1u << 30, kAvx512vl = 1u << 31, kVnni = 1u << 11;  // leaf 7, the last in its third register
-bool has_vnni() { return has(kFma | kF16c, kAvx2 | kAvx512f | kAvx512bw | kAvx512vl, kZmm, kVnni); }
+constexpr unsigned kAvx512dq = 1u << 17, kAvx512bw = 1u << 30, kAvx512vl = 1u << 31;
+constexpr unsigned kVnni = 1u << 11;                         // leaf 7, ecx
+bool has_vnni() { return has(kFma | kF16c, kAvx2 | kAvx512f | kAvx512dq | kAvx512bw | kAvx512vl, kZmm, kVnni); }
 bool has_avx512() { return has(kFma | kF16c, kAvx2 | kAvx512f, kZmm); }
 bool has_avx2() { return has(kFma | kF16c, kAvx2, kYmm); }
 #endif
@@ -71,7 +72,8 @@ bool has_avx2() { return has(kFma | kF16c, kAvx2, kYmm); }
 
 const Version kVersions[] = {
 #ifdef PYTHIA_X86
-    {"avx512vnni", has_vnni, avx512::attend, avx512::rotate, avx512vnni::product, avx512::beam, avx512::widen, avx512::narrow},
+    {"avx512vnni", has_vnni, avx512::attend, avx512::rotate, avx512vnni::product, avx512::beam, avx512::widen,
+     avx512::narrow},
     {"avx512", has_avx512, avx512::attend, avx512::rotate, avx2::product, avx512::beam, avx512::widen, avx512::narrow},
     {"avx2", has_avx2, avx2::attend, avx2::rotate, avx2::product, avx2::beam, avx2::widen, avx2::narrow},
 #endif
@@ -79,7 +81,8 @@ const Version kVersions[] = {
 #ifdef PYTHIA_WIDE
     {"wide", always, wide::attend, wide::rotate, nullptr, wide::beam, wide::widen, wide::narrow},
 #endif
-    {"reference", always, attend_reference, rotate_reference, product_reference, beam_reference, reference::widen, reference::narrow},
+    {"reference", always, attend_reference, rotate_reference, product_reference, beam_reference, reference::widen,
+     reference::narrow},
 };
 const size_t kVersionCount = sizeof kVersions / sizeof *kVersions;
 

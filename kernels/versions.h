@@ -16,7 +16,7 @@ struct Version {
   bool (*runs_here)();
   void (*attend)(const Attention&, const Parallel&);
   void (*rotate)(const Rotary&, const Parallel&);
-  void (*product)(const Product&, const Parallel&);  // null where ONNX Runtime's own is no slower
+  void (*product)(const Product&, const Parallel&);  // null: there is ONNX Runtime's own alone
   void (*beam)(const Beam&);
   void (*widen)(const uint16_t* half, float* to, int64_t count);
   void (*narrow)(const float* from, uint16_t* half, int64_t count);

@@ -46,6 +46,21 @@ def test_one_graph_runs_at_two_speeds_that_agree(exported):
     assert not np.array_equal(*outputs)  # two computations indeed
 
 
+@needs_library
+def test_products_of_int8_activations_agree_at_both_speeds(exported):
+    """To what a few codes that are rounded the other way cost: far less than int8 activations cost altogether."""
+    places, rng = exported.places, np.random.default_rng(0)
+    exact = build_decoder(exported.config, places, Export()).SerializeToString()
+    graph = build_decoder(exported.config, places, Export(accuracy_level=4)).SerializeToString()
+    ids = rng.integers(0, 96, (2, 20))
+    wanted, native, function = (
+        Session(g, exported.folder, exported.config, kv_cache="shared", native=n).logits(ids)
+        for g, n in ((exact, False), (graph, True), (graph, False))
+    )
+    cost = np.abs(function - wanted).max()
+    assert cost > 0 and np.abs(native - function).max() <= 0.2 * cost
+
+
 @pytest.mark.parametrize("rotary_16", [True, False])
 @pytest.mark.parametrize("cache", ["float16", "int8"])
 def test_a_converted_cache_is_the_same_at_both_speeds_and_from_call_to_call(cache, rotary_16, tmp_path):

@@ -6,6 +6,7 @@
 // lie in that order as well: no code of a weight is ever moved within its dword.
 #include <immintrin.h>
 
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -16,13 +17,15 @@ namespace PYTHIA_ISA {
 namespace {
 
 #ifdef __AVX512VNNI__
-constexpr int64_t kLanes = 16, kRowsAtOnce = 6, kFew = 5;
+constexpr int64_t kLanes = 16, kRowsAtOnce = 6;
 using Ints = __m512i;
 using Floats = __m512;
 inline Ints load(const void* p) { return _mm512_loadu_si512(p); }
 inline Ints load(const void* p, int64_t bytes) { return _mm512_maskz_loadu_epi8((uint64_t(1) << bytes) - 1, p); }
 inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
-inline Floats load_floats(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p); }
+inline Floats load_floats(const float* p, int64_t count) {
+  return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+}
 inline void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 inline void store(void* p, Ints v) { _mm512_storeu_si512(p, v); }
 inline Ints all(int32_t x) { return _mm512_set1_epi32(x); }
@@ -54,7 +57,7 @@ inline Ints dot(Ints into, Ints w, Ints x) {
   return _mm512_dpbusd_epi32(into, w, x);
 }
 #else
-constexpr int64_t kLanes = 8, kRowsAtOnce = 4, kFew = 5;
+constexpr int64_t kLanes = 8, kRowsAtOnce = 4;
 using Ints = __m256i;
 using Floats = __m256;
 inline Ints load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
@@ -124,18 +127,20 @@ inline void transpose(Ints* v) {
 }
 
 constexpr int64_t kVectors = 2, kTile = kVectors * kLanes, kStep = 4 * kLanes;  // columns at once, numbers in a vector
+constexpr int64_t kFew = 5;  // rows; from more on it pays to bring weights into order
 
 // x in codes, each row padded with zeros to whole vectors.
 struct Rounded {
   int64_t stride, blocks;
-  int8_t* codes;    // [rows, stride]
-  float* scale;     // [rows, blocks]
-  int32_t* sum;     // [rows, blocks], of codes
-  float* owed;      // [rows, blocks], what a weight's code of one more would add: scale * sum
+  int8_t* codes;  // [rows, stride]
+  float* scale;   // [rows, blocks]
+  int32_t* sum;   // [rows, blocks], of codes
+  float* owed;    // [rows, blocks], what a weight's code of one more would add: scale * sum
 
-  Rounded(const Product& p) : stride((p.blocks() * p.block + 2 * kStep - 1) / (2 * kStep) * (2 * kStep)), blocks(p.blocks()) {
+  Rounded(const Product& p)
+      : stride((p.blocks() * p.block + 2 * kStep - 1) / (2 * kStep) * (2 * kStep)), blocks(p.blocks()) {
     const int64_t places = p.rows * blocks;
-    float* place = scratch(kCall, size_t(3 * places + p.rows * stride / 4 + 16));
+    float* place = scratch(kCall, size_t(3 * places + p.rows * stride / 4));
     codes = reinterpret_cast<int8_t*>(place), place += p.rows * stride / 4;
     scale = place, owed = place + places, sum = reinterpret_cast<int32_t*>(place + 2 * places);
   }
@@ -157,10 +162,11 @@ struct Rounded {
       float largest;
       std::memcpy(&largest, &bits, sizeof largest);
       const bool finite = bits < 0x7f800000;
-      const float by = !finite ? NAN : largest == 0 ? 1 : largest / 127;
+      const bool nothing = largest / 127 < FLT_MIN;  // a scale that is not exact would give codes beyond 127
+      const float by = !finite ? NAN : nothing ? 1 : largest / 127;
       alignas(64) int8_t code[256] = {};
       int32_t total = 0;
-      if (finite)
+      if (finite && !nothing)
         for (int64_t i = 0; i < count; ++i) {
           const int32_t c = int32_t(std::nearbyintf(x[begin + i] / by));
           code[i] = int8_t(c), total += c;

@@ -14,7 +14,9 @@ class MatMulNBits {
   static constexpr size_t kInputs = 6, kRequiredInputs = 3, kOutputs = 1, kRequiredOutputs = 1;
   static constexpr const char* kProvider = nullptr;  // the CPU
   static ort::MemoryType input_memory(size_t) { return ort::kDefaultMemory; }
-  static ort::ElementType input_type(Types, size_t i) { return i == 1 || i == 3 ? ort::kUint8 : i == 4 ? ort::kInt32 : ort::kFloat; }
+  static ort::ElementType input_type(Types, size_t i) {
+    return i == 1 || i == 3 ? ort::kUint8 : i == 4 ? ort::kInt32 : ort::kFloat;
+  }
   static ort::ElementType output_type(Types, size_t) { return ort::kFloat; }
   static void infer(const Inference& inference);
 

@@ -1,4 +1,5 @@
 // Slow and obvious: what the others are held to.
+#include <cfloat>
 #include <cmath>
 #include <vector>
 
@@ -20,10 +21,11 @@ void product_reference(const Product& p, const Parallel&) {
         if (x > largest) largest = x;
         finite &= std::isfinite(x);
       }
-      scale[size_t(b)] = largest == 0 || !finite ? 1 : largest / 127;
+      const bool nothing = largest / 127 < FLT_MIN;
+      scale[size_t(b)] = nothing || !finite ? 1 : largest / 127;
       for (int64_t i = 0; i < p.block; ++i) {
         const int64_t k = b * p.block + i;
-        const float x = k < p.depth && finite ? p.x[m * p.depth + k] : 0;
+        const float x = k < p.depth && finite && !nothing ? p.x[m * p.depth + k] : 0;
         code[size_t(k)] = int32_t(std::nearbyint(x / scale[size_t(b)]));
       }
       if (!finite) scale[size_t(b)] = NAN;

@@ -18,10 +18,10 @@ bool check(const Version& version, Random& random, size_t i) {
   std::unique_ptr<uint8_t[]> codes(new uint8_t[bytes]), zero(new uint8_t[zeros]);
   for (size_t j = 0; j < bytes; ++j) codes[j] = uint8_t(random.upto(255));
   for (size_t j = 0; j < zeros; ++j) zero[j] = uint8_t(random.upto(255));
-  if (random.upto(1)) std::fill(codes.get(), codes.get() + bytes, uint8_t(random.pick({0, 255})));  // sums at their largest
+  if (random.upto(1))  // sums at their largest
+    std::fill(codes.get(), codes.get() + bytes, uint8_t(random.pick({0, 255})));
   if (random.upto(1)) std::fill(x.get(), x.get() + std::min<int64_t>(p.depth, p.block), 0.0f);
-  const bool spoilt = random.upto(9) == 0;
-  if (spoilt) x[size_t(random.upto(int64_t(numbers) - 1))] = i % 2 ? NAN : INFINITY;
+  if (random.upto(9) == 0) x[size_t(random.upto(int64_t(numbers) - 1))] = i % 2 ? NAN : INFINITY;
   p.x = x.get(), p.codes = codes.get(), p.scale = scale.get();
   p.zero = random.upto(1) ? zero.get() : nullptr, p.bias = random.upto(1) ? bias.get() : nullptr;
 
