@@ -48,17 +48,16 @@ def test_one_graph_runs_at_two_speeds_that_agree(exported):
 
 @needs_library
 def test_products_of_int8_activations_agree_at_both_speeds(exported):
-    """To what a few codes that are rounded the other way cost: far less than int8 activations cost altogether."""
     places, rng = exported.places, np.random.default_rng(0)
     exact = build_decoder(exported.config, places, Export()).SerializeToString()
     graph = build_decoder(exported.config, places, Export(accuracy_level=4)).SerializeToString()
-    ids = rng.integers(0, 96, (2, 20))
+    ids = rng.integers(0, 96, (24, 1))  # alone: a code that is turned over would be seen by all tokens behind it
     wanted, native, function = (
         Session(g, exported.folder, exported.config, kv_cache="shared", native=n).logits(ids)
         for g, n in ((exact, False), (graph, True), (graph, False))
     )
-    cost = np.abs(function - wanted).max()
-    assert cost > 0 and np.abs(native - function).max() <= 0.2 * cost
+    apart, cost = np.abs(native - function).max(-1), np.abs(function - wanted).max(-1)  # by token
+    assert np.median(apart) <= 1e-5 < np.median(cost) and apart.max() < cost.max()
 
 
 @pytest.mark.parametrize("rotary_16", [True, False])

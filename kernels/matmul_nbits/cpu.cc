@@ -164,11 +164,12 @@ struct Rounded {
       const bool finite = bits < 0x7f800000;
       const bool nothing = largest / 127 < FLT_MIN;  // a scale that is not exact would give codes beyond 127
       const float by = !finite ? NAN : nothing ? 1 : largest / 127;
+      const float times = 1 / by;  // as ONNX Runtime does, so that codes are the same
       alignas(64) int8_t code[256] = {};
       int32_t total = 0;
       if (finite && !nothing)
         for (int64_t i = 0; i < count; ++i) {
-          const int32_t c = int32_t(std::nearbyintf(x[begin + i] / by));
+          const int32_t c = int32_t(std::nearbyintf(x[begin + i] * times));
           code[i] = int8_t(c), total += c;
         }
       if (p.bits == 8) {

@@ -1,6 +1,6 @@
 // A product of activations with weights of 4 or 8 bits, the activations rounded to int8 on the way.
 //
-// Of each row of x, each block of `block` numbers has a scale, max|x| / 127, and codes round(x / scale), half to even. A
+// Of each row of x, each block of `block` numbers has a scale, max|x| / 127, and codes round(x * (1 / scale)), half to even. A
 // block whose scale would be below the normal numbers counts as zeros; where a number is not finite the scale is NaN.
 // y[m, n] is the sum over blocks of scale(x) * scale(w) * sum(code(x) * (code(w) - zero)), plus bias. The inner sums are
 // of integers and exact.

@@ -26,7 +26,7 @@ void product_reference(const Product& p, const Parallel&) {
       for (int64_t i = 0; i < p.block; ++i) {
         const int64_t k = b * p.block + i;
         const float x = k < p.depth && finite && !nothing ? p.x[m * p.depth + k] : 0;
-        code[size_t(k)] = int32_t(std::nearbyint(x / scale[size_t(b)]));
+        code[size_t(k)] = int32_t(std::nearbyint(x * (1 / scale[size_t(b)])));
       }
       if (!finite) scale[size_t(b)] = NAN;
     }
