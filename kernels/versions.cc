@@ -7,6 +7,10 @@
 
 #ifdef PYTHIA_X86
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace pythia {
@@ -57,6 +61,18 @@ constexpr unsigned kYmm = 0x06, kZmm = 0xE6;                 // XCR0
 constexpr unsigned kAvx512dq = 1u << 17, kAvx512bw = 1u << 30, kAvx512vl = 1u << 31;
 constexpr unsigned kVnni = 1u << 11;                         // leaf 7, ecx
 bool has_vnni() { return has(kFma | kF16c, kAvx2 | kAvx512f | kAvx512dq | kAvx512bw | kAvx512vl, kZmm, kVnni); }
+// Linux keeps tiles for those who have asked it to (Documentation/arch/x86/xstate.rst). Elsewhere tiles were never tried.
+bool has_amx() {
+#ifdef __linux__
+  constexpr unsigned kTiles = 0x60000, kTileInt8 = 3u << 24;  // XCR0; leaf 7, edx: AMX-TILE and AMX-INT8
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a, b, c, d;
+  return has_vnni() && has(0, 0, kTiles) && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTileInt8) == kTileInt8 &&
+         !syscall(SYS_arch_prctl, kRequestPermission, kTileData);
+#else
+  return false;
+#endif
+}
 bool has_avx512() { return has(kFma | kF16c, kAvx2 | kAvx512f, kZmm); }
 bool has_avx2() { return has(kFma | kF16c, kAvx2, kYmm); }
 #endif
@@ -72,12 +88,17 @@ bool has_avx2() { return has(kFma | kF16c, kAvx2, kYmm); }
 
 const Version kVersions[] = {
 #ifdef PYTHIA_X86
+    {"amx", has_amx, avx512::attend, avx512::rotate, amx::product, avx512::beam, avx512::widen, avx512::narrow},
     {"avx512vnni", has_vnni, avx512::attend, avx512::rotate, avx512vnni::product, avx512::beam, avx512::widen,
      avx512::narrow},
     {"avx512", has_avx512, avx512::attend, avx512::rotate, avx2::product, avx512::beam, avx512::widen, avx512::narrow},
     {"avx2", has_avx2, avx2::attend, avx2::rotate, avx2::product, avx2::beam, avx2::widen, avx2::narrow},
 #endif
     {PYTHIA_BASE, always, base::attend, base::rotate, nullptr, base::beam, base::widen, base::narrow},
+#if defined(PYTHIA_WIDE) && defined(PYTHIA_X86)
+    {"amx_emulated", has_vnni, avx512::attend, avx512::rotate, amx_emulated::product, avx512::beam, avx512::widen,
+     avx512::narrow},
+#endif
 #ifdef PYTHIA_WIDE
     {"wide", always, wide::attend, wide::rotate, nullptr, wide::beam, wide::widen, wide::narrow},
 #endif

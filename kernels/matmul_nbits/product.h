@@ -40,5 +40,11 @@ void product(const Product&, const Parallel&);
 namespace avx512vnni {
 void product(const Product&, const Parallel&);
 }
+namespace amx {
+void product(const Product&, const Parallel&);
+}
+namespace amx_emulated {
+void product(const Product&, const Parallel&);
+}
 
 }  // namespace pythia

@@ -1,0 +1,100 @@
+// Activations, rounded to int8.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+
+#include "lanes.h"
+#include "product.h"
+
+namespace pythia {
+namespace PYTHIA_ISA {
+namespace {
+
+// How codes lie. Of 4 bits the even four of each eight come before the odd four, as the halves of a dword of weights do.
+enum Order {
+  kApart,     // in rows; of 4 bits a whole vector of even fours before that of the odd ones
+  kTogether,  // in rows
+  kTiled,     // 16 rows' first `step` codes, then their next ones
+};
+
+// x in codes, each row padded with zeros to whole vectors; of tiles there are whole ones, with zeros for rows beyond the last.
+struct Rounded {
+  Order order;
+  int64_t stride, blocks, step;
+  int8_t* codes;  // [rows, stride]
+  float* scale;   // [rows, blocks]; of tiles [rows / 16, blocks, 16], as the two below
+  int32_t* sum;   // of codes
+  float* owed;    // what a weight's code of one more would add: scale * sum
+
+  Rounded(const Product& p, Order as)
+      : order(as),
+        stride((p.blocks() * p.block + 2 * kStep - 1) / (2 * kStep) * (2 * kStep)),
+        blocks(p.blocks()),
+        step(p.block < 64 ? p.block : 64) {
+    const int64_t rows = order == kTiled ? (p.rows + 15) / 16 * 16 : p.rows, places = rows * blocks;
+    float* place = scratch(kCall, size_t(3 * places + rows * stride / 4));
+    codes = reinterpret_cast<int8_t*>(place), place += rows * stride / 4;
+    scale = place, owed = place + places, sum = reinterpret_cast<int32_t*>(place + 2 * places);
+    if (rows > p.rows) {
+      const int64_t last = rows - 16;
+      std::memset(codes + last * stride, 0, size_t(16 * stride));
+      std::memset(scale + last * blocks, 0, size_t(16 * blocks) * sizeof(float));
+      std::memset(sum + last * blocks, 0, size_t(16 * blocks) * sizeof(float));
+    }
+  }
+
+  int64_t place(int64_t m, int64_t b) const {
+    return order == kTiled ? (m / 16 * blocks + b) * 16 + m % 16 : m * blocks + b;
+  }
+
+  void row(const Product& p, int64_t m) {
+    if (order != kTiled) std::memset(codes + m * stride, 0, size_t(stride));
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t begin = b * p.block;
+      const float* x = p.x + m * p.depth + begin;
+      float padded[256];
+      if (begin + p.block > p.depth) {
+        std::memset(padded, 0, sizeof padded);
+        std::memcpy(padded, x, size_t(p.depth - begin) * sizeof(float));
+        x = padded;
+      }
+      Ints most = all(0);  // magnitudes as integers order as they do themselves, NaN above all
+      for (int64_t i = 0; i < p.block; i += kLanes) most = larger(most, magnitude(load(x + i)));
+      const int32_t bits = largest_of(most);
+      float largest;
+      std::memcpy(&largest, &bits, sizeof largest);
+      const bool finite = bits < 0x7f800000;
+      const bool nothing = largest / 127 < FLT_MIN;  // a scale that is not exact would give codes beyond 127
+      const float by = !finite ? NAN : nothing ? 1 : largest / 127;
+      const Floats inverse = all(1 / by);  // as ONNX Runtime does, so that codes are the same
+      Ints total = all(0);
+      for (int64_t i = 0; i < p.block; i += kLanes) {
+        const Ints code = rounded(times(load_floats(x + i), inverse));
+        total = added(total, code);
+        put(p, m, begin + i, low_bytes(code));
+      }
+      const int64_t at = place(m, b);
+      scale[at] = by, sum[at] = finite ? sum_of(total) : 0, owed[at] = by * float(sum[at]);
+    }
+  }
+
+ private:
+  void put(const Product& p, int64_t m, int64_t k, __m128i code) {
+    int8_t* to = codes + m * stride + k;
+    if (order == kTiled) to = codes + m / 16 * 16 * stride + k / step * 16 * step + m % 16 * step + k % step;
+    if (p.bits == 8) return store_bytes(to, code);
+    if (order != kApart) return store_bytes(to, even_first<4>(code));
+    alignas(16) int8_t both[kLanes];
+    store_bytes(both, even_first<kLanes / 2>(code));
+    to = codes + m * stride + k / (2 * kStep) * (2 * kStep) + k % (2 * kStep) / 2;
+    std::memcpy(to, both, kLanes / 2), std::memcpy(to + kStep, both + kLanes / 2, kLanes / 2);
+  }
+};
+
+inline int32_t base(const Product& p) { return p.bits == 8 && kCentred ? 128 : 0; }
+
+}  // namespace
+}  // namespace PYTHIA_ISA
+}  // namespace pythia
