@@ -137,6 +137,14 @@ def test_the_custom_op_is_carried_as_a_function_and_only_where_asked():
 ROTARIES = ("custom", "gqa", "onnx")
 
 
+@pytest.mark.parametrize(("dtype", "last"), [("float32", "MatMulNBits"), ("float16", "Cast")])
+def test_logits_are_what_the_head_computed_not_a_copy(dtype, last):
+    export = Export(dtype=dtype, target="cpu" if dtype == "float32" else "cuda")
+    made = build_decoder(small_config(), layout(small_config(), Quantize(method="rtn"), dtype), export)
+    (node,) = (node for node in made.graph.node if "logits" in node.output)
+    assert node.op_type == last
+
+
 @pytest.mark.parametrize("rotary", ROTARIES)
 def test_node_names_are_unique_and_tell_the_place(rotary):
     config = small_config(layers=3)

@@ -455,8 +455,14 @@ struct Prefill {
     const float* bias = a.bias + b * a.bias_batch + first * a.total + from;
     for (int64_t i = 0; i < count; ++i) {
       const float* of_query = bias + i * a.total;
-      bool any = false;  // most are nought, and looking along a row costs less than adding down a column
-      for (int64_t j = 0; j < m; ++j) any |= of_query[j] != 0;
+      // Most are nought, and looking along a row costs less than adding down a column; as integers, whose bits a compiler
+      // gathers by vectors.
+      uint32_t any = 0;
+      for (int64_t j = 0; j < m; ++j) {
+        uint32_t bits;
+        std::memcpy(&bits, of_query + j, sizeof bits);
+        any |= bits;
+      }
       for (int64_t j = 0; any && j < m; ++j) scores[j * kQueries + i] += of_query[j];
     }
     for (int64_t j = more(0, start - from + 1); j < m; ++j)

@@ -55,6 +55,11 @@ class _Tape:
         self.values.append(helper.make_tensor_value_info(value, kind, shape))
         return value
 
+    def hand_out(self, name: str) -> None:
+        """Let the last node's output be the graph's output `name`."""
+        self.values = [value for value in self.values if value.name != self.nodes[-1].output[0]]
+        self.nodes[-1].output[0] = name
+
     def weight(self, name: str) -> str:
         """An initializer that lies in the data file where the layout says."""
         if name not in self.initializers:
@@ -93,7 +98,9 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
     x = _last(tape, x, kind, config.hidden_size)
     x = _norm(tape, config, FINAL_NORM, "/final_layer_norm", x)
     logits = _linear(tape, layout.linears[HEAD], export, "/embed_out", x)
-    tape.nodes.append(helper.make_node("Cast", [logits], ["logits"], name="/logits/Cast", to=TensorProto.FLOAT))
+    if kind != TensorProto.FLOAT:  # else it would copy every logit
+        tape.node("Cast", "/logits/Cast", [logits], to=TensorProto.FLOAT)
+    tape.hand_out("logits")
 
     cache = ("batch_size", config.num_heads, "past_sequence_length", config.head_dim)
     grown = ("batch_size", config.num_heads, "present_sequence_length", config.head_dim)
