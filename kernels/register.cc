@@ -90,7 +90,8 @@ ort::Domain* domain(ort::Status** failed) {
   if (!*failed) *failed = add<PartialRotary>(made);
 #ifndef PYTHIA_CUDA  // a GPU has ONNX Runtime's own kernel, which the function calls
   const Version* version = chosen();
-  if (!*failed && version && version->product) *failed = add<MatMulNBits>(made);
+  // Where there is no version the operator itself says so, instead of leaving the work to the function unnoticed.
+  if (!*failed && (!version || version->product)) *failed = add<MatMulNBits>(made);
 #endif
   return made;
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
@@ -154,6 +156,18 @@ def test_numbers_too_small_for_a_scale_count_as_zeros(isa, rows, monkeypatch):
     weights["scales"] *= np.float32(1e38)
     got = session_by(isa, model(weights, 64, 40, 4, 32), monkeypatch).run(None, {"A": x})[0]
     assert (got == 0).all()
+
+
+@needs_library
+def test_a_version_that_is_not_there_is_an_error_and_not_the_function(monkeypatch):
+    _, weights = problem(1, 64, 40, 4, 32)
+    monkeypatch.setenv("PYTHIA_KERNELS_ISA", "amx512")
+    script = "import sys; import onnxruntime as ort\n"
+    script += "o = ort.SessionOptions(); o.register_custom_ops_library(sys.argv[1])\n"
+    script += "ort.InferenceSession(sys.stdin.buffer.read(), o, providers=['CPUExecutionProvider'])"
+    made = model(weights, 64, 40, 4, 32).SerializeToString()  # a process of its own: operators are registered once
+    ran = subprocess.run([sys.executable, "-c", script, str(LIBRARY)], input=made, capture_output=True)
+    assert ran.returncode and b"PYTHIA_KERNELS_ISA names a version" in ran.stderr
 
 
 @needs_library
