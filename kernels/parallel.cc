@@ -4,6 +4,10 @@
 #include <memory>
 #include <thread>
 
+#ifdef PYTHIA_X86
+#include <cpuid.h>
+#endif
+
 namespace pythia {
 
 float* scratch(Use use, size_t floats) {
@@ -26,6 +30,18 @@ float* scratch(Use use, size_t floats) {
 int hardware_threads() {
   static const int count = int(std::thread::hardware_concurrency());
   return count > 1 ? count : 1;
+}
+
+bool reads_ahead() {
+#ifdef PYTHIA_X86
+  static const bool amd = [] {
+    unsigned a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && c == 0x444d4163;  // the end of "AuthenticAMD"
+  }();
+  return amd;
+#else
+  return true;
+#endif
 }
 
 }  // namespace pythia

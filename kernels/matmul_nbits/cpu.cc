@@ -31,7 +31,7 @@ void product(const Product& p, const Parallel& parallel) {
   // A task is worth the handing out from some tens of thousands of products on.
   constexpr int64_t kWorth = 1 << 17;
   if (p.rows <= kFew) {
-    job.share = (kWorth / (p.depth * p.rows) + 8) / 4 * 4;
+    job.share = (kWorth / (p.depth * p.rows) + 16) / 16 * 16;  // whole lines of the cache are written
     const int64_t tasks = (p.columns + job.share - 1) / job.share;
     parallel(size_t(tasks), [](void* data, size_t task) {
       Job& j = *static_cast<Job*>(data);

@@ -30,7 +30,13 @@ inline Ints high(Ints v) { return low(_mm512_srli_epi32(v, 4)); }
 inline Floats gather(const float* p, Ints offsets) { return _mm512_i32gather_ps(offsets, p, 4); }
 inline Floats floats(Ints v) { return _mm512_cvtepi32_ps(v); }
 inline Ints times(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
+inline Ints minus(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 inline Ints minus_bytes(Ints a, Ints b) { return _mm512_sub_epi8(a, b); }
+inline Ints widened(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline Ints halves(const uint8_t* p) {  // of each byte the low half, then the high one
+  const Ints v = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p));
+  return low(_mm512_or_si512(v, _mm512_slli_epi64(v, 28)));
+}
 inline Ints centred(Ints v) { return _mm512_xor_si512(v, _mm512_set1_epi8(char(0x80))); }
 inline Ints added(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Ints larger(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
@@ -86,7 +92,15 @@ inline Ints high(Ints v) { return low(_mm256_srli_epi32(v, 4)); }
 inline Floats gather(const float* p, Ints offsets) { return _mm256_i32gather_ps(p, offsets, 4); }
 inline Floats floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 inline Ints times(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
+inline Ints minus(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
 inline Ints minus_bytes(Ints a, Ints b) { return _mm256_sub_epi8(a, b); }
+inline Ints widened(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline Ints halves(const uint8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  const Ints v = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+  return low(_mm256_or_si256(v, _mm256_slli_epi64(v, 28)));
+}
 inline Ints centred(Ints v) { return _mm256_xor_si256(v, _mm256_set1_epi8(char(0x80))); }
 inline Ints added(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 inline Ints larger(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
@@ -131,6 +145,13 @@ inline Ints dot(Ints into, Ints w, Ints x) {
   return _mm256_add_epi32(into, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 #endif
+
+// To the first cache alone, or to the second one.
+enum Ask { kNear, kFar };
+template <Ask kAsk>
+inline void ask_for(uintptr_t at) {
+  _mm_prefetch(reinterpret_cast<const char*>(at), kAsk == kNear ? _MM_HINT_NTA : _MM_HINT_T1);
+}
 
 // Of each 2 * kRun bytes those at even places, then the others.
 template <int kRun>
