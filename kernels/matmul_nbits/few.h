@@ -1,4 +1,4 @@
-// Few rows: a column's codes are read once, as they lie, and multiplied by each row.
+// Few rows: a column's codes are read as they lie, and multiplied by some rows at once.
 //
 // What it takes is the time in which the memory gives the weights, as long as nothing else waits for memory. So weights are
 // read from end to end, by one instruction of one loop (the processor foretells each instruction's next address, and loses
@@ -117,16 +117,19 @@ void rows_of(const Product& p, const Rounded& x, int64_t m, int64_t from, int64_
   columns(from, to);
 }
 
+constexpr int kRowsRead = kLanes == 16 ? 8 : 4;  // at once, as registers allow
+
+template <int kBits, int kBlock, int kRows = kRowsRead>
+void rows_of(const Product& p, const Rounded& x, int64_t m, int64_t end, int64_t from, int64_t to) {
+  if (end - m == kRows) return rows_of<kBits, kBlock, kRows>(p, x, m, from, to);
+  if constexpr (kRows > 1) rows_of<kBits, kBlock, kRows - 1>(p, x, m, end, from, to);
+}
+
 template <int kBits, int kBlock>
 void few(const Product& p, const Rounded& x, int64_t from, int64_t to) {
-  int64_t m = 0;
-  if (kLanes == 16) {  // registers for as many
-    if (p.rows == 5) return rows_of<kBits, kBlock, 5>(p, x, m, from, to);
-    if (p.rows == 4) return rows_of<kBits, kBlock, 4>(p, x, m, from, to);
-    if (p.rows == 3) return rows_of<kBits, kBlock, 3>(p, x, m, from, to);
-  }
-  for (; m + 2 <= p.rows; m += 2) rows_of<kBits, kBlock, 2>(p, x, m, from, to);
-  if (m < p.rows) rows_of<kBits, kBlock, 1>(p, x, m, from, to);
+  const int64_t times = (p.rows + kRowsRead - 1) / kRowsRead;
+  for (int64_t i = 0; i < times; ++i)
+    rows_of<kBits, kBlock>(p, x, p.rows * i / times, p.rows * (i + 1) / times, from, to);
 }
 
 template <int kBits>
