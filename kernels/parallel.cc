@@ -32,16 +32,13 @@ int hardware_threads() {
   return count > 1 ? count : 1;
 }
 
-bool reads_ahead() {
+const bool reads_ahead = [] {
 #ifdef PYTHIA_X86
-  static const bool amd = [] {
-    unsigned a, b, c, d;
-    return __get_cpuid(0, &a, &b, &c, &d) && c == 0x444d4163;  // the end of "AuthenticAMD"
-  }();
-  return amd;
+  unsigned a, b, c, d;
+  return __get_cpuid(0, &a, &b, &c, &d) && c == 0x444d4163;  // the end of "AuthenticAMD"
 #else
   return true;
 #endif
-}
+}();
 
 }  // namespace pythia

@@ -22,6 +22,6 @@ int hardware_threads();
 
 // Whether the processor brings what is read in order in time by itself, if it is asked for once and shortly before, as AMD's
 // does; Intel's reads faster where what comes long after is asked for as well.
-bool reads_ahead();
+extern const bool reads_ahead;
 
 }  // namespace pythia

@@ -126,31 +126,43 @@ void append(const Attention& a, int64_t row, int64_t t, float* turned) {
 
 // ---- decode
 
-// Asks for bytes some way after p; they may lie past the cache's end, where asking does nothing. Numbers that take work to
-// widen are otherwise waited for (float16 took 1.31 times as long as reading, int8 1.68; so 1.18 and 1.34); floats come
-// in time by themselves, and asking slowed them (1.10 to 1.25). Sixteen lanes outrun what comes by itself: floats took
-// 1.28 times as long as ONNX Runtime's own attention, 0.79 if asked for. Distances by trial: 512 to 4,096. Sixteen lanes ask
-// for what comes later still, too, to have it in the second cache: 2 to 8 % less.
-template <typename C>
-constexpr bool kAsks = kLanes == 16 || sizeof(C) < sizeof(float);
-template <typename C>
-constexpr uintptr_t kAhead = kLanes == 16 ? 2048 : 2048 / sizeof(C);
-constexpr uintptr_t kLater = 8192;
+// How memory is asked for ahead of being read; places past the cache's end do no harm.
+// - Eight lanes: numbers that take work to widen are otherwise waited for (float16 took 1.31 times as long as reading, int8
+//   1.68; so 1.18 and 1.34); floats come in time by themselves, and asking slowed them (1.10 to 1.25).
+// - Sixteen lanes outrun what comes by itself. AMD's want to be asked once, from 4,096 bytes ahead on, for the first cache
+//   alone (a seventh less than as follows); Intel's closer by, and for what comes later still, to have it in the second
+//   cache (2 to 8 % less).
+enum Asking { kNot, kNear, kOnce, kTwice };
 constexpr int64_t kLine = 64;
-template <typename C>
-inline void ask_ahead(const C* p, int64_t count) {
-  if constexpr (kAsks<C>) {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(p) + kAhead<C>;
-    for (int64_t byte = 0; byte < count * int64_t(sizeof(C)); byte += kLine) {
-      __builtin_prefetch(reinterpret_cast<const void*>(at + uintptr_t(byte)));
-      if constexpr (kLanes == 16)
-        __builtin_prefetch(reinterpret_cast<const void*>(at + kLater + uintptr_t(byte)), 0, 2);
+
+// Rows that are read in order, and what is read after them, which is asked for when their end is near.
+template <typename C, Asking kHow>
+struct Stream {
+  uintptr_t end, jump;
+
+  Stream(const C* rows_end, const C* next)
+      : end(reinterpret_cast<uintptr_t>(rows_end)), jump(reinterpret_cast<uintptr_t>(next) - end) {}
+
+  // `count` numbers are about to be read from p on.
+  void ask(const C* p, int64_t count) const {
+    const auto at = reinterpret_cast<uintptr_t>(p);
+    for (int64_t byte = 0; kHow != kNot && byte < count * int64_t(sizeof(C)); byte += kLine) {
+      const uintptr_t line = at + uintptr_t(byte);
+      if (kHow == kNear) __builtin_prefetch(place(line + 2048 / sizeof(C)));
+      if (kHow == kOnce) __builtin_prefetch(place(line + (sizeof(C) < 4 ? 8192 : 4096)), 0, 0);
+      if (kHow == kTwice) {
+        __builtin_prefetch(place(line + 2048));
+        __builtin_prefetch(place(line + 10240), 0, 2);
+      }
     }
   }
-}
 
-// kLanes dot products at once, so that q is loaded once for all and their sums are one vector; with rows of k no further
-// than `last`, which stands for those after it.
+ private:
+  const void* place(uintptr_t line) const { return reinterpret_cast<const void*>(line < end ? line : line + jump); }
+};
+
+// kLanes dot products at once, so that their sums are one vector; with rows of k no further than `last`, which stands for
+// those after it.
 template <typename C>
 inline Floats dots(const float* q, const C* k, int64_t n, int64_t last) {
   const C* row[kLanes];
@@ -167,27 +179,38 @@ inline Floats dots(const float* q, const C* k, int64_t n, int64_t last) {
   return out;
 }
 
+// With kLanes rows of a size that is known, whose places need no registers.
+template <typename C, int kSize>
+inline Floats dots(const float* q, const C* k) {
+  Floats acc[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    acc[i] = Floats{};
+    for (int d = 0; d < kSize; d += kLanes) acc[i] = fused(load(q + d), load(k + i * kSize + d), acc[i]);
+  }
+  return sums(acc);
+}
+
 // out[d] += sum_j p[j] * v[j][d] for N vectors of d.
-template <typename C, int N>
-inline void mix(const float* p, const C* v, int64_t count, int64_t n, float* out) {
+template <typename C, Asking kHow, int N>
+inline void mix(const float* p, const C* v, int64_t count, int64_t n, float* out, const Stream<C, kHow>& stream) {
   Floats acc[N];
   for (int i = 0; i < N; ++i) acc[i] = load(out + i * kLanes);
   for (int64_t j = 0; j < count; ++j) {
     const Floats weight = all(p[j]);
-    ask_ahead(v + j * n, N * kLanes);
+    stream.ask(v + j * n, N * kLanes);
     for (int i = 0; i < N; ++i) acc[i] = fused(weight, load(v + j * n + i * kLanes), acc[i]);
   }
   for (int i = 0; i < N; ++i) store(out + i * kLanes, acc[i]);
 }
 
 // All dimensions of `count` rows of values.
-template <typename C>
-void mix_rows(const float* p, const C* v, int64_t count, int64_t n, float* out) {
+template <typename C, Asking kHow>
+void mix_rows(const float* p, const C* v, int64_t count, int64_t n, float* out, const Stream<C, kHow>& stream) {
   int64_t d = 0;
-  for (; d + 8 * kLanes <= n; d += 8 * kLanes) mix<C, 8>(p, v + d, count, n, out + d);
-  for (; d + 4 * kLanes <= n; d += 4 * kLanes) mix<C, 4>(p, v + d, count, n, out + d);
-  for (; d + 2 * kLanes <= n; d += 2 * kLanes) mix<C, 2>(p, v + d, count, n, out + d);
-  for (; d + kLanes <= n; d += kLanes) mix<C, 1>(p, v + d, count, n, out + d);
+  for (; d + 8 * kLanes <= n; d += 8 * kLanes) mix<C, kHow, 8>(p, v + d, count, n, out + d, stream);
+  for (; d + 4 * kLanes <= n; d += 4 * kLanes) mix<C, kHow, 4>(p, v + d, count, n, out + d, stream);
+  for (; d + 2 * kLanes <= n; d += 2 * kLanes) mix<C, kHow, 2>(p, v + d, count, n, out + d, stream);
+  for (; d + kLanes <= n; d += kLanes) mix<C, kHow, 1>(p, v + d, count, n, out + d, stream);
   for (; d < n; ++d)
     for (int64_t j = 0; j < count; ++j) out[d] += p[j] * value_of(v[j * n + d]);
 }
@@ -197,17 +220,23 @@ struct Part {
   float most, total;
 };
 
-// Adds places [from, to). p has room for them, to a multiple of kLanes.
-template <typename C>
+// Adds places [from, to). p has room for them, to a multiple of kLanes. `next` is what is read after them; kSize is head_dim,
+// or 0 where it is none that is known.
+template <typename C, Asking kHow, int kSize>
 void gather(const Attention& a, const Head<C>& head, const float* q, const float* bias, int64_t from, int64_t to,
-            float* p, Part& part, float* mixed) {
+            float* p, Part& part, float* mixed, const C* next) {
   const int64_t n = a.head_dim, count = to - from, padded = up(count, kLanes);
-  const C* key = head.key + from * n;
+  const C *key = head.key + from * n, *value = head.value + from * n;
+  const Stream<C, kHow> keys(key + count * n, value), values(value + count * n, next);
   Floats scores_most = all(part.most);
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
-    ask_ahead(key + j * n, kLanes * n);
-    Floats s = dots(q, key + j * n, n, kLanes - 1);
+    keys.ask(key + j * n, kLanes * n);
+    Floats s;
+    if constexpr (kSize > 0)
+      s = dots<C, kSize>(q, key + j * n);
+    else
+      s = dots(q, key + j * n, n, kLanes - 1);
     if constexpr (kScaled<C>) s = s * load(head.key_scale + from + j);
     s += load(bias + from + j);
     scores_most = larger(scores_most, s);
@@ -233,10 +262,10 @@ void gather(const Attention& a, const Head<C>& head, const float* q, const float
   if (shrink != 1.0f)
     for (int64_t d = 0; d < n; ++d) mixed[d] *= shrink;
   for (j = 0; j < count; j += kRows)
-    mix_rows(p + j, head.value + (from + j) * n, less(kRows, count - j), n, mixed);
+    mix_rows(p + j, value + j * n, less(kRows, count - j), n, mixed, values);
 }
 
-template <typename C>
+template <typename C, Asking kHow, int kSize>
 struct Decode {
   const Attention& a;
   int64_t splits;
@@ -265,8 +294,11 @@ struct Decode {
     for (int64_t from = split * length; from < end; from += step)
       for (int64_t t = 0; t < a.fresh; ++t) {
         const int64_t to = less(less(from + step, end), a.total - a.fresh + t + 1);
+        // Most often the task after this one is the same thread's.
+        const C* next = t + 1 < a.fresh ? head.key + from * n : to < end ? head.key + to * n : head.key + a.room * n;
         if (from < to)
-          gather(a, head, q + t * n, a.bias + b * a.bias_batch + t * a.total, from, to, p, part[t], mixed + t * n);
+          gather<C, kHow, kSize>(a, head, q + t * n, a.bias + b * a.bias_batch + t * a.total, from, to, p, part[t],
+                                 mixed + t * n, next);
       }
     for (int64_t t = 0; t < a.fresh; ++t) {
       if (self.splits == 1) {
@@ -302,21 +334,21 @@ struct Decode {
   }
 };
 
-template <typename C>
+template <typename C, Asking kHow, int kSize>
 void decode(const Attention& a, const Parallel& parallel) {
   const int64_t rows = a.batch * a.heads, threads = hardware_threads();
   const int64_t wanted = rows >= threads ? 1 : (2 * threads + rows - 1) / rows;
   const int64_t splits = more(1, less(wanted, a.total / kLeastSplit)), parts = rows * a.fresh * splits;
   if (splits == 1) {
-    Decode<C> job{a, 1, nullptr, nullptr};
-    parallel(size_t(rows), Decode<C>::run, &job);
+    Decode<C, kHow, kSize> job{a, 1, nullptr, nullptr};
+    parallel(size_t(rows), Decode<C, kHow, kSize>::run, &job);
     return;
   }
   float* memory = scratch(kCall, size_t(parts * (a.head_dim + 2) + a.head_dim));
-  Decode<C> job{a, splits, reinterpret_cast<Part*>(memory), memory + 2 * parts};
+  Decode<C, kHow, kSize> job{a, splits, reinterpret_cast<Part*>(memory), memory + 2 * parts};
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t t = 0; t < a.fresh; ++t) append<C>(a, row, t, memory + parts * (a.head_dim + 2));
-  parallel(size_t(rows * splits), Decode<C>::run, &job);
+  parallel(size_t(rows * splits), Decode<C, kHow, kSize>::run, &job);
   job.join();
 }
 
@@ -501,12 +533,23 @@ void prefill(const Attention& a, const Parallel& parallel) {
   parallel(size_t(a.batch * a.heads * tiles), Prefill<C>::run, &job);
 }
 
+template <typename C, Asking kHow>
+void decode(const Attention& a, const Parallel& parallel) {
+  switch (a.head_dim) {  // the suite's
+    case 64: return decode<C, kHow, 64>(a, parallel);
+    case 80: return decode<C, kHow, 80>(a, parallel);
+    case 128: return decode<C, kHow, 128>(a, parallel);
+    default: return decode<C, kHow, 0>(a, parallel);
+  }
+}
+
 template <typename C>
 void attend_cached(const Attention& a, const Parallel& parallel) {
-  if (a.fresh < kFewTokens)
-    decode<C>(a, parallel);
+  if (a.fresh >= kFewTokens) return prefill<C>(a, parallel);
+  if constexpr (kLanes == 16)
+    reads_ahead ? decode<C, kOnce>(a, parallel) : decode<C, kTwice>(a, parallel);
   else
-    prefill<C>(a, parallel);
+    decode<C, sizeof(C) < sizeof(float) ? kNear : kNot>(a, parallel);
 }
 
 }  // namespace

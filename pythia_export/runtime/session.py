@@ -18,6 +18,7 @@ Left padding: the mask tells the real tokens, and a token's position counts the 
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 from contextlib import redirect_stdout
@@ -33,6 +34,8 @@ from ..kernels import kernels_path
 from ..neox import NeoXConfig, cache_bytes, cache_parts
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from ..artifact import Artifact
 
 Provider = Literal["cpu", "cuda"]
@@ -46,6 +49,7 @@ _EXECUTION_PROVIDERS = {
 }
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
 _KEEP = "num_logits_to_keep"  # has a default: all
+_LINE = 64  # bytes of a line of a processor's cache
 
 
 class Cache:
@@ -177,7 +181,7 @@ class Session:
 
         def empty(past: str) -> np.ndarray:
             # Zeros and not garbage: attention multiplies what it masks by zero, and zero times NaN is NaN.
-            return np.zeros(shape[:3], np.float32) if past.endswith("_scale") else np.zeros(shape, self.kv_dtype)
+            return _zeros(shape[:3], np.float32) if past.endswith("_scale") else _zeros(shape, self.kv_dtype)
 
         try:
             values = {past: self._to_device(empty(past)) for past in self._present_of}
@@ -419,6 +423,14 @@ def _threads() -> int:
         return 0
     mine = len(os.sched_getaffinity(0))
     return mine if mine < (os.cpu_count() or mine) else 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+    """Where lines of the processor's cache begin; NumPy's own lie across them, and every vector is read twice."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + _LINE, np.uint8)
+    begin = -memory.ctypes.data % _LINE
+    return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
 def _two_dimensions(ids: np.ndarray) -> tuple[int, int]:
