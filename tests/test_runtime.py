@@ -170,6 +170,12 @@ def test_a_shared_cache_is_one_buffer_from_first_to_last(artifact: Artifact, ses
         assert np.abs(held[:, :, :6]).sum(-1).all() and not held[:, :, 6:].any()
 
 
+def test_a_cache_lies_on_whole_lines_of_the_processors_own(session: Session) -> None:
+    for rows in (1, 2, 3):
+        starts = [value.data_ptr() % 64 for value in session.start(rows, 17)._values.values()]
+        assert not any(starts), starts
+
+
 def test_native_kernels_and_the_function_agree_whatever_the_cache(artifact: Artifact, session: Session) -> None:
     """The one artifact at its two speeds: a prompt, then decoding, both in a buffer with room to spare."""
     assert (session.speed, session.why) == speed_here(artifact)

@@ -16,7 +16,16 @@ namespace {
 template <int kBits>
 constexpr int64_t kReach = kLanes * 32 / kBits;
 
-constexpr uintptr_t kAhead = 1 << 12, kFarAhead = 1 << 15;  // bytes of codes
+// Asks for what is read soon, for the first cache alone; or twice: soon, and long before, to have it in the second one.
+constexpr uintptr_t kSoon = 1 << 12, kLater = 1 << 15;  // bytes of codes
+inline void ask_for(uintptr_t at, bool twice, uintptr_t soon = kSoon, uintptr_t later = kLater) {
+  if (twice) {
+    _mm_prefetch(reinterpret_cast<const char*>(at + soon), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(at + later), _MM_HINT_T1);
+  } else {
+    _mm_prefetch(reinterpret_cast<const char*>(at + soon), _MM_HINT_NTA);
+  }
+}
 
 template <int kBits>
 inline Ints multiplied(Ints into, Ints w, const int8_t* codes) {
@@ -38,7 +47,7 @@ struct Columns {
   const Product& p;
   const Rounded& x;
   int64_t m;     // the first row
-  bool far;      // whether codes are asked for long before as well
+  bool twice;    // whether memory is asked for long before as well
   Ints places[kLanes];  // of each vector of kLanes blocks, whose scale each lane wants
 
   // What is to be taken off codes of column n, in blocks b to b + here.
@@ -57,7 +66,7 @@ struct Columns {
     for (int64_t b = 0; b < blocks; b += kLanes) {
       const int64_t here = blocks - b < kLanes ? blocks - b : kLanes;
       const float* scale = p.scale + n * blocks + b;
-      ask_for<kNear>(uintptr_t(scale) + kAhead / kBytes * sizeof(float));
+      ask_for(uintptr_t(scale), twice, kSoon / kBytes * sizeof(float), kLater / kBytes * sizeof(float));
       const Floats of_w = some(scale, here), zero = zeros(n, b, here);
       Floats scales[kRows];
       for (int r = 0; r < kRows; ++r) {
@@ -70,8 +79,7 @@ struct Columns {
         Ints inner[kRows];
         for (int r = 0; r < kRows; ++r) inner[r] = all(0);
         for (int64_t t = 0; t < kTaken; ++t, weights += kLanes * 4, codes += kReach<kBits>) {
-          ask_for<kNear>(uintptr_t(weights) + kAhead);
-          if (far) ask_for<kFar>(uintptr_t(weights) + kFarAhead);
+          ask_for(uintptr_t(weights), twice);
           const Ints w = load(weights);
           for (int r = 0; r < kRows; ++r) inner[r] = multiplied<kBits>(inner[r], w, codes + r * x.stride);
         }

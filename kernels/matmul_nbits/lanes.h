@@ -146,13 +146,6 @@ inline Ints dot(Ints into, Ints w, Ints x) {
 }
 #endif
 
-// To the first cache alone, or to the second one.
-enum Ask { kNear, kFar };
-template <Ask kAsk>
-inline void ask_for(uintptr_t at) {
-  _mm_prefetch(reinterpret_cast<const char*>(at), kAsk == kNear ? _MM_HINT_NTA : _MM_HINT_T1);
-}
-
 // Of each 2 * kRun bytes those at even places, then the others.
 template <int kRun>
 inline __m128i even_first(__m128i v) {

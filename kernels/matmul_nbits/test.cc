@@ -9,7 +9,7 @@ bool check(const Version& version, Random& random, size_t i) {
   if (!version.product) return true;
   Product p{};
   p.bits = random.pick({4, 8}), p.block = random.pick({16, 32, 64, 128, 256});
-  p.rows = random.pick({1, 2, 3, 5, 6, 7, 12, 16, 17, 33, 70}), p.columns = random.pick({1, 3, 16, 31, 33, 64, 70});
+  p.rows = random.pick({1, 2, 3, 4, 5, 6, 7, 9, 12, 15, 16, 17, 33, 70}), p.columns = random.pick({1, 3, 16, 31, 33, 64, 70});
   p.depth = random.pick({1, 16, 100, 256, 512, 1000, 2048});
   // As long as what is read, and no longer.
   const size_t numbers = size_t(p.rows * p.depth), scales = size_t(p.columns * p.blocks());
