@@ -9,7 +9,7 @@ namespace pythia {
 namespace PYTHIA_ISA {
 namespace {
 
-constexpr int64_t kFew = 16;  // rows; from more on it pays to bring weights into order
+constexpr int64_t kFew = 8;  // rows; from more on it pays to bring weights into order
 
 struct Job {
   const Product& p;

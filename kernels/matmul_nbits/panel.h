@@ -36,6 +36,8 @@ struct Panel {
       for (int64_t at = 0; at < row_bytes; at += kLanes * 4) {
         const int64_t left = row_bytes - at;
         Ints dwords[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i)  // what the next columns have here
+          _mm_prefetch(reinterpret_cast<const char*>(uintptr_t(rows[i]) + uintptr_t(at + kLanes * row_bytes)), _MM_HINT_T0);
         for (int64_t i = 0; i < kLanes; ++i)
           dwords[i] = left >= kLanes * 4 ? load(rows[i] + at) : load(rows[i] + at, left);
         transpose(dwords);
