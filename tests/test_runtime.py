@@ -31,6 +31,7 @@ from pythia_export.runtime import (
     generate_text,
     speed_here,
 )
+from pythia_export.runtime.session import _zeros
 
 ROOT = Path(__file__).parent.parent
 VOCAB = 300
@@ -192,6 +193,18 @@ def test_native_kernels_and_the_function_agree_whatever_the_cache(artifact: Arti
         outputs.append(np.concatenate(steps, 1)[np.pad(mask, ((0, 0), (0, 3)), constant_values=1) > 0])
     # A code that float32's last digit rounds the other way is one in 127 of one number.
     assert close(*outputs, {"float32": 1e-5, "float16": 2e-4, "int8": 2e-3}[session.kv_dtype.name])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
+def test_a_large_cache_takes_the_memory_that_is_written() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    cache = _zeros((32, 1 << 20), np.float32)  # 128 MB
+    cache[:, :16] = 1
+    assert resident() - before < 8 << 20
+    assert cache[:, 16:].sum() == 0
 
 
 def test_two_caches_of_one_session_do_not_mix(session: Session) -> None:
