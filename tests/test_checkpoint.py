@@ -302,6 +302,18 @@ def test_a_header_says_where_each_tensor_lies(sample):
     assert a.tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_shape_whose_product_overflows_before_its_nought_is_refused(sample, tmp_path):
+    header, body = header_of(sample)
+    header["c"]["shape"] = [1 << 32, 1 << 32, 0]
+    path = tmp_path / "large"
+    path.write_bytes(with_header(json.dumps(header).encode(), body))
+    with pytest.raises(IntegrityError, match=r"c has shape \[4294967296, 4294967296, 0\]"):
+        read_header(path)
+    header["c"]["shape"] = [0, 1 << 32, 1 << 32]
+    path.write_bytes(with_header(json.dumps(header).encode(), body))
+    assert read_header(path)["c"].nbytes == 0 and len(deserialize(path.read_bytes())) == 3
+
+
 JSONS = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),

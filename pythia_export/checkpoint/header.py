@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ def _entry(path: Path, name: str, value: Any, start: int, size: int) -> Entry:
         raise IntegrityError(f"{path}: {name!r} has no dtype, shape and data_offsets", hint=_HINT) from e
     if not isinstance(dtype, str) or dtype not in _BYTES:
         raise IntegrityError(f"{path}: {name} is of dtype {dtype!r}, which safetensors does not have", hint=_HINT)
-    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, begin, end)):
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, begin, end)) or not _countable(shape):
         raise IntegrityError(f"{path}: {name} has shape {list(shape)} and offsets {begin} to {end}", hint=_HINT)
     nbytes = prod(shape) * _BYTES[dtype]
     if end - begin != nbytes:
@@ -99,6 +101,11 @@ def _entry(path: Path, name: str, value: Any, start: int, size: int) -> Entry:
             f"{path}: {name} ends at byte {start + end:,}, the file at {size:,}. The file is truncated", hint=_HINT
         )
     return Entry(dtype, shape, start + begin, nbytes)
+
+
+def _countable(shape: tuple[int, ...]) -> bool:
+    """Whether 64 bits hold the product at every step, as other readers take it: a nought further on is too late."""
+    return all(numbers < 1 << 60 for numbers in accumulate(shape, mul))
 
 
 def _require_filled(path: Path, entries: dict[str, Entry], start: int, size: int) -> None:
