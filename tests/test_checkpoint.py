@@ -303,7 +303,7 @@ def test_a_header_says_where_each_tensor_lies(sample):
 
 
 def test_a_shape_whose_product_overflows_before_its_nought_is_refused(sample, tmp_path):
-    header, body = header_of(sample)
+    header, body = header_of(sample.read_bytes())
     header["c"]["shape"] = [1 << 32, 1 << 32, 0]
     path = tmp_path / "large"
     path.write_bytes(with_header(json.dumps(header).encode(), body))
