@@ -25,6 +25,7 @@ from pythia_export.graph.layout import rotary_tables
 from pythia_export.kernels import kernels_path
 from pythia_export.machine import machine
 from pythia_export.neox import NeoXConfig
+from pythia_export.runtime.session import _zeros
 from pythia_export.suite import geometry
 
 STEPS = 4  # of one contestant in a row, as in use
@@ -124,7 +125,9 @@ class _Run:
                 else:
                     filled = filled / 16
                 dtype = {"float32": np.float32, "float16": np.float16, "int8": np.int8}[self.cache]
-                self.values[f"{layer}.{part}"] = _aligned(filled.astype(dtype))
+                held = _zeros(shape, dtype)  # as a `Session` holds it
+                held[...] = filled
+                self.values[f"{layer}.{part}"] = onnxruntime.OrtValue.ortvalue_from_numpy(held)
 
     def _bind_scale(self, layer: int, part: str, shape: tuple[int, ...]) -> None:
         self.values[f"{layer}.{part}_scale"] = onnxruntime.OrtValue.ortvalue_from_numpy(
@@ -160,15 +163,6 @@ class _Run:
         for _ in range(STEPS):
             self.session.run_with_iobinding(binding)
         return (time.perf_counter() - began) / STEPS
-
-
-def _aligned(array: np.ndarray) -> onnxruntime.OrtValue:
-    """Where lines of the processor's cache begin, as ONNX Runtime's own memory does and a `Session`'s."""
-    memory = np.empty(array.nbytes + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    copy = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return onnxruntime.OrtValue.ortvalue_from_numpy(copy)
 
 
 def _graph(config: NeoXConfig, cache: str, ours: bool) -> bytes:

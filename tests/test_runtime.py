@@ -19,7 +19,14 @@ from models import Exported, InMemory, export_model, hugging_face, on_disk, smal
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pythia_export.artifact import Artifact, Staging
-from pythia_export.errors import EnvironmentProblem, IntegrityError, NumericsError, RecipeError, SourceError
+from pythia_export.errors import (
+    EnvironmentProblem,
+    IntegrityError,
+    NumericsError,
+    RecipeError,
+    ResourceError,
+    SourceError,
+)
 from pythia_export.graph.decoder import kv_cache, with_accuracy_level
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import (
@@ -193,6 +200,14 @@ def test_native_kernels_and_the_function_agree_whatever_the_cache(artifact: Arti
         outputs.append(np.concatenate(steps, 1)[np.pad(mask, ((0, 0), (0, 3)), constant_values=1) > 0])
     # A code that float32's last digit rounds the other way is one in 127 of one number.
     assert close(*outputs, {"float32": 1e-5, "float16": 2e-4, "int8": 2e-3}[session.kv_dtype.name])
+
+
+@pytest.mark.parametrize("rows", [10**10, 10**16])
+def test_a_cache_that_no_memory_holds_is_an_error_with_its_size(rows: int, session: Session) -> None:
+    if session.kv_cache != "shared":
+        pytest.skip("this graph's cache grows")
+    with pytest.raises(ResourceError, match=r"no memory for a KV cache of [\d,]{15,} bytes"):
+        session.start(rows, 48)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")

@@ -128,16 +128,16 @@ void rows_of(const Product& p, const Rounded& x, int64_t m, int64_t from, int64_
 constexpr int kRowsRead = kLanes == 16 ? 8 : 4;  // at once, as registers allow
 
 template <int kBits, int kBlock, int kRows = kRowsRead>
-void rows_of(const Product& p, const Rounded& x, int64_t m, int64_t end, int64_t from, int64_t to) {
+void up_to(int64_t end, const Product& p, const Rounded& x, int64_t m, int64_t from, int64_t to) {
   if (end - m == kRows) return rows_of<kBits, kBlock, kRows>(p, x, m, from, to);
-  if constexpr (kRows > 1) rows_of<kBits, kBlock, kRows - 1>(p, x, m, end, from, to);
+  if constexpr (kRows > 1) up_to<kBits, kBlock, kRows - 1>(end, p, x, m, from, to);
 }
 
 template <int kBits, int kBlock>
 void few(const Product& p, const Rounded& x, int64_t from, int64_t to) {
   const int64_t times = (p.rows + kRowsRead - 1) / kRowsRead;
   for (int64_t i = 0; i < times; ++i)
-    rows_of<kBits, kBlock>(p, x, p.rows * i / times, p.rows * (i + 1) / times, from, to);
+    up_to<kBits, kBlock>(p.rows * (i + 1) / times, p, x, p.rows * i / times, from, to);
 }
 
 template <int kBits>

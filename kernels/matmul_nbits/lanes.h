@@ -24,7 +24,6 @@ inline void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 inline void store(void* p, Ints v) { _mm512_storeu_si512(p, v); }
 inline Ints all(int32_t x) { return _mm512_set1_epi32(x); }
 inline Floats all(float x) { return _mm512_set1_ps(x); }
-inline Ints first(int32_t x) { return _mm512_zextsi128_si512(_mm_cvtsi32_si128(x)); }
 inline Ints low(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 inline Ints high(Ints v) { return low(_mm512_srli_epi32(v, 4)); }
 inline Floats gather(const float* p, Ints offsets) { return _mm512_i32gather_ps(offsets, p, 4); }
@@ -88,7 +87,6 @@ inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 inline void store(void* p, Ints v) { _mm256_storeu_si256((__m256i*)p, v); }
 inline Ints all(int32_t x) { return _mm256_set1_epi32(x); }
 inline Floats all(float x) { return _mm256_set1_ps(x); }
-inline Ints first(int32_t x) { return _mm256_zextsi128_si256(_mm_cvtsi32_si128(x)); }
 inline Ints low(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline Ints high(Ints v) { return low(_mm256_srli_epi32(v, 4)); }
 inline Floats gather(const float* p, Ints offsets) { return _mm256_i32gather_ps(p, offsets, 4); }

@@ -188,7 +188,7 @@ class Session:
 
         try:
             values = {past: self._to_device(empty(past)) for past in self._present_of}
-        except (MemoryError, OSError, RuntimeError) as e:
+        except (MemoryError, OSError, OverflowError, RuntimeError) as e:
             nbytes = cache_bytes(self.config, self.kv_dtype.name, batch * room)
             raise ResourceError(
                 f"no memory for a KV cache of {nbytes:,} bytes: {e}", hint="Use fewer rows or fewer tokens."
