@@ -90,17 +90,21 @@ def beam_textbook(W, H, scale, zero, bits, size, damp, width, apart=None, block=
 def grid(W, bits, symmetric, importance=None):
     """Scale and zero point of each row, as a person would compute them, or try them out one share after another."""
     scales, zeros = [], []
-    shares = np.linspace(1, 0.3, 21) if importance is not None else [1.0]
     for row in W:
-        least = np.inf
-        for share in shares:
+        tried, least = [(1.0, 1)], np.inf
+        if importance is not None and symmetric:  # -8 .. 7 steps of the scale, or -7 .. 8 where that is negative
+            longer = -1 if row.max() > -row.min() else 1
+            tried = [(share, sign) for share in np.linspace(1, 0.3, 11) for sign in (longer, -longer)]
+        elif importance is not None:
+            tried = [(share, 1) for share in np.linspace(1, 0.3, 21)]
+        for share, sign in tried:
             high, low = max(row.max(), 0) * share, min(row.min(), 0) * share
             if symmetric:
                 scale, zero = 2 * max(high, -low) / (2**bits - 1), 2 ** (bits - 1)
             else:
                 scale = (high - low) / (2**bits - 1)
                 zero = np.clip(np.round(-low / scale), 0, 2**bits - 1) if scale else 0
-            scale = float(np.float32(scale or 1.0))
+            scale = sign * float(np.float32(scale or 1.0))
             rounded = (np.clip(np.round(row / scale + zero), 0, 2**bits - 1) - zero) * scale
             cost = 0 if importance is None else np.sum(importance * (row - rounded) ** 2)
             if cost < least:

@@ -26,7 +26,7 @@ def problem(rows, depth, columns, bits, block, symmetric=True, bias=False):
     x = rng.standard_normal((rows, depth)).astype("f")
     weights = {
         "B": rng.integers(0, 256, (columns, blocks, block * bits // 8), dtype=np.uint8),
-        "scales": rng.uniform(0.01, 0.1, columns * blocks).astype("f"),
+        "scales": (rng.uniform(0.01, 0.1, columns * blocks) * rng.choice([-1, 1], columns * blocks)).astype("f"),
     }
     if not symmetric:
         weights["zero_points"] = rng.integers(0, 256, columns * -(-blocks * bits // 8), dtype=np.uint8)

@@ -4,7 +4,8 @@ Symmetric grids have their zero in the middle, ``2**(bits - 1)``, and ``scale = 
 own choice (IST-DASLab/gptq, quant.py). Asymmetric ones span [min(w, 0), max(w, 0)] with an integer zero point.
 
 Given the importance of each column, the span is shrunk to where the weighted squared error of rounding is least: a few
-weights are clipped so that the many others lie on a finer grid.
+weights are clipped so that the many others lie on a finer grid. A symmetric grid has one code more below its zero than
+above, and a negative scale turns it over: the search tries both signs, and gives the code to the side that gains by it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from ..errors import NumericsError
 
-SHRINK = torch.linspace(1.0, 0.3, 21).tolist()  # tried shares of the whole span; the first is the grid without clipping
+_SHARES = torch.linspace(1.0, 0.3, 21).tolist()  # tried, of the whole span; the first is the grid without clipping
+_ASYMMETRIC = [(share, 1.0) for share in _SHARES]
+_SYMMETRIC = [(share, sign) for share in _SHARES[::2] for sign in (1.0, -1.0)]  # of share and sign, sign gains more
 _SEARCHED_AT_ONCE = 1 << 16  # weights: the search goes over them many times, so they should stay in the cache
 _SEARCHED_ON_GPU = 1 << 26  # there few calls count
 
@@ -25,8 +28,8 @@ _SEARCHED_ON_GPU = 1 << 26  # there few calls count
 class Quantized:
     """Codes and grid of one linear.
 
-    q: [out, in] uint8 in [0, 2**bits). scale: [out, groups] float32. zero_point: [out, groups] uint8, or None where it
-    is 2**(bits - 1) everywhere. Column j belongs to group j // group_size; the last group may be short.
+    q: [out, in] uint8 in [0, 2**bits). scale: [out, groups] float32, of either sign. zero_point: [out, groups] uint8,
+    or None where it is 2**(bits - 1) everywhere. Column j belongs to group j // group_size; the last may be short.
     """
 
     q: Tensor
@@ -102,8 +105,10 @@ def _searched(W: Tensor, bits: int, symmetric: bool, dtype: torch.dtype, importa
     least = torch.full_like(low, torch.inf)
     scale, zero = _spanned(low, high, bits, symmetric, dtype)
     top = 2**bits - 1
-    for share in SHRINK:
+    longer = torch.where(high > -low, -1.0, 1.0) if symmetric else torch.ones_like(low)
+    for share, sign in _SYMMETRIC if symmetric else _ASYMMETRIC:
         s, z = _spanned(low * share, high * share, bits, symmetric, dtype)
+        s = s * longer * sign
         step, below = s[:, None].to(W.dtype), z[:, None].to(W.dtype)
         error = (W / step).round_().clamp_(-below, top - below).mul_(step).sub_(W)
         cost = error.square_() @ importance

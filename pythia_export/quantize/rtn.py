@@ -8,8 +8,15 @@ from torch import Tensor
 from .grid import Quantized, find_grid, to_codes
 
 
-def rtn(W: Tensor, bits: int, group_size: int, symmetric: bool, scale_dtype: torch.dtype = torch.float32) -> Quantized:
-    """Quantise W [out, in]; group_size -1 is the whole row.
+def rtn(
+    W: Tensor,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    scale_dtype: torch.dtype = torch.float32,
+    clip: bool = False,
+) -> Quantized:
+    """Quantise W [out, in]; group_size -1 is the whole row, `clip` searches each scale for the least squared error.
 
     Raises:
         NumericsError: W holds a NaN or an infinity.
@@ -18,7 +25,7 @@ def rtn(W: Tensor, bits: int, group_size: int, symmetric: bool, scale_dtype: tor
     size = group_size if group_size > 0 else W.shape[1]
     scales, zeros, codes = [], [], []
     for part in W.split(size, dim=1):
-        scale, zero = find_grid(part, bits, symmetric, scale_dtype)
+        scale, zero = find_grid(part, bits, symmetric, scale_dtype, torch.ones_like(part[0]) if clip else None)
         codes.append(to_codes(part, scale[:, None], zero[:, None], bits).to(torch.uint8))
         scales.append(scale)
         zeros.append(zero)
