@@ -32,12 +32,14 @@ int hardware_threads() {
   return count > 1 ? count : 1;
 }
 
-const bool reads_ahead = [] {
+const Asked asked = [] {
 #ifdef PYTHIA_X86
   unsigned a, b, c, d;
-  return __get_cpuid(0, &a, &b, &c, &d) && c == 0x444d4163;  // the end of "AuthenticAMD"
+  constexpr unsigned kAmd = 0x444d4163, kZen5 = 0x1a;  // the end of "AuthenticAMD"; a family
+  if (!__get_cpuid(0, &a, &b, &c, &d) || c != kAmd || !__get_cpuid(1, &a, &b, &c, &d)) return Asked::kTwice;
+  return (a >> 8 & 15) + (a >> 20 & 255) < kZen5 ? Asked::kFloatsOnce : Asked::kOnce;
 #else
-  return true;
+  return Asked::kOnce;
 #endif
 }();
 

@@ -115,7 +115,7 @@ struct Columns {
 
 template <int kBits, int kBlock, int kRows>
 void rows_of(const Product& p, const Rounded& x, int64_t m, int64_t from, int64_t to) {
-  Columns<kBits, kBlock, kRows> columns{p, x, m, !reads_ahead, {}};
+  Columns<kBits, kBlock, kRows> columns{p, x, m, asked != Asked::kOnce, {}};
   for (int64_t v = 0; v < kLanes; ++v) {
     int32_t place[kLanes];
     for (int64_t i = 0; i < kLanes; ++i)

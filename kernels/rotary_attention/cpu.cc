@@ -129,9 +129,8 @@ void append(const Attention& a, int64_t row, int64_t t, float* turned) {
 // How memory is asked for ahead of being read; places past the cache's end do no harm.
 // - Eight lanes: numbers that take work to widen are otherwise waited for (float16 took 1.31 times as long as reading, int8
 //   1.68; so 1.18 and 1.34); floats come in time by themselves, and asking slowed them (1.10 to 1.25).
-// - Sixteen lanes outrun what comes by itself. AMD's want to be asked once, from 4,096 bytes ahead on, for the first cache
-//   alone (a seventh less than as follows); Intel's closer by, and for what comes later still, to have it in the second
-//   cache (2 to 8 % less).
+// - Sixteen lanes outrun what comes by itself: it is asked for once, from 4,096 bytes ahead on, for the first cache alone, or
+//   closer by, and what comes later as well, to have it in the second cache (`Asked`).
 enum Asking { kNot, kNear, kOnce, kTwice };
 constexpr int64_t kLine = 64;
 
@@ -546,10 +545,12 @@ void decode(const Attention& a, const Parallel& parallel) {
 template <typename C>
 void attend_cached(const Attention& a, const Parallel& parallel) {
   if (a.fresh >= kFewTokens) return prefill<C>(a, parallel);
+  constexpr bool floats = sizeof(C) == sizeof(float);
   if constexpr (kLanes == 16)
-    reads_ahead ? decode<C, kOnce>(a, parallel) : decode<C, kTwice>(a, parallel);
+    asked == Asked::kOnce || (floats && asked == Asked::kFloatsOnce) ? decode<C, kOnce>(a, parallel)
+                                                                     : decode<C, kTwice>(a, parallel);
   else
-    decode<C, sizeof(C) < sizeof(float) ? kNear : kNot>(a, parallel);
+    decode<C, floats ? kNot : kNear>(a, parallel);
 }
 
 }  // namespace
