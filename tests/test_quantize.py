@@ -328,6 +328,13 @@ def test_matmulnbits_computes_with_the_dequantised_matrix(bits, symmetric, group
     np.testing.assert_allclose(got, done.dequantize().numpy().T, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_beyond_what_a_scale_can_hold_are_refused(bits):
+    with pytest.raises(NumericsError, match=r"a weight of 1e\+08 has no scale in float16"):
+        round_rows(torch.full((2, 32), 1e8), bits, 32, "float16")
+    assert torch.isfinite(round_rows(torch.full((2, 32), 1e8), bits, 32, "float32").dequantize()).all()
+
+
 def test_an_embedding_of_4_bits_loses_a_fifth_less_than_one_that_is_rounded_to_nearest():
     table = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 64)).astype("f"))
 

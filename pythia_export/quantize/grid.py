@@ -73,12 +73,15 @@ def find_grid(
     The scale is rounded to `dtype`, the one it is stored in, so that rounding to the grid sees what the runtime will.
 
     Raises:
-        NumericsError: W holds a NaN or an infinity.
+        NumericsError: W holds a NaN or an infinity, or weights whose scale `dtype` cannot hold.
     """
     if not torch.isfinite(W).all():
         raise NumericsError("a weight is NaN or infinite; it has no grid")
+    scale, zero = _spanned(*_ends(W), bits, symmetric, dtype)
+    if not torch.isfinite(scale).all():
+        raise NumericsError(f"a weight of {W.abs().max():.3g} has no scale in {str(dtype).removeprefix('torch.')}")
     if importance is None:
-        return _spanned(*_ends(W), bits, symmetric, dtype)
+        return scale, zero
     rows = max(1, (_SEARCHED_AT_ONCE if W.device.type == "cpu" else _SEARCHED_ON_GPU) // W.shape[1])
     parts = [_searched(part, bits, symmetric, dtype, importance.to(W.dtype)) for part in W.split(rows)]
     scale, zero = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -105,6 +108,7 @@ def _searched(W: Tensor, bits: int, symmetric: bool, dtype: torch.dtype, importa
     least = torch.full_like(low, torch.inf)
     scale, zero = _spanned(low, high, bits, symmetric, dtype)
     top = 2**bits - 1
+    # The longer side has the code more where both signs are as good: what is yet to be compensated may want it.
     longer = torch.where(high > -low, -1.0, 1.0) if symmetric else torch.ones_like(low)
     for share, sign in _SYMMETRIC if symmetric else _ASYMMETRIC:
         s, z = _spanned(low * share, high * share, bits, symmetric, dtype)
