@@ -67,7 +67,7 @@ kernels: $(STAMP)
 cuda: $(STAMP)
 	@command -v nvcc >/dev/null || [ -x $(NVCC) ] || { echo "cuda    installing nvcc into build/nvcc"; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --target build/nvcc \
-		--requirement kernels/rotary_attention/cuda/requirements.txt; }
+		--requirement kernels/cuda/requirements.txt; }
 	@echo "cuda    building the operators for a GPU into build/kernels-cuda (a minute or two)"
 	@export CUDACXX="$$(command -v nvcc || echo $(abspath $(NVCC)))" && CUDAFLAGS="-L$$(dirname "$$CUDACXX")/../lib" \
 		$(BIN)/cmake -S kernels -B build/kernels-cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \

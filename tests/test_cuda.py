@@ -1,4 +1,4 @@
-"""The CUDA kernel by ctypes, without ONNX Runtime: on a GPU where one is, and everywhere its source emulated."""
+"""The CUDA kernels by ctypes, without ONNX Runtime: on a GPU where one is, and everywhere their source emulated."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ import subprocess
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from test_kernels import HEADS, TYPES, expected, problem, real
+from test_quantize import problem as linear
+from test_quantize import run_gptq
+
+from pythia_export.device import CPU
+from pythia_export.quantize import native
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ROOT / "kernels" / "rotary_attention" / "cuda"
+SOURCES = [ROOT / "kernels" / "rotary_attention" / "cuda" / "attend.cu", ROOT / "kernels" / "beam" / "cuda.cu"]
 BUILT = ROOT / "build" / "kernels-cuda" / "libpythia_cuda.so"  # of `make cuda`
 ACTIVATIONS = {torch.float32: (0, 1e-5), torch.float16: (1, 1e-3), torch.bfloat16: (2, 8e-3)}  # code, precision
 CACHES = {"float32": 0, "float16": 1, "int8": 3}
@@ -58,7 +64,7 @@ def device(request, tmp_path_factory) -> Device:
             pytest.skip("no C++ compiler")
         path, name, multiprocessors, wait = tmp_path_factory.mktemp("emulated") / "cuda.so", "cpu", 132, lambda: None
         options = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-DPYTHIA_EMULATE_CUDA"]
-        subprocess.run(["g++", *options, "-x", "c++", SOURCES / "attend.cu", "-o", path], check=True)
+        subprocess.run(["g++", *options, "-x", "c++", *SOURCES, "-o", path], check=True)
     library = ctypes.CDLL(str(path))
     library.pythia_cuda_workspace.restype = ctypes.c_int64
     return Device(library, name, multiprocessors, wait)
@@ -126,3 +132,26 @@ def test_a_prompt_in_parts_is_the_prompt_in_one(device):
     assert np.abs(np.concatenate(parts, 1) - whole[0]).max() <= 1e-5 * np.abs(whole[0]).max()
     for one, other in zip(cached, whole[1:], strict=True):
         assert (one == other).all()
+
+
+@pytest.mark.skipif(not native.available(CPU), reason="the kernels are not built (`make kernels`)")
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "group_size", "width"), [(4, True, -1, 8), (3, False, 32, 3), (8, True, 16, 64)]
+)
+def test_its_beam_rounds_as_that_of_the_cpu(device, monkeypatch, bits, symmetric, group_size, width):
+    """On a GPU sums of products are taken in another order, and a weight between two codes may fall to either side."""
+    W, H = linear("correlated", 20, 320)
+    of_cpu = run_gptq(W, H.float(), bits, group_size, symmetric, True, True, width)
+    launched = []
+
+    def launch(block, stream=None):
+        launched.append(stream)
+        return device.library.pythia_cuda_beam(block, ctypes.c_void_p(stream))
+
+    monkeypatch.setattr(native, "_library", lambda name: SimpleNamespace(pythia_beam=launch, pythia_cuda_beam=launch))
+    got = run_gptq(W.to(device.name), H.float().to(device.name), bits, group_size, symmetric, True, True, width)
+    device.wait()
+    assert len(launched) == 10
+    same = (got.q.cpu() == of_cpu.q).all(1).float().mean()
+    assert same == 1 if device.name == "cpu" else same >= 0.9
+    assert torch.allclose(got.scale.cpu(), of_cpu.scale, rtol=1e-6)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from oracles import beam_textbook, gptq_textbook, output_error
 
+from pythia_export.device import CPU
 from pythia_export.errors import EnvironmentProblem, NumericsError
 from pythia_export.quantize import native, rounding
 from pythia_export.quantize.gptq import factor, gptq
@@ -80,7 +81,7 @@ def test_what_is_settled_is_as_the_best_rounding_has_it(monkeypatch, apart, bloc
     expected = beam_textbook(W, H, scale, zero, 3, 48, 0.01, 8, apart, block)
     assert (done.q.numpy() == expected).all()
     assert apart > 1 or (expected != beam_textbook(W, H, scale, zero, 3, 48, 0.01, 8)).any()
-    if native.available():
+    if native.available(CPU):
         single = run_gptq(W, H.float(), 3, -1, True, True, True, 8)
         assert (single.q.numpy() == expected).all(axis=1).mean() >= 0.9
 
@@ -98,7 +99,7 @@ def test_a_group_that_begins_takes_its_scale_from_what_the_best_rounding_left(mo
     assert torch.isclose(done.scale[:, 1], stale, rtol=1e-2).float().mean() <= 0.2
 
 
-@pytest.mark.skipif(not native.available(), reason="the kernels are not built (`make kernels`)")
+@pytest.mark.skipif(not native.available(CPU), reason="the kernels are not built (`make kernels`)")
 @pytest.mark.parametrize("kind", ["correlated", "dead"])
 @pytest.mark.parametrize(
     ("act_order", "symmetric", "group_size", "width"),
@@ -111,13 +112,13 @@ def test_the_beam_in_cpp_is_the_beam_in_torch(monkeypatch, kind, act_order, symm
     monkeypatch.setattr(native, "round_block", lambda *args: calls.append(1) or in_cpp(*args))
     fast = run_gptq(W, H.float(), 3, group_size, symmetric, act_order, True, width)
     assert len(calls) >= 320 // rounding.Beam.block
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "available", lambda device: False)
     slow = run_gptq(W, H.float(), 3, group_size, symmetric, act_order, True, width)
     assert (fast.q == slow.q).all(1).float().mean() >= 0.95  # sums are rounded otherwise
     assert output_error(W, fast, H) == pytest.approx(output_error(W, slow, H), rel=0.01)
 
 
-@pytest.mark.skipif(not native.available(), reason="the kernels are not built (`make kernels`)")
+@pytest.mark.skipif(not native.available(CPU), reason="the kernels are not built (`make kernels`)")
 def test_a_version_of_the_kernels_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setenv("PYTHIA_KERNELS_ISA", "mmx")
     with pytest.raises(EnvironmentProblem, match="PYTHIA_KERNELS_ISA"):

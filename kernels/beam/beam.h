@@ -38,5 +38,9 @@ void beam_reference(const Beam&);
 
 }  // namespace pythia
 
+extern "C" {
 // 0; 1: PYTHIA_KERNELS_ISA names a version that this processor or this build does not have; 2: more than at most.
-extern "C" PYTHIA_EXPORT int pythia_beam(const pythia::Beam*);
+PYTHIA_EXPORT int pythia_beam(const pythia::Beam*);
+// On a GPU, all pointers its own, in a cudaStream_t: 0; -1: more than at most, and of places more than 32; else a cudaError_t.
+PYTHIA_EXPORT int pythia_cuda_beam(const pythia::Beam*, void* stream);
+}

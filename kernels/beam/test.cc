@@ -1,4 +1,7 @@
-// Fuzzed blocks: every version's numbers are the reference's, bit for bit.
+// Fuzzed blocks: every version's numbers, and those of a GPU's source emulated on a CPU, are the reference's, bit for bit.
+#define PYTHIA_EMULATE_CUDA
+#include "cuda.cu"
+
 #include "../native_test.h"
 
 using namespace pythia;
@@ -10,9 +13,9 @@ struct Buffers {
   std::unique_ptr<uint8_t[]> codes;
 };
 
-bool check(const Version& version, Random& random, size_t) {
+bool check(const char* name, void (*beam)(const Beam&), std::initializer_list<int64_t> places, Random& random) {
   Beam b{};
-  b.rows = random.pick({1, 2, 5}), b.places = random.pick({1, 3, 16, 32, kBeamPlaces});
+  b.rows = random.pick({1, 2, 5}), b.places = random.pick(places);
   b.width = random.pick({2, 3, 4, 7, 8, 9, 16, 17, 31, kBeamWidth});
   b.top = random.pick({3, 7, 15, 255}), b.apart = random.pick({0, 1, 40});
   b.first = random.upto(5), b.row_stride = b.rows + random.upto(3), b.factor_stride = b.places + random.upto(3);
@@ -42,7 +45,7 @@ bool check(const Version& version, Random& random, size_t) {
   const std::vector<float> cost(x.cost.get(), x.cost.get() + rows), errors(x.errors.get(), x.errors.get() + kept);
   const std::vector<uint8_t> codes(x.codes.get(), x.codes.get() + kept);
   b.cost = x.cost.get(), b.errors = x.errors.get(), b.codes = x.codes.get();
-  version.beam(b);
+  beam(b);
   std::vector<float> wanted_cost = cost, wanted_errors = errors;
   std::vector<uint8_t> wanted_codes = codes;
   b.cost = wanted_cost.data(), b.errors = wanted_errors.data(), b.codes = wanted_codes.data();
@@ -55,11 +58,23 @@ bool check(const Version& version, Random& random, size_t) {
       same &= x.errors[j] == wanted_errors[j] && x.codes[j] == wanted_codes[j];
   }
   if (!same)
-    std::printf("%s: rows %lld, places %lld, width %lld, top %lld, apart %lld\n", version.name, (long long)b.rows,
+    std::printf("%s: rows %lld, places %lld, width %lld, top %lld, apart %lld\n", name, (long long)b.rows,
                 (long long)b.places, (long long)b.width, (long long)b.top, (long long)b.apart);
   return same;
 }
 
 }  // namespace
 
-int main(int argc, char** argv) { return run(argc, argv, check); }
+int main(int argc, char** argv) {
+  const int failed = run(argc, argv, [](const Version& version, Random& random, size_t) {
+    return check(version.name, version.beam, {1, 3, 16, 32, kBeamPlaces}, random);
+  });
+  const auto on_gpu = [](const Beam& b) {
+    if (pythia_cuda_beam(&b, nullptr) != 0) std::abort();
+  };
+  Random random{std::mt19937(argc > 1 ? unsigned(std::atoi(argv[1])) : 0)};
+  size_t wrong = 0;
+  for (int i = argc > 2 ? std::atoi(argv[2]) : 200; i; --i) wrong += !check("cuda, emulated", on_gpu, {1, 3, 16, 31, 32}, random);
+  std::printf("ran: cuda, emulated\n%zu failures\n", wrong);
+  return failed || wrong;
+}

@@ -1,12 +1,14 @@
-"""The inner loop of `rounding.Beam` in C++ (kernels/beam/), where the native kernels are built; float32 on a CPU."""
+"""The inner loop of `rounding.Beam` in C++ or CUDA (kernels/beam/), where the native kernels are built; in float32."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
 
+import torch
 from torch import Tensor
 
+from ..device import described
 from ..errors import EnvironmentProblem
 from ..kernels import kernels_path
 
@@ -23,23 +25,26 @@ class _Block(ctypes.Structure):
 
 
 @cache
-def available() -> bool:
-    """Whether the library is built."""
-    return _library() is not None
+def available(device: torch.device) -> bool:
+    """Whether the library for what computes, the CPU or a GPU, is built."""
+    return _library(device.type) is not None
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    path = kernels_path()
+def _library(device: str) -> ctypes.CDLL | None:
+    path = kernels_path("cuda" if device == "cuda" else "cpu") if device in ("cpu", "cuda") else None
     if path is None:
         return None
     try:
         library = ctypes.CDLL(str(path))
         library.pythia_beam.argtypes = [ctypes.POINTER(_Block)]
+        if device == "cuda":
+            library.pythia_cuda_beam.argtypes = [ctypes.POINTER(_Block), ctypes.c_void_p]
     except (OSError, AttributeError) as e:
         raise EnvironmentProblem(
             f"{path} cannot be used to quantise: {e}",
-            hint="Build it anew for this machine (`make kernels`), or delete it: torch does without, slower.",
+            hint=f"Build it anew for this machine (`make {'cuda' if device == 'cuda' else 'kernels'}`), or delete it: "
+            "torch does without, slower.",
         ) from e
     return library
 
@@ -55,9 +60,10 @@ def round_block(
     the `apart` columns behind it move with their roundings. top: the largest code.
 
     Raises:
-        EnvironmentProblem: PYTHIA_KERNELS_ISA names a version that does not run here.
+        EnvironmentProblem: PYTHIA_KERNELS_ISA names a version that does not run here; the GPU refuses the kernel.
     """
-    library, (places, rows), width = _library(), free.shape, cost.shape[1]
+    device, (places, rows), width = free.device, free.shape, cost.shape[1]
+    library = _library(device.type)
     assert library is not None  # the caller has asked whether it is `available`
     strides = {x.stride(0) for x in (free, settled, scale, zero)}
     inner = {x.stride(1) for x in (free, settled, scale, zero, factor, owed, errors, codes)}
@@ -66,11 +72,20 @@ def round_block(
         rows, width, places, top, rows, factor.stride(0), errors.stride(0), first, apart,
         *(x.data_ptr() for x in (free, settled, scale, zero, factor, owed, cost, errors, codes)),
     )  # fmt: skip
-    refused = library.pythia_beam(ctypes.byref(block))
-    if refused == 2:
-        raise ValueError(f"a beam of width {width}, {places} places, {apart} apart; at most 64, 64 and 256")
+    if device.type == "cuda":
+        refused = library.pythia_cuda_beam(ctypes.byref(block), torch.cuda.current_stream(device).cuda_stream)
+        if refused > 0:
+            raise EnvironmentProblem(
+                f"{described(device)} refuses the kernel of GPTQ's beam: CUDA error {refused}",
+                hint="Build it anew for this GPU (`make cuda`), or delete it: torch does without, slower.",
+            )
+    else:
+        refused = library.pythia_beam(ctypes.byref(block))
+        if refused == 1:
+            raise EnvironmentProblem(
+                "PYTHIA_KERNELS_ISA names a version of the kernels that this processor or this build does not have",
+                hint="kernels/README.md lists them; without the variable the best one is chosen.",
+            )
     if refused:
-        raise EnvironmentProblem(
-            "PYTHIA_KERNELS_ISA names a version of the kernels that this processor or this build does not have",
-            hint="kernels/README.md lists them; without the variable the best one is chosen.",
-        )
+        at_most = "64 and 32" if device.type == "cuda" else "64, 64 and 256"
+        raise ValueError(f"a beam of width {width}, {places} places, {apart} apart; at most {at_most}")

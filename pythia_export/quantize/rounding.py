@@ -86,7 +86,7 @@ class Beam:
         self._codes = torch.zeros_like(self._errors, dtype=torch.uint8)
         self._cost = free.new_full((self._rows, width), torch.inf)
         self._cost[:, 0] = 0
-        self._native = free.device.type == "cpu" and free.dtype == torch.float32 and native.available()
+        self._native = free.dtype == torch.float32 and native.available(free.device)
         self._begin = torch.arange(self._rows, device=free.device)[:, None] * width
         self._edge = self._first = n  # places from _edge on are settled, those from _first on are rounded
         self._base = n - self._errors.shape[1]  # the place that lies first in _errors

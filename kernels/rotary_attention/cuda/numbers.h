@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attend.h"
-#include "platform.h"
+#include "../../cuda/platform.h"
 
 namespace pythia {
 namespace cuda {

@@ -2,7 +2,7 @@
 #include "op.h"
 
 #include "attend.h"
-#include "platform.h"
+#include "../../cuda/platform.h"
 
 namespace pythia {
 namespace {

@@ -11,7 +11,7 @@
 #include <memory>
 #include <vector>
 
-#include "../../half.h"
+#include "../half.h"
 
 #define __global__
 #define __device__
