@@ -1,10 +1,12 @@
 """Peak resident memory and time of quantising random weights of the suite's real shapes.
 
     python benchmarks/memory.py 1.4b 6.9b:2 6.9b:4 [--method gptq] [--samples 16] [--length 512] [--json FILE]
+    python benchmarks/memory.py 6.9b --samples 128 --length 2048 --device cuda
 
 `6.9b:4` takes the first four layers only: what is held does not depend on the depth, and the two lines show that. Each
 runs in a process of its own, int4 with groups of 128 and the recipe's defaults, the head int8, from a sharded float16
-checkpoint; the tokens are random. Peak memory is the process's high-water mark, libraries included.
+checkpoint; the tokens are random. Peak memory is the process's high-water mark, libraries included, and with
+`--device cuda` what torch takes of the GPU's memory as well.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 from pythia_export.checkpoint import open_checkpoint, pull
+from pythia_export.device import described, device_called
 from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import layout
 from pythia_export.machine import machine
@@ -42,14 +45,19 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--memory-gb", type=float, default=4.0, help="activations beyond this lie on disk")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--in-process", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    device = device_called(args.device)
     if args.in_process:
-        return _quantise(args)
+        return _quantise(args, device)
 
-    print(f"{machine()}; {args.method}, {args.samples} x {args.length} tokens\n")
-    print("| shape | layers | peak memory | time | a layer |\n|---|---|---|---|---|")
+    on_gpu = device.type == "cuda"
+    where = f"{machine()}, {described(device)}" if on_gpu else machine()
+    print(f"{where}; {args.method}, {args.samples} x {args.length} tokens\n")
+    print(f"| shape | layers | peak memory |{' of the GPU |' if on_gpu else ''} time | a layer |")
+    print("|---" * (6 if on_gpu else 5) + "|")
     rows = []
     for shape in args.shapes:
         size, _, layers = shape.partition(":")
@@ -65,8 +73,9 @@ def main() -> None:
         rows.append({"shape": size, "layers": config.num_layers, "method": args.method, **row})
         per_layer = row["seconds"] / config.num_layers
         print(
-            f"| {size} | {config.num_layers} | {row['peak'] / 2**30:.2f} GiB | {row['seconds']:.0f} s "
-            f"| {per_layer:.1f} s |",
+            f"| {size} | {config.num_layers} | {row['peak'] / 2**30:.2f} GiB "
+            + (f"| {row['peak_of_gpu'] / 2**30:.2f} GiB " if on_gpu else "")
+            + f"| {row['seconds']:.0f} s | {per_layer:.1f} s |",
             flush=True,
         )
     if args.json:
@@ -89,7 +98,7 @@ def _write(config: NeoXConfig, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config.to_dict("float16")))
 
 
-def _quantise(args: argparse.Namespace) -> None:
+def _quantise(args: argparse.Namespace, device: torch.device) -> None:
     checkpoint = open_checkpoint(pull(Model(path=args.in_process)))
     config, quantize = checkpoint.config, Quantize(method=args.method)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (args.samples, args.length))
@@ -98,9 +107,12 @@ def _quantise(args: argparse.Namespace) -> None:
         began = time.perf_counter()
         with WeightsWriter(Path(folder) / DATA_FILE, places) as writer:
             windows = ids if args.method == "gptq" else None
-            quantize_stream(checkpoint, quantize, places, "float32", windows, writer, memory_gb=args.memory_gb)
+            quantize_stream(
+                checkpoint, quantize, places, "float32", windows, writer, memory_gb=args.memory_gb, device=device
+            )
         seconds = time.perf_counter() - began
-    print(json.dumps({"peak": peak_memory_bytes(), "seconds": seconds}))
+    peak_of_gpu = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    print(json.dumps({"peak": peak_memory_bytes(), "peak_of_gpu": peak_of_gpu, "seconds": seconds}))
 
 
 if __name__ == "__main__":

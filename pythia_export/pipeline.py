@@ -401,7 +401,11 @@ class _Job:
         folder = journal.output
         path = folder / DATA_FILE
         if recipe.uses_gptq and recipe.quantize.beam > 1 and not native.available(self.device):
-            how = "for this GPU are not built (`make cuda`" if self.device.type == "cuda" else "are not built (`make kernels`"
+            how = (
+                "for this GPU are not built (`make cuda`"
+                if self.device.type == "cuda"
+                else "are not built (`make kernels`"
+            )
             self.progress.note(f"The native kernels {how}): rounding takes many times as long.")
         with self.stage("quantize"), WeightsWriter(path, self.layout, keep=bool(journal.layers)) as writer:
             record = quantize_stream(

@@ -2,7 +2,9 @@
 
 A tensor of the device is a wrapper about one of the CPU, which computes. As on a GPU, an operator whose tensors lie in
 different places is refused (but for numbers without dimensions; stricter than CUDA, indices are no exception), and so
-is to read its memory by numpy. Whether a GPU has an operator, what it makes of it and how fast, a GPU alone can show.
+is to read its memory by numpy. With `tf32`, where torch is told that it may use tensor cores, products
+see no more of a number than these do. Whether a GPU has an operator, what it makes of it and how fast, a GPU alone can
+show.
 """
 
 from __future__ import annotations
@@ -50,6 +52,13 @@ def _mapped(x: Any, change: Callable[[Any], Any]) -> Any:
     return change(x)
 
 
+def _tf32(x: Any) -> Any:
+    """What a GPU's tensor cores read of a float32 matrix: 10 bits of each fraction, the rest cut off."""
+    if not isinstance(x, Emulated) or x.dtype != torch.float32 or x.ndim < 2:
+        return x
+    return Emulated((x.inner.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32))
+
+
 def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     wrappers: dict[int, Emulated] = {}
     apart: list[tuple[int, ...]] = []
@@ -86,21 +95,22 @@ def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 class _Mode(TorchDispatchMode):
     """Makes what is asked for on the device, and refuses products of matrices on the CPU."""
 
-    def __init__(self, see: See) -> None:
+    def __init__(self, see: See, tf32: bool) -> None:
         super().__init__()
-        self._see = see
+        self._see, self._tf32 = see, tf32
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._see(operator)
-        if operator.overloadpacket.__name__ in _PRODUCTS and all(
-            type(x) is torch.Tensor and x.ndim > 1 for x in args[:2]
-        ):
-            raise AssertionError(f"{operator} of matrices on the CPU")
+        if operator.overloadpacket.__name__ in _PRODUCTS:
+            if all(type(x) is torch.Tensor and x.ndim > 1 for x in args[:2]):
+                raise AssertionError(f"{operator} of matrices on the CPU")
+            if self._tf32 and torch.get_float32_matmul_precision() == "high":
+                args = _mapped(args, _tf32)
         return _run(operator, args, kwargs or {})
 
 
 @contextmanager
-def emulation(see: See = lambda operator: None) -> Iterator[torch.device]:
+def emulation(see: See = lambda operator: None, *, tf32: bool = False) -> Iterator[torch.device]:
     """`see` is shown every operator; a product of matrices on the CPU is an AssertionError."""
-    with _Mode(see):
+    with _Mode(see, tf32):
         yield DEVICE

@@ -13,14 +13,24 @@ from emulated import DEVICE, emulation
 from models import InMemory, hugging_face, on_disk, small_config
 from processes import pythia_export
 
-from pythia_export.device import CPU, device_called
+from pythia_export.device import CPU, device_called, tensor_cores
 from pythia_export.errors import EnvironmentProblem, RecipeError, ResourceError
 from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import QKV, layout
 from pythia_export.parity import reference
 from pythia_export.parity.reference import Reference
+from pythia_export.quantize.gptq import factor, gptq
 from pythia_export.recipe import Head, Override, Quantize
-from pythia_export.stream import Journal, Sensitivity, activations, allocate, loop, measure_sensitivity, quantize_stream
+from pythia_export.stream import (
+    Journal,
+    Sensitivity,
+    activations,
+    allocate,
+    loop,
+    measure_sensitivity,
+    observe,
+    quantize_stream,
+)
 from pythia_export.stream.activations import Activations
 from pythia_export.stream.placed import Placed
 from pythia_export.stream.sensitivity import RESIDUAL, UP
@@ -76,6 +86,47 @@ def test_the_weights_are_those_of_the_cpu(tmp_path, felt, name):
     assert (on_cpu.pop("device"), on_device.pop("device")) == ("cpu", "emulated")
     assert on_device == on_cpu
     assert operators["linalg_cholesky_ex"] and operators["topk" if quantize.beam > 1 else "round_"]
+
+
+def test_tensor_cores_take_what_is_summed_over_the_text_and_cost_nothing(tmp_path, monkeypatch, felt):
+    original, precise, coarse = source(), Counter(), Counter()
+
+    def see(operator):
+        (precise if torch.get_float32_matmul_precision() == "highest" else coarse)[
+            operator.overloadpacket.__name__
+        ] += 1
+
+    expected, on_cpu = written(original, SETTINGS["defaults"], tmp_path / "cpu", felt=felt)
+    monkeypatch.setattr(observe, "tensor_cores", lambda device: tensor_cores(torch.device("cuda")))
+    with emulation(see, tf32=True) as device:
+        got, on_device = written(original, SETTINGS["defaults"], tmp_path / "device", device, felt=felt)
+    assert got != expected
+    for one, other in zip(on_device["linears"], on_cpu["linears"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02), one["name"]
+    assert coarse["layer_norm"] + coarse["native_layer_norm"] and coarse["gelu"]
+    assert not {"linalg_cholesky_ex", "cholesky_solve", "topk"} & set(coarse)
+    assert {"linalg_cholesky_ex", "cholesky_solve", "topk"} <= set(precise)
+
+
+def test_where_products_are_coarse_ends_with_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), tensor_cores(torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == "high"
+        raise ZeroDivisionError
+    assert torch.get_float32_matmul_precision() == "highest"
+    with tensor_cores(CPU):
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("group_size", [64, -1])
+def test_groups_are_searched_in_one_go_the_last_one_short(group_size):
+    rng = np.random.default_rng(1)
+    W, X = torch.tensor(rng.normal(size=(40, 150)), dtype=torch.float32), torch.tensor(rng.normal(size=(400, 150)))
+    H, searches = X.T @ X, []
+    on_cpu = gptq(W, factor(H, True, 0.01, 0.1), 4, group_size, True)
+    with emulation(lambda operator: searches.append(operator.overloadpacket.__name__)) as device:
+        got = gptq(W.to(device), factor(H.to(device), True, 0.01, 0.1), 4, group_size, True).to(CPU)
+        assert (got.scale == on_cpu.scale).all() and (got.q == on_cpu.q).all()
+    assert searches.count("amin") == 2  # of all groups: for the widest span, and once more where it is searched
 
 
 def test_sensitivity_is_measured_on_it(tmp_path, felt):

@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import NumericsError
@@ -151,6 +152,18 @@ class _Grid:
         weights = None if self.importance is None else self.importance[first : first + len(columns)]
         return find_grid(columns.T, self.bits, self.symmetric, self.dtype, weights)
 
+    def find_all(self, free: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and zero points [groups, out] of all groups; their columns [in, out] lie at `place` in `free`."""
+        size = self.group_size
+        if free.device.type == "cpu":  # a group at a time takes little memory
+            found = [self.find(g, free[columns]) for g, columns in enumerate(place.split(size))]
+            scale, zero = (torch.stack(x) for x in zip(*found, strict=True))
+            return scale, zero
+        short = -len(place) % size  # a GPU takes them in one go, the last one filled up by zeros, which change nothing
+        groups = F.pad(free[place].T, (0, short)).unflatten(1, (-1, size)).transpose(0, 1)
+        weights = None if self.importance is None else F.pad(self.importance, (0, short)).unflatten(0, (-1, size))
+        return find_grid(groups, self.bits, self.symmetric, self.dtype, weights)
+
 
 def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _Grid) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [out, in] uint8, scales [out, groups] float32 and zero points [out, groups] uint8 of some rows."""
@@ -160,11 +173,11 @@ def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _Grid) -> tuple[Tensor, Te
     free = torch.where(factor.dead, 0.0, W).T[order].contiguous()
     place = torch.empty_like(order)
     place[order] = torch.arange(fan_in, device=W.device)
-    groups = -(-fan_in // size)
-    scale, zero = (torch.empty(groups, out, dtype=W.dtype, device=W.device) for _ in range(2))
+    groups, group = -(-fan_in // size), torch.div(order, size, rounding_mode="floor")  # their number, and each place's
     if factor.act_order:
-        for g in range(groups):
-            scale[g], zero[g] = grid.find(g, free[place[g * size : (g + 1) * size]])
+        scale, zero = (x.to(W.dtype) for x in grid.find_all(free, place))
+    else:
+        scale, zero = (torch.empty(groups, out, dtype=W.dtype, device=W.device) for _ in range(2))
     rounding: Rounding = Nearest(free, L, grid.bits) if grid.beam == 1 else Beam(free, L, grid.bits, grid.beam)
     columns, edges = order.tolist(), set(range(fan_in, 0, -rounding.block))
     if not factor.act_order:
@@ -179,8 +192,7 @@ def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _Grid) -> tuple[Tensor, Te
                 fresh = fresh + torch.linalg.solve_triangular(L[low:last, low:last].T, owed, upper=True)
             g = columns[last - 1] // size
             scale[g], zero[g] = grid.find(g, fresh.flip(0))
-        of = torch.div(order[first:last], size, rounding_mode="floor")  # the group of each place
-        rounding.round(first, last, scale[of], zero[of])
+        rounding.round(first, last, scale[group[first:last]], zero[group[first:last]])
     return rounding.codes()[place].T.contiguous(), scale.T.float().contiguous(), zero.T.to(torch.uint8).contiguous()
 
 

@@ -70,6 +70,7 @@ def find_grid(
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point, each [out] float32, of one group of columns W [out, n]; importance [n] searches the span.
 
+    Of several groups at once W is [groups, out, n], importance [groups, n], what is found [groups, out].
     The scale is rounded to `dtype`, the one it is stored in, so that rounding to the grid sees what the runtime will.
 
     Raises:
@@ -82,18 +83,19 @@ def find_grid(
         raise NumericsError(f"a weight of {W.abs().max():.3g} has no scale in {str(dtype).removeprefix('torch.')}")
     if importance is None:
         return scale, zero
-    rows = max(1, (_SEARCHED_AT_ONCE if W.device.type == "cpu" else _SEARCHED_ON_GPU) // W.shape[1])
-    parts = [_searched(part, bits, symmetric, dtype, importance.to(W.dtype)) for part in W.split(rows)]
-    scale, zero = (torch.cat(x) for x in zip(*parts, strict=True))
+    at_once = _SEARCHED_AT_ONCE if W.device.type == "cpu" else _SEARCHED_ON_GPU
+    rows = max(1, at_once * W.shape[-2] // W.numel())
+    parts = [_searched(part, bits, symmetric, dtype, importance.to(W.dtype)) for part in W.split(rows, dim=-2)]
+    scale, zero = (torch.cat(x, dim=-1) for x in zip(*parts, strict=True))
     return scale, zero
 
 
 def _ends(W: Tensor) -> tuple[Tensor, Tensor]:
-    return W.amin(1).clamp(max=0), W.amax(1).clamp(min=0)
+    return W.amin(-1).clamp(max=0), W.amax(-1).clamp(min=0)
 
 
 def _spanned(low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The grid from low to high, both [out]."""
+    """The grid from low to high, both [..., out]."""
     top = 2**bits - 1
     scale = (2 * torch.maximum(high, -low) if symmetric else high - low) / top
     smallest = torch.finfo(dtype).tiny
@@ -113,9 +115,9 @@ def _searched(W: Tensor, bits: int, symmetric: bool, dtype: torch.dtype, importa
     for share, sign in _SYMMETRIC if symmetric else _ASYMMETRIC:
         s, z = _spanned(low * share, high * share, bits, symmetric, dtype)
         s = s * longer * sign
-        step, below = s[:, None].to(W.dtype), z[:, None].to(W.dtype)
+        step, below = s[..., None].to(W.dtype), z[..., None].to(W.dtype)
         error = (W / step).round_().clamp_(-below, top - below).mul_(step).sub_(W)
-        cost = error.square_() @ importance
+        cost = (error.square_() @ importance[..., None]).squeeze(-1)
         better = cost < least  # ties keep the wider span
         least = torch.where(better, cost, least)
         scale, zero = torch.where(better, s, scale), torch.where(better, z, zero)

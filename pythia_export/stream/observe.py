@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..block import DENSE, DOWN, UP, Block, Rotary, Weights, final_norm, normalise
+from ..device import tensor_cores
 from ..errors import NumericsError
 from ..graph.layout import QKV
 from ..neox import NeoXConfig, layer_prefix
@@ -74,13 +75,14 @@ class Observed:
         """
         eps, d = self.config.layer_norm_eps, self.config.hidden_size
         own, cross = self._moments(d, d), self._moments(d, d)
-        for i, x in enumerate(self.x):
-            z = normalise(x, eps)
-            own.add(z, z)
-            if self.wanted is not None:
-                y = self.wanted[i]
-                cross.add(normalise(y, eps), z)
-                self.wanted[i] = block(y, self.rotary)
+        with tensor_cores(self.device):
+            for i, x in enumerate(self.x):
+                z = normalise(x, eps)
+                own.add(z, z)
+                if self.wanted is not None:
+                    y = self.wanted[i]
+                    cross.add(normalise(y, eps), z)
+                    self.wanted[i] = block(y, self.rotary)
         prefix = layer_prefix(block.layer)
         _refuse_overflow(own.mean, f"layer {block.layer}: the residual stream before it")
         problems = {}
@@ -111,18 +113,19 @@ class Observed:
         correct = self.wanted is not None
         # With error correction: how the two inputs move together, and each with what the residual still lacks.
         between, lacks_mixed, lacks_up = self._moments(d, ff), self._moments(d, d), self._moments(d, ff)
-        for i, x in enumerate(self.x):
-            mixed, up = block.middle(x, self.rotary)
-            if self._keep:
-                self.middles.append((mixed, up))
-            of_mixed.add(mixed, mixed)
-            of_up.add(up, up)
-            if self.wanted is not None:
-                lack = self.wanted[i] - x
-                between.add(mixed, up)
-                lacks_mixed.add(lack, mixed)
-                lacks_up.add(lack, up)
-            del mixed, up
+        with tensor_cores(self.device):
+            for i, x in enumerate(self.x):
+                mixed, up = block.middle(x, self.rotary)
+                if self._keep:
+                    self.middles.append((mixed, up))
+                of_mixed.add(mixed, mixed)
+                of_up.add(up, up)
+                if self.wanted is not None:
+                    lack = self.wanted[i] - x
+                    between.add(mixed, up)
+                    lacks_mixed.add(lack, mixed)
+                    lacks_up.add(lack, up)
+                del mixed, up
         prefix = layer_prefix(block.layer)
         for moments, name in ((of_mixed, DENSE), (of_up, DOWN)):
             _refuse_overflow(moments.mean, f"layer {block.layer}: the inputs of {name}")
@@ -167,31 +170,34 @@ class Observed:
         """Move the quantised stream past the layer; its relative squared distance to the unquantised one, if known."""
         measure = measure and self.wanted is not None
         error = energy = 0.0
-        for i, x in enumerate(self.x):
-            y = block.output(x, *self.middles[i]) if self.middles else block(x, self.rotary)
-            self.x[i] = y
-            if measure and self.wanted is not None:
-                wanted = self.wanted[i]
-                error += float((y - wanted).square().sum(dtype=torch.float64))
-                energy += float(wanted.square().sum(dtype=torch.float64))
+        with tensor_cores(self.device):
+            for i, x in enumerate(self.x):
+                y = block.output(x, *self.middles[i]) if self.middles else block(x, self.rotary)
+                self.x[i] = y
+                if measure and self.wanted is not None:
+                    wanted = self.wanted[i]
+                    error += float((y - wanted).square().sum(dtype=torch.float64))
+                    energy += float(wanted.square().sum(dtype=torch.float64))
         self.middles.clear()
         return error / max(energy, 1e-300) if measure else None
 
     def follow(self, block: Block) -> None:
         """Move the unquantised stream alone past a layer."""
         if self.wanted is not None:
-            for i, y in enumerate(self.wanted):
-                self.wanted[i] = block(y, self.rotary)
+            with tensor_cores(self.device):
+                for i, y in enumerate(self.wanted):
+                    self.wanted[i] = block(y, self.rotary)
 
     def head(self, W: Tensor, weights: Weights) -> Problem:
         """The output projection, which has no bias to absorb a mean."""
         d = self.config.hidden_size
         own, cross = self._moments(d, d), self._moments(d, d)
-        for i, x in enumerate(self.x):
-            h = final_norm(x, self.config, weights)
-            own.add(h, h)
-            if self.wanted is not None:
-                cross.add(final_norm(self.wanted[i], self.config, weights), h)
+        with tensor_cores(self.device):
+            for i, x in enumerate(self.x):
+                h = final_norm(x, self.config, weights)
+                own.add(h, h)
+                if self.wanted is not None:
+                    cross.add(final_norm(self.wanted[i], self.config, weights), h)
         _refuse_overflow(own.mean, "the last layer's output")
         H = own.second()
         return Problem(W, H, self.tokens, drift=None if self.wanted is None else cross.second().sub_(H))

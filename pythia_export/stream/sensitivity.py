@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..block import UP, Block, Rotary, final_norm, head
+from ..device import tensor_cores
 from ..errors import NumericsError
 from ..graph.layout import QKV
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_tensors
@@ -97,7 +98,7 @@ def measure_sensitivity(
                 raise NumericsError(f"{name}: a weight is NaN or infinite")
         return Block(config, layer, weights.__getitem__)
 
-    with progress.track("Measuring sensitivity", 2 * config.num_layers + 1, "layers") as advance:
+    with tensor_cores(device), progress.track("Measuring sensitivity", 2 * config.num_layers + 1, "layers") as advance:
         x = Activations(shape, per_chunk, where, device)
         for i, part in enumerate(x.slices):
             x[i] = table[torch.tensor(ids[part], device=device)].float()
