@@ -7,6 +7,7 @@
 #include "partial_rotary/op.h"
 #include "rotary_attention/op.h"
 #ifdef PYTHIA_CUDA
+#include "partial_rotary/cuda/op.h"
 #include "rotary_attention/cuda/op.h"
 #endif
 
@@ -83,11 +84,12 @@ ort::Domain* domain(ort::Status** failed) {
   *failed = api->CreateCustomOpDomain("pythia", &made);
 #ifdef PYTHIA_CUDA
   if (!*failed) *failed = add<CudaRotaryAttention>(made);
+  if (!*failed) *failed = add<CudaPartialRotary>(made);
 #endif
 #ifndef PYTHIA_EMULATE_CUDA  // which takes the CPU's place
   if (!*failed) *failed = add<RotaryAttention>(made);
-#endif
   if (!*failed) *failed = add<PartialRotary>(made);
+#endif
 #ifndef PYTHIA_CUDA  // a GPU has ONNX Runtime's own kernel, which the function calls
   const Version* version = chosen();
   // Where there is no version the operator itself says so, instead of leaving the work to the function unnoticed.

@@ -22,7 +22,10 @@ from pythia_export.device import CPU
 from pythia_export.quantize import native
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [ROOT / "kernels" / "rotary_attention" / "cuda" / "attend.cu", ROOT / "kernels" / "beam" / "cuda.cu"]
+SOURCES = [
+    ROOT / "kernels" / source
+    for source in ("rotary_attention/cuda/attend.cu", "partial_rotary/cuda/rotate.cu", "beam/cuda.cu")
+]
 BUILT = ROOT / "build" / "kernels-cuda" / "libpythia_cuda.so"  # of `make cuda`
 ACTIVATIONS = {torch.float32: (0, 1e-5), torch.float16: (1, 1e-3), torch.bfloat16: (2, 8e-3)}  # code, precision
 CACHES = {"float32": 0, "float16": 1, "int8": 3}
@@ -41,6 +44,15 @@ class Attention(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in SIZES]
     _fields_ += [(name, ctypes.c_int32) for name in KINDS]
     _fields_ += [(name, ctypes.c_void_p) for name in POINTERS]
+
+
+class Rotary(ctypes.Structure):
+    """`PythiaCudaRotary` of rotate.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "heads", "tokens", "head_dim", "rotary_dim")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("batch_stride", "head_stride", "token_stride", "positions")]
+    _fields_ += [("type", ctypes.c_int32), ("interleaved", ctypes.c_int32)]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("x", "cos", "sin", "position", "y")]
 
 
 class Device(NamedTuple):
@@ -132,6 +144,30 @@ def test_a_prompt_in_parts_is_the_prompt_in_one(device):
     assert np.abs(np.concatenate(parts, 1) - whole[0]).max() <= 1e-5 * np.abs(whole[0]).max()
     for one, other in zip(cached, whole[1:], strict=True):
         assert (one == other).all()
+
+
+@pytest.mark.parametrize("dtype", ACTIVATIONS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize("head_dim", [20, 80, 256])
+def test_partial_rotary_turns_what_it_should(device, dtype, interleaved, head_dim):
+    generator, half = torch.Generator().manual_seed(0), head_dim // 8
+    x = torch.randn(2, 3, 4, head_dim, generator=generator).to(dtype)
+    cos, sin = (torch.randn(7, half, generator=generator).to(dtype) for _ in range(2))
+    position = torch.tensor([[0, 6, 2, 5], [1, 1, 4, 3]])
+    on = [tensor.to(device.name) for tensor in (x, cos, sin, position)]
+    y = torch.zeros_like(on[0])
+    call = Rotary(2, 3, 4, head_dim, 2 * half, 12 * head_dim, 4 * head_dim, head_dim, 7, ACTIVATIONS[dtype][0])
+    call.interleaved, (call.x, call.cos, call.sin, call.position) = interleaved, (tensor.data_ptr() for tensor in on)
+    call.y = y.data_ptr()
+    stream = torch.cuda.current_stream().cuda_stream if device.name == "cuda" else None
+    assert device.library.pythia_cuda_rotate(ctypes.byref(call), ctypes.c_void_p(stream)) == 0
+    device.wait()
+    c, s = (table[position][:, None].float() for table in (cos, sin))  # [2, 1, 4, half]
+    expected, one = x.float(), slice(0, 2 * half, 2) if interleaved else slice(half)
+    other = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
+    a, b = expected[..., one].clone(), expected[..., other].clone()
+    expected[..., one], expected[..., other] = a * c - b * s, b * c + a * s
+    assert (y.cpu() == expected.to(dtype)).all()
 
 
 @pytest.mark.skipif(not native.available(CPU), reason="the kernels are not built (`make kernels`)")

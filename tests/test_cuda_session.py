@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnxruntime
 import pytest
 import test_kernels as contract
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from test_kernels import HEADS, LIBRARY, TYPES, attention_session, expected, problem, real
 
 from pythia_export.kernels import kernels_path
@@ -40,7 +41,7 @@ def in_its_place(emulated, monkeypatch) -> None:
 
 def cases(test) -> list:
     (mark,) = [mark for mark in test.pytestmark if mark.name == "parametrize"]
-    return [x for x in mark.args[1] if not (isinstance(x[1], str) and x[1].startswith(POSITIONS))]
+    return [x for x in mark.args[1] if not (isinstance(x[-1], str) and x[-1].startswith(f"{POSITIONS} holds"))]
 
 
 @pytest.mark.parametrize("cache", TYPES)
@@ -121,6 +122,40 @@ def test_a_position_that_the_tables_do_not_have_is_not_a_number():
 def test_heads_too_wide_for_it_are_refused_by_name():
     with pytest.raises(Exception, match=r"/layers\.0/attention: there is no kernel for a head_dim beyond 256"):
         attention_session(2, 8).run(None, problem(n=258, T=1, past=3))
+
+
+def test_partial_rotary_is_the_contract():
+    contract.test_partial_rotary_passes_the_cases_of_onnx_for_rotary_embedding()
+    for interleaved, positions in product((0, 1), (True, False)):
+        contract.test_partial_rotary_of_float16_is_float32_rounded_once(interleaved, positions)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "attributes", "words"), cases(contract.test_partial_rotary_refuses_what_does_not_fit)
+)
+def test_partial_rotary_refuses_what_it_does_on_a_cpu(shapes, attributes, words):
+    contract.test_partial_rotary_refuses_what_does_not_fit(shapes, attributes, words)
+
+
+def test_partial_rotary_of_bfloat16_and_of_a_position_that_the_tables_do_not_have():
+    rng = np.random.default_rng(0)
+    node = helper.make_node("PartialRotary", ["x", "cos", "sin", "at"], ["y"], domain="pythia", rotary_embedding_dim=4)
+    inputs = [(name, TensorProto.BFLOAT16, None) for name in ("x", "cos", "sin")] + [("at", TensorProto.INT64, None)]
+    opened = contract.session([node], inputs, [("y", TensorProto.BFLOAT16, None)])
+    binding, shapes = opened.io_binding(), {"x": (1, 2, 3, 80), "cos": (9, 2), "sin": (9, 2)}
+    feeds = {name: torch.from_numpy(rng.standard_normal(shape)).bfloat16() for name, shape in shapes.items()}
+    for name, x in feeds.items():
+        bits = x.view(torch.uint16).numpy()
+        value = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_cpu_input("at", np.array([[8, 9, 0]]))
+    binding.bind_output("y")
+    opened.run_with_iobinding(binding)
+    y = torch.from_dlpack(binding.get_outputs()[0]._ortvalue.to_dlpack())
+    assert y[:, :, 1].isnan().all()
+    x, (c, s) = feeds["x"][:, :, ::2].float(), (feeds[name][[8, 0]].float() for name in ("cos", "sin"))
+    a, b = x[..., :2], x[..., 2:4]
+    assert (y[:, :, ::2] == torch.cat((a * c - b * s, b * c + a * s, x[..., 4:]), -1).bfloat16()).all()
 
 
 def test_types_and_shapes_are_those_of_the_cpu():

@@ -47,7 +47,10 @@ def test_fuzzed_shapes_under_address_and_undefined_behaviour_sanitizers():
 
 
 @pytest.mark.skipif(not NVCC, reason="no nvcc; `make cuda` brings one")
-@pytest.mark.parametrize(("source", "kernels"), [("rotary_attention/cuda/attend.cu", 54), ("beam/cuda.cu", 3)])
+@pytest.mark.parametrize(
+    ("source", "kernels"),
+    [("rotary_attention/cuda/attend.cu", 54), ("partial_rotary/cuda/rotate.cu", 3), ("beam/cuda.cu", 3)],
+)
 def test_the_cuda_kernels_stay_in_registers(tmp_path, source, kernels):
     """An array that is indexed in a loop that was not unrolled would lie in memory."""
     options = ["-std=c++17", "-arch=sm_80", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "out.cubin"]

@@ -11,7 +11,7 @@
 // The products run on CUDA cores, not on tensor cores: decode, which memory limits, loses nothing by it; prefill does.
 #include "attend.h"
 
-#include "numbers.h"
+#include "turn.h"
 
 namespace pythia {
 namespace cuda {
