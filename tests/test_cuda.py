@@ -120,13 +120,16 @@ def rounded(feeds, dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", ACTIVATIONS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("cache", TYPES)
 def test_it_keeps_the_contract(device, cache, dtype):
-    for (n, rotary_dim), (T, past) in product(HEADS.values(), [(1, 9), (1, 300), (11, 0)]):
+    for (n, rotary_dim), (T, past) in product(HEADS.values(), [(1, 9), (1, 300), (11, 0), (70, 9)]):
         feeds = rounded(problem(2, n, rotary_dim, T=T, past=past, cache=cache), dtype)
         feeds["position_ids"] %= len(feeds["cos"])
         got = attend(device, feeds, 2, rotary_dim, cache, dtype)
         wanted, codes = expected(feeds, 2, rotary_dim, cache)
         seen = real(feeds)
-        assert np.abs(got[0] - wanted)[seen].max() <= ACTIVATIONS[dtype][1] * np.abs(wanted[seen]).max(), (n, T, past)
+        most = ACTIVATIONS[dtype][1] * np.abs(wanted[seen]).max()
+        if dtype != torch.float32 and T >= 16:  # tensor cores read queries and weights of the softmax rounded
+            most *= 2
+        assert np.abs(got[0] - wanted)[seen].max() <= most, (n, T, past)
         for name, value in zip(("key", "value", "key_scale", "value_scale"), got[1:], strict=False):
             assert (value == codes[name]).all(), (name, n, T, past)
 

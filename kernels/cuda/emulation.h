@@ -74,6 +74,7 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<Meeting> warps;
   std::vector<float> exchanged;  // [2][threads]: shuffles take turns, so that none overwrites what is still to be read
+  std::vector<uint32_t> fragments;  // [2][threads][6] of products likewise
   Meeting all;
   unsigned current = 0;
   ucontext_t scheduler;
@@ -117,6 +118,7 @@ inline void launch(dim3 grid, dim3 size, const std::function<void()>& body) {
       for (unsigned x = 0; x < grid.x; ++x) {
         block_index = dim3(x, y, z);
         block.all = {}, block.warps.assign(threads / kWarp, {}), block.exchanged.assign(2 * threads, 0);
+        block.fragments.assign(2 * threads * 6, 0);
         for (unsigned thread = 0; thread < threads; ++thread) start(block.fibers[thread], thread);
         for (unsigned left = threads; left;)
           for (unsigned t = 0; t < threads; ++t)
@@ -133,6 +135,24 @@ inline float shuffle_xor(float value, unsigned by) {
   block.exchanged[turn + me] = value;
   meet(block.warps[me / kWarp], kWarp);
   return block.exchanged[turn + (me ^ by)];
+}
+
+// mma.m16n8k16 of a warp: which lane has what, PTX ISA says. `wide` gives the number of 16 bits.
+inline void multiply(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, float (*wide)(uint16_t)) {
+  const unsigned turn = self().shuffles++ % 2 * block_size.x, me = block.current, first = me / kWarp * kWarp;
+  uint32_t* mine = &block.fragments[(turn + me) * 6];
+  std::memcpy(mine, a, 16), mine[4] = b0, mine[5] = b1;
+  meet(block.warps[me / kWarp], kWarp);
+  const auto number = [&](unsigned lane, unsigned word, unsigned half) {
+    return wide(uint16_t(block.fragments[(turn + first + lane) * 6 + word] >> 16 * half));
+  };
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = me % kWarp / 4 + 8 * (i / 2), column = me % 4 * 2 + i % 2;
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned owner = k % 8 / 2, late = k / 8;  // of column k of the first, and of row k of the second
+      c[i] += number(row % 8 * 4 + owner, 2 * late + row / 8, k % 2) * number(column * 4 + owner, 4 + late, k % 2);
+    }
+  }
 }
 
 }  // namespace emulated

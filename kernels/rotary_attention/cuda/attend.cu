@@ -8,9 +8,12 @@
 // - combine: joins the parts, where the length was split because heads are fewer than the device has work for
 //   (Flash-Decoding).
 //
-// The products run on CUDA cores, not on tensor cores: decode, which memory limits, loses nothing by it; prefill does.
+// Products run on CUDA cores here: decode, which memory limits, loses nothing by it. Prompts of 16 bits run on tensor cores
+// (tiles.h).
 #include "attend.h"
 
+#include "split.h"
+#include "tiles.h"
 #include "turn.h"
 
 namespace pythia {
@@ -69,9 +72,6 @@ __global__ void append(Call a) {
 
 // ---- attend
 
-// What part of a sum of exponentials relative to `own` counts relative to `largest`; both may be -inf, and the sum 0.
-__device__ inline float share(float own, float largest) { return own == largest ? 1.0f : expf(own - largest); }
-
 // A lane's dimensions of one cached place: fours, eight lanes apart.
 template <typename C, int D>
 __device__ inline void load_place(const C* from, int64_t n, int lane, float to[D / kLanes]) {
@@ -90,11 +90,6 @@ __device__ inline void load_place(const C* from, int64_t n, int lane, float to[D
 // Queries of a block, where head_dim is padded to D.
 template <int D, bool Decode>
 constexpr int kQueries = Decode ? 1 : 512 / D;
-
-// The cached length in `splits` parts of `span` places.
-struct Split {
-  int64_t splits, span;
-};
 
 template <typename A, typename C, int D, bool Decode>
 __global__ void __launch_bounds__(kThreads) attend(Call a, Split split) {
@@ -189,8 +184,7 @@ __global__ void __launch_bounds__(kThreads) attend(Call a, Split split) {
     if (split.splits == 1) {
       static_cast<A*>(a.out)[(b * a.fresh + first + t) * hidden + h * n + d] = narrow<A>(x / whole);
     } else {
-      float* part = static_cast<float*>(a.workspace) +
-                    ((row * a.fresh + first + t) * split.splits + blockIdx.z) * (n + 2);
+      float* part = part_of(a, split, row, first + t, blockIdx.z);
       part[d] = x;
       if (d == 0) part[n] = most, part[n + 1] = whole;
     }
@@ -218,10 +212,14 @@ __global__ void combine(Call a, int64_t splits) {
 
 int padded(const Call& a) { return a.head_dim <= 64 ? 64 : a.head_dim <= 128 ? 128 : 256; }
 
-int64_t tiles(const Call& a) { return a.fresh == 1 ? 1 : parts(a.fresh, 512 / padded(a)); }
+bool by_tensor_cores(const Call& a) { return a.activations != kPythiaFloat32 && a.fresh >= tiles::kFewest; }
+
+int64_t blocks_of_queries(const Call& a) {
+  return parts(a.fresh, a.fresh == 1 ? 1 : by_tensor_cores(a) ? tiles::kQueries : 512 / padded(a));
+}
 
 Split split_of(const Call& a) {
-  const int64_t blocks = a.batch * a.heads * tiles(a), wanted = parts(kBlocksPerProcessor * a.multiprocessors, blocks);
+  const int64_t blocks = a.batch * a.heads * blocks_of_queries(a), wanted = parts(kBlocksPerProcessor * a.multiprocessors, blocks);
   const int64_t most = parts(a.total, kLeastSpan), splits = wanted < 1 ? 1 : wanted < most ? wanted : most;
   const int64_t span = parts(parts(a.total, splits), kGroups) * kGroups;
   return {parts(a.total, span), span};
@@ -236,11 +234,17 @@ cudaError_t copy_past(const void* past, void* present, const Call& a, size_t byt
 
 template <typename A, typename C, int D>
 void launch_attend(const Call& a, Split split, cudaStream_t stream) {
-  const dim3 grid(unsigned(a.batch * a.heads), unsigned(tiles(a)), unsigned(split.splits));
-  if (a.fresh == 1)
+  const dim3 grid(unsigned(a.batch * a.heads), unsigned(blocks_of_queries(a)), unsigned(split.splits));
+  if (a.fresh == 1) {
     PYTHIA_LAUNCH((attend<A, C, D, true>), grid, kThreads, stream, a, split);
-  else
-    PYTHIA_LAUNCH((attend<A, C, D, false>), grid, kThreads, stream, a, split);
+    return;
+  }
+  if constexpr (sizeof(A) == 2)
+    if (by_tensor_cores(a)) {
+      PYTHIA_LAUNCH((tiles::attend<A, C, D>), grid, tiles::kThreads, stream, a, split);
+      return;
+    }
+  PYTHIA_LAUNCH((attend<A, C, D, false>), grid, kThreads, stream, a, split);
 }
 
 template <typename A, typename C>
