@@ -31,7 +31,7 @@ Settings, all explicit in `_gptqmodel_peer.py`, and on our side what the peer ha
 instead: clipping, a beam, error correction, coupled rows): int4 symmetric, scales from the largest weight, act-order
 with static groups, damp 0.01, the linears of the layers and no head, activations in float32. What differs:
 
-- Hessians: the peer sums and factors in float32, we in float64 up to a width of 2,048.
+- Hessians: the peer sums and factors in float32, we in float64 up to a width of 4,096.
 - The damping ladder: the peer adds 0.01 a step, at last raises the diagonal, and starts over; ours doubles and then
   fails. The last column is the largest damp of any linear: at 0.0100 neither climbed.
 - Stages: the peer runs a layer once for each of QKV, dense, h_to_4h and 4h_to_h and once for its output; we once for

@@ -56,7 +56,7 @@ class Quantize(Section):
     max_damp: float = Field(0.1, gt=0, le=1, description="the damping ladder doubles `damp` up to here, then fails")
     clip: bool = Field(True, description="search each group's scale for the least error, instead of spanning all of it")
     beam: int = Field(
-        8, ge=1, le=64, description="roundings of each row that are carried on from column to column; 1 is GPTQ's own"
+        16, ge=1, le=64, description="roundings of each row that are carried on from column to column; 1 is GPTQ's own"
     )
     error_correction: bool = Field(
         True, description="make up for the error of the layers before, against the activations of the original model"
