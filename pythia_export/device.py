@@ -57,6 +57,13 @@ def tensor_cores(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def as_multiplied(x: torch.Tensor) -> torch.Tensor:
+    """x float32 as products read it: within `tensor_cores` of a GPU the fractions' last 13 bits are cut off."""
+    if torch.get_float32_matmul_precision() == "highest":
+        return x
+    return (x.view(torch.int32) & ~0x1FFF).view(torch.float32)  # a NaN stays one, or becomes an infinity
+
+
 @contextmanager
 def memory_of(device: torch.device) -> Iterator[None]:
     """

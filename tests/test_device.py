@@ -13,7 +13,7 @@ from emulated import DEVICE, emulation
 from models import InMemory, hugging_face, on_disk, small_config
 from processes import pythia_export
 
-from pythia_export.device import CPU, device_called, tensor_cores
+from pythia_export.device import CPU, as_multiplied, device_called, tensor_cores
 from pythia_export.errors import EnvironmentProblem, RecipeError, ResourceError
 from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import QKV, layout
@@ -33,6 +33,7 @@ from pythia_export.stream import (
 )
 from pythia_export.stream.activations import Activations
 from pythia_export.stream.placed import Placed
+from pythia_export.stream.problem import Moments
 from pythia_export.stream.sensitivity import RESIDUAL, UP
 from pythia_export.weights import WeightsWriter
 
@@ -102,7 +103,7 @@ def test_tensor_cores_take_what_is_summed_over_the_text_and_cost_nothing(tmp_pat
         got, on_device = written(original, SETTINGS["defaults"], tmp_path / "device", device, felt=felt)
     assert got != expected
     for one, other in zip(on_device["linears"], on_cpu["linears"], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=0.02), one["name"]
+        assert one["loss"] <= 1.05 * other["loss"], one["name"]
     assert coarse["layer_norm"] + coarse["native_layer_norm"] and coarse["gelu"]
     assert not {"linalg_cholesky_ex", "cholesky_solve", "topk"} & set(coarse)
     assert {"linalg_cholesky_ex", "cholesky_solve", "topk"} <= set(precise)
@@ -115,6 +116,20 @@ def test_where_products_are_coarse_ends_with_an_error(tmp_path):
     assert torch.get_float32_matmul_precision() == "highest"
     with tensor_cores(CPU):
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_moments_are_of_the_numbers_that_tensor_cores_read_and_lose_no_nan():
+    """A fraction is cut off for sums as well, or the variance of 1 + 2**-20 would be below zero."""
+    x = torch.full((64, 2), 1 + 2**-20)
+    with tensor_cores(torch.device("cuda")):
+        moments = Moments(2, 2)
+        moments.add(x, x)
+        assert (moments.mean == 1).all() and (moments.centred() == 0).all()
+        for bits in (0x7FFFFFFF, 0x7FC00000, 0x7F800001, 0x7F800000):  # a GPU's NaN, a CPU's, another, infinity
+            assert not as_multiplied(torch.tensor([bits], dtype=torch.int32).view(torch.float32)).isfinite().any()
+    moments = Moments(2, 2)
+    moments.add(x, x)
+    assert (moments.mean == 1 + 2**-20).all()
 
 
 @pytest.mark.parametrize("group_size", [64, -1])

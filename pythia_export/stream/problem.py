@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..device import CPU
+from ..device import CPU, as_multiplied
 
 DOUBLE_BELOW = (
     4096  # widths up to which sums are kept in float64; beyond, memory counts and damping rules the condition
@@ -51,14 +51,16 @@ class Moments:
         self._count = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        same, y = x is y, y.flatten(0, -2)
-        x = y if same else x.flatten(0, -2)
+        # Sums and products of the same numbers, whatever the kernel behind each reads: about the mean of others,
+        # moments need not be positive definite.
+        same, y = x is y, as_multiplied(y.flatten(0, -2))
+        x = y if same else as_multiplied(x.flatten(0, -2))
         if self._dtype == x.dtype:
             self._sum.addmm_(x.T, y)
         else:
             self._sum += x.T @ y
-        of_y = _total(y)
-        self._mean_x += of_y if same else _total(x)
+        of_y = y.sum(0)  # of a chunk in its own dtype: 30 times as fast as in float64, to 2e-7
+        self._mean_x += of_y if same else x.sum(0)
         self._mean_y += of_y
         self._count += len(x)
 
@@ -81,13 +83,3 @@ class Moments:
         """``E[(x - mean)(y - mean)^T]``, in place of the sums likewise."""
         mean_x, mean = self.mean_x, self.mean
         return self.second().addr_(mean_x, mean, alpha=-1)
-
-
-def _total(x: Tensor) -> Tensor:
-    """The sum of rows x [n, width], in x's dtype: of a chunk that is 30 times as fast as in float64, and right to 2e-7.
-
-    Where products cut fractions off (`device.tensor_cores`), so does this one: about the mean of other numbers than
-    theirs, moments need not be positive definite.
-    """
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return x.sum(0) if exact else (x.new_ones(1, len(x)) @ x)[0]

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "../../rotary_attention/cuda/attend.h"
+#include "../../cuda/types.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -4,18 +4,11 @@
 
 #include <stdint.h>
 
-#ifdef _WIN32
-#define PYTHIA_API __declspec(dllexport)
-#else
-#define PYTHIA_API __attribute__((visibility("default")))
-#endif
+#include "../../cuda/types.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-enum { kPythiaFloat32 = 0, kPythiaFloat16 = 1, kPythiaBfloat16 = 2, kPythiaInt8 = 3 };
-enum { kPythiaNoKernel = -1 };
 
 typedef struct {
   int64_t batch, heads, head_dim, rotary_dim;
