@@ -26,7 +26,8 @@ def device_called(name: str) -> torch.device:
         why = "is built without CUDA" if torch.version.cuda is None else "finds none"
         raise EnvironmentProblem(
             f"a GPU was asked for, and torch {torch.__version__} {why}",
-            hint="Leave `--device cuda` out; or check `nvidia-smi`, and install torch with CUDA (https://pytorch.org).",
+            hint="Leave `--device cuda` out (of a sweep, `resources.device`); or check `nvidia-smi`, and install torch "
+            "with CUDA (https://pytorch.org).",
         )
     return torch.device(name)
 

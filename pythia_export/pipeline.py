@@ -400,13 +400,6 @@ class _Job:
         memory_gb = recipe.calibration.memory_gb if recipe.calibration is not None else 0.0
         folder = journal.output
         path = folder / DATA_FILE
-        if recipe.uses_gptq and recipe.quantize.beam > 1 and not native.available(self.device):
-            how = (
-                "for this GPU are not built (`make cuda`"
-                if self.device.type == "cuda"
-                else "are not built (`make kernels`"
-            )
-            self.progress.note(f"The native kernels {how}): rounding takes many times as long.")
         with self.stage("quantize"), WeightsWriter(path, self.layout, keep=bool(journal.layers)) as writer:
             record = quantize_stream(
                 self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress,

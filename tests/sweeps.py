@@ -78,5 +78,5 @@ def _value(value: Any) -> str:
 
 def content(record: dict[str, Any]) -> dict[str, Any]:
     """Of a result, all but when and where it was made."""
-    made = ("seconds", "peak_memory_bytes", "when", "attempt", "machine")
+    made = ("seconds", "peak_memory_bytes", "when", "attempt", "machine", "device")
     return {name: value for name, value in record.items() if name not in made}

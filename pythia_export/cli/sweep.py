@@ -66,7 +66,8 @@ def run(
         typer.Option(help="Processes here, jobs of a Slurm cluster, or this process, for debugging."),
     ] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Tasks at once; as many as the machine's cores hold if not given.")
+        int | None,
+        typer.Option(min=1, help="Tasks at once; as many as the machine's cores, or GPUs, hold if not given."),
     ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Also jobs that failed in a way that will be the same each time.")

@@ -38,9 +38,10 @@ def plan_view(plan: Plan) -> RenderableType:
             "in all", f"{sum(r.checkpoints for r in plan.rows):,}", f"{plan.jobs:,}", f"{plan.done:,}",
             _bytes(sum(r.fetch_bytes for r in plan.rows)), "", f"~ {_hours(hours)}",
         )  # fmt: skip
+    where = f"{plan.cores} cores" + (" and a GPU" if plan.device == "cuda" else "")
     said = (
         f"Memory and time are a task's: one checkpoint with its {len(plan.quantizations)} quantisations, on "
-        f"{plan.cores} cores. The sum is what is left, one task after another. ~ is an estimate from operations alone."
+        f"{where}. The sum is what is left, one task after another. ~ is an estimate from operations alone."
     )
     return Group(
         rows, "", Text("Quantisations  " + ", ".join(plan.quantizations)), "", Text(said, style="dim"),

@@ -33,6 +33,7 @@ from ..graph.layout import (
 )
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, layer_prefix, layer_tensors
 from ..progress import SILENT, Progress
+from ..quantize import native
 from ..quantize.coupled import gptq_coupled
 from ..quantize.gptq import WEIGHTS_AT_ONCE, Factor, correction, factor, gptq, row_errors
 from ..quantize.grid import Quantized
@@ -125,6 +126,9 @@ def _stream(
     if first.quantize.products == 2:
         source = Folded(source)
     source = Placed(source, device)
+    if windows is not None and any(o.quantize.beam > 1 for o in outputs) and not native.available(device):
+        how = "for this GPU are not built (`make cuda`" if device.type == "cuda" else "are not built (`make kernels`"
+        progress.note(f"The native kernels {how}): rounding takes many times as long.")
     with ExitStack() as stack:
         stack.enter_context(memory_of(device))
         if journal is not None:

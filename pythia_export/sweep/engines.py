@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
+import torch
+
+from ..device import device_called
 from ..errors import EnvironmentProblem
 from ..machine import cores
 from ..progress import Progress
@@ -69,6 +72,7 @@ class Inline:
     ) -> None:
         if workers not in (None, 1):
             raise EnvironmentProblem("--engine inline is one process", hint="--engine local has --workers.")
+        device_called(resources.device)
         self._call = Call(folder, resources, evict)
         self._progress = progress
         self._left: list[Order] = []
@@ -94,17 +98,21 @@ class Call:
     """`work` with what all tasks of a sweep share; what submitit pickles."""
 
     def __init__(self, folder: Folder, resources: Resources, evict: bool) -> None:
-        self._root, self._cores, self._evict = folder.root.resolve(), resources.cores, evict
+        self._root, self._resources, self._evict = folder.root.resolve(), resources, evict
 
-    def __call__(self, order: Order, progress: Progress | None = None) -> dict[str, int]:
+    def __call__(self, order: Order, progress: Progress | None = None, gpu: str | None = None) -> dict[str, int]:
+        """`gpu`: the only one that this process is to see, as CUDA_VISIBLE_DEVICES has it."""
         told: dict[str, Any] = {} if progress is None else {"progress": progress}
+        if gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         if progress is None:  # in a process of its own
             # submitit's handlers are an Exception, which would be taken for one of a job, and none.
             signal.signal(signal.SIGUSR2, _time_is_over)
             signal.signal(signal.SIGTERM, _told_to_end)
         return work(
-            self._root, order.task, order.keys, cores=self._cores, evict=self._evict, attempt=order.attempt, **told
-        )
+            self._root, order.task, order.keys, cores=self._resources.cores, device=self._resources.device,
+            evict=self._evict, attempt=order.attempt, **told,
+        )  # fmt: skip
 
 
 class TimeIsOver(BaseException):
@@ -131,7 +139,8 @@ def how_it_ended(stderr: Path, result: Path) -> End:
 
 
 class Local:
-    """Processes of this machine, by submitit's local executor; so many at once that cores and memory hold them.
+    """Processes of this machine, by submitit's local executor; so many at once that cores and memory hold them,
+    or one a GPU.
 
     They outlive a driver that is killed: what they find is kept, and the next one waits for them (`Folder.running`).
     Threads of one that waits for its turn yield the core to the others (OMP_WAIT_POLICY).
@@ -143,14 +152,17 @@ class Local:
         submitit = load_submitit()
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._call = Call(folder, resources, evict)
-        self._workers = workers if workers is not None else max(1, cores() // resources.cores)
+        device_called(resources.device)
+        self._gpus = visible_gpus() if resources.device == "cuda" else []
+        fitting = len(self._gpus) or max(1, cores() // resources.cores)
+        self._workers = workers if workers is not None else fitting
         self._memory_gb = memory_bytes() / 1e9
         # A controller's process number names its files: another run's must not be taken for this one's.
         self._executor = submitit.LocalExecutor(folder=folder.output(f"local-{int(time.time())}-{os.getpid()}"))
         self._limited = resources.hours is not None
         self._folder = folder
         self._left: list[Order] = []
-        self._running: list[tuple[Order, Any]] = []
+        self._running: list[tuple[Order, Any, str | None]] = []  # an order, its process, and its GPU
         self.found: set[str] = set()
 
     @property
@@ -162,28 +174,30 @@ class Local:
 
     def ended(self) -> list[tuple[Order, End]]:
         found: list[tuple[Order, End]] = []
-        for order, job in list(self._running):
+        for order, job, gpu in list(self._running):
             if job.done():
-                self._running.remove((order, job))
+                self._running.remove((order, job, gpu))
                 found.append((order, how_it_ended(job.paths.stderr, job.paths.result_pickle)))
         self._start()
         return found
 
     def _start(self) -> None:
         while self._left and len(self._running) < self._workers:
-            held = sum(order.memory_gb for order, _ in self._running)
+            held = sum(order.memory_gb for order, *_ in self._running)
             if self._running and held + self._left[0].memory_gb > self._memory_gb:
                 return
             order = self._left.pop(0)
             self._executor.update_parameters(timeout_min=60 * (order.hours if self._limited else UNLIMITED_HOURS))
-            job = self._executor.submit(self._call, order)
+            taken = [gpu for *_, gpu in self._running]
+            gpu = min(self._gpus, key=taken.count, default=None)
+            job = self._executor.submit(self._call, order, gpu=gpu)  # it hides all GPUs from its processes
             self._folder.put_output(order.task, [str(job.paths.stdout), str(job.paths.stderr)])
-            self._running.append((order, job))
+            self._running.append((order, job, gpu))
 
     def close(self) -> None:
-        for _, job in self._running:
+        for _, job, _ in self._running:
             job.cancel(check=False)
-        while any(not job.done() for _, job in self._running):
+        while any(not job.done() for _, job, _ in self._running):
             time.sleep(0.1)
 
 
@@ -196,6 +210,12 @@ def load_submitit() -> Any:
             hint="pip install 'pythia-export[sweep]', or --engine inline.",
         ) from e
     return submitit
+
+
+def visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES has them: by number, or by their long names."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return told.split(",") if told else [str(i) for i in range(torch.cuda.device_count())]
 
 
 def memory_bytes() -> int:

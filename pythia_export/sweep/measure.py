@@ -21,6 +21,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint import evict as evict_checkpoint
 from ..checkpoint import pull as pull_checkpoint
 from ..corpus import Windows
+from ..device import described, memory_of
 from ..errors import IntegrityError, SourceError
 from ..graph.files import DATA_FILE
 from ..graph.layout import layout as lay_out
@@ -33,6 +34,7 @@ from ..progress import Progress
 from ..recipe import Quantize
 from ..stream import Output, Sensitivity, measure_sensitivity, quantize_stream, quantize_together
 from ..stream.folded import Folded
+from ..stream.placed import Placed
 from ..weights import WeightsReader, WeightsWriter
 from .folder import Folder, now
 from .jobs import SCHEMA, Job
@@ -44,8 +46,11 @@ class Shared:
     """The open checkpoint, the original's hidden states on the held-out text, and what the loss feels of each layer's
     outputs: all computed once, the latter two when they are first needed."""
 
-    def __init__(self, job: Job, folder: Folder, memory_gb: float, stack: ExitStack, progress: Progress) -> None:
-        """`job` is any of the snapshot's. What is spilled to disk lies in the system's temporary directory, TMPDIR.
+    def __init__(
+        self, job: Job, folder: Folder, memory_gb: float, device: torch.device, stack: ExitStack, progress: Progress
+    ) -> None:
+        """`job` is any of the snapshot's; torch computes on `device`. What is spilled to disk lies in the system's
+        temporary directory, TMPDIR.
 
         Raises:
             SourceError: the checkpoint cannot be had, or is not the one that the sweep was pinned to.
@@ -59,7 +64,7 @@ class Shared:
                 hint="It changed since. `sweep run` pins it anew.",
             )
         self.checkpoint: Checkpoint = open_checkpoint(pulled)
-        self._folder, self._memory_gb, self._progress = folder, memory_gb, progress
+        self._folder, self._memory_gb, self._device, self._progress = folder, memory_gb, device, progress
         self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pythia-export-sweep-")))
         self._texts: dict[str, Windows] = {}
         self._originals: dict[str, Reference] = {}
@@ -71,7 +76,12 @@ class Shared:
 
         Raises:
             NumericsError: as `quantize_stream`; of several jobs, before there is a record of any.
+            ResourceError: the disk, or a GPU's memory, did not suffice.
         """
+        with memory_of(self._device):
+            yield from self._measure(jobs)
+
+    def _measure(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
         began, config, first = time.perf_counter() - self._opening, self.checkpoint.config, jobs[0]
         self._opening = 0.0
         verify = self._text(first.verify)
@@ -91,7 +101,7 @@ class Shared:
             rounded = time.perf_counter()
             for job, output, found in zip(jobs, outputs, quantized, strict=True):
                 start, reader = time.perf_counter(), WeightsReader(output.writer.path, output.layout, config)
-                stored = Reference(reader, config, verify.ids, "Quantised weights", self._progress)
+                stored = Reference(reader, config, verify.ids, "Quantised weights", self._progress, self._device)
                 cost = self._score(original, stored, verify)
                 del stored, reader  # unmapped before the file goes
                 output.writer.path.unlink()
@@ -109,12 +119,14 @@ class Shared:
         told = self._progress
         if len(outputs) > 1:
             assert ids is not None  # only GPTQ has Hessians to share
-            return quantize_together(self.checkpoint, outputs, DTYPE, ids, told, memory_gb=self._memory_gb, felt=felt)
+            return quantize_together(
+                self.checkpoint, outputs, DTYPE, ids, told, memory_gb=self._memory_gb, felt=felt, device=self._device
+            )
         (one,) = outputs
         return [
             quantize_stream(
                 self.checkpoint, one.quantize, one.layout, DTYPE, ids, one.writer, told, memory_gb=self._memory_gb,
-                felt=felt if one.quantize.fisher else None,
+                felt=felt if one.quantize.fisher else None, device=self._device,
             )
         ]  # fmt: skip
 
@@ -142,6 +154,7 @@ class Shared:
             "peak_memory_bytes": peak_memory_bytes(),
             "threads": torch.get_num_threads(),
             "machine": machine(),
+            "device": described(self._device),
             "when": now(),
         }
 
@@ -161,7 +174,7 @@ class Shared:
     def _original(self, text: str) -> Reference:
         if text not in self._originals:
             ids, config = self._text(text).ids, self.checkpoint.config
-            self._originals[text] = Reference(self.checkpoint, config, ids, "Original", self._progress)
+            self._originals[text] = Reference(self.checkpoint, config, ids, "Original", self._progress, self._device)
         return self._originals[text]
 
     def _sensitivity(self, text: str, quantize: Quantize) -> Sensitivity:
@@ -170,6 +183,7 @@ class Shared:
         if at not in self._felt:
             felt = Sensitivity(Path(tempfile.mkdtemp(dir=self._scratch)))
             source = Folded(self.checkpoint) if quantize.products == 2 else self.checkpoint
-            measure_sensitivity(source, self._text(text).ids, felt, self._memory_gb, progress=self._progress)
+            placed = Placed(source, self._device)
+            measure_sensitivity(placed, self._text(text).ids, felt, self._memory_gb, progress=self._progress)
             self._felt[at] = felt
         return self._felt[at]

@@ -18,6 +18,7 @@ from .schema import SweepFile
 from .snapshots import LeftOut, Snapshot, snapshots
 
 RATE = 3e10  # operations a second and core: a guess, until results of the model say better
+GPU_RATE = 3e12  # of one: a smaller guess than its data sheet's
 MARGIN = 1.3  # of memory, over the estimate
 TASK_SECONDS = 10.0  # starting Python, opening a checkpoint
 
@@ -45,6 +46,7 @@ class Plan:
     quantizations: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
     cores: int
+    device: str
 
     @property
     def jobs(self) -> int:
@@ -86,7 +88,10 @@ def plan(file: SweepFile, folder: Folder | None = None) -> Plan:
                 wanted.memory_gb, wanted.hours if measured is None else measured, measured is not None,
             )
         )  # fmt: skip
-    return Plan(tuple(rows), tuple(label(q) for q in file.quantize), tuple(left_out), file.resources.cores)
+    return Plan(
+        tuple(rows), tuple(label(q) for q in file.quantize), tuple(left_out), file.resources.cores,
+        file.resources.device,
+    )  # fmt: skip
 
 
 def need(file: SweepFile, member: Snapshot) -> Need:
@@ -106,7 +111,7 @@ def need(file: SweepFile, member: Snapshot) -> Need:
         work += sum(observing_operations(config, q, file.calibration) for q in (*apart, *together.values()))
         if any(q.fisher for q in gptq):
             work += sensitivity_operations(config, file.calibration)
-    seconds = TASK_SECONDS + work / (RATE * given.cores)
+    seconds = TASK_SECONDS + work / (GPU_RATE if given.device == "cuda" else RATE * given.cores)
     return Need(
         given.memory_gb if given.memory_gb is not None else round(MARGIN * memory / 1e9, 1),
         given.hours if given.hours is not None else seconds / 3600,

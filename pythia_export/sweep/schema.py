@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -62,6 +62,7 @@ class Resources(Section):
     """Of one task, which is a snapshot with all of its quantisations."""
 
     cores: int = Field(2, ge=1, description="threads of a task")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where torch computes; `cuda` is one GPU a task")
     memory_gb: float | None = Field(None, gt=0, description="by the model's size if not given")
     hours: float | None = Field(None, gt=0, description="by the model's size if not given")
     attempts: int = Field(3, ge=1, description="of a task that was interrupted or ran out of memory")

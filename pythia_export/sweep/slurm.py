@@ -34,6 +34,7 @@ ARRAY = 1000  # jobs of one array: Slurm's own default limit is 1001
 AT_ONCE = 256  # running jobs, if not told otherwise
 ASK_SECONDS = 5.0  # between two questions to the controller, which many users ask
 PATIENCE_SECONDS = 60.0  # a client asks a controller that is away for minutes
+AWAY_SECONDS = 1800.0  # a controller that is being restarted, or mended
 SIGNAL_SECONDS = 10  # before the end of its time: a job is told
 
 STATES: dict[str, End] = {"OUT_OF_MEMORY": "memory", "TIMEOUT": "time", "DEADLINE": "time"}
@@ -54,7 +55,7 @@ class Slurm:
         self._call = Call(folder, resources, evict)
         self._workers = workers if workers is not None else AT_ONCE
         self._name = f"pythia-sweep-{hashlib.sha256(str(folder.root.resolve()).encode()).hexdigest()[:8]}"
-        self._asked_at = 0.0
+        self._asked_at = self._answered_at = self._told_away = 0.0
         self._held: set[str] = set()
         self._refused: list[Order] = []
         # Job id and submission of each order that is out; of those that another run left in the queue, the order that
@@ -85,7 +86,15 @@ class Slurm:
         self._refused = []
         if time.monotonic() - self._asked_at < ASK_SECONDS:
             return found
-        queued = {job for job, _ in self._queue()}
+        try:
+            queued = {job for job, _ in self._queue()}
+        except EnvironmentProblem as e:
+            if time.monotonic() - self._answered_at > AWAY_SECONDS:
+                raise
+            if self._told_away != self._answered_at:  # once each time it is away
+                self._told_away = self._answered_at
+                self._progress.note(f"{e}; asking again for {AWAY_SECONDS / 60:.0f} minutes")
+            return found
         for job in [job for job in self._out if job not in queued]:
             order, folder = self._out.pop(job)
             instead = self._instead.pop(order.task, None)
@@ -109,7 +118,7 @@ class Slurm:
         executor.update_parameters(
             name=self._name, timeout_min=minutes, mem_gb=memory_gb, cpus_per_task=self._resources.cores,
             slurm_comment=submission, slurm_array_parallelism=at_once, slurm_signal_delay_s=SIGNAL_SECONDS,
-            slurm_additional_parameters=dict(self._resources.slurm),
+            slurm_additional_parameters=dict(self._resources.slurm), **self._gpu(),
         )  # fmt: skip
         try:
             jobs = executor.map_array(self._call, orders)
@@ -129,10 +138,16 @@ class Slurm:
             self._out[job.job_id] = order, folder
             self._folder.put_output(order.task, _logs(folder, job.job_id))
 
+    def _gpu(self) -> dict[str, int]:
+        """One, unless the sweep's file asks for it in its own words, as many a cluster wants it."""
+        asked = any(option.startswith(("gres", "gpus")) for option in self._resources.slurm)
+        return {"gpus_per_node": 1} if self._resources.device == "cuda" and not asked else {}
+
     def _queue(self) -> Iterator[tuple[str, tuple[Order, Path]]]:
         """What of ours is in the queue."""
         self._asked_at, doomed = time.monotonic(), []
         listed = self._ask("squeue", "--noheader", "--array", "--name", self._name, "--format", "%i|%k|%r")
+        self._answered_at = time.monotonic()
         found = []
         for line in listed.splitlines():
             job, submission, reason = line.split("|", 2)
@@ -157,15 +172,16 @@ class Slurm:
 
     def _ask(self, *command: str, unless_known: bool = False) -> str:
         """Raises:
-        EnvironmentProblem: Slurm does not answer; with `unless_known` it need not know the job any more.
+        EnvironmentProblem: Slurm does not answer. With `unless_known`, where our own records tell as well, that is
+            no error.
         """
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
             said = done.stderr.strip()
         except subprocess.TimeoutExpired:
             done, said = None, f"no answer within {PATIENCE_SECONDS:.0f} s"
-        if done is not None and (done.returncode == 0 or unless_known):
-            return done.stdout
+        if unless_known or (done is not None and done.returncode == 0):
+            return done.stdout if done is not None else ""
         raise EnvironmentProblem(
             f"`{' '.join(command[:2])}`: {said}", hint="Jobs go on without this process; `sweep run` finds them again."
         )

@@ -77,6 +77,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "threads": pa.int64(),
     "attempt": pa.int64(),
     "machine": pa.string(),
+    "device": pa.string(),  # cpu, or the GPU's name
     "when": pa.string(),
     "torch": pa.string(),
     "pythia_export": pa.string(),
@@ -125,7 +126,7 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
         | {name: record[name] for name in ("bits_per_weight", "expected_cost", "residual_error")}
         | _cost(record["cost"])
         | {f"seconds_{name}": seconds for name, seconds in record["seconds"].items()}
-        | {name: record[name] for name in ("peak_memory_bytes", "threads", "attempt", "machine", "when")}
+        | {name: record[name] for name in ("peak_memory_bytes", "threads", "attempt", "machine", "device", "when")}
         | {"torch": job.versions["torch"], "pythia_export": job.versions["pythia-export"]}
         | {"calibration": job.calibration, "verify": job.verify}
     )

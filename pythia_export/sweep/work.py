@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..device import device_called
 from ..errors import PythiaExportError, ResourceError
 from ..progress import SILENT, Progress
 from .folder import DISK_FULL, Folder, now
@@ -25,22 +27,25 @@ def work(
     keys: Sequence[str],
     *,
     cores: int,
+    device: str = "cpu",
     memory_gb: float = 4.0,
     evict: bool = False,
     attempt: int = 1,
     progress: Progress = SILENT,
 ) -> dict[str, int]:
-    """The exit code of each job, 0 for those that are done; `memory_gb` is that of calibration activations.
+    """The exit code of each job, 0 for those that are done. torch computes on `device`, `cpu` or `cuda`; `memory_gb` is
+    that of calibration activations.
 
-    What fails is recorded, job by job, and the rest goes on. Only where the checkpoint cannot be had, or memory or disk
-    are short, does the task end: for another process, with more of it, to go on.
+    What fails is recorded, job by job, and the rest goes on. Only where the checkpoint cannot be had, the device is not
+    there, or memory or disk are short, does the task end: for another process, with more of it, to go on.
     """
     folder = Folder(root)
     told = _Logged(folder, task, progress)
     codes = {key: 0 for key in keys if folder.result(key) is not None}
     jobs: dict[str, Job] = {}
     torch.set_num_threads(cores)
-    told.log(f"attempt {attempt}: {len(keys) - len(codes)} jobs, {cores} threads")
+    where = f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES', '0')}" if device == "cuda" else device
+    told.log(f"attempt {attempt}: {len(keys) - len(codes)} jobs, {cores} threads, {where}")
 
     def failed(error: PythiaExportError, of: Sequence[str]) -> None:
         for key in of:
@@ -63,7 +68,7 @@ def work(
             batch = left[:1] if left[0] in alone else _together([jobs[key] for key in left if key not in alone])
             try:
                 if shared is None:
-                    shared = Shared(jobs[left[0]], folder, memory_gb, stack, told)
+                    shared = Shared(jobs[left[0]], folder, memory_gb, device_called(device), stack, told)
                 for record in shared.measure([jobs[key] for key in batch]):
                     folder.put_result(record["key"], record | {"attempt": attempt})
                     codes[record["key"]] = 0
