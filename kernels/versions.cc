@@ -109,9 +109,15 @@ const size_t kVersionCount = sizeof kVersions / sizeof *kVersions;
 
 const Version* chosen() {
   const char* asked = std::getenv("PYTHIA_KERNELS_ISA");
+  if (asked && !*asked) asked = nullptr;
   for (const Version& version : kVersions)
     if (asked ? !std::strcmp(asked, version.name) && version.runs_here() : version.runs_here()) return &version;
   return nullptr;
 }
 
 }  // namespace pythia
+
+const char* pythia_version() {
+  const pythia::Version* version = pythia::chosen();
+  return version ? version->name : nullptr;
+}

@@ -26,10 +26,15 @@ struct Version {
 extern const Version kVersions[];
 extern const size_t kVersionCount;
 
-// The best that this processor runs, or the one that the environment variable PYTHIA_KERNELS_ISA names; null where it
-// names one that this build or this processor does not have.
+// The best that this processor runs, or the one that the environment variable PYTHIA_KERNELS_ISA names if it is not
+// empty; null where it names one that this build or this processor does not have.
 const Version* chosen();
 constexpr const char* kNoVersion =
     "PYTHIA_KERNELS_ISA names a version that this processor or this build does not have; kernels/README.md lists them";
 
 }  // namespace pythia
+
+extern "C" {
+// Its name; null where there is none.
+PYTHIA_EXPORT const char* pythia_version();
+}

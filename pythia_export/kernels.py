@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 from typing import Literal
@@ -23,3 +24,15 @@ def kernels_path(provider: Literal["cpu", "cuda"] = "cpu") -> Path | None:
         if (place / _FORM.format(name)).is_file():
             return place / _FORM.format(name)
     return None
+
+
+def instruction_set(library: Path) -> str | None:
+    """Which of its versions a library runs on this processor, `avx2` or `neon`; None where it cannot be loaded, or
+    where PYTHIA_KERNELS_ISA names a version that does not run here."""
+    try:
+        version = ctypes.CDLL(str(library)).pythia_version
+    except (OSError, AttributeError):
+        return None
+    version.restype = ctypes.c_char_p
+    name: bytes | None = version()
+    return None if name is None else name.decode()

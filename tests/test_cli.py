@@ -75,6 +75,20 @@ def test_every_kind_of_error_has_its_exit_code_and_no_traceback(kind, code, monk
     )
 
 
+@pytest.mark.parametrize(
+    "command", [("run", "demo", "--out", "x"), ("quantize", "demo", "--out", "x"), ("verify", "x")]
+)
+def test_ctrl_c_names_resume_where_there_is_such_an_option(command, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for name in ("run", "quantize", "verify"):
+        monkeypatch.setattr(pipeline, name, stop)
+    done = invoke(*command)
+    assert done.exit_code == 130 and "What was there before is intact" in done.stderr
+    assert ("--resume" in done.stderr) == (command[0] != "verify")
+
+
 def test_a_failed_gate_is_10_and_is_named(monkeypatch):
     monkeypatch.setattr(pipeline, "verify", lambda *args, **kwargs: PARITY_FAILED)
     done = invoke("verify", "somewhere", "--json")

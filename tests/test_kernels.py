@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from pythia_export.kernels import kernels_path
+from pythia_export.kernels import instruction_set, kernels_path
 
 LIBRARY = kernels_path()
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not built; `make kernels` builds them")
@@ -328,6 +328,7 @@ def test_every_version_gives_the_same(isa, monkeypatch):
         if "PYTHIA_KERNELS_ISA names a version" not in str(e):
             raise
         pytest.skip(f"this processor does not run {isa}")
+    assert instruction_set(LIBRARY) == isa
     assert np.abs(best - opened.run(None, feeds)[0])[real(feeds)].max() <= 1e-5
 
 
@@ -336,6 +337,11 @@ def test_a_version_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setenv("PYTHIA_KERNELS_ISA", "mmx")
     with pytest.raises(Exception, match=r"/layers\.0/attention: PYTHIA_KERNELS_ISA names a version that .* not have"):
         attention_session(2, 8)
+    assert instruction_set(LIBRARY) is None
+    monkeypatch.setenv("PYTHIA_KERNELS_ISA", "")  # as if it were not set
+    empty = instruction_set(LIBRARY)
+    monkeypatch.delenv("PYTHIA_KERNELS_ISA")
+    assert empty == instruction_set(LIBRARY) is not None
 
 
 def changed(**changes):

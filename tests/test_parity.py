@@ -23,6 +23,7 @@ from pythia_export.parity.statistics import clustered_mean
 from pythia_export.parity.table import token_table
 from pythia_export.progress import SILENT
 from pythia_export.recipe import Export, Gates, Quantize
+from pythia_export.report import words
 
 CONFIG = small_config(layers=2, vocab=96, positions=64)
 
@@ -95,6 +96,19 @@ def test_no_operator_of_any_graph_differs(products, rotary, source, tmp_path):
     found = first_divergence(it.model, tmp_path, it.stored, CONFIG, it.export, some_windows().ids[0])
     operators = 3 + CONFIG.num_layers * (9 if products == 4 else 7)
     assert found["op"] is None and found["diverging"] == 0 and found["checked"] in (2 * operators, 4 * operators)
+    assert found["rounded_cache"] is None and "rounded" not in words.look_in_graph(
+        {"export": {"first_divergence": found}}
+    )
+
+
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_a_cache_that_rounds_is_named_where_no_operator_differs(cache, source, tmp_path):
+    it = subject(source, tmp_path, Quantize(method="rtn", group_size=32), Export(kv_cache=cache))
+    found = first_divergence(it.model, tmp_path, it.stored, CONFIG, it.export, some_windows().ids[0])
+    assert found["op"] is None
+    assert words.look_in_graph({"export": {"first_divergence": found}}).endswith(
+        f"on its own inputs; but the KV cache is rounded to {cache}, for which limits are wider."
+    )
 
 
 # B. Slabs, subsets, pairs

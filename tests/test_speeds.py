@@ -125,6 +125,13 @@ def test_a_graph_without_our_operator_says_so(exported, tmp_path):
     assert opened.speed == "stock"
 
 
+@needs_library
+def test_the_kernels_say_for_which_instructions_they_run(exported, monkeypatch):
+    monkeypatch.setenv("PYTHIA_KERNELS_ISA", "reference")
+    opened = open_session(exported)
+    assert (opened.speed, opened.why) == ("native", f"{LIBRARY.name}, reference")
+
+
 def test_a_library_that_does_not_load_is_an_error_and_not_a_slower_run(exported, tmp_path, monkeypatch):
     broken = tmp_path / "libpythia_kernels.so"
     broken.write_bytes(b"no library")

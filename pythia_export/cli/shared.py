@@ -41,7 +41,9 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say("Interrupted. What was there before is intact; --resume goes on after the last finished layer.")
+            resumes = ctx.invoked_subcommand in ("run", "quantize")
+            further = "; --resume goes on after the last finished layer" if resumes else ""
+            say(f"Interrupted. What was there before is intact{further}.")
             raise typer.Exit(INTERRUPTED) from None
         except PythiaExportError as e:
             fail(e, ctx.params.get("debug", False))

@@ -84,7 +84,8 @@ def first_divergence(
                         "diverging": len(wrong),
                     }
             advance(1)
-    return {"layer": None, "op": None, "checked": checked, "diverging": 0}
+    rounded = export.cache_dtype if export.cache_dtype != export.dtype else None
+    return {"layer": None, "op": None, "checked": checked, "diverging": 0, "rounded_cache": rounded}
 
 
 Compared = tuple[int | None, str, str, Tensor | None, Tensor]  # layer, operator, value, what the graph gave, expected

@@ -85,7 +85,11 @@ def look_in_graph(parity: Json) -> str:
     if not found:
         return ""
     if found["op"] is None:
-        return f"Look first: none of {found['checked']} operators differs from torch by itself, on its own inputs."
+        said = f"Look first: none of {found['checked']} operators differs from torch by itself, on its own inputs"
+        cache = found["rounded_cache"]
+        return said + (
+            "." if cache is None else f"; but the KV cache is rounded to {cache}, for which limits are wider."
+        )
     by = "has no such value" if found["error"] is None else f"differs by {power(found['error'])}, relative"
     return f"Look first at {found['node']} ({found['way']}, {found['speed']} speed): it {by}."
 

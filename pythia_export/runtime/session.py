@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from ..errors import EnvironmentProblem, IntegrityError, RecipeError, ResourceError
-from ..kernels import kernels_path
+from ..kernels import instruction_set, kernels_path
 from ..neox import NeoXConfig, cache_bytes, cache_parts
 
 if TYPE_CHECKING:
@@ -363,7 +363,8 @@ def _speed(graph: bytes, provider: Provider, native: bool) -> tuple[Speed, str, 
     if library is None:
         what, how = ("native kernels are", "kernels") if provider == "cpu" else ("native kernels for a GPU are", "cuda")
         return "function", f"the {what} not built (`make {how}` in a checkout)", None
-    return "native", str(library.name), library
+    version = instruction_set(library) if provider == "cpu" else None
+    return "native", library.name if version is None else f"{library.name}, {version}", library
 
 
 def _open(ort: Any, graph: bytes, folder: Path, threads: int | None, provider: Provider, library: Path | None) -> Any:
