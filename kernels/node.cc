@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <new>
 
 namespace pythia {
 
@@ -16,6 +17,33 @@ int64_t product(const std::vector<int64_t>& shape) {
   for (int64_t d : shape) n *= d;
   return n;
 }
+
+namespace {
+void check(const ort::Api& api, ort::Status* status, const std::string& place, const char* doing) {
+  if (!status) return;
+  const Failure failure(api.GetErrorCode(status),
+                        place + ": ONNX Runtime failed at " + doing + ": " + api.GetErrorMessage(status));
+  api.ReleaseStatus(status);
+  throw failure;
+}
+
+// Tasks of other threads, whose exceptions nobody would catch.
+struct Tasks {
+  void (*fn)(void*, size_t);
+  void* data;
+  std::atomic<bool> failed{false};
+
+  static void run(void* self, size_t i) noexcept {
+    Tasks& tasks = *static_cast<Tasks*>(self);
+    if (tasks.failed) return;
+    try {
+      tasks.fn(tasks.data, i);
+    } catch (...) {  // they do no more than work in memory that they ask for
+      tasks.failed = true;
+    }
+  }
+};
+}  // namespace
 
 Node::Node(const ort::Api& api, const ort::KernelInfo* info, const char* op) : api_(&api), info_(info), place_(op) {
   size_t size = 0;
@@ -43,11 +71,7 @@ int64_t Node::attribute(const char* name, int64_t otherwise) const {
 
 void Node::refuse(const std::string& what) const { throw Refusal(place_ + ": " + what); }
 
-void Node::check(ort::Status* status, const char* doing) const {
-  if (!status) return;
-  api_->ReleaseStatus(status);
-  refuse(std::string("ONNX Runtime failed at ") + doing);
-}
+void Node::check(ort::Status* status, const char* doing) const { pythia::check(*api_, status, place_, doing); }
 
 bool Call::has(size_t i) const {
   size_t count = 0;
@@ -108,16 +132,15 @@ Parallel Call::parallel() const {
     if (n == 1) return fn(data, 0);
     // More batches than threads, taken as threads come free: tasks differ in length, and threads have other work.
     const size_t batches = std::min(n, size_t(8 * hardware_threads()));
-    call.node_.check(call.node_.api().KernelContext_ParallelFor(call.context_, fn, n, batches, data), "sharing work out");
+    Tasks tasks{fn, data};
+    call.node_.check(call.node_.api().KernelContext_ParallelFor(call.context_, Tasks::run, n, batches, &tasks),
+                     "sharing work out");
+    if (tasks.failed) throw std::bad_alloc();
   };
   return {run, const_cast<Call*>(this)};
 }
 
-void Inference::check(ort::Status* status) const {
-  if (!status) return;
-  api_.ReleaseStatus(status);
-  throw Refusal("ONNX Runtime failed at inferring shapes");
-}
+void Inference::check(ort::Status* status) const { pythia::check(api_, status, "pythia", "inferring shapes"); }
 
 ort::ElementType Inference::type(size_t i) const {
   ort::Shape* given = nullptr;  // the context's own

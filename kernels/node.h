@@ -11,8 +11,15 @@
 
 namespace pythia {
 
-struct Refusal : std::runtime_error {
-  using std::runtime_error::runtime_error;
+// Becomes a status of ONNX Runtime's.
+struct Failure : std::runtime_error {
+  ort::ErrorCode code;
+  Failure(ort::ErrorCode code, const std::string& what) : std::runtime_error(what), code(code) {}
+};
+
+// What the caller gave is not what was expected.
+struct Refusal : Failure {
+  explicit Refusal(const std::string& what) : Failure(ort::kInvalidArgument, what) {}
 };
 
 std::string text(const std::vector<int64_t>& shape);
@@ -34,7 +41,7 @@ class Node {
   int64_t attribute(const char* name, int64_t otherwise) const;
   [[noreturn]] void refuse(const std::string& what) const;  // throws Refusal: "<op> <node>: what"
   const ort::Api& api() const { return *api_; }
-  void check(ort::Status* status, const char* doing) const;
+  void check(ort::Status* status, const char* doing) const;  // throws Failure: with what the status says
 
  private:
   bool read(const char* name, int64_t* value) const;

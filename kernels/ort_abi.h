@@ -26,9 +26,11 @@ enum ElementType : int { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 =
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 enum MemoryType : int { kCpuInput = -2, kDefaultMemory = 0 };
 
-// name, place in OrtApi, parameters; all return Status* but those that release.
+// name, place in OrtApi, parameters; all return Status* but those that read or release one.
 #define PYTHIA_ORT_FUNCTIONS(X)                                                                          \
   X(CreateStatus, 0, Status*, (ErrorCode, const char*))                                                  \
+  X(GetErrorCode, 1, ErrorCode, (const Status*))                                                         \
+  X(GetErrorMessage, 2, const char*, (const Status*))                                                    \
   X(CreateCustomOpDomain, 26, Status*, (const char*, Domain**))                                          \
   X(CustomOpDomain_Add, 27, Status*, (Domain*, const struct CustomOp*))                                  \
   X(AddCustomOpDomain, 28, Status*, (SessionOptions*, Domain*))                                          \

@@ -10,12 +10,16 @@
 
 namespace pythia {
 
+namespace {
+struct Place {
+  std::unique_ptr<float[]> memory;
+  size_t size = 0;
+};
+thread_local Place places[kUses];
+constexpr size_t kKept = size_t(64) << 20;  // bytes: those of a prompt of 2,048 tokens of pythia-12b
+}  // namespace
+
 float* scratch(Use use, size_t floats) {
-  struct Place {
-    std::unique_ptr<float[]> memory;
-    size_t size = 0;
-  };
-  thread_local Place places[kUses];
   constexpr size_t kAlignment = 64 / sizeof(float);
   Place& place = places[use];
   if (place.size < floats) {
@@ -25,6 +29,10 @@ float* scratch(Use use, size_t floats) {
     place.size = floats;
   }
   return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(place.memory.get()) + 63) & ~uintptr_t(63));
+}
+
+void give_back() {
+  if (places[kCall].size * sizeof(float) > kKept) places[kCall] = {};
 }
 
 int hardware_threads() {

@@ -1,6 +1,7 @@
 // The library's entry point: the one place where operators are registered.
 #include <exception>
 #include <mutex>
+#include <new>
 #include <utility>
 
 #include "matmul_nbits/op.h"
@@ -22,8 +23,10 @@ ort::Status* guarded(F&& f) {
   try {
     f();
     return nullptr;
-  } catch (const Refusal& e) {
-    return api->CreateStatus(ort::kInvalidArgument, e.what());
+  } catch (const Failure& e) {
+    return api->CreateStatus(e.code, e.what());
+  } catch (const std::bad_alloc&) {
+    return api->CreateStatus(ort::kFail, "pythia: memory could not be allocated");
   } catch (const std::exception& e) {
     return api->CreateStatus(ort::kFail, e.what());
   }
@@ -54,7 +57,9 @@ ort::CustomOp described() {
     return guarded([&] { *kernel = new Op(*given, info, Op::kTypes[kTypes]); });
   };
   op.KernelComputeV2 = [](void* kernel, ort::KernelContext* context) -> ort::Status* {
-    return guarded([&] { static_cast<const Op*>(kernel)->compute(context); });
+    ort::Status* status = guarded([&] { static_cast<const Op*>(kernel)->compute(context); });
+    give_back();
+    return status;
   };
   op.KernelDestroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
   op.InferOutputShapeFn = [](const ort::CustomOp*, ort::ShapeInferContext* context) -> ort::Status* {

@@ -23,7 +23,7 @@ MatMulNBits::MatMulNBits(const ort::Api& api, const ort::KernelInfo* info, Types
 void MatMulNBits::compute(ort::KernelContext* context) const {
   const Call call(node_, context);
   const Tensor a = call.input(0, "A");
-  if (a.shape.size() < 2 || a.shape.back() != depth_ || product(a.shape) == 0)
+  if (a.shape.empty() || a.shape.back() != depth_ || product(a.shape) == 0)
     node_.refuse("A is " + text(a.shape) + "; [..., " + std::to_string(depth_) + "] with at least one row was expected");
   Product p{};
   p.rows = product(a.shape) / depth_, p.depth = depth_, p.columns = columns_, p.bits = bits_, p.block = block_;
@@ -44,7 +44,7 @@ void MatMulNBits::compute(ort::KernelContext* context) const {
 }
 
 void MatMulNBits::infer(const Inference& in) {
-  for (size_t rank : {2, 3}) {
+  for (size_t rank : {1, 2, 3}) {
     std::vector<Dimension> shape = in.shape(0, rank);
     bool known = false;
     for (const Dimension& d : shape) known |= d.size >= 0 || !d.name.empty();

@@ -27,7 +27,7 @@ constexpr int64_t kFewTokens = kLanes == 4 ? 4 : 9;
 constexpr int64_t kBlock = 256;               // cached tokens that several queries share while they are near
 constexpr int64_t kRows = 64;                 // rows of values that are mixed while they are near
 constexpr int64_t kLeastSplit = 256;          // cached tokens that are worth a task of their own
-constexpr float kNothing = -1e30f;            // finite, so that differences of it are no NaN
+constexpr float kNothing = -__FLT_MAX__;      // finite, so that differences of it are no NaN
 constexpr float kHidden = -__builtin_inff();
 
 int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -412,6 +412,13 @@ const float* as_floats(const C* x, const float* scale, int64_t from, int64_t n, 
   return to;
 }
 
+// Whether all n numbers, a multiple of the vector's width, are.
+bool finite(const float* x, int64_t n) {
+  Floats poison = {};
+  for (int64_t i = 0; i < n; i += kLanes) poison += load(x + i) * 0.0f;
+  return sum(poison) == 0.0f;
+}
+
 template <typename C>
 struct Prefill {
   const Attention& a;
@@ -471,8 +478,10 @@ struct Prefill {
           for (int64_t d = 0; d < width; d += kLanes) store(mixed + i * width + d, load(mixed + i * width + d) * by);
         }
       const float* v = as_floats(head.value + from * n, head.value_scale, from, n, width, values, m);
-      for (int64_t i = 0; i < count; i += kStripe) {  // of a stripe of queries, the keys that its last one sees
-        const int64_t queries = less(kStripe, count - i), depth = less(m, start + i + queries - from);
+      // Of a stripe of queries, the keys that its last one sees, which weigh nothing for the others; but 0 * inf is NaN.
+      const int64_t stripe = from + m <= start + 1 || finite(v, m * width) ? kStripe : 1;
+      for (int64_t i = 0; i < count; i += stripe) {
+        const int64_t queries = less(stripe, count - i), depth = less(m, start + i + queries - from);
         if (depth > 0)
           product(queries, width, scores + i, 1, kQueries, v, width, mixed + i * width, width, depth, true);
       }
