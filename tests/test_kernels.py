@@ -333,6 +333,32 @@ def test_every_version_gives_the_same(isa, monkeypatch):
 
 
 @needs_library
+@pytest.mark.parametrize("cache", TYPES)
+@pytest.mark.parametrize("T", [1, 4, 20, 70])
+def test_a_row_that_hides_everything_is_the_mean_of_what_it_hides_not_a_nan(T, cache):
+    """As softmax has it; torch's mask is the least float32."""
+    feeds = problem(T=T, past=10, cache=cache, padding=(0, 0, 0))
+    feeds["bias"] = np.full_like(feeds["bias"], np.finfo("f").min)
+    got = attention_session(2, 8, cache).run(None, feeds)[0]
+    assert np.abs(got - expected(feeds, 2, 8, cache)[0]).max() <= 1e-5
+
+
+@needs_library
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "sse2", "neon", "reference"])
+@pytest.mark.parametrize("T", [4, 9, 20, 70, 130])
+def test_what_is_not_finite_stays_with_those_who_see_it(T, isa, monkeypatch):
+    monkeypatch.setenv("PYTHIA_KERNELS_ISA", isa)
+    if instruction_set(LIBRARY) != isa:
+        pytest.skip(f"this processor does not run {isa}")
+    feeds = problem(T=T, past=3, B=1)
+    before = attention_session(2, 8).run(None, feeds)[0]
+    at = T - 3
+    feeds["qkv"][0, at, -1] = np.inf  # a value's
+    got = attention_session(2, 8).run(None, feeds)[0]
+    assert (got[:, :at] == before[:, :at]).all() and not np.isfinite(got[:, at:, -1]).any()
+
+
+@needs_library
 def test_a_version_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setenv("PYTHIA_KERNELS_ISA", "mmx")
     with pytest.raises(Exception, match=r"/layers\.0/attention: PYTHIA_KERNELS_ISA names a version that .* not have"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -91,6 +92,63 @@ def expected(x, weights, bits, block):
     codes = codes_of(weights["B"].reshape(columns, -1), bits, blocks * block).reshape(columns, blocks, block)
     matrix = (codes - zero[..., None]) * weights["scales"].reshape(columns, blocks, 1).astype(float)
     return np.einsum("mbk,nbk->mn", rounded, matrix) + weights.get("bias", 0)
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from test_matmul_nbits import model, problem, session
+depth, columns, rows = map(int, sys.argv[1:4])
+x, weights = problem(rows, depth, columns, 4, 256)
+opened = session(model(weights, depth, columns, 4, 256))
+held = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (held + (100 << 20),) * 2)
+try:
+    opened.run(None, {"A": x})
+except Exception as e:
+    print(e)
+"""
+
+
+@needs_library
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of a process's memory is Linux's")
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((1 << 22, 16, 9), "pythia: memory could not be allocated"),  # by a task, on any thread
+        ((16, 1 << 20, 64), f"pythia::MatMulNBits {NODE}: ONNX Runtime failed at making an output: .*allocate memory"),
+    ],
+)
+def test_memory_that_does_not_suffice_is_an_error_of_one_call(shape, said):
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, *map(str, shape)], capture_output=True, text=True, timeout=120,
+        cwd=Path(__file__).parent,
+    )  # fmt: skip
+    assert done.returncode == 0 and re.search(said, done.stdout), done
+
+
+@needs_library
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("shape", [(64,), (3, 64), (2, 1, 3, 64)])
+def test_rows_may_lie_in_any_number_of_dimensions(shape, native):
+    x, weights = problem(int(np.prod(shape[:-1])), 64, 40, 4, 32)
+    opened = session(model(weights, 64, 40, 4, 32, len(shape)), native)
+    got = opened.run(None, {"A": x.reshape(shape)})[0]
+    assert got.shape == (*shape[:-1], 40)
+    assert largest_difference(got.reshape(-1, 40), expected(x, weights, 4, 32)) <= 1e-5
+
+
+@needs_library
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_what_a_large_call_took_is_given_back():
+    x, weights = problem(9000, 20480, 16, 4, 256)
+    opened = session(model(weights, 20480, 16, 4, 256))
+
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = held()
+    opened.run(None, {"A": x})
+    assert held() - before < 64e6 < x.nbytes / 4
 
 
 def largest_difference(got, want) -> float:
@@ -195,7 +253,7 @@ def test_attributes_that_make_no_sense_are_refused(attributes, words):
     [
         ({"depth": 96}, (2, 64), "A is [2, 64]; [..., 96] with at least one row was expected"),
         ({}, (0, 64), "A is [0, 64]; [..., 64] with at least one row was expected"),
-        ({"rank": 1}, (64,), "A is [64]; [..., 64] with at least one row was expected"),
+        ({"rank": 0}, (), "A is []; [..., 64] with at least one row was expected"),
         ({"columns": 41}, (2, 64), "B is [40, 2, 16]; [41, 2, 16] was expected"),
         ({"bits": 8}, (2, 64), "B is [40, 2, 16]; [40, 2, 32] was expected"),
         ({"scales": (79,)}, (2, 64), "scales is [79]; [80] was expected"),

@@ -118,7 +118,7 @@ def test_our_declaration_of_the_abi_is_the_official_one(tmp_path):
     ours = (KERNELS / "ort_abi.h").read_text()
     functions = re.findall(r"X\((\w+), (\d+),", ours)
     fields = re.findall(r"\(\*(\w+)\)\(", ours.split("struct CustomOp {")[1].split("};")[0])
-    assert len(functions) == 27 and len(fields) == 21
+    assert len(functions) == 29 and len(fields) == 21
     checks = [
         f'static_assert(offsetof(OrtApi, {name}) == {place} * sizeof(void*), "{name}");' for name, place in functions
     ]
@@ -134,6 +134,7 @@ def test_our_declaration_of_the_abi_is_the_official_one(tmp_path):
     ):
         checks.append(f'static_assert(int(ort::{name}) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_{element}), "");')
     checks.append('static_assert(int(ort::kInvalidArgument) == int(ORT_INVALID_ARGUMENT), "");')
+    checks.append('static_assert(int(ort::kFail) == int(ORT_FAIL), "");')
     checks.append('static_assert(ORT_API_VERSION >= ort::kApiVersion, "");')
     checks.append('static_assert(int(ort::kOptional) == int(INPUT_OUTPUT_OPTIONAL), "");')
     checks.append('static_assert(int(ort::kCpuInput) == int(OrtMemTypeCPUInput), "");')
@@ -150,7 +151,7 @@ def test_the_library_exports_its_entry_points_alone():
         pytest.skip("no library or no nm")
     symbols = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
     ours = [line.split()[-1] for line in symbols.splitlines() if " T " in line]
-    assert sorted(ours) == ["RegisterCustomOps", "pythia_beam"]
+    assert sorted(ours) == ["RegisterCustomOps", "pythia_beam", "pythia_version"]
 
 
 SETS = ("avx2", "avx512", "product_avx2", "product_avx512vnni", "product_amx", "product_amx_emulated")
