@@ -151,3 +151,32 @@ def test_where_they_are_not_built_the_function_runs_and_says_why(exported, monke
 def test_a_manifest_that_names_another_type_of_cache_is_refused(exported):
     with pytest.raises(IntegrityError, match=r"caches tensor\(float\), its manifest says tensor\(float16\)"):
         open_session(exported, kv_dtype="float16")
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_library)])
+@pytest.mark.parametrize("rotary", ["custom", "gqa", "onnx", "int8 cache"])
+@pytest.mark.parametrize("size", ["14m", "70m"])  # rotary_dim 8 and 16
+def test_padding_between_tokens_is_right_or_refused(size, rotary, native, tmp_path):
+    from models import InMemory, export_model, hugging_face, on_disk, small_config
+
+    config = small_config(size=size, layers=2)
+    original = InMemory(config, on_disk(hugging_face(config)))
+    chosen = Export(kv_cache="int8") if rotary == "int8 cache" else Export(rotary=rotary)
+    export_model(original, tmp_path, Quantize(method="none", embedding="float32"), chosen)
+    kept = {"kv_cache": "growing" if rotary == "onnx" else "shared", "kv_dtype": chosen.cache_dtype}
+    opened = Session((tmp_path / "model.onnx").read_bytes(), tmp_path, config, native=native, **kept)
+    ids, pad = np.random.default_rng(0).integers(1, 96, (1, 12)), np.zeros((1, 5), np.int64)
+    plain = opened.start(1, 32)
+    before, wanted = opened.step(plain, ids), opened.step(plain, ids[:, :1])
+    padded = opened.start(1, 32)
+    mask = np.concatenate([np.ones_like(ids), pad], 1)
+    got = opened.step(padded, np.concatenate([ids, pad], 1), mask)  # behind all tokens it does no harm
+    assert np.abs(got[:, :12] - before).max() <= 1e-4
+    if size == "70m" and (rotary == "gqa" or (rotary == "custom" and not native)):
+        with pytest.raises(
+            EnvironmentProblem, match=r"row 0 has padding between its tokens; at (stock|function) speed"
+        ):
+            opened.step(padded, ids[:, :1])
+        assert padded.length == 17
+    else:
+        assert np.abs(opened.step(padded, ids[:, :1]) - wanted).max() <= 1e-4

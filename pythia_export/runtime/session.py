@@ -119,6 +119,8 @@ class Session:
         self._ort = onnxruntime()
         graph = model if isinstance(model, bytes) else model.read_bytes()
         self.speed, self.why, library = _speed(graph, provider, native)
+        # GroupQueryAttention rotates by the place in the cache, where it rotates by itself (graph/ops.py).
+        self._rotates_by_place = self.speed != "native" and b"do_rotary" in graph and config.rotary_dim % 16 == 0
         self._session = _open(self._ort, graph, folder, threads, provider, library)
         self.providers: list[str] = self._session.get_providers()
         self._device = provider
@@ -204,6 +206,7 @@ class Session:
 
         Raises:
             RecipeError: the cache has no room for T more tokens.
+            EnvironmentProblem: padding lies between a row's tokens, which ONNX Runtime's own attention gets wrong.
         """
         batch, new = _two_dimensions(ids)
         kept = new if keep is None else min(keep, new)
@@ -273,6 +276,16 @@ class Session:
                 raise ValueError(f"a mask of 0 and 1 of the ids' shape {ids.shape} was expected, not {mask.shape}")
             if not (cache.mask.any(axis=1) | mask.any(axis=1)).all():
                 raise ValueError("a row of padding alone")
+        if self._rotates_by_place:
+            total = np.concatenate([cache.mask, np.ones_like(ids) if mask is None else mask], axis=1)
+            runs = (np.diff(total, axis=1, prepend=0) > 0).sum(axis=1)  # of tokens without padding between them
+            if runs.max() > 1:
+                raise EnvironmentProblem(
+                    f"row {runs.argmax()} has padding between its tokens; at {self.speed} speed ({self.why}) it has to "
+                    "come before them all",
+                    hint="Pad on the left of the first step alone, use the native kernels (`make kernels`), or export "
+                    "with rotary = 'onnx'.",
+                )
 
     def _check_interface(self, folder: Path) -> None:
         graph = self._session
