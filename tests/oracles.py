@@ -14,7 +14,7 @@ def gptq_textbook(W, H, bits, group_size, symmetric, act_order, damp, clip):
     out, n = W.shape
     size = group_size if group_size > 0 else n
     dead = np.diag(H) == 0
-    H[dead, dead] = 1
+    H[dead, dead] = np.diag(H)[~dead].mean() if not dead.all() else 1
     W[:, dead] = 0
     diagonal = np.diag(H).copy()
     H = H + damp * diagonal.mean() * np.eye(n)

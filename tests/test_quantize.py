@@ -242,6 +242,19 @@ def test_dead_inputs_cost_nothing_and_get_zero():
     W, H = problem("dead")
     done = run_gptq(W, H)
     assert (done.dequantize()[:, ::7] == 0).all()
+    everything = run_gptq(W, torch.zeros_like(H))
+    assert (everything.dequantize() == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_damping_does_not_depend_on_dead_inputs(scale):
+    W, H = problem("correlated")
+    n = len(H)
+    with_dead = torch.zeros(n + 64, n + 64, dtype=H.dtype)
+    with_dead[:n, :n] = H * scale
+    more = torch.cat([W, torch.ones(len(W), 64, dtype=W.dtype)], 1)
+    alone, beside = (gptq(w, factor(h, False, 0.01, 0.1), 4, -1, True) for w, h in ((W, H * scale), (more, with_dead)))
+    assert torch.equal(alone.q, beside.q[:, :n])
 
 
 def test_the_damping_ladder_is_recorded_and_ends_by_name():
@@ -334,6 +347,22 @@ def test_weights_beyond_what_a_scale_can_hold_are_refused(bits):
     with pytest.raises(NumericsError, match=r"a weight of 1e\+08 has no scale in float16"):
         round_rows(torch.full((2, 32), 1e8), bits, 32, "float16")
     assert torch.isfinite(round_rows(torch.full((2, 32), 1e8), bits, 32, "float32").dequantize()).all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "spread", "most"), [(8, 0.0026, 0.015), (8, 0.00077, 0.03), (4, 1e-4, 0.2)])
+def test_small_weights_have_scales_of_float16_too(bits, spread, most, symmetric):
+    """The output projections of a fresh 410m or 12b: scales below float16's normal numbers, 6.1e-5."""
+    W, H = problem("correlated", 32, 256)
+    W = W / W.std() * spread
+    for made in (
+        rtn(W, bits, 128, symmetric, torch.float16),
+        gptq(W, factor(H, True, 0.01, 0.1), bits, 128, symmetric, scale_dtype=torch.float16),
+    ):
+        assert (made.scale.half().float() == made.scale).all()
+        assert (made.dequantize() - W).norm() <= most * W.norm()
+    least = rtn(torch.full((2, 32), 1e-9), bits, 32, symmetric, torch.float16)  # as good as nothing
+    assert (least.dequantize().abs() <= 2.0**-24).all()
 
 
 def test_an_embedding_of_4_bits_loses_a_fifth_less_than_one_that_is_rounded_to_nearest():

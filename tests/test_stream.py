@@ -97,6 +97,23 @@ def test_a_nan_weight_is_refused_by_name(tmp_path):
         export_model(sick, tmp_path, Quantize(), Export(), WINDOWS)
 
 
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize(
+    ("name", "export"),
+    [
+        ("gpt_neox.embed_in.weight", {}),  # float16 by default
+        ("embed_out.weight", {"dtype": "float16", "target": "cuda"}),
+        ("gpt_neox.layers.0.attention.dense.bias", {"dtype": "float16", "target": "cuda"}),
+    ],
+)
+def test_a_value_beyond_the_type_it_is_stored_in_is_refused_by_name(name, export, method, tmp_path):
+    sick = source(1)
+    sick.tensor(name).view(-1)[7] = 1e5
+    quantize = Quantize(method=method, head={"method": "none"}, group_size=32)
+    with pytest.raises(NumericsError, match=rf"{name} has a value of 1e\+05, which float16 does not hold"):
+        export_model(sick, tmp_path, quantize, Export(**export), WINDOWS if method == "gptq" else None)
+
+
 def test_an_activation_that_overflows_is_refused_by_layer(tmp_path):
     sick = source(3)
     sick.tensor("gpt_neox.layers.1.mlp.dense_4h_to_h.bias")[:] = 3e38

@@ -42,7 +42,7 @@ SHARED_OUT = 1 << 22  # weights from which threads gain more than they lose by w
 
 @dataclass(frozen=True)
 class Factor:
-    """``(H + damp * mean(diag H) I)[order][:, order] = L L^T``.
+    """``(H + damp * mean(diag H) I)[order][:, order] = L L^T``, the mean that of inputs which are not dead.
 
     L: [in, in] lower, in H's dtype. order: [in], the column at each place; columns are rounded from the last place to
     the first. dead: [in] bool, columns whose input is always zero. damp: relative, the one that worked.
@@ -72,11 +72,11 @@ def factor(H: Tensor, act_order: bool, damp: float, max_damp: float) -> Factor:
         raise NumericsError("the Hessian holds a NaN or an infinity: an activation overflowed")
     diagonal = H.diagonal()
     dead = diagonal <= 0  # an input that is always zero: any weight is exact, and zero is the cheapest
-    diagonal = torch.where(dead, torch.ones_like(diagonal), diagonal)
+    mean = diagonal[~dead].mean() if not dead.all() else torch.ones_like(diagonal[0])
+    diagonal = torch.where(dead, mean, diagonal)
     columns = torch.arange(len(H), device=H.device)
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else columns
     order = order.flip(0)
-    mean = diagonal.mean()
     while True:
         L = H[order[:, None], order]
         L.diagonal().copy_((diagonal + damp * mean)[order])

@@ -20,6 +20,7 @@ from ..errors import NumericsError
 _SHARES = torch.linspace(1.0, 0.3, 21).tolist()  # tried, of the whole span; the first is the grid without clipping
 _ASYMMETRIC = [(share, 1.0) for share in _SHARES]
 _SYMMETRIC = [(share, sign) for share in _SHARES[::2] for sign in (1.0, -1.0)]  # of share and sign, sign gains more
+_LEAST_HALF = 2.0**-24
 _SEARCHED_AT_ONCE = 1 << 16  # weights: the search goes over them many times, so they should stay in the cache
 _SEARCHED_ON_GPU = 1 << 26  # there few calls count
 
@@ -98,8 +99,11 @@ def _spanned(low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch
     """The grid from low to high, both [..., out]."""
     top = 2**bits - 1
     scale = (2 * torch.maximum(high, -low) if symmetric else high - low) / top
-    smallest = torch.finfo(dtype).tiny
-    scale = torch.where(scale < smallest, torch.ones_like(scale), scale).to(dtype).float()
+    if dtype == torch.float16:  # rows of small weights need its subnormal numbers as well
+        empty, scale = scale == 0, scale.to(dtype).float().clamp(min=_LEAST_HALF)
+    else:
+        empty, scale = scale < torch.finfo(dtype).tiny, scale.to(dtype).float()
+    scale = torch.where(empty, torch.ones_like(scale), scale)
     if symmetric:
         return scale, torch.full_like(scale, 2 ** (bits - 1))
     return scale, (-low / scale).round().clamp(0, top).float()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..block import Block
 from ..device import CPU, described, memory_of
-from ..errors import PythiaExportError
+from ..errors import NumericsError, PythiaExportError
 from ..graph.layout import (
     EMBEDDING_BITS,
     EMBEDDING_BLOCK,
@@ -401,6 +401,19 @@ def _losses(
     } | found
 
 
+def _cast(name: str, value: Tensor, dtype: str) -> Tensor:
+    """Raises:
+    NumericsError: `dtype` does not hold a value.
+    """
+    stored = value.to(getattr(torch, dtype))
+    if not torch.isfinite(stored).all():
+        raise NumericsError(
+            f"{name} has a value of {value.abs().max():.3g}, which {dtype} does not hold",
+            hint="Export with dtype = 'float32', or give this tensor another type (quantize.embedding, quantize.head).",
+        )
+    return stored
+
+
 @dataclass
 class _Writer:
     """Puts tensors into the file in the form that the graph reads."""
@@ -417,7 +430,7 @@ class _Writer:
         """
         if name not in self.layout.slots:
             return value
-        stored = value.to(getattr(torch, self.dtype))
+        stored = _cast(name, value, self.dtype)
         packed = stored.cpu().numpy()
         self.file.put(name, packed[self.config_rows] if name.removesuffix(".bias").endswith(QKV) else packed)
         return stored.float()
@@ -429,19 +442,19 @@ class _Writer:
             for part, array in pack_rows(rounded.to(CPU), self.dtype).items():
                 self.file.put(f"{EMBEDDING}.{part}", array)
             return rounded.dequantize()
-        stored = table.to(getattr(torch, kind))
+        stored = _cast(f"{EMBEDDING}.weight", table, kind)
         self.file.put(f"{EMBEDDING}.weight", stored.cpu().numpy())
         return stored.float()
 
     def stored(self, plan: LinearPlan, W: Tensor) -> Tensor:
         """A linear that is not quantised, in float32 as the artifact will read it."""
-        return W.to(getattr(torch, self.layout.slots[f"{plan.name}.weight"].dtype)).float()
+        return _cast(f"{plan.name}.weight", W, self.layout.slots[f"{plan.name}.weight"].dtype).float()
 
     def linear(self, plan: LinearPlan, W: Tensor, result: Quantized | None) -> None:
         """Write one linear [out, in]."""
         rows = torch.from_numpy(self.config_rows) if plan.name.endswith(QKV) else None
         if result is None:
-            stored = W.cpu().to(getattr(torch, self.layout.slots[f"{plan.name}.weight"].dtype))
+            stored = _cast(f"{plan.name}.weight", W.cpu(), self.layout.slots[f"{plan.name}.weight"].dtype)
             packed = stored if rows is None else stored[rows]
             self.file.put(f"{plan.name}.weight", packed.T.contiguous().numpy())
             return
