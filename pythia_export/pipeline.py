@@ -180,9 +180,10 @@ def run(
                     parity = prove(subject, held_out, recipe.verify.gates, progress).parity
             manifest = job.manifest(recipe.export)
             _write_reports(journal.output, manifest, quantization, parity)
-            journal.finish(staging.folder)
+            journal.lend(staging.folder)
             arrange(staging.folder, recipe)
             staging.publish(manifest)
+            journal.finish()
     if evict:
         _evict(job.checkpoint.pulled, progress)
     return Outcome(staging.out, quantization, parity, job.seconds)
@@ -205,9 +206,10 @@ def quantize(
         job.open()
         with job.journal(out, resume) as journal:
             quantization = job.quantize_into(journal)
-            journal.finish(staging.folder)
+            journal.lend(staging.folder)
             arrange(staging.folder, recipe)
             staging.publish(job.manifest(recipe.export))
+            journal.finish()
     if evict:
         _evict(job.checkpoint.pulled, progress)
     return Outcome(staging.out, quantization, None, job.seconds)

@@ -27,6 +27,11 @@ class WeightsWriter:
         self.path = path
         self._layout = layout
         self._missing = set(layout.slots)
+        if keep and (not path.is_file() or path.stat().st_size != layout.nbytes):
+            found = f"has {path.stat().st_size:,} bytes" if path.is_file() else "is not there"
+            raise IntegrityError(
+                f"{path} {found}; {layout.nbytes:,} bytes were written before", hint="Start anew without --resume."
+            )
         self._file = path.open("r+b" if keep else "wb")
         try:
             os.posix_fallocate(self._file.fileno(), 0, layout.nbytes)

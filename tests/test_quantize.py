@@ -362,7 +362,7 @@ def test_small_weights_have_scales_of_float16_too(bits, spread, most, symmetric)
         assert (made.scale.half().float() == made.scale).all()
         assert (made.dequantize() - W).norm() <= most * W.norm()
     least = rtn(torch.full((2, 32), 1e-9), bits, 32, symmetric, torch.float16)  # as good as nothing
-    assert (least.dequantize().abs() <= 2.0**-24).all()
+    assert (least.dequantize().abs() <= 2.0**-24).all() and (least.scale.abs() > 0).all()
 
 
 def test_an_embedding_of_4_bits_loses_a_fifth_less_than_one_that_is_rounded_to_nearest():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import InMemory, hugging_face, on_disk, small_config
-from processes import pythia_export, started
+from processes import pythia_export, script, started
 
 from pythia_export.checkpoint import demo_folder
 from pythia_export.errors import IntegrityError, OutputError, SourceError
@@ -88,6 +88,52 @@ def test_killed_and_resumed_the_weights_are_the_same_bytes(job, tmp_path, sign):
     assert linears(out) == linears(job / "whole")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert os.stat(out / "model.onnx_data").st_nlink == 1  # onnx refuses a file that has a second name
+
+
+PUBLISHING_FAILS = """
+import os, signal, sys
+from pythia_export.artifact import Staging
+from pythia_export.cli import main
+
+how, publish = sys.argv.pop(1), Staging.publish
+
+def fails(self, manifest):
+    if how != "taken":
+        os.kill(os.getpid(), getattr(signal, how))
+    self.out.mkdir()  # somebody else's
+    publish(self, manifest)
+
+Staging.publish = fails
+main()
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "taken"])
+def test_what_is_not_published_is_not_lost(how, job, tmp_path):
+    out, code = tmp_path / "out", tmp_path / "fails.py"
+    code.write_text(PUBLISHING_FAILS)
+    done = script(code, how, "quantize", job / "recipe.toml", "--out", out, env=ENVIRONMENT)
+    code.unlink()
+    assert done.returncode == {"SIGKILL": -9, "SIGTERM": 143, "taken": OutputError.exit_code}[how], done
+    if how == "taken":
+        out.rmdir()
+    again = run("quantize", job / "recipe.toml", "--out", out, "--resume")
+    assert "Going on after 6 finished layers" in again.stderr
+    assert (out / "model.onnx_data").read_bytes() == (job / "whole" / "model.onnx_data").read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and os.stat(out / "model.onnx_data").st_nlink == 1
+
+
+def test_weights_that_are_gone_or_cut_are_no_run_to_go_on_from(job, tmp_path):
+    out = tmp_path / "out"
+    kill_after(job, out, 1)
+    weights = tmp_path / ".out.work" / "artifact" / "model.onnx_data"
+    with weights.open("r+b") as file:
+        file.truncate(1000)
+    cut = run("quantize", job / "recipe.toml", "--out", out, "--resume", check=4)
+    assert "model.onnx_data has 1,000 bytes; " in cut.stderr and "without --resume" in cut.stderr
+    weights.rename(weights.with_name("other"))
+    gone = run("quantize", job / "recipe.toml", "--out", out, "--resume", check=4)
+    assert "model.onnx_data is not there; " in gone.stderr
 
 
 def test_changed_inputs_are_refused_with_the_fields_that_differ(job, tmp_path):

@@ -28,7 +28,8 @@ class Journal:
             journal.layers                  # [{...}, ...] of the layers that are done
             journal.output                  # where the files of the artifact are made
             journal.commit(layers, linears, sensitivity)
-            journal.finish(folder)          # move them there; the directory is not needed any more
+            journal.lend(folder)            # they lie there as well, to be published
+            journal.finish()                # the directory is not needed any more
 
     Left by an error or an interrupt, the directory stays when there is a layer in it to go on from.
 
@@ -115,10 +116,16 @@ class Journal:
         }
         write_atomically(self.folder / JOURNAL, json.dumps(state).encode())
 
-    def finish(self, folder: Path) -> None:
-        """The output is whole: move its files to `folder`, on the same file system. Nothing to go on from is left."""
+    def lend(self, folder: Path) -> None:
+        """The output is whole: put its files into `folder` as well. Whatever becomes of them there, a run can go on."""
         for path in self.output.iterdir():
-            os.replace(path, folder / path.name)
+            try:
+                os.link(path, folder / path.name)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, folder / path.name)
+
+    def finish(self) -> None:
+        """The output is published: nothing to go on from is left, and its files have one name again."""
         shutil.rmtree(self.folder)
         self._finished = True
 
