@@ -22,6 +22,7 @@ from .checkpoint import Accept, Checkpoint, Pulled, open_checkpoint
 from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
+from .corpus.overlap import require_held_out
 from .device import DeviceName, described, device_called, memory_of
 from .errors import RecipeError, SourceError
 from .footprint import peak_memory
@@ -168,7 +169,7 @@ def run(
         with job.stage("text"):
             # Before the long part: text that is too short is found now.
             held_out = verify_windows(recipe.verify, job.tokenizer, job.config, progress)
-        with job.journal(out, resume) as journal:
+        with job.journal(out, resume, held_out) as journal:
             quantization = job.quantize_into(journal)
             model = job.export_into(journal.output, recipe.export)
             with job.stage("verify"):
@@ -372,12 +373,18 @@ class _Job:
         self.calibration: Windows | None = None
         self.allocation: Allocation | None = None
 
-    def journal(self, out: Path, resume: bool) -> Journal:
-        """Beside the output, so that the weights need not be copied; reads the calibration text, part of the inputs."""
+    def journal(self, out: Path, resume: bool, held_out: Windows | None = None) -> Journal:
+        """Beside the output, so that the weights need not be copied; reads the calibration text, part of the inputs.
+
+        Raises:
+            RecipeError: `held_out` is not.
+        """
         with self.stage("text"):
             if self.recipe.calibration is not None and self.recipe.uses_gptq:
                 text = self.recipe.calibration
                 self.calibration = calibration_windows(text, self.tokenizer, self.config, self.progress)
+                if held_out is not None:
+                    require_held_out(held_out, self.calibration, self.progress)
         self._allocate()
         out = Path(os.path.abspath(out))
         return Journal(out.parent / f".{out.name}.work", self._fingerprint(), resume, self.progress)

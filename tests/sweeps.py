@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import optparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +29,15 @@ def checkpoints(root: Path, *revisions: str, seed: int = 0) -> str:
 
 
 def text(samples: int = 8, tokens: int = 1024, length: int = 128) -> dict[str, Any]:
-    """Of one module: looking through the whole standard library takes longer than these models do."""
-    path = Path(SCRATCH.name) / "text.txt"
-    path.write_text(Path(argparse.__file__).read_text(encoding="utf-8"), encoding="utf-8")
-    of = {"source": "file", "path": str(path), "sequence_length": length}
-    return {"calibration": of | {"samples": samples}, "verify": of | {"tokens": tokens}}
+    """Of a module each: looking through the whole standard library takes longer than these models do."""
+    sections = {}
+    for name, module in (("calibration", optparse), ("verify", argparse)):
+        path = Path(SCRATCH.name) / f"{name}.txt"
+        path.write_text(Path(module.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+        sections[name] = {"source": "file", "path": str(path), "sequence_length": length}
+    sections["calibration"]["samples"] = samples
+    sections["verify"]["tokens"] = tokens
+    return sections
 
 
 def sweep(

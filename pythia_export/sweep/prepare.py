@@ -15,6 +15,7 @@ from .. import hub
 from ..checkpoint import pull as pull_checkpoint
 from ..checkpoint import read_tokenizer
 from ..corpus import Windows, calibration_windows, verify_windows
+from ..corpus.overlap import require_held_out
 from ..errors import SourceError
 from ..progress import SILENT, Progress
 from ..recipe import Model, Quantize, Recipe
@@ -126,6 +127,8 @@ class _Texts:
         self.record: dict[str, Any] = {}
         self._recipes: dict[tuple[str, Quantize], Recipe] = {}
         self._read: dict[str, str] = {}
+        self._windows: dict[str, Windows] = {}
+        self._held_out: set[tuple[str, str]] = set()
         self._members = {member.name: member for member in members}
         self._tokenizer, self._config = self._one_tokenizer()
 
@@ -137,7 +140,11 @@ class _Texts:
         calibration = None
         if recipe.uses_gptq and recipe.calibration is not None:
             calibration = self._hash("calibration", recipe)
-        return calibration, self._hash("verify", recipe)
+        verify = self._hash("verify", recipe)
+        if calibration is not None and (verify, calibration) not in self._held_out:
+            require_held_out(self._windows[verify], self._windows[calibration], self._progress)
+            self._held_out.add((verify, calibration))
+        return calibration, verify
 
     def _hash(self, name: str, recipe: Recipe) -> str:
         section = getattr(recipe, name)
@@ -150,6 +157,7 @@ class _Texts:
             )
             self._folder.put_text(windows)
             self._read[asked] = windows.sha256
+            self._windows[windows.sha256] = windows
             self.record[windows.sha256] = {"section": name, "source": windows.source, "tokens": int(windows.ids.size)}
         return self._read[asked]
 
