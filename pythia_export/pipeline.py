@@ -29,7 +29,7 @@ from .footprint import peak_memory
 from .graph.consumers import config_json, genai_config_json, generation_config_json, tokenizer_config_json
 from .graph.decoder import build_decoder, kv_cache
 from .graph.files import DATA_FILE, MODEL, arrange, data_name, graph_name
-from .graph.layout import Layout
+from .graph.layout import Layout, require_overrides_match
 from .graph.layout import layout as lay_out
 from .graph.targets import require_fit, warnings
 from .machine import versions
@@ -84,7 +84,8 @@ def plan(recipe: Recipe) -> Plan:
     """
     config, source_bytes = _geometry(recipe)
     places = lay_out(config, recipe.quantize, recipe.export.dtype)
-    require_fit(places, recipe.export)
+    require_fit(config, places, recipe.export)
+    require_overrides_match(config, recipe.quantize)
     steps = [f"pull {recipe.model.name} at {recipe.model.revision}"]
     calibration = recipe.calibration if recipe.uses_gptq else None
     if calibration is not None:
@@ -247,7 +248,7 @@ def export(
         raise RecipeError(f"these export options do not go together: {reason}") from e
     began = time.perf_counter()
     places = lay_out(source.config, recipe.quantize, recipe.export.dtype)
-    require_fit(places, recipe.export)
+    require_fit(source.config, places, recipe.export)
     for warning in warnings(places, recipe.export):
         progress.note(warning)
     with Staging(out, overwrite) as staging:
@@ -304,6 +305,7 @@ def verify(
     checkpoint = open_checkpoint(pulled)
     section = recipe.verify if tokens is None else recipe.verify.model_copy(update={"tokens": tokens})
     windows = verify_windows(section, opened.tokenizer(), opened.config, progress)
+    _tell_of_other_text(opened, windows, progress)
     places = lay_out(opened.config, recipe.quantize, recipe.export.dtype)
     reader = WeightsReader(opened.file(data_name(opened.recipe)), places, opened.config)
     model = onnx.load(opened.file(MODEL), load_external_data=False)
@@ -319,6 +321,14 @@ def verify(
     reports = _reports(opened.manifest, opened.read_json("quantization.json"), proof.parity)
     opened.replace_files({name: text.encode() for name, text in reports.items()})
     return proof.parity
+
+
+def _tell_of_other_text(opened: Artifact, windows: Windows, progress: Progress) -> None:
+    """As many tokens as the artifact was proved on before, and others: a file changed, or its path leads elsewhere."""
+    if "parity.json" in opened.manifest["files"]:
+        before = opened.read_json("parity.json")["corpus"]
+        if before["tokens"] == windows.ids.size and before["sha256"] != windows.sha256:
+            progress.note(f"The held-out text ({windows.source}) is not what this artifact was proved on before.")
 
 
 def _read_parity(path: Path) -> dict[str, Any]:
@@ -369,7 +379,8 @@ class _Job:
         self.config: NeoXConfig = self.checkpoint.config
         self.tokenizer = self.checkpoint.tokenizer()
         self.layout: Layout = lay_out(self.config, self.recipe.quantize, self.recipe.export.dtype)
-        require_fit(self.layout, self.recipe.export)
+        require_fit(self.config, self.layout, self.recipe.export)
+        require_overrides_match(self.config, self.recipe.quantize)
         self.calibration: Windows | None = None
         self.allocation: Allocation | None = None
 

@@ -11,11 +11,13 @@ import torch
 from models import GEOMETRIES, InMemory, export_model, hugging_face, on_disk, small_config
 
 from pythia_export.errors import RecipeError
-from pythia_export.graph.decoder import build_decoder, with_accuracy_level
+from pythia_export.graph.decoder import build_decoder, kv_cache, with_accuracy_level
 from pythia_export.graph.files import DATA_FILE
-from pythia_export.graph.layout import layout
+from pythia_export.graph.layout import layout, require_overrides_match
 from pythia_export.graph.targets import WEB_BYTES, require_fit, warnings
+from pythia_export.neox import NeoXConfig
 from pythia_export.recipe import Export, Quantize, load_recipe, recipe_names
+from pythia_export.runtime import Session
 
 BATCH, LENGTH = 3, 11
 
@@ -232,7 +234,7 @@ def test_a_graph_for_browsers_stays_within_what_they_run(rotary):
 
     config, quantize = geometry("EleutherAI/pythia-160m"), Quantize(method="rtn")
     places, export = layout(config, quantize, "float32"), Export(target="web", rotary=rotary)
-    require_fit(places, export)
+    require_fit(config, places, export)
     model = build_decoder(config, places, export)
     assert {o.domain: o.version for o in model.opset_import}[""] == 21
     assert {o.domain for f in model.functions for o in f.opset_import} <= {"", "com.microsoft"}
@@ -242,8 +244,51 @@ def test_a_graph_for_browsers_stays_within_what_they_run(rotary):
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch_size"
     too_large = layout(geometry("EleutherAI/pythia-6.9b"), quantize, "float32")
     with pytest.raises(RecipeError, match="at most 2.1 GB"):
-        require_fit(too_large, export)
-    require_fit(too_large, Export())
+        require_fit(config, too_large, export)
+    require_fit(config, too_large, Export())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "heads", "export", "embedding", "said"),
+    [
+        (80, 4, {}, "float16", "rotary = 'custom': heads of 20 dimensions; .* multiples of 8"),
+        (80, 4, {"rotary": "gqa"}, "float16", "rotary = 'gqa': heads of 20 dimensions"),
+        (80, 4, {"rotary": "onnx"}, "float16", None),
+        (80, 4, {"kv_cache": "int8"}, "float16", None),
+        (80, 2, {"target": "web"}, "int4", "with rows of 80; multiples of 32 were expected for target = 'web'"),
+        (80, 2, {"layout": "transformers.js"}, "int8", "multiples of 32 were expected .* layout = 'transformers.js'"),
+        (80, 2, {}, "int8", None),
+        (96, 2, {"target": "web"}, "int4", None),
+    ],
+)
+def test_a_geometry_that_no_operator_takes_is_refused_before_anything_is_quantised(
+    hidden, heads, export, embedding, said, tmp_path
+):
+    config, quantize = (
+        NeoXConfig(96, hidden, 1, heads, 256, max_positions=64, rotary_pct=1.0),
+        Quantize(method="rtn", embedding=embedding),
+    )
+    chosen = Export(**export)
+    places = layout(config, quantize, "float32")
+    if said is not None:
+        with pytest.raises(RecipeError, match=said):
+            require_fit(config, places, chosen)
+        return
+    require_fit(config, places, chosen)
+    export_model(InMemory(config, on_disk(hugging_face(config))), tmp_path, quantize, chosen)
+    kept = {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.cache_dtype, "native": False}
+    opened = Session((tmp_path / "model.onnx").read_bytes(), tmp_path, config, **kept)
+    assert np.isfinite(opened.logits(np.ones((1, 5), np.int64))).all()
+
+
+def test_an_override_that_matches_nothing_is_an_error_that_names_what_there_is():
+    config = small_config()
+    require_overrides_match(config, Quantize(override=[{"pattern": "*.layers.1.*", "bits": 8}]))
+    wrong = Quantize(override=[{"pattern": "*", "bits": 8}, {"pattern": "gpt_neox.layer.0.mlp.*", "bits": 8}])
+    with pytest.raises(
+        RecipeError, match=r"override.1: the pattern 'gpt_neox.layer.0.mlp.*' matches no linear .*layers.0.mlp"
+    ):
+        require_overrides_match(config, wrong)
 
 
 @pytest.mark.parametrize(

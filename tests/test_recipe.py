@@ -116,6 +116,8 @@ def test_paths_are_taken_from_the_recipes_own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     recipe = load_recipe(str(tmp_path / "r.toml"))
     assert recipe.model.path == tmp_path / "m" and recipe.calibration.path == tmp_path / "t/a.jsonl"
+    monkeypatch.chdir(tmp_path)  # and stay there, wherever an artifact of it is proved again
+    assert load_recipe("r.toml").calibration.path == tmp_path / "t/a.jsonl"
 
 
 def test_overrides_apply_in_order_and_the_head_is_apart():

@@ -16,8 +16,10 @@ Alignment: 4,096 bytes for tensors of a page or more, so that they can be memory
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -125,6 +127,22 @@ def linear_plans(config: NeoXConfig, quantize: Quantize) -> Iterator[LinearPlan]
             name = f"{layer_prefix(layer)}.{linear}"
             yield LinearPlan(name, layer, linear_shape(config, linear), *quantize.linear(name))
     yield LinearPlan(HEAD, None, linear_shape(config, HEAD), *quantize.linear(HEAD))
+
+
+def require_overrides_match(config: NeoXConfig, quantize: Quantize) -> None:
+    """
+    Raises:
+        RecipeError: an override whose pattern matches no linear of this model.
+    """
+    names = [plan.name for plan in linear_plans(config, quantize)]
+    for i, rule in enumerate(quantize.override):
+        if not any(fnmatchcase(name, rule.pattern) for name in names):
+            near = difflib.get_close_matches(rule.pattern, names, n=1, cutoff=0) or names
+            raise RecipeError(
+                f"quantize.override.{i}: the pattern {rule.pattern!r} matches no linear of this model; there are "
+                f"{len(names)}, {near[0]} for example",
+                hint="`pythia-export plan` lists every linear. `*` stands for any characters, dots among them.",
+            )
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from ..errors import RecipeError
+from ..neox import EMBEDDING, NeoXConfig
 from ..recipe import Export
-from .layout import Layout
+from .layout import EMBEDDING_BLOCK, Layout
 
 WEB_BYTES = 2**31 - 1  # the longest ArrayBuffer that every browser makes; ONNX Runtime Web reads a file into one
 
 
-def require_fit(layout: Layout, export: Export) -> None:
+def require_fit(config: NeoXConfig, layout: Layout, export: Export) -> None:
     """Refuse what the target cannot load.
 
     Raises:
-        RecipeError: weights beyond what a browser reads into memory.
+        RecipeError: weights beyond what a browser reads into memory, or a geometry that an operator does not take.
     """
+    converted = export.cache_dtype != export.dtype  # whose function has standard operators
+    if config.head_dim % 8 and export.rotary != "onnx" and not converted:
+        raise RecipeError(
+            f"rotary = '{export.rotary}': heads of {config.head_dim} dimensions; ONNX Runtime's GroupQueryAttention "
+            "takes multiples of 8",
+            hint="Use rotary = 'onnx'.",
+        )
+    table = layout.slots.get(f"{EMBEDDING}.qweight")
+    whole = EMBEDDING_BLOCK if export.target == "web" or export.layout == "transformers.js" else 2
+    if table is not None and config.hidden_size % whole:
+        raise RecipeError(
+            f"an embedding of int4 or int8 with rows of {config.hidden_size}; multiples of {whole} were expected for "
+            f"target = '{export.target}', layout = '{export.layout}'",
+            hint="Use embedding = 'float16' or 'float32'.",
+        )
     if export.target == "web" and layout.nbytes > WEB_BYTES:
         raise RecipeError(
             f"target = 'web': the weights take {layout.nbytes / 1e9:.1f} GB, and browsers load a file of at most "

@@ -40,7 +40,7 @@ def load_recipe(name: str) -> Recipe:
         raise RecipeError(f"{path}: cannot be read: {e}") from e
     except tomllib.TOMLDecodeError as e:
         raise RecipeError(f"{path}: not TOML: {e}") from e
-    return _anchor(parse_recipe(raw, str(path)), path.parent)
+    return _anchor(parse_recipe(raw, str(path)), path.absolute().parent)  # artifacts are proved from anywhere
 
 
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:

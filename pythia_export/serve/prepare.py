@@ -48,7 +48,7 @@ def ready(folder: Path) -> Ready:
         )
     export = Export(target="web", rotary=recipe.export.rotary)
     places = layout(config, recipe.quantize, export.dtype)
-    require_fit(places, export)
+    require_fit(config, places, export)
     model = build_decoder(config, places, export)
     require_keep(model)
     floats = unpacked_bytes(model)
