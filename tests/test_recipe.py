@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -52,6 +53,9 @@ def test_a_shipped_recipe_parses_and_never_ships_the_slow_kernel(name):
         ({"quantize": {"group_size": 48}}, "`quantize.group_size`"),
         ({"quantize": {"damp": 0}}, "`quantize.damp`"),
         ({"quantize": {"damp": 0.5, "max_damp": 0.1}}, "max_damp"),
+        ({"quantize": {"max_damp": math.nan}}, "`quantize.max_damp`: Input should be a finite number (found nan)"),
+        ({"verify": {"gates": {"ppl_ratio": math.inf}}}, "gates.ppl_ratio.limit`: Input should be a finite number"),
+        ({"calibration": {"memory_gb": math.inf}}, "`calibration.memory_gb`: Input should be a finite number"),
         ({"calibration": {"samples": 0}}, "`calibration.samples`"),
         ({"calibration": {"source": "hub"}}, "needs `dataset`"),
         ({"calibration": {"source": "file"}}, "needs `path`"),
