@@ -142,6 +142,45 @@ def test_a_file_that_cannot_be_written_is_found_before_the_long_part(job, option
     assert "Hint" in done.stderr and "windows" not in done.stderr
 
 
+def shell(job, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash in the job's folder, in which `verify` is the command with the proof of `out` already made."""
+    made = "import json; from pythia_export import cli, pipeline; pipeline.verify = lambda *a, **k: PARITY; cli.main()"
+    (job[0] / "made.py").write_text(made.replace("PARITY", "json.load(open('out/parity.json'))"))
+    verify = f'verify() {{ "{sys.executable}" made.py verify "$@"; }}\n'
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUTF8"} | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(["bash", "-c", verify + line], cwd=job[0], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("verify out --junit j.xml | true; exit ${PIPESTATUS[0]}", "stdout cannot be written: Broken pipe"),
+        ("verify out --junit j.xml --json > /dev/full", "stdout cannot be written: No space left"),
+        ("verify out --junit j.xml >&-", "stdout is closed"),
+        ("verify out --junit j.xml 2>&1 | true; exit ${PIPESTATUS[0]}", ""),
+        ("PYTHONIOENCODING=latin-1 verify out --junit j.xml > verdict.txt", "Gate kld_mean: failed"),
+    ],
+)
+def test_whatever_becomes_of_stdout_a_failed_gate_is_10_and_its_junit_is_written(job, parity, line, said):
+    (job[0] / "j.xml").unlink(missing_ok=True)
+    done = shell(job, line)
+    assert done.returncode == 10 and said in done.stderr and "Unexpected" not in done.stderr, done
+    assert (job[0] / "j.xml").read_text() == junit(parity)
+
+
+def test_what_an_encoding_lacks_is_replaced_and_in_json_escaped(job, parity):
+    shell(job, "PYTHONIOENCODING=latin-1 verify out > verdict.txt; PYTHONIOENCODING=latin-1 verify out --json > v.json")
+    assert "? 10" in (job[0] / "verdict.txt").read_text("latin-1")
+    assert json.loads((job[0] / "v.json").read_text("latin-1")) == parity
+
+
+@pytest.mark.parametrize("command", ["models", "models --json", "recipes", "--version", "plan demo"])
+def test_a_full_disk_or_a_closed_stdout_is_8_of_every_command(job, command):
+    for to in ("/dev/full", "&-"):
+        done = shell(job, f'"{sys.executable}" -m pythia_export {command} >{to}')
+        assert done.returncode == 8 and "stdout" in done.stderr and len(done.stderr.splitlines()) == 2, done
+
+
 def steps() -> dict[str, dict]:
     action = yaml.safe_load((ROOT / "action.yml").read_text())
     return {step["name"]: step for step in action["runs"]["steps"] if "run" in step}

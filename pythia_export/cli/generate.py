@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import PythiaExportError
-from .shared import INTERRUPTED, ArtifactFolder, app, examples, say, stderr
+from .shared import INTERRUPTED, ArtifactFolder, app, examples, printing, say, say_error, stderr
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,7 +77,7 @@ def _again_and_again(run: Callable[[str], bool]) -> None:
             typer.echo("", err=True)
             return
         except PythiaExportError as e:
-            say(f"Error: {e}" + (f"\nHint: {e.hint}" if e.hint else ""))
+            say_error(e)
 
 
 def _continue(
@@ -99,11 +99,12 @@ def _continue(
             n += 1
             if n == 1:
                 first = time.perf_counter()
-            typer.echo(text.push(token), nl=False)
-            sys.stdout.flush()
+            with printing():
+                typer.echo(text.push(token), nl=False)
     except KeyboardInterrupt:
         finished = False
-    typer.echo(text.finish())
+    with printing():
+        typer.echo(text.finish())
     decoding = time.perf_counter() - first
     speed = f"{(n - 1) / decoding:,.1f} tokens/s" if n > 1 and decoding > 0 else "too few for a speed"
     at = session.speed if session.speed == "native" else f"{session.speed} speed: {session.why}"
