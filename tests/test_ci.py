@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 from models import SMALL_RECIPE
 from processes import pythia_export
+from typer.testing import CliRunner
 
+from pythia_export import cli, pipeline
+from pythia_export.artifact import Artifact
 from pythia_export.checkpoint import demo_folder
+from pythia_export.errors import OutputError, ResourceError
 from pythia_export.github import announce
 from pythia_export.report.junit import junit
 from pythia_export.report.summary import summary
@@ -179,6 +185,36 @@ def test_a_full_disk_or_a_closed_stdout_is_8_of_every_command(job, command):
     for to in ("/dev/full", "&-"):
         done = shell(job, f'"{sys.executable}" -m pythia_export {command} >{to}')
         assert done.returncode == 8 and "stdout" in done.stderr and len(done.stderr.splitlines()) == 2, done
+
+
+@pytest.mark.parametrize("place", ["out", "tables"])
+def test_a_place_that_cannot_be_written_is_found_before_the_long_part(job, place, monkeypatch):
+    (job[0] / "tables").mkdir(exist_ok=True)
+    monkeypatch.chdir(job[0])
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and Path(path).name == place))
+    monkeypatch.setattr(pipeline, "pull_checkpoint", None)
+    for option in ("--junit", "--per-token"):
+        done = CliRunner().invoke(cli.app, ["verify", "out", option, "tables/file"])
+        assert done.exit_code == 8 and f"{place} cannot be written" in done.stderr, done
+
+
+def test_a_proof_that_can_no_longer_be_written_is_told_all_the_same(job, parity, tmp_path, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(job[0])
+    command = ["verify", "out", "--junit", str(tmp_path / "j.xml"), "--json"]
+    monkeypatch.setattr(Artifact, "_write_manifest", full)
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 10, "a gate that did not pass is more than a full disk"
+    found = json.loads(done.stdout)
+    assert found["gates"] == parity["gates"] and "no space left while writing" in done.stderr
+    assert (tmp_path / "j.xml").read_text() == junit(found)
+    passed = parity | {"passed": True, "gates": parity["gates"][:1]}
+    for kind, code in ((ResourceError, 7), (OutputError, 8)):
+        monkeypatch.setattr(pipeline, "verify", Mock(side_effect=pipeline.Unwritten(kind("full"), passed)))
+        done = CliRunner().invoke(cli.app, command)
+        assert done.exit_code == code and json.loads(done.stdout) == passed and "Error: full" in done.stderr
 
 
 def steps() -> dict[str, dict]:

@@ -252,30 +252,37 @@ def verify(
 
     for file in (junit, per_token):
         require_writable(file)
+    unwritten = None
     with progress_bars() as progress:
-        parity = pipeline.verify(
-            artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, device=device,
-            progress=progress,
-        )  # fmt: skip
+        try:
+            parity = pipeline.verify(
+                artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, device=device,
+                progress=progress,
+            )  # fmt: skip
+        except pipeline.Unwritten as e:
+            parity, unwritten = e.parity, e
 
     def result() -> None:
         if as_json:
             print_json(parity)
         else:
             print_verdict(parity, None)
-            show(f"Report    {artifact / 'report.html'}")
+            if unwritten is None:
+                show(f"Report    {artifact / 'report.html'}")
 
-    conclude(parity, junit, result)
+    conclude(parity, junit, result, unwritten)
 
 
-def conclude(parity: dict[str, Any], junit: Path | None, result: Callable[[], None]) -> None:
+def conclude(
+    parity: dict[str, Any], junit: Path | None, result: Callable[[], None], unwritten: PythiaExportError | None = None
+) -> None:
     """Tell the CI system, if one is there, print the result, and exit by the gates.
 
     A place that cannot be written costs neither the others nor, where a gate did not pass, its exit code.
     """
     from ..report import words
 
-    faults: list[PythiaExportError] = []
+    faults: list[PythiaExportError] = [] if unwritten is None else [unwritten]
     steps: tuple[Callable[[], None], ...] = (lambda: _tell_ci(parity, junit), result)
     for step in steps:
         try:

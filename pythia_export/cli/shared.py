@@ -153,6 +153,8 @@ def require_writable(file: Path | None) -> None:
         raise OutputError(f"{file} is a folder; a file to write was expected", hint=f"{file / 'a-name'}, for example.")
     if not folder.is_dir():
         raise OutputError(f"{file}: there is no folder {folder}", hint="Create it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{file}: the folder {folder} cannot be written", hint="Choose another place.")
 
 
 def fail(error: PythiaExportError, debug: bool) -> None:
