@@ -187,6 +187,17 @@ def test_a_full_disk_or_a_closed_stdout_is_8_of_every_command(job, command):
         assert done.returncode == 8 and "stdout" in done.stderr and len(done.stderr.splitlines()) == 2, done
 
 
+@pytest.mark.parametrize("option", ["--junit", "--per-token"])
+def test_a_file_inside_the_artifact_is_refused_before_anything_is_done(job, option):
+    before = sorted((job[0] / "out").iterdir())
+    done = pythia_export("verify", "out", option, "out/parity.json", cwd=job[0], check=8)
+    assert "out/parity.json lies in the artifact out" in done.stderr and "windows" not in done.stderr
+    assert sorted((job[0] / "out").iterdir()) == before
+    if option == "--junit":
+        done = pythia_export("run", "recipe.toml", "--out", "new", option, "new/j.xml", cwd=job[0], check=8)
+        assert "new/j.xml lies in the artifact new" in done.stderr and not (job[0] / "new").exists()
+
+
 @pytest.mark.parametrize("place", ["out", "tables"])
 def test_a_place_that_cannot_be_written_is_found_before_the_long_part(job, place, monkeypatch):
     (job[0] / "tables").mkdir(exist_ok=True)

@@ -66,7 +66,7 @@ def run(
     """
     from .. import pipeline
 
-    require_writable(junit)
+    require_writable(junit, out)
     with progress_bars() as progress:
         outcome = pipeline.run(
             recipe_called(recipe), out, overwrite=overwrite, resume=resume,
@@ -251,7 +251,7 @@ def verify(
     from .. import pipeline
 
     for file in (junit, per_token):
-        require_writable(file)
+        require_writable(file, artifact)
     unwritten = None
     with progress_bars() as progress:
         try:

@@ -144,11 +144,16 @@ def progress_bars() -> Iterator[Progress]:
         yield bars
 
 
-def require_writable(file: Path | None) -> None:
+def require_writable(file: Path | None, artifact: Path) -> None:
     """Before the long part."""
     if file is None:
         return
     folder = file.absolute().parent
+    if artifact.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise OutputError(
+            f"{file} lies in the artifact {artifact}, which holds only files that its manifest names",
+            hint="Write it beside the artifact.",
+        )
     if file.is_dir():
         raise OutputError(f"{file} is a folder; a file to write was expected", hint=f"{file / 'a-name'}, for example.")
     if not folder.is_dir():
