@@ -45,6 +45,7 @@ except ImportError:  # Windows can read artifacts; it is not a place to write th
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+GRAPH = "model.onnx"  # of every layout; what `quantize` writes has none
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,18 @@ class Artifact:
             raise IntegrityError(
                 f"{self.folder} is not what its {MANIFEST} says:\n  " + "\n  ".join(faults),
                 hint="Copy the artifact again, or export it again.",
+            )
+
+    @property
+    def has_graph(self) -> bool:
+        return GRAPH in self.manifest["files"]
+
+    def require_graph(self) -> None:
+        """SourceError where there are weights alone."""
+        if not self.has_graph:
+            raise SourceError(
+                f"{self.folder} has no graph: `quantize` made it",
+                hint=f"`pythia-export export {self.folder} --out DIR` builds one.",
             )
 
     def require_writable(self) -> None:

@@ -295,6 +295,7 @@ def verify(
         Unwritten: it, or `per_token`, could no longer be written when the proof was made.
     """
     opened, computes = Artifact.open(artifact), device_called(device)
+    opened.require_graph()
     opened.require_writable()
     if per_token is not None:
         require_parquet()

@@ -49,6 +49,7 @@ def generate(
 
     sampling = runtime.Sampling(temperature, top_k, top_p, seed)
     opened = Artifact.open(artifact)
+    opened.require_graph()
     tokenizer, session = opened.tokenizer(), runtime.Session.open(opened, native=native)
 
     def run(text: str) -> bool:
