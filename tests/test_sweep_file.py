@@ -292,6 +292,7 @@ BAD = {
     "endless seeds": ('[sweep]\nmodels = ["160m-seed1..999999999"]\n', "160m-seed10 is not", "Did you mean"),
     "old name": ('[sweep]\nmodels = ["350m"]\n', "350m is not in the catalogue", "350M is what 410m was called until"),
     "another owner": ('[sweep]\nmodels = ["me/mine"]\n', "me/mine is not", "A run of your own is a table"),
+    "the demo": ('[sweep]\nmodels = ["demo"]\n', "demo is not in the catalogue", "Sweeps take models of the suite"),
     "step in a name": ('[sweep]\nmodels = ["160m@step3000"]\n', "the step belongs into `sweep.revisions`"),
     "names backwards": ('[sweep]\nmodels = ["160m-seed9..1"]\n', "9 is above 1"),
     "no models": ("[sweep]\nmodels = []\n", "`sweep.models`", "at least 1 item"),
@@ -355,7 +356,7 @@ def test_what_a_recipe_would_lack_is_told_before_anything_is_done(tmp_path):
         done = CliRunner().invoke(cli.app, ["sweep", "plan", str(path)])
         assert done.exit_code == 2 and said in " ".join(done.stderr.split())
     missing = CliRunner().invoke(cli.app, ["sweep", "plan", str(tmp_path / "other.toml")])
-    assert missing.exit_code == 2 and "no such file" in missing.stderr
+    assert missing.exit_code == 2 and "no such file" in missing.stderr and "docs/sweeps.md" in missing.stderr
 
 
 # Labels and keys.
