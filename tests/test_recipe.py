@@ -11,6 +11,7 @@ from pythia_export.errors import RecipeError
 from pythia_export.neox import HEAD
 from pythia_export.recipe import Export, Override, Quantize, Recipe, load_recipe, parse_recipe, recipe_names
 from pythia_export.suite import geometry, sizes
+from pythia_export.sweep.schema import load as load_sweep
 
 MINIMAL = {
     "model": {"id": "demo"},
@@ -175,3 +176,11 @@ def test_the_training_order_is_the_models_own_where_it_has_one(model, dataset):
 def test_a_typo_in_the_model_is_told_before_its_order():
     with pytest.raises(RecipeError, match="no model called `401m`"):
         parse_recipe(changed(model={"id": "401m"}, calibration={"source": "training-order"}))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    recipe, sweep = tmp_path / "r.toml", tmp_path / "s.toml"
+    texts = '[calibration]\nsource = "python-stdlib"\n[verify]\nsource = "python-stdlib"\n'
+    recipe.write_text('[model]\nid = "demo"\n' + texts, encoding="utf-8-sig")
+    sweep.write_text('[sweep]\nmodels = ["70m"]\n' + texts, encoding="utf-8-sig")
+    assert load_recipe(str(recipe)).model.id == "demo" and load_sweep(sweep).sweep.models[0].name == "70m"

@@ -33,7 +33,7 @@ def load_recipe(name: str) -> Recipe:
             )
         path = recipes_folder() / f"{name}.toml"
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file", hint="`pythia-export recipes` lists shipped ones.") from None
     except (OSError, UnicodeDecodeError) as e:

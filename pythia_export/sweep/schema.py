@@ -138,7 +138,7 @@ def load(path: Path) -> SweepFile:
         RecipeError: no such file, not TOML, an unknown key, a value out of range, an empty product.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file", hint="docs/sweeps.md shows one.") from None
     except (OSError, UnicodeDecodeError) as e:
