@@ -249,7 +249,11 @@ def export(
     try:
         recipe = source.recipe.model_copy(update={"export": Export(**chosen)})
     except ValidationError as e:
-        reason = e.errors()[0]["msg"].removeprefix("Value error, ")
+        first = e.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            option = f"--{first['loc'][0]}".replace("_", "-")
+            raise RecipeError(f"{option} {first['input']}: {reason}") from e
         raise RecipeError(f"these export options do not go together: {reason}") from e
     began = time.perf_counter()
     places = lay_out(source.config, recipe.quantize, recipe.export.dtype)

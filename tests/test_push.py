@@ -86,6 +86,8 @@ def test_only_a_whole_artifact_with_a_graph_is_pushed(hub, folder, tmp_path):
             continue
         done = pythia_export(command, weights, *extras.get(command, ()), check=3)
         assert f"Error: {weights} has no graph: `quantize` made it" in done.stderr and "export" in done.stderr
+    done = pythia_export("export", weights, "--out", tmp_path / "x", "--accuracy-level", 3, check=2)
+    assert "--accuracy-level 3: Input should be 0 or 4" in done.stderr
     shown = pythia_export("inspect", weights).stdout
     assert f"`pythia-export export {weights} --out DIR` builds one" in shown and "verify" not in shown
     changed = Path(shutil.copytree(folder, tmp_path / "changed"))
