@@ -44,6 +44,9 @@ def test_a_shipped_recipe_parses_and_never_ships_the_slow_kernel(name):
     ("sections", "said"),
     [
         ({"exprot": {}}, "unknown key `exprot`; did you mean `export`"),
+        ({"quantize": {"override": {"pattern": "x"}}}, "`quantize.override`: an array of tables was expected"),
+        ({"quantize": {"head": 3}}, "`quantize.head`: a table was expected (found 3)"),
+        ({"calibration": {"subsets": "Github"}}, "`calibration.subsets`: an array was expected (found 'Github')"),
         ({"model": {"revison": "main"}}, "unknown key `model.revison`; did you mean `revision`"),
         ({"quantize": {"group": 32}}, "unknown key `quantize.group`; did you mean `group_size`"),
         ({"quantize": {"head": {"bit": 8}}}, "unknown key `quantize.head.bit`; did you mean `bits`"),

@@ -84,6 +84,9 @@ def explain(where: str, error: Any, schema: type[Section]) -> str:
     if error["type"] == "missing":
         return f"{where}: `{dotted}` is required and missing"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("tuple_type", "model_type"):  # of Python, and a file is TOML
+        kind = "an array of tables" if place[-1] == "override" else "an array" if error["type"] == "tuple_type" else ""
+        message = f"{kind or 'a table'} was expected"
     given = error.get("input")
     found = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{where}: {f'`{dotted}`: ' if dotted else ''}{message}{found}"
