@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import PythiaExportError
+from ..errors import PythiaExportError, RecipeError
 from .shared import INTERRUPTED, ArtifactFolder, app, examples, printing, say, say_error, stderr
 
 if TYPE_CHECKING:
@@ -58,9 +58,16 @@ def generate(
     if prompt is None and sys.stdin.isatty():
         _again_and_again(run)
     else:
-        finished = run(sys.stdin.read().removesuffix("\n") if prompt is None else prompt)
+        finished = run(_piped() if prompt is None else prompt)
         if not finished:
             raise typer.Exit(INTERRUPTED)
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as e:
+        raise RecipeError(f"the prompt on stdin is not {e.encoding}: {e}", hint="Convert it: iconv -t UTF-8.") from None
 
 
 def _again_and_again(run: Callable[[str], bool]) -> None:
@@ -87,7 +94,7 @@ def _continue(
     """False where Ctrl-C ended it."""
     from .. import runtime
 
-    ids, text = tokenizer.encode(prompt).ids, runtime.StreamDecoder(tokenizer, stop)
+    ids, text = runtime.encode_prompt(tokenizer, prompt), runtime.StreamDecoder(tokenizer, stop)
     steps = runtime.generate_batch(session, tokenizer, [ids], max_new_tokens, sampling, stop)
     if sys.stderr.isatty():
         stderr().print(prompt, end="", style="dim", soft_wrap=True, markup=False, highlight=False)
