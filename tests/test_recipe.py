@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 
+from pythia_export import pipeline
 from pythia_export.errors import RecipeError
 from pythia_export.neox import HEAD
 from pythia_export.recipe import Export, Override, Quantize, Recipe, load_recipe, parse_recipe, recipe_names
@@ -109,6 +112,12 @@ def test_a_file_that_is_no_recipe(text, said, tmp_path):
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(RecipeError, match=said):
         load_recipe(str(path))
+
+
+def test_the_recipe_of_the_readme_is_planned_without_a_warning(tmp_path):
+    (block,) = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "r.toml").write_text(block)
+    assert pipeline.plan(load_recipe(str(tmp_path / "r.toml"))).warnings == []
 
 
 def test_a_near_miss_of_a_shipped_name_is_guessed():
