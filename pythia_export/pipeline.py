@@ -22,6 +22,7 @@ from .checkpoint import Accept, Checkpoint, Pulled, open_checkpoint
 from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
+from .corpus.sources import find_file
 from .device import DeviceName, described, device_called, memory_of
 from .errors import OutputError, PythiaExportError, RecipeError, ResourceError, SourceError
 from .footprint import peak_memory
@@ -88,13 +89,16 @@ def plan(recipe: Recipe) -> Plan:
     """Sizes and memory; nothing is pulled. A hub model must be in the catalogue, a local one needs its config.json.
 
     Raises:
-        SourceError: the model's geometry cannot be known without pulling it.
+        SourceError: the model's geometry cannot be known without pulling it, or a local text is not there.
     """
     config, source_bytes = _geometry(recipe)
     places = lay_out(config, recipe.quantize, recipe.export.dtype)
     require_fit(places, recipe.export)
     steps = [f"pull {recipe.model.name} at {recipe.model.revision}"]
     calibration = recipe.calibration if recipe.uses_gptq else None
+    for text in (calibration, recipe.verify):
+        if text is not None and text.source == "file":
+            find_file(text)
     if calibration is not None:
         steps.append(
             f"calibrate on {calibration.samples} x {calibration.sequence_length} tokens ({calibration.described})"
