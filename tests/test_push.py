@@ -81,7 +81,7 @@ def test_only_a_whole_artifact_with_a_graph_is_pushed(hub, folder, tmp_path):
     pipeline.quantize(parse_recipe(RECIPE), weights)
     assert "has no graph" in push(hub, tmp_path, str(weights), REPO, code=3).stderr
     extras = {"generate": ("--prompt", "x"), "eval": ("--tasks", "x"), "bench": ("--no-peers",)}
-    for command in ("verify", "generate", "bench", "serve", "eval"):
+    for command in ("verify", "generate", "bench", "eval"):
         if command == "eval" and find_spec("lm_eval") is None:
             continue
         done = pythia_export(command, weights, *extras.get(command, ()), check=3)

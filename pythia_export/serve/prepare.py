@@ -39,7 +39,6 @@ def ready(folder: Path) -> Ready:
         RecipeError: activations of float16, or weights beyond what a browser holds.
     """
     artifact = Artifact.open(folder)
-    artifact.require_graph()
     artifact.check()
     recipe, config = artifact.recipe, artifact.config
     if recipe.export.dtype != "float32":
