@@ -45,6 +45,7 @@ except ImportError:  # Windows can read artifacts; it is not a place to write th
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+GRAPH = "model.onnx"  # of every layout; what `quantize` writes has none
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Staging:
         _check_output(self.out, overwrite, kind)
 
     def __enter__(self) -> Self:
-        with _explained(self.out):
+        with explained(self.out):
             self.out.parent.mkdir(parents=True, exist_ok=True)
             _clean_up(self.out)
             _check_output(self.out, self.overwrite, self.kind)  # again: the clean-up may have put an old artifact back
@@ -110,7 +111,7 @@ class Staging:
         Raises:
             OutputError: `out` appeared meanwhile, or is no longer ours to replace; or a staged file is a link.
         """
-        with _explained(self.out):
+        with explained(self.out):
             found = _walk(self.folder, self.kind)
             files = {name: _describe(self.folder / name) for name in found}
             whole = {"schema": SCHEMA, "created": _now(), **manifest, "files": files}
@@ -210,6 +211,23 @@ class Artifact:
                 hint="Copy the artifact again, or export it again.",
             )
 
+    @property
+    def has_graph(self) -> bool:
+        return GRAPH in self.manifest["files"]
+
+    def require_graph(self) -> None:
+        """SourceError where there are weights alone."""
+        if not self.has_graph:
+            raise SourceError(
+                f"{self.folder} has no graph: `quantize` made it",
+                hint=f"`pythia-export export {self.folder} --out DIR` builds one.",
+            )
+
+    def require_writable(self) -> None:
+        """Before a long part whose result goes into the artifact; OutputError where that cannot be written."""
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise OutputError(f"{self.folder} cannot be written", hint="Copy the artifact to where it can be.")
+
     def file(self, name: str) -> Path:
         """Path of one file that the manifest names; IntegrityError when it names no such file."""
         if name not in self.manifest["files"]:
@@ -247,7 +265,7 @@ class Artifact:
         for name in files:
             if name == MANIFEST or not _is_inside(name):
                 raise ValueError(f"{name!r} cannot be a file of an artifact")
-        with _explained(self.folder):
+        with explained(self.folder):
             for stale in self.folder.rglob(".*.tmp-*"):
                 if _is_stale(stale):
                     stale.unlink()
@@ -528,7 +546,7 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def explained(out: Path) -> Iterator[None]:
     """Name the place in what the operating system says about it."""
     try:
         yield

@@ -17,14 +17,15 @@ import onnx
 import torch
 from pydantic import ValidationError
 
-from .artifact import Artifact, Staging, write_atomically
+from .artifact import Artifact, Staging, explained, write_atomically
 from .checkpoint import Accept, Checkpoint, Pulled, open_checkpoint
 from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
 from .corpus.overlap import require_held_out
+from .corpus.sources import find_file
 from .device import DeviceName, described, device_called, memory_of
-from .errors import RecipeError, SourceError
+from .errors import OutputError, PythiaExportError, RecipeError, ResourceError, SourceError
 from .footprint import peak_memory
 from .graph.consumers import config_json, genai_config_json, generation_config_json, tokenizer_config_json
 from .graph.decoder import build_decoder, kv_cache
@@ -76,11 +77,20 @@ class Outcome:
     seconds: dict[str, float]
 
 
+class Unwritten(PythiaExportError):
+    """`fault`, after a proof was made: `parity` is that proof."""
+
+    def __init__(self, fault: PythiaExportError, parity: dict[str, Any]) -> None:
+        super().__init__(str(fault), hint=fault.hint)
+        self.exit_code = fault.exit_code
+        self.parity = parity
+
+
 def plan(recipe: Recipe) -> Plan:
     """Sizes and memory; nothing is pulled. A hub model must be in the catalogue, a local one needs its config.json.
 
     Raises:
-        SourceError: the model's geometry cannot be known without pulling it.
+        SourceError: the model's geometry cannot be known without pulling it, or a local text is not there.
     """
     config, source_bytes = _geometry(recipe)
     places = lay_out(config, recipe.quantize, recipe.export.dtype)
@@ -88,6 +98,9 @@ def plan(recipe: Recipe) -> Plan:
     require_overrides_match(config, recipe.quantize)
     steps = [f"pull {recipe.model.name} at {recipe.model.revision}"]
     calibration = recipe.calibration if recipe.uses_gptq else None
+    for text in (calibration, recipe.verify):
+        if text is not None and text.source == "file":
+            find_file(text)
     if calibration is not None:
         steps.append(
             f"calibrate on {calibration.samples} x {calibration.sequence_length} tokens ({calibration.described})"
@@ -244,7 +257,11 @@ def export(
     try:
         recipe = source.recipe.model_copy(update={"export": Export(**chosen)})
     except ValidationError as e:
-        reason = e.errors()[0]["msg"].removeprefix("Value error, ")
+        first = e.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            option = f"--{first['loc'][0]}".replace("_", "-")
+            raise RecipeError(f"{option} {first['input']}: {reason}") from e
         raise RecipeError(f"these export options do not go together: {reason}") from e
     began = time.perf_counter()
     places = lay_out(source.config, recipe.quantize, recipe.export.dtype)
@@ -286,8 +303,12 @@ def verify(
         EnvironmentProblem: `per_token` without pyarrow, or a `device` that is not there.
         RecipeError: `nearest` where nothing was rounded by GPTQ.
         SourceError: the checkpoint changed, or `against` is of another text or another checkpoint.
+        OutputError: the artifact cannot be written.
+        Unwritten: it, or `per_token`, could no longer be written when the proof was made.
     """
     opened, computes = Artifact.open(artifact), device_called(device)
+    opened.require_graph()
+    opened.require_writable()
     if per_token is not None:
         require_parquet()
     if nearest and not opened.recipe.uses_gptq:
@@ -316,10 +337,14 @@ def verify(
         beside = _rounded_to_nearest(checkpoint, recipe, Path(scratch), progress) if nearest else None
         proof = prove(subject, windows, recipe.verify.gates, progress, nearest=beside, against=other)
         del beside  # unmapped before its folder goes
-    if per_token is not None:
-        write_atomically(per_token, token_table(proof.figures, windows))
     reports = _reports(opened.manifest, opened.read_json("quantization.json"), proof.parity)
-    opened.replace_files({name: text.encode() for name, text in reports.items()})
+    try:
+        opened.replace_files({name: text.encode() for name, text in reports.items()})
+        if per_token is not None:
+            with explained(per_token):
+                write_atomically(per_token, token_table(proof.figures, windows))
+    except (OutputError, ResourceError) as e:
+        raise Unwritten(e, proof.parity) from e
     return proof.parity
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from . import hub
 from .artifact import MANIFEST, Artifact
-from .errors import IntegrityError, OutputError, SourceError
-from .graph.files import MODEL
+from .errors import IntegrityError, OutputError
 from .progress import SILENT, Progress
 
 
@@ -39,12 +38,11 @@ def push(
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     opened = Artifact.open(artifact)
+    opened.require_graph()
     with hub.told(repo, "main"):
         validate_repo_id(repo)
     opened.check()
     described = opened.manifest["files"]
-    if MODEL not in described:
-        raise SourceError(f"{artifact} has no graph: `quantize` made it", hint="`pythia-export export` builds one.")
     parity = opened.read_json("parity.json") if "parity.json" in described else None
     files = {name: entry["size"] for name, entry in described.items()}
     files[MANIFEST] = (opened.folder / MANIFEST).stat().st_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
@@ -298,8 +298,8 @@ def _known_problems(lines: list[str]) -> list[RenderableType]:
 
 
 def steps_shortened(revisions: tuple[str, ...]) -> str:
-    """`step1000 ... step53000, step55000: ` of revisions in their order; runs of the thousands are shortened."""
-    numbers = [int(r.removeprefix("step")) for r in revisions]
+    """`step1000 ... step53000, step55000, main: ` of revisions in their order; runs of the thousands are shortened."""
+    numbers = [int(r.removeprefix("step")) for r in revisions if r.startswith("step")]
     runs: list[list[int]] = []
     for n in numbers:
         follows = runs and n == max(runs[-1][-1] + 1000 if runs[-1][-1] >= 1000 else 2 * runs[-1][-1], 1)
@@ -307,8 +307,9 @@ def steps_shortened(revisions: tuple[str, ...]) -> str:
             runs[-1].append(n)
         else:
             runs.append([n])
-    spelt = (f"step{r[0]}" if len(r) == 1 else f"step{r[0]} {'...' if len(r) > 2 else 'and'} step{r[-1]}" for r in runs)
-    return ", ".join(spelt) + ": " if numbers else ""
+    spelt = [f"step{r[0]}" if len(r) == 1 else f"step{r[0]} {'...' if len(r) > 2 else 'and'} step{r[-1]}" for r in runs]
+    spelt += [r for r in revisions if not r.startswith("step")]  # `main`
+    return ", ".join(spelt) + ": " if spelt else ""
 
 
 def _figure(value: float | None, stderr: float | None) -> tuple[str, str]:
@@ -319,7 +320,8 @@ def new_table(title: str, *columns: str) -> Table:
     """A `>` before a column's name aligns it to the right."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
-        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+        side: Literal["left", "right"] = "right" if name.startswith(">") else "left"
+        table.add_column(name.removeprefix(">"), justify=side, overflow="fold")  # a figure that is cut is another one
     return table
 
 

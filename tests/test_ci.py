@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 from models import SMALL_RECIPE
 from processes import pythia_export
+from typer.testing import CliRunner
 
+from pythia_export import cli, pipeline
+from pythia_export.artifact import Artifact
 from pythia_export.checkpoint import demo_folder
+from pythia_export.errors import OutputError, ResourceError
 from pythia_export.github import announce
 from pythia_export.report.junit import junit
 from pythia_export.report.summary import summary
@@ -140,6 +146,86 @@ def test_a_summary_shows_the_comparison(parity):
 def test_a_file_that_cannot_be_written_is_found_before_the_long_part(job, option, file):
     done = pythia_export("verify", "out", option, file, cwd=job[0], check=8)
     assert "Hint" in done.stderr and "windows" not in done.stderr
+
+
+def shell(job, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash in the job's folder, in which `verify` is the command with the proof of `out` already made."""
+    made = "import json; from pythia_export import cli, pipeline; pipeline.verify = lambda *a, **k: PARITY; cli.main()"
+    (job[0] / "made.py").write_text(made.replace("PARITY", "json.load(open('out/parity.json'))"))
+    verify = f'verify() {{ "{sys.executable}" made.py verify "$@"; }}\n'
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUTF8"} | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(["bash", "-c", verify + line], cwd=job[0], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("verify out --junit j.xml | true; exit ${PIPESTATUS[0]}", "stdout cannot be written: Broken pipe"),
+        ("verify out --junit j.xml --json > /dev/full", "stdout cannot be written: No space left"),
+        ("verify out --junit j.xml >&-", "stdout is closed"),
+        ("verify out --junit j.xml 2>&1 | true; exit ${PIPESTATUS[0]}", ""),
+        ("PYTHONIOENCODING=latin-1 verify out --junit j.xml > verdict.txt", "Gate kld_mean: failed"),
+    ],
+)
+def test_whatever_becomes_of_stdout_a_failed_gate_is_10_and_its_junit_is_written(job, parity, line, said):
+    (job[0] / "j.xml").unlink(missing_ok=True)
+    done = shell(job, line)
+    assert done.returncode == 10 and said in done.stderr and "Unexpected" not in done.stderr, done
+    assert (job[0] / "j.xml").read_text() == junit(parity)
+
+
+def test_what_an_encoding_lacks_is_replaced_and_in_json_escaped(job, parity):
+    shell(job, "PYTHONIOENCODING=latin-1 verify out > verdict.txt; PYTHONIOENCODING=latin-1 verify out --json > v.json")
+    assert "? 10" in (job[0] / "verdict.txt").read_text("latin-1")
+    assert json.loads((job[0] / "v.json").read_text("latin-1")) == parity
+
+
+@pytest.mark.parametrize("command", ["models", "models --json", "recipes", "--version", "plan demo"])
+def test_a_full_disk_or_a_closed_stdout_is_8_of_every_command(job, command):
+    for to in ("/dev/full", "&-"):
+        done = shell(job, f'"{sys.executable}" -m pythia_export {command} >{to}')
+        assert done.returncode == 8 and "stdout" in done.stderr and len(done.stderr.splitlines()) == 2, done
+
+
+@pytest.mark.parametrize("option", ["--junit", "--per-token"])
+def test_a_file_inside_the_artifact_is_refused_before_anything_is_done(job, option):
+    before = sorted((job[0] / "out").iterdir())
+    done = pythia_export("verify", "out", option, "out/parity.json", cwd=job[0], check=8)
+    assert "out/parity.json lies in the artifact out" in done.stderr and "windows" not in done.stderr
+    assert sorted((job[0] / "out").iterdir()) == before
+    if option == "--junit":
+        done = pythia_export("run", "recipe.toml", "--out", "new", option, "new/j.xml", cwd=job[0], check=8)
+        assert "new/j.xml lies in the artifact new" in done.stderr and not (job[0] / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["out", "tables"])
+def test_a_place_that_cannot_be_written_is_found_before_the_long_part(job, place, monkeypatch):
+    (job[0] / "tables").mkdir(exist_ok=True)
+    monkeypatch.chdir(job[0])
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and Path(path).name == place))
+    monkeypatch.setattr(pipeline, "pull_checkpoint", None)
+    for option in ("--junit", "--per-token"):
+        done = CliRunner().invoke(cli.app, ["verify", "out", option, "tables/file"])
+        assert done.exit_code == 8 and f"{place} cannot be written" in done.stderr, done
+
+
+def test_a_proof_that_can_no_longer_be_written_is_told_all_the_same(job, parity, tmp_path, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(job[0])
+    command = ["verify", "out", "--junit", str(tmp_path / "j.xml"), "--json"]
+    monkeypatch.setattr(Artifact, "_write_manifest", full)
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 10, "a gate that did not pass is more than a full disk"
+    found = json.loads(done.stdout)
+    assert found["gates"] == parity["gates"] and "no space left while writing" in done.stderr
+    assert (tmp_path / "j.xml").read_text() == junit(found)
+    passed = parity | {"passed": True, "gates": parity["gates"][:1]}
+    for kind, code in ((ResourceError, 7), (OutputError, 8)):
+        monkeypatch.setattr(pipeline, "verify", Mock(side_effect=pipeline.Unwritten(kind("full"), passed)))
+        done = CliRunner().invoke(cli.app, command)
+        assert done.exit_code == code and json.loads(done.stdout) == passed and "Error: full" in done.stderr
 
 
 def steps() -> dict[str, dict]:

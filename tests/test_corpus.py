@@ -200,6 +200,9 @@ def test_too_little_text_is_counted(tmp_path, tokenizer):
     path = written(tmp_path, "a.jsonl", texts(3))
     with pytest.raises(SourceError, match=r"\d+ tokens in 3 documents; 90 windows of 32 need 2,880 tokens"):
         windows(path, tokenizer, samples=90)
+    with pytest.raises(SourceError) as caught:
+        verify_windows(Verify(source="file", path=path, sequence_length=32, tokens=100_000), tokenizer, CONFIG)
+    assert "fewer `tokens` (`verify --tokens`)" in caught.value.hint, "[verify] has no samples"
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(SourceError, match="0 tokens in 0 documents"):
         windows(tmp_path / "empty.jsonl", tokenizer)

@@ -49,6 +49,16 @@ def test_text_goes_to_stdout_and_ends_before_a_stop_string(folder):
     assert done.stdout == text.partition(stop)[0] + "\n"
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_prompt_that_is_not_utf_8_is_2(folder, errors):
+    env = os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"}
+    for args, given in (((), b"caf\xe9"), ((b"-p", b"caf\xe9"), b"")):
+        line = [*map(os.fsencode, command(folder)), *args]
+        done = subprocess.run(line, input=given, capture_output=True, env=env)
+        said = done.stderr.decode(errors="replace")
+        assert done.returncode == 2 and done.stdout == b"" and "not utf-8" in said.lower() and "Hint" in said, said
+
+
 def test_an_interrupted_text_is_kept(folder):
     slow = "import time, runpy, sys; from pythia_export.runtime import Session; step = Session.step\n"
     slow += "def later(*args, **kw):\n    time.sleep(0.05)\n    return step(*args, **kw)\n"

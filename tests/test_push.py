@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -78,9 +80,20 @@ def test_only_a_whole_artifact_with_a_graph_is_pushed(hub, folder, tmp_path):
     weights = tmp_path / "weights"
     pipeline.quantize(parse_recipe(RECIPE), weights)
     assert "has no graph" in push(hub, tmp_path, str(weights), REPO, code=3).stderr
-    config = weights / "config.json"
+    extras = {"generate": ("--prompt", "x"), "eval": ("--tasks", "x"), "bench": ("--no-peers",)}
+    for command in ("verify", "generate", "bench", "eval"):
+        if command == "eval" and find_spec("lm_eval") is None:
+            continue
+        done = pythia_export(command, weights, *extras.get(command, ()), check=3)
+        assert f"Error: {weights} has no graph: `quantize` made it" in done.stderr and "export" in done.stderr
+    done = pythia_export("export", weights, "--out", tmp_path / "x", "--accuracy-level", 3, check=2)
+    assert "--accuracy-level 3: Input should be 0 or 4" in done.stderr
+    shown = pythia_export("inspect", weights).stdout
+    assert f"`pythia-export export {weights} --out DIR` builds one" in shown and "verify" not in shown
+    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+    config = changed / "config.json"
     config.write_text(config.read_text().replace("gelu", "relu"))  # as long as before
-    assert "config.json" in push(hub, tmp_path, str(weights), REPO, code=4).stderr
+    assert "config.json" in push(hub, tmp_path, str(changed), REPO, code=4).stderr
     assert "not the name of a repository" in push(hub, tmp_path, str(folder), "me/a/b", "--dry-run", code=3).stderr
     assert "--offline" in push(hub, tmp_path, str(folder), REPO, "--offline", code=8).stderr
     assert hub.requests == []

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from pathlib import Path
 
 import pytest
 
-from pythia_export.errors import RecipeError
+from pythia_export import pipeline
+from pythia_export.errors import RecipeError, SourceError
 from pythia_export.neox import HEAD
 from pythia_export.recipe import Export, Override, Quantize, Recipe, load_recipe, parse_recipe, recipe_names
 from pythia_export.suite import geometry, sizes
+from pythia_export.sweep.schema import load as load_sweep
 
 MINIMAL = {
     "model": {"id": "demo"},
@@ -42,6 +47,9 @@ def test_a_shipped_recipe_parses_and_never_ships_the_slow_kernel(name):
     ("sections", "said"),
     [
         ({"exprot": {}}, "unknown key `exprot`; did you mean `export`"),
+        ({"quantize": {"override": {"pattern": "x"}}}, "`quantize.override`: an array of tables was expected"),
+        ({"quantize": {"head": 3}}, "`quantize.head`: a table was expected (found 3)"),
+        ({"calibration": {"subsets": "Github"}}, "`calibration.subsets`: an array was expected (found 'Github')"),
         ({"model": {"revison": "main"}}, "unknown key `model.revison`; did you mean `revision`"),
         ({"quantize": {"group": 32}}, "unknown key `quantize.group`; did you mean `group_size`"),
         ({"quantize": {"head": {"bit": 8}}}, "unknown key `quantize.head.bit`; did you mean `bits`"),
@@ -52,6 +60,9 @@ def test_a_shipped_recipe_parses_and_never_ships_the_slow_kernel(name):
         ({"quantize": {"group_size": 48}}, "`quantize.group_size`"),
         ({"quantize": {"damp": 0}}, "`quantize.damp`"),
         ({"quantize": {"damp": 0.5, "max_damp": 0.1}}, "max_damp"),
+        ({"quantize": {"max_damp": math.nan}}, "`quantize.max_damp`: Input should be a finite number (found nan)"),
+        ({"verify": {"gates": {"ppl_ratio": math.inf}}}, "gates.ppl_ratio.limit`: Input should be a finite number"),
+        ({"calibration": {"memory_gb": math.inf}}, "`calibration.memory_gb`: Input should be a finite number"),
         ({"calibration": {"samples": 0}}, "`calibration.samples`"),
         ({"calibration": {"source": "hub"}}, "needs `dataset`"),
         ({"calibration": {"source": "file"}}, "needs `path`"),
@@ -101,6 +112,18 @@ def test_a_file_that_is_no_recipe(text, said, tmp_path):
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(RecipeError, match=said):
         load_recipe(str(path))
+
+
+def test_the_recipe_of_the_readme_is_planned_without_a_warning(tmp_path):
+    (block,) = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "r.toml").write_text(block)
+    assert pipeline.plan(load_recipe(str(tmp_path / "r.toml"))).warnings == []
+
+
+def test_a_plan_misses_a_text_that_is_not_there(tmp_path):
+    recipe = parse_recipe(changed(verify={"source": "file", "path": str(tmp_path / "none.jsonl")}))
+    with pytest.raises(SourceError, match=r"none\.jsonl: no such text file"):
+        pipeline.plan(recipe)
 
 
 def test_a_near_miss_of_a_shipped_name_is_guessed():
@@ -173,3 +196,11 @@ def test_the_training_order_is_the_models_own_where_it_has_one(model, dataset):
 def test_a_typo_in_the_model_is_told_before_its_order():
     with pytest.raises(RecipeError, match="no model called `401m`"):
         parse_recipe(changed(model={"id": "401m"}, calibration={"source": "training-order"}))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    recipe, sweep = tmp_path / "r.toml", tmp_path / "s.toml"
+    texts = '[calibration]\nsource = "python-stdlib"\n[verify]\nsource = "python-stdlib"\n'
+    recipe.write_text('[model]\nid = "demo"\n' + texts, encoding="utf-8-sig")
+    sweep.write_text('[sweep]\nmodels = ["70m"]\n' + texts, encoding="utf-8-sig")
+    assert load_recipe(str(recipe)).model.id == "demo" and load_sweep(sweep).sweep.models[0].name == "70m"

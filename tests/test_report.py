@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
+from io import StringIO
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import InMemory, export_model, hugging_face, on_disk, small_config
 from records import GATES, HOSTILE, Page, everything, linear, printed, records
+from rich.console import Console
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -30,6 +33,7 @@ from pythia_export.report.depth import depth_panels, residual_panel
 from pythia_export.report.heads import head_maps
 from pythia_export.report.html import render_report
 from pythia_export.report.ruler import interval_plot, ruler
+from pythia_export.tables import losses_table
 
 VARIANTS = {
     "gptq": {},
@@ -386,3 +390,26 @@ def test_the_terminals_verdict_fits_eighty_columns():
     _, quantization, parity = records()
     text = printed(parity, quantization, width=80)
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_no_figure_of_the_terminals_verdict_is_cut(width):
+    _, quantization, parity = records()
+    parity["gates"][1] |= {"outcome": "inconclusive", "more_tokens": 12000, "passed": False}
+    text = printed(parity, quantization, width=width)
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    whole = Counter(re.findall(r"\d", printed(parity, quantization, width=120)))
+    assert Counter(re.findall(r"\d", text)) == whole
+    if width >= 60:
+        for figure in ("1.9 × 10⁻⁵", "1.0223", "12,000", "94.79 %", "≥ 90.00 %"):
+            assert figure in text, figure
+
+
+def test_no_figure_of_a_table_is_cut():
+    _, quantization, _ = records()
+    shown = []
+    for width in (120, 40):
+        console = Console(width=width, record=True, file=StringIO())
+        console.print(losses_table(quantization))
+        shown.append(console.export_text())
+    assert "…" not in shown[1] and Counter(re.findall(r"\d", shown[0])) == Counter(re.findall(r"\d", shown[1]))

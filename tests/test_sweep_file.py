@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from pythia_export.sweep.plan import plan
 from pythia_export.sweep.prepare import facts_of
 from pythia_export.sweep.schema import load, parse
 from pythia_export.sweep.snapshots import snapshots
+from pythia_export.tables import steps_shortened
 
-FACTS = Path(__file__).parents[2] / "shared" / "data" / "pythia" / "catalog.json"
+ROOT = Path(__file__).parents[1]
+FACTS = ROOT.parent / "shared" / "data" / "pythia" / "catalog.json"
 
 TEXTS = """
 [calibration]
@@ -122,6 +125,28 @@ def test_the_whole_suite_is_counted(tmp_path):
     assert rows["pythia-70m"].fetch_bytes == 154 * 2 * rows["pythia-70m"].parameters
     assert rows["pythia-12b"].memory_gb > rows["pythia-6.9b"].memory_gb > rows["pythia-14m"].memory_gb > 0.5
     assert rows["pythia-12b"].hours > 10 * rows["pythia-410m"].hours
+
+
+def blocks() -> list[str]:
+    """Every sweep that the documentation shows."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [block for page in pages for block in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)]
+    return [block for block in found if block.startswith("[sweep]")]
+
+
+@pytest.mark.parametrize("block", blocks())
+def test_a_sweep_of_the_documentation_is_planned_for_people(tmp_path, block):
+    (tmp_path / "sweep.toml").write_text(block)
+    done = CliRunner().invoke(cli.app, ["sweep", "plan", str(tmp_path / "sweep.toml")])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "pythia-70m main: it is step143000" in done.stdout
+
+
+def test_what_is_left_out_is_shortened_and_main_is_no_step():
+    assert steps_shortened(("step1000", "step2000", "step3000", "step5000", "main")) == (
+        "step1000 ... step3000, step5000, main: "
+    )
+    assert steps_shortened(("main",)) == "main: " and steps_shortened(()) == ""
 
 
 # Quantisations.
@@ -267,6 +292,7 @@ BAD = {
     "endless seeds": ('[sweep]\nmodels = ["160m-seed1..999999999"]\n', "160m-seed10 is not", "Did you mean"),
     "old name": ('[sweep]\nmodels = ["350m"]\n', "350m is not in the catalogue", "350M is what 410m was called until"),
     "another owner": ('[sweep]\nmodels = ["me/mine"]\n', "me/mine is not", "A run of your own is a table"),
+    "the demo": ('[sweep]\nmodels = ["demo"]\n', "demo is not in the catalogue", "Sweeps take models of the suite"),
     "step in a name": ('[sweep]\nmodels = ["160m@step3000"]\n', "the step belongs into `sweep.revisions`"),
     "names backwards": ('[sweep]\nmodels = ["160m-seed9..1"]\n', "9 is above 1"),
     "no models": ("[sweep]\nmodels = []\n", "`sweep.models`", "at least 1 item"),
@@ -300,6 +326,7 @@ BAD = {
     "a budget": (ONE + "[quantize]\nbits_per_weight = [4.5]\n", "is not for sweeps", "quantize.override"),
     "gates": (ONE + "[verify.gates]\nppl_ratio = 1.1\n", "unknown key `verify.gates`"),
     "resources of sbatch": (ONE + "[resources.slurm]\nmem = '4G'\n", "`mem` is `resources.memory_gb` here"),
+    "endless hours": (ONE + "[resources]\nhours = inf\n", "`resources.hours`: Input should be a finite number"),
     "not TOML": ("[sweep\n", "not TOML"),
 }  # fmt: skip
 
@@ -329,7 +356,7 @@ def test_what_a_recipe_would_lack_is_told_before_anything_is_done(tmp_path):
         done = CliRunner().invoke(cli.app, ["sweep", "plan", str(path)])
         assert done.exit_code == 2 and said in " ".join(done.stderr.split())
     missing = CliRunner().invoke(cli.app, ["sweep", "plan", str(tmp_path / "other.toml")])
-    assert missing.exit_code == 2 and "no such file" in missing.stderr
+    assert missing.exit_code == 2 and "no such file" in missing.stderr and "docs/sweeps.md" in missing.stderr
 
 
 # Labels and keys.

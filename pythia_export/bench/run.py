@@ -63,6 +63,7 @@ def bench(
         EnvironmentProblem: our own runtime fails.
     """
     opened = Artifact.open(artifact)
+    opened.require_graph()
     at = _contexts(prompt_tokens, new_tokens, contexts, opened.config.max_positions)
     bits, speed = opened.recipe.quantize.bits, speed_here(opened)
     ours = _ours(opened, native=speed[0] == "native")

@@ -9,7 +9,8 @@ import sys
 import traceback
 
 from . import make, use, generate, serve, sweep, lists  # isort: skip  # noqa: F401 (they register their commands, in this order)
-from .shared import app, say
+from ..errors import PythiaExportError
+from .shared import app, say, say_error
 
 __all__ = ["app", "main"]
 
@@ -18,6 +19,9 @@ def main() -> None:
     """Entry point. What no class of errors foresaw is our fault: say so, without a page of traceback."""
     try:
         app()
+    except PythiaExportError as e:  # of --version, which ends before there is a command
+        say_error(e)
+        sys.exit(e.exit_code)
     except Exception as e:
         if "--debug" in sys.argv:
             traceback.print_exc()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import PythiaExportError
-from .shared import INTERRUPTED, ArtifactFolder, app, examples, say, stderr
+from ..errors import PythiaExportError, RecipeError
+from .shared import INTERRUPTED, ArtifactFolder, app, examples, printing, say, say_error, stderr
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,6 +49,7 @@ def generate(
 
     sampling = runtime.Sampling(temperature, top_k, top_p, seed)
     opened = Artifact.open(artifact)
+    opened.require_graph()
     tokenizer, session = opened.tokenizer(), runtime.Session.open(opened, native=native)
 
     def run(text: str) -> bool:
@@ -57,9 +58,16 @@ def generate(
     if prompt is None and sys.stdin.isatty():
         _again_and_again(run)
     else:
-        finished = run(sys.stdin.read().removesuffix("\n") if prompt is None else prompt)
+        finished = run(_piped() if prompt is None else prompt)
         if not finished:
             raise typer.Exit(INTERRUPTED)
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as e:
+        raise RecipeError(f"the prompt on stdin is not {e.encoding}: {e}", hint="Convert it: iconv -t UTF-8.") from None
 
 
 def _again_and_again(run: Callable[[str], bool]) -> None:
@@ -77,7 +85,7 @@ def _again_and_again(run: Callable[[str], bool]) -> None:
             typer.echo("", err=True)
             return
         except PythiaExportError as e:
-            say(f"Error: {e}" + (f"\nHint: {e.hint}" if e.hint else ""))
+            say_error(e)
 
 
 def _continue(
@@ -86,7 +94,7 @@ def _continue(
     """False where Ctrl-C ended it."""
     from .. import runtime
 
-    ids, text = tokenizer.encode(prompt).ids, runtime.StreamDecoder(tokenizer, stop)
+    ids, text = runtime.encode_prompt(tokenizer, prompt), runtime.StreamDecoder(tokenizer, stop)
     steps = runtime.generate_batch(session, tokenizer, [ids], max_new_tokens, sampling, stop)
     if sys.stderr.isatty():
         stderr().print(prompt, end="", style="dim", soft_wrap=True, markup=False, highlight=False)
@@ -99,11 +107,12 @@ def _continue(
             n += 1
             if n == 1:
                 first = time.perf_counter()
-            typer.echo(text.push(token), nl=False)
-            sys.stdout.flush()
+            with printing():
+                typer.echo(text.push(token), nl=False)
     except KeyboardInterrupt:
         finished = False
-    typer.echo(text.finish())
+    with printing():
+        typer.echo(text.finish())
     decoding = time.perf_counter() - first
     speed = f"{(n - 1) / decoding:,.1f} tokens/s" if n > 1 and decoding > 0 else "too few for a speed"
     at = session.speed if session.speed == "native" else f"{session.speed} speed: {session.why}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import EXIT_GATE, OutputError
+from ..errors import EXIT_GATE, OutputError, PythiaExportError
 from .shared import (
     AllowDuplicate,
     ArtifactFolder,
@@ -30,6 +31,7 @@ from .shared import (
     recipe_called,
     require_writable,
     say,
+    say_error,
     show,
     stderr,
 )
@@ -64,20 +66,24 @@ def run(
     """
     from .. import pipeline
 
-    require_writable(junit)
+    require_writable(junit, out)
     with progress_bars() as progress:
         outcome = pipeline.run(
             recipe_called(recipe), out, overwrite=overwrite, resume=resume,
             accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
         )  # fmt: skip
-    assert outcome.parity is not None
-    if as_json:
-        print_json(_outcome(outcome))
-    else:
-        print_verdict(outcome.parity, outcome.quantization)
-        _print_outcome(outcome)
-        show(f"Report    {outcome.folder / 'report.html'}")
-    conclude(outcome.parity, junit)
+    parity = outcome.parity
+    assert parity is not None
+
+    def result() -> None:
+        if as_json:
+            print_json(_outcome(outcome))
+        else:
+            print_verdict(parity, outcome.quantization)
+            _print_outcome(outcome)
+            show(f"Report    {outcome.folder / 'report.html'}")
+
+    conclude(parity, junit, result)
 
 
 @app.command(epilog=examples("pythia-export plan pythia-2.8b-int4", "pythia-export plan my.toml --json"))
@@ -245,29 +251,59 @@ def verify(
     from .. import pipeline
 
     for file in (junit, per_token):
-        require_writable(file)
+        require_writable(file, artifact)
+    unwritten = None
     with progress_bars() as progress:
-        parity = pipeline.verify(
-            artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, device=device,
-            progress=progress,
-        )  # fmt: skip
-    if as_json:
-        print_json(parity)
-    else:
-        print_verdict(parity, None)
-        show(f"Report    {artifact / 'report.html'}")
-    conclude(parity, junit)
+        try:
+            parity = pipeline.verify(
+                artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, device=device,
+                progress=progress,
+            )  # fmt: skip
+        except pipeline.Unwritten as e:
+            parity, unwritten = e.parity, e
+
+    def result() -> None:
+        if as_json:
+            print_json(parity)
+        else:
+            print_verdict(parity, None)
+            if unwritten is None:
+                show(f"Report    {artifact / 'report.html'}")
+
+    conclude(parity, junit, result, unwritten)
 
 
-def conclude(parity: dict[str, Any], junit: Path | None) -> None:
-    """Tell the CI system, if one is there, and exit by the gates."""
-    from ..artifact import write_atomically
-    from ..github import announce
+def conclude(
+    parity: dict[str, Any], junit: Path | None, result: Callable[[], None], unwritten: PythiaExportError | None = None
+) -> None:
+    """Tell the CI system, if one is there, print the result, and exit by the gates.
+
+    A place that cannot be written costs neither the others nor, where a gate did not pass, its exit code.
+    """
     from ..report import words
-    from ..report.junit import junit as as_junit
 
+    faults: list[PythiaExportError] = [] if unwritten is None else [unwritten]
+    steps: tuple[Callable[[], None], ...] = (lambda: _tell_ci(parity, junit), result)
+    for step in steps:
+        try:
+            step()
+        except PythiaExportError as e:
+            faults.append(e)
     for line in words.unmet(parity):
         say(line)
+    for fault in faults:
+        say_error(fault)
+    if not parity["passed"]:
+        raise typer.Exit(EXIT_GATE)
+    if faults:
+        raise typer.Exit(faults[0].exit_code)
+
+
+def _tell_ci(parity: dict[str, Any], junit: Path | None) -> None:
+    from ..artifact import write_atomically
+    from ..github import announce
+    from ..report.junit import junit as as_junit
+
     try:
         if junit is not None:
             write_atomically(junit, as_junit(parity).encode())
@@ -275,8 +311,6 @@ def conclude(parity: dict[str, Any], junit: Path | None) -> None:
             typer.echo(annotation, err=True)  # the runner reads both streams; --json has stdout to itself
     except OSError as e:
         raise OutputError(f"the verdict could not be written for CI: {e}") from e
-    if not parity["passed"]:
-        raise typer.Exit(EXIT_GATE)
 
 
 def _outcome(outcome: Outcome) -> dict[str, Any]:

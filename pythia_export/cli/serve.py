@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import ArtifactFolder, app, examples, progress_bars, say
+from .shared import ArtifactFolder, app, examples, progress_bars, say, show
 
 
 @app.command(
@@ -47,7 +47,7 @@ def serve(
         found = room.fetch_modules(modules, progress=progress)
     with room.Server(room.routes(models, found), port) as server:
         try:
-            typer.echo(server.url)
+            show(server.url)
             say("Ctrl-C ends it. Only this machine can reach it.")
             if open_browser and not webbrowser.open(server.url):
                 say("No browser could be opened here; open the address yourself.")

@@ -3,6 +3,7 @@ print. Data goes to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console, RenderableType
@@ -119,7 +120,7 @@ def options(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"pythia-export {__version__}")
+        show(f"pythia-export {__version__}")
         raise typer.Exit
 
 
@@ -143,19 +144,33 @@ def progress_bars() -> Iterator[Progress]:
         yield bars
 
 
-def require_writable(file: Path | None) -> None:
+def require_writable(file: Path | None, artifact: Path) -> None:
     """Before the long part."""
-    if file is not None and file.is_dir():
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if artifact.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise OutputError(
+            f"{file} lies in the artifact {artifact}, which holds only files that its manifest names",
+            hint="Write it beside the artifact.",
+        )
+    if file.is_dir():
         raise OutputError(f"{file} is a folder; a file to write was expected", hint=f"{file / 'a-name'}, for example.")
-    if file is not None and not file.absolute().parent.is_dir():
-        raise OutputError(f"{file}: there is no folder {file.absolute().parent}", hint="Create it first.")
+    if not folder.is_dir():
+        raise OutputError(f"{file}: there is no folder {folder}", hint="Create it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{file}: the folder {folder} cannot be written", hint="Choose another place.")
 
 
 def fail(error: PythiaExportError, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    say(f"Error: {error}" + (f"\nHint: {error.hint}" if error.hint else ""))
+    say_error(error)
     raise typer.Exit(error.exit_code)
+
+
+def say_error(error: PythiaExportError) -> None:
+    say(f"Error: {error}" + (f"\nHint: {error.hint}" if error.hint else ""))
 
 
 def print_verdict(parity: dict[str, Any], quantization: dict[str, Any] | None) -> None:
@@ -165,7 +180,8 @@ def print_verdict(parity: dict[str, Any], quantization: dict[str, Any] | None) -
 
 
 def show(what: RenderableType) -> None:
-    _stdout().print(what, soft_wrap=isinstance(what, str))
+    with printing():
+        _stdout().print(what, soft_wrap=isinstance(what, str))
 
 
 def stdout_width() -> int:
@@ -173,19 +189,54 @@ def stdout_width() -> int:
     return _stdout().width
 
 
+@contextmanager
+def printing() -> Iterator[None]:
+    """Around everything that prints to stdout. Characters that its encoding lacks become question marks.
+
+    Raises:
+        OutputError: nobody reads it any more, its disk is full, or there is none.
+    """
+    if sys.stdout is None:  # whoever started the command closed it
+        raise OutputError("stdout is closed, so the result cannot be printed", hint="`> /dev/null` discards it.")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as e:
+        _discard(sys.stdout)
+        raise OutputError(f"stdout cannot be written: {e.strerror}", hint="What was done before is kept.") from e
+
+
+def _discard(stream: TextIO) -> None:
+    """Else Python tries once more at exit what the stream still holds, and ends with an exit code of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # rich would exit with 1, and what the exit code says is the command's to decide
+
+
 def _stdout() -> Console:
     # A pipe or a CI log has no width: rich would take 80 columns and cut the tables' last one.
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    return Console(markup=False, highlight=False, emoji=False, width=width)
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = None if on_terminal or "COLUMNS" in os.environ else 120
+    return _Console(markup=False, highlight=False, emoji=False, width=width)
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    unicode = sys.stdout is not None and (sys.stdout.encoding or "").lower().startswith("utf")
+    with printing():  # escaped where a question mark would change what it says
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=not unicode, default=str))
 
 
 def say(message: str) -> None:
-    stderr().print(message, markup=False, highlight=False, soft_wrap=True)
+    try:
+        stderr().print(message, markup=False, highlight=False, soft_wrap=True)
+    except OSError:  # nobody hears it: no reason to lose the exit code too
+        _discard(sys.stderr)
 
 
 def stderr() -> Console:
-    return Console(stderr=True, emoji=False)
+    return _Console(stderr=True, emoji=False)

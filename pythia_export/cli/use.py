@@ -28,7 +28,7 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     from ..graph.layout import layout
     from ..graph.targets import warnings
     from ..parity import SCHEMA
-    from ..runtime import MODEL, speed_here
+    from ..runtime import speed_here
     from ..tables import artifact_view
 
     opened = Artifact.open(artifact)
@@ -38,7 +38,7 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
         return opened.read_json(name) if name in opened.manifest["files"] else None
 
     quantization, parity, speed = read("quantization.json"), read("parity.json"), ("none", "there is no graph")
-    if MODEL in opened.manifest["files"]:  # `quantize` writes weights alone
+    if opened.has_graph:
         speed = speed_here(opened)
     q, chosen = opened.recipe.quantize, opened.recipe.export
     warned = warnings(layout(opened.config, q, chosen.dtype), chosen)
@@ -48,7 +48,9 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
         return
     show(artifact_view(opened, quantization, speed, warned))
     show("")
-    if parity is None or parity["schema"] != SCHEMA:
+    if not opened.has_graph:
+        show(f"No graph yet. `pythia-export export {artifact} --out DIR` builds one.")
+    elif parity is None or parity["schema"] != SCHEMA:
         found = "Not verified" if parity is None else "Verified by another version"
         show(f"{found}. `pythia-export verify {artifact}` proves it.")
     else:

@@ -160,10 +160,11 @@ def _pack(
             if have >= wanted:
                 break
     if have < wanted:
+        fewer = "fewer samples" if isinstance(section, Calibration) else "fewer `tokens` (`verify --tokens`)"
         raise SourceError(
             f"{texts.name}: {have:,} tokens in {n:,} documents{_left_out(texts, section)}; {count:,} windows of "
             f"{length:,} need {wanted:,} tokens",
-            hint="Give more text, or ask for fewer samples or a shorter sequence_length.",
+            hint=f"Give more text, or ask for {fewer} or a shorter sequence_length.",
         )
     packed, of = (np.concatenate(x)[:wanted].reshape(count, length) for x in (stream, owners))
     return packed, of, names

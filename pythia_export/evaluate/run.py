@@ -45,6 +45,7 @@ def evaluate(
         SourceError: a task's data cannot be had.
     """
     opened = Artifact.open(artifact)
+    opened.require_graph()
     opened.check()
     source = opened.manifest["source"]
     manager = _tasks(tasks, include_path)

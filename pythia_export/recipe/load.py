@@ -33,7 +33,7 @@ def load_recipe(name: str) -> Recipe:
             )
         path = recipes_folder() / f"{name}.toml"
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file", hint="`pythia-export recipes` lists shipped ones.") from None
     except (OSError, UnicodeDecodeError) as e:
@@ -84,6 +84,9 @@ def explain(where: str, error: Any, schema: type[Section]) -> str:
     if error["type"] == "missing":
         return f"{where}: `{dotted}` is required and missing"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("tuple_type", "model_type"):  # of Python, and a file is TOML
+        kind = "an array of tables" if place[-1] == "override" else "an array" if error["type"] == "tuple_type" else ""
+        message = f"{kind or 'a table'} was expected"
     given = error.get("input")
     found = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{where}: {f'`{dotted}`: ' if dotted else ''}{message}{found}"

@@ -10,4 +10,5 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # TOML writes infinities and NaN; no quantity here is one, and no JSON of ours could hold it.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -116,7 +116,7 @@ def _titled(title: str, note: str, table: Table) -> Group:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("", min_width=30)
+    table.add_column(" " * 30, overflow="fold")  # as wide as that where there is room, and narrower where there is not
     for name in columns:
-        table.add_column(name, justify="right", header_style="dim")
+        table.add_column(name, justify="right", header_style="dim", overflow="fold")
     return table

@@ -1,7 +1,7 @@
 """Run an artifact: ONNX Runtime, numpy and tokenizers; no torch, no onnx."""
 
 from ..machine import peak_memory_bytes
-from .generate import StreamDecoder, generate, generate_batch, generate_text
+from .generate import StreamDecoder, encode_prompt, generate, generate_batch, generate_text
 from .sampling import Sampling
 from .session import MODEL, Cache, Session, require_provider, speed_here
 
@@ -11,6 +11,7 @@ __all__ = [
     "Sampling",
     "Session",
     "StreamDecoder",
+    "encode_prompt",
     "generate",
     "generate_batch",
     "generate_text",

@@ -158,12 +158,23 @@ def _steps(
         logits = session.step(cache, fed)[:, -1]
 
 
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Token ids; RecipeError where bytes that were no UTF-8 became lone surrogates on the way here."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as e:
+        raise RecipeError(
+            f"the prompt is not UTF-8: character {e.start + 1:,} of it is none", hint="Convert it: iconv -t UTF-8."
+        ) from None
+    return list(tokenizer.encode(prompt).ids)
+
+
 def generate_text(
     session: Session, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling | None = None,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:  # fmt: skip
     """Yield pieces of text as they become certain; a stop string itself is not among them. Raises as `generate`."""
-    ids = tokenizer.encode(prompt).ids
+    ids = encode_prompt(tokenizer, prompt)
     steps = generate_batch(session, tokenizer, [ids], max_new_tokens, sampling, stop)
     return _texts(steps, StreamDecoder(tokenizer, stop))
 

@@ -33,7 +33,9 @@ DIMENSIONS = frozenset(Quantize.model_fields) - {"override", "bits_per_weight"}
 class Named(Section):
     """A model: of the hub by its name, or a training run of one's own, whose checkpoints are a directory each."""
 
-    name: NonEmpty = Field(description="as `pull` takes it; of a run of one's own, what the results call it")
+    name: NonEmpty = Field(
+        description="of the suite, as `models` lists it; of a run of one's own, what the results call it"
+    )
     path: NonEmpty | None = Field(
         None, description="the run's checkpoints, relative to the sweep's file: `runs/{revision}`"
     )
@@ -82,7 +84,7 @@ class Resources(Section):
 
 class Sweep(Section):
     models: tuple[Named, ...] = Field(
-        min_length=1, description="names as `pull` takes them, `160m-seed1..9` being nine; or tables of name and path"
+        min_length=1, description="models of the suite, `160m-seed1..9` being nine; or tables of name and path"
     )
     revisions: str = Field(
         "main", description="`all`, `pow2` (step 0 and the powers of two), `1000:143000:1000`, single steps, `main`"
@@ -136,11 +138,9 @@ def load(path: Path) -> SweepFile:
         RecipeError: no such file, not TOML, an unknown key, a value out of range, an empty product.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark
     except FileNotFoundError:
-        raise RecipeError(
-            f"{path}: no such file", hint="`pythia-export sweep plan --help` shows how one begins."
-        ) from None
+        raise RecipeError(f"{path}: no such file", hint="docs/sweeps.md shows one.") from None
     except (OSError, UnicodeDecodeError) as e:
         raise RecipeError(f"{path}: cannot be read: {e}") from e
     except tomllib.TOMLDecodeError as e:

@@ -111,7 +111,9 @@ def _of_the_suite(name: str, terms: list[str], left_out: list[LeftOut]) -> list[
         raise RecipeError(f"`sweep.models`: {name}: the step belongs into `sweep.revisions`")
     pythia = suite.named(name)
     if pythia is None:
-        hint = suite.suggestion(name) if "/" not in name else "A run of your own is a table: { name, path }."
+        others = "Sweeps take models of the suite, which `pythia-export models` lists. A run of your own is a table: "
+        others += '{ name = "mine", path = "runs/{revision}" }.'
+        hint = others if "/" in name or name == "demo" else suite.suggestion(name)
         raise RecipeError(f"`sweep.models`: {name} is not in the catalogue", hint=hint)
     wanted, lacking = _steps(terms, pythia.revisions, pythia.id)
     if lacking:
