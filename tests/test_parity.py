@@ -13,7 +13,7 @@ from models import InMemory, export_model, hugging_face, on_disk, small_config
 
 from pythia_export.corpus import Subset, Windows
 from pythia_export.errors import EnvironmentProblem, SourceError
-from pythia_export.parity import SCHEMA, export, reference
+from pythia_export.parity import SCHEMA, cost, export, reference
 from pythia_export.parity.against import check_comparable, compare, require_same
 from pythia_export.parity.divergence import first_divergence
 from pythia_export.parity.metrics import TokenFigures
@@ -233,6 +233,22 @@ def test_rounding_to_nearest_is_scored_beside_the_artifact(source, tmp_path):
     found = prove(exact, windows, Gates(), nearest=it.stored).parity["cost"]["rounding"]["kld"]
     recovered = found["recovered"]
     assert recovered["value"] > 0.9 and recovered["low"] <= recovered["value"] <= recovered["high"]
+
+
+def test_three_models_at_once_keep_their_weights_within_the_share_of_one(source, tmp_path, monkeypatch):
+    made, windows, need = [], some_windows(rows=30), 4 * CONFIG.parameters
+
+    class Noted(reference.Reference):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self.how["weights"])
+
+    monkeypatch.setattr(cost, "Reference", Noted)
+    monkeypatch.setattr(reference, "SLAB_BYTES", 8 * 4 * 40 * CONFIG.hidden_size)
+    for free in (6 * need - 1, 6 * need):
+        monkeypatch.setattr(reference, "_free_memory", lambda free=free: free)
+        cost.measure_rounding(source, source, source, CONFIG, windows)
+    assert made == 3 * ["one layer at a time"] + 3 * ["kept in memory"]
 
 
 # The table of tokens
