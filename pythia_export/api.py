@@ -17,6 +17,8 @@ from tokenizers import Tokenizer
 from . import artifact, runtime
 from .runtime.sampling import Sampling
 
+CHUNK_LOGITS = 1 << 17  # logits in work at a time: 1 MiB in float64
+
 
 class Artifact(artifact.Artifact):
     """A directory that `pythia-export run` or `export` wrote. `Artifact.open(path)` reads its manifest, `check()`
@@ -77,10 +79,13 @@ class Artifact(artifact.Artifact):
         window, found = self.config.max_positions, []
         for start in range(0, len(ids) - 1, window - 1):
             part = ids[start : start + window]
-            logits = self.logits(part[None, :-1])[0].astype(np.float64)
-            logits -= logits.max(-1, keepdims=True)
-            came = np.take_along_axis(logits, part[1:, None], -1)[:, 0]
-            found.append(came - np.log(np.exp(logits).sum(-1)))
+            logits = self.logits(part[None, :-1])[0]
+            rows = max(1, CHUNK_LOGITS // logits.shape[1])
+            for first in range(0, len(logits), rows):  # of a whole window, float64 alone is 800 MB, twice
+                x = logits[first : first + rows].astype(np.float64)
+                x -= x.max(-1, keepdims=True)
+                came = np.take_along_axis(x, part[1:][first : first + rows, None], -1)[:, 0]
+                found.append(came - np.log(np.exp(x).sum(-1)))
         return np.concatenate(found) if found else np.empty(0)
 
     def logits(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:

@@ -89,7 +89,7 @@ class Staging:
         self.overwrite = overwrite
         self.kind = kind
         self._lock: int | None = None
-        self._old_sigterm: Any = None
+        self._sigterm = unwinding_on_sigterm()
         _check_output(self.out, overwrite, kind)
 
     def __enter__(self) -> Self:
@@ -100,9 +100,7 @@ class Staging:
             self.folder = _sibling(self.out, "tmp")
             self.folder.mkdir()
         self._lock = lock_folder(self.folder)
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            # The default action ends the process without unwinding, and so without `__exit__`.
-            self._old_sigterm = signal.signal(signal.SIGTERM, _exit_on_sigterm)
+        self._sigterm.__enter__()
         return self
 
     def publish(self, manifest: Mapping[str, Any]) -> None:
@@ -156,8 +154,7 @@ class Staging:
         shutil.rmtree(self.folder, ignore_errors=True)  # a leftover is removed by the next run
         if self._lock is not None:
             os.close(self._lock)
-        if self._old_sigterm is not None:
-            signal.signal(signal.SIGTERM, self._old_sigterm)
+        self._sigterm.__exit__(None, None, None)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             _raise_disk_full(self.out, error)
 
@@ -427,6 +424,20 @@ def _exchange(a: Path, b: Path) -> bool:
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     at_fdcwd, rename_exchange = -100, 2
     return renameat2 is not None and renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0
+
+
+@contextmanager
+def unwinding_on_sigterm() -> Iterator[None]:
+    """SIGTERM leaves the body as an exception does. Its default action ends the process without unwinding, and so
+    without anything that a `with` or a `finally` would clean up."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _exit_on_sigterm(number: int, frame: FrameType | None) -> NoReturn:

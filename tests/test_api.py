@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import onnxruntime
 import pytest
 
 import pythia_export
-from pythia_export import Artifact, pipeline
+from pythia_export import Artifact, api, pipeline
 from pythia_export.errors import RecipeError
 from pythia_export.recipe import parse_recipe
 
@@ -76,6 +77,20 @@ def test_a_text_beyond_the_context_is_scored_in_windows_that_share_a_token(artif
     logits = artifact.logits(np.array([ids[window - 1 : 2 * window - 2]]))[0].astype(np.float64)
     expected = [row[i] - np.log(np.exp(row).sum()) for row, i in zip(logits, ids[window:], strict=False)]
     assert found.shape == (len(ids) - 1,) and np.abs(found[window - 1 : 2 * window - 2] - expected).max() < 1e-4
+
+
+def test_a_window_is_scored_in_little_memory_beside_its_logits(artifact, monkeypatch):
+    text = "".join(f"value_{i} = compute({i})\n" for i in range(40))
+    logits = artifact.logits(np.array([artifact.tokenizer().encode(text).ids])[:, :-1])
+    expected, peaks = artifact.score(text), {}
+    monkeypatch.setattr(artifact, "logits", lambda ids: logits)
+    for chunk in (api.CHUNK_LOGITS, 10**9):
+        monkeypatch.setattr(api, "CHUNK_LOGITS", chunk)
+        tracemalloc.start()
+        np.testing.assert_allclose(artifact.score(text), expected, rtol=1e-14)
+        peaks[chunk] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert min(peaks) == 1 << 17 and peaks[1 << 17] < logits.nbytes < peaks[10**9] / 3
 
 
 def test_running_an_artifact_imports_no_torch(folder):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +107,27 @@ def test_without_checkpoint_and_text_ours_is_measured_all_the_same(artifact, tmp
     assert {peer["name"] for peer in result["absent"]} == {"transformers float32", "transformers bfloat16"}
     assert all("changed since the artifact was made" in peer["why"] for peer in result["absent"])
     assert "gone.txt" in result["text"]["why"] and result["rows"][0]["prefill_tokens_per_second"] > 0
+
+
+def test_sigterm_ends_the_contestant_too_and_leaves_no_files(artifact, tmp_path):
+    python, said, scratch = tmp_path / "python", tmp_path / "pid", tmp_path / "scratch"
+    python.write_text(f"#!/bin/sh\necho $$ > {said}.part; mv {said}.part {said}; exec sleep 60\n")
+    python.chmod(0o755)
+    scratch.mkdir()
+    code = (
+        "from pathlib import Path; from types import SimpleNamespace; from pythia_export.bench import run\n"
+        f"run.sys = SimpleNamespace(executable={str(python)!r})\n"
+        f"run.bench(Path({str(artifact)!r}), peers=None, text_tokens=0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(scratch)})
+    while not said.is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    assert list(scratch.glob("pythia-export-bench-*/job.json"))
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM and not list(scratch.glob("pythia-export-bench-*"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said.read_text()), signal.SIGKILL)
 
 
 def test_the_tables_hold_everybody_in_80_columns(result):

@@ -23,12 +23,13 @@ from pythia_export import pipeline
 from pythia_export.artifact import Artifact
 from pythia_export.dequantize import dequantize
 from pythia_export.errors import RecipeError
-from pythia_export.evaluate.model import PythiaOnnx
+from pythia_export.evaluate.model import PythiaOnnx, _generation
 from pythia_export.evaluate.published import published
 from pythia_export.evaluate.run import evaluate
 from pythia_export.evaluate.scores import ScoringSession
 from pythia_export.parity.metrics import log_softmax
 from pythia_export.recipe import parse_recipe
+from pythia_export.runtime import Sampling
 from pythia_export.tables import eval_table
 
 ROOT = Path(__file__).parent.parent
@@ -111,6 +112,13 @@ def test_generations_are_those_of_the_harness(ours, oracle, until):
     assert ours.generate_until(asked, disable_tqdm=True) == oracle.generate_until(asked, disable_tqdm=True)
 
 
+def test_of_stop_strings_in_one_token_the_first_to_begin_cuts_as_the_harness_has_it(ours, oracle):
+    (token,) = ours.generate_until(requests("generate_until", [("import os\nimport", {"max_gen_toks": 1})]), True)
+    kwargs = {"until": [token, token[1]], "max_gen_toks": 3}
+    asked = requests("generate_until", [("import os\nimport", kwargs)])
+    assert len(token) > 2 and ours.generate_until(asked, True) == oracle.generate_until(asked, True) == [""]
+
+
 def test_a_context_that_is_too_long_for_what_is_asked_loses_its_beginning(ours, oracle):
     asked = requests("generate_until", [("x = 1\n" * 900 + "def main(", {"until": ["\n"], "max_gen_toks": 8})])
     assert ours.generate_until(asked, disable_tqdm=True) == oracle.generate_until(asked, disable_tqdm=True)
@@ -136,6 +144,43 @@ def test_requests_with_one_input_are_one_row(ours, monkeypatch):
 def test_what_it_cannot_do_is_refused(ours, kwargs):
     with pytest.raises(RecipeError):
         ours.generate_until(requests("generate_until", [("x", kwargs)]), disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "new", "sampling"),
+    [
+        ({}, 256, Sampling()),
+        ({"max_gen_toks": None, "temperature": None, "until": None}, 256, Sampling()),
+        ({"max_tokens": 5, "max_gen_toks": 9}, 9, Sampling()),
+        ({"temperature": 0.7}, 256, Sampling(0.7, 50)),  # 50 is transformers' own
+        ({"do_sample": True, "temperature": 0.0, "top_p": 0.9}, 256, Sampling()),
+        ({"do_sample": False, "temperature": 0.7, "top_k": 5}, 256, Sampling()),
+        ({"do_sample": True, "temperature": 0.5, "top_k": 0, "num_beams": 1, "seed": 3}, 256, Sampling(0.5, seed=3)),
+        ({"do_sample": True, "temperature": 1, "top_k": 5, "top_p": 0.9}, 256, Sampling(1.0, 5, 0.9)),
+    ],
+    ids=str,
+)
+def test_settings_of_a_task_are_read_as_the_harness_reads_them(asked, new, sampling):
+    assert _generation(asked, "<|endoftext|>") == (["<|endoftext|>"], new, sampling)
+    assert _generation(asked | {"until": "\n"}, "<|endoftext|>")[0] == ["\n", "<|endoftext|>"]
+
+
+@pytest.mark.parametrize("seeded", [{}, {"seed": 7}])
+def test_samples_follow_the_harnesss_seed_and_differ_where_a_question_is_asked_again(artifact, seeded):
+    model = PythiaOnnx(artifact, batch_size=1)
+    kwargs = {"until": ["\n\n"], "temperature": 1.0, "max_gen_toks": 12} | seeded
+
+    def answers(seed: int) -> list[str]:
+        np.random.seed(seed)  # as the harness does before a run
+        return model.generate_until(requests("generate_until", [("def main(", kwargs)] * 2), disable_tqdm=True)
+
+    first = answers(1234)
+    assert first == answers(1234) and first[0] != first[1]
+    assert (first == answers(1)) == bool(seeded)
+
+
+def test_the_harnesss_automatic_batch_sizes_are_taken(artifact, ours):
+    assert PythiaOnnx(artifact, batch_size="auto:4")._rows is ours._rows is None
 
 
 TASK = """

@@ -7,13 +7,14 @@ import json
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from models import InMemory, export_model, hugging_face, on_disk, small_config
 
 from pythia_export.corpus import Subset, Windows
 from pythia_export.errors import EnvironmentProblem, SourceError
-from pythia_export.parity import SCHEMA, export, reference
+from pythia_export.parity import SCHEMA, cost, export, reference
 from pythia_export.parity.against import check_comparable, compare, require_same
 from pythia_export.parity.divergence import first_divergence
 from pythia_export.parity.metrics import TokenFigures
@@ -83,10 +84,36 @@ def test_cache_batch_and_padding_give_the_logits_of_one_pass(chosen, source, tmp
     assert found["name"] == "level 0" and found["gated"] and found["same_top"] > 0.95
 
 
-def test_a_window_of_the_least_length_is_measured_too(source, tmp_path):
-    it, ids = subject(source, tmp_path, Quantize(method="none")), some_windows(1, 8).ids
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_windows_of_the_least_length_are_measured_too(rows, source, tmp_path):
+    it, ids = subject(source, tmp_path, Quantize(method="none")), some_windows(rows, 8).ids
     found = export.measure(runs(it, it.session(0, native=False))[0], Reference(it.stored, CONFIG, ids, ""), ids)
     assert found["decode_max_abs"] < 2e-5 and [cut["at"] for cut in found["splits"]] == [0, 1, 2, 5, 7]
+
+
+@pytest.mark.parametrize(("rows", "length"), [(9, 40), (2, 8), (1, 40), (1, 8)])
+def test_a_graph_that_attends_to_padding_is_found_whatever_text_there_is(rows, length, source, tmp_path):
+    it, ids = subject(source, tmp_path, Quantize(method="none")), some_windows(rows, length).ids
+    nodes = list(it.model.graph.node)
+    for node in nodes:
+        node.input[:] = ["every_token" if name == "attention_mask" else name for name in node.input]
+    real = onnx.helper.make_node("Max", ["attention_mask", "a_real_one"], ["every_token"], "every_token")
+    it.model.graph.initializer.append(onnx.helper.make_tensor("a_real_one", onnx.TensorProto.INT64, [1], [1]))
+    del it.model.graph.node[:]
+    it.model.graph.node.extend([real, *nodes])
+    found = export.measure(runs(it, it.session(0, native=False))[0], Reference(it.stored, CONFIG, ids, ""), ids)
+    assert found["padding_max_abs"] > 1e-2 and found["batch_max_abs"] < 2e-5
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 40), (1, 8)])
+def test_one_window_is_batched_too(rows, length, source, tmp_path, monkeypatch):
+    it, ids = subject(source, tmp_path, Quantize(method="none")), some_windows(rows, length).ids
+    session = it.session(0, native=False)
+    logits = session.logits
+    monkeypatch.setattr(session, "logits", lambda ids: logits(ids) + 0.1 * (len(ids) > 1))
+    run = export.Run("level 0", 0, True, lambda: session)
+    found = export.measure(run, Reference(it.stored, CONFIG, ids, ""), ids)
+    assert found["batch_max_abs"] == pytest.approx(0.1, abs=1e-3) and found["padding_max_abs"] < 2e-5
 
 
 @pytest.mark.parametrize("products", [4, 2])
@@ -233,6 +260,22 @@ def test_rounding_to_nearest_is_scored_beside_the_artifact(source, tmp_path):
     found = prove(exact, windows, Gates(), nearest=it.stored).parity["cost"]["rounding"]["kld"]
     recovered = found["recovered"]
     assert recovered["value"] > 0.9 and recovered["low"] <= recovered["value"] <= recovered["high"]
+
+
+def test_three_models_at_once_keep_their_weights_within_the_share_of_one(source, tmp_path, monkeypatch):
+    made, windows, need = [], some_windows(rows=30), 4 * CONFIG.parameters
+
+    class Noted(reference.Reference):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self.how["weights"])
+
+    monkeypatch.setattr(cost, "Reference", Noted)
+    monkeypatch.setattr(reference, "SLAB_BYTES", 8 * 4 * 40 * CONFIG.hidden_size)
+    for free in (6 * need - 1, 6 * need):
+        monkeypatch.setattr(reference, "_free_memory", lambda free=free: free)
+        cost.measure_rounding(source, source, source, CONFIG, windows)
+    assert made == 3 * ["one layer at a time"] + 3 * ["kept in memory"]
 
 
 # The table of tokens

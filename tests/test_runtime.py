@@ -542,10 +542,9 @@ def test_no_piece_holds_half_a_character(tokenizer: Tokenizer, text: str) -> Non
 def test_text_is_cut_before_the_stop_string_that_is_complete_first(tokenizer, text: str, stop: list[str]) -> None:
     decoder, ids = StreamDecoder(tokenizer, stop), tokenizer.encode(text).ids
     expected = text
-    for n in range(len(ids) + 1):
-        so_far = tokenizer.decode(ids[:n]).rstrip("\ufffd")
-        if found := [so_far.index(s) for s in stop if s in so_far]:
-            expected = so_far[: min(found)]
+    for n in range(len(text) + 1):  # letter by letter, however many of them a token has
+        if found := [text[:n].index(s) for s in stop if s in text[:n]]:
+            expected = text[: min(found)]
             break
     assert "".join(pieces(decoder, ids)) == expected
     assert decoder.stopped == any(s in text for s in stop)
@@ -560,10 +559,18 @@ def test_what_might_become_a_stop_string_is_held_back(tokenizer: Tokenizer) -> N
     assert decoder.stopped and decoder.finish() == ""
 
 
-def test_of_two_stop_strings_in_one_token_the_earlier_cuts(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    ("stop", "shown"), [(["e", "h"], " t"), (["the", "h"], " t"), (["he", "e"], " t"), (["h", "th"], " ")]
+)
+def test_of_stop_strings_in_one_token_the_first_to_end_cuts(tokenizer: Tokenizer, stop, shown) -> None:
     the = tokenizer.token_to_id("Ġthe")
-    decoder = StreamDecoder(tokenizer, ["e", "h"])
-    assert decoder.push(the) == " t" and decoder.stopped
+    decoder = StreamDecoder(tokenizer, stop)
+    assert decoder.push(the) == shown and decoder.stopped
+
+
+def test_a_plain_str_is_one_stop_string_and_not_its_letters(tokenizer: Tokenizer) -> None:
+    text = "the cat sat on the mat"
+    assert "".join(generate_text(scripted(tokenizer, text), tokenizer, "x", 40, stop="at o")) == "the cat s"
 
 
 def test_a_tokenizer_of_another_kind_is_refused() -> None:

@@ -12,10 +12,12 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -160,6 +162,72 @@ def test_a_port_that_is_taken_is_said(server, folder, node_modules):
     )
     assert done.exit_code == 2 and f"port {server.server_port} of 127.0.0.1 cannot be had" in done.stderr
     assert "--port 0" in done.stderr and done.stdout == ""
+
+
+@pytest.fixture
+def own(folder, node_modules, tmp_path):
+    """A server of a copy, which may be changed under it."""
+    shutil.copytree(folder, tmp_path / "own")
+    table = serve.routes([serve.ready(tmp_path / "own")], serve.fetch_modules(node_modules))
+    with serve.Server(table) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server, tmp_path / "own"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["model.onnx_data", "tokenizer.json"])
+@pytest.mark.parametrize("how", ["in place", "renamed over"])
+def test_a_file_that_changed_since_it_was_hashed_is_not_handed_out(own, name, how):
+    server, folder = own
+    data = bytearray((folder / name).read_bytes())
+    assert ask(server, f"/artifacts/0/{name}")[0] == 200
+    data[1000] ^= 1
+    if how == "in place":
+        (folder / name).write_bytes(data)
+    else:
+        (folder / "beside").write_bytes(data)
+        os.utime(folder / "beside", ns=(0, (folder / name).stat().st_mtime_ns))
+        os.replace(folder / "beside", folder / name)
+    for method in ("GET", "HEAD"):
+        status, _, body = ask(server, f"/artifacts/0/{name}", method)
+        assert status == 409 and body == (b"" if method == "HEAD" else body)
+    assert f"{name} changed since it was hashed" in ask(server, f"/artifacts/0/{name}")[2].decode()
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_not_handed_out(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "own")
+    weights, check = tmp_path / "own" / "model.onnx_data", Artifact.check
+    monkeypatch.setattr(Artifact, "check", lambda self: (check(self), os.utime(weights, ns=(0, 0))))
+    made = serve.ready(tmp_path / "own")
+    with serve.Server(serve.routes([made], {})) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert ask(server, "/artifacts/0/model.onnx_data")[0] == 409
+        server.shutdown()
+
+
+def test_a_file_that_is_gone_is_said_and_the_others_are_handed_out(own, capfd):
+    server, folder = own
+    (folder / "model.onnx_data").unlink()
+    status, headers, body = ask(server, "/artifacts/0/model.onnx_data")
+    assert status == 410 and b"model.onnx_data cannot be read any more: No such file" in body
+    assert headers["X-Content-Type-Options"] == "nosniff" and ask(server, "/artifacts/0/tokenizer.json")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_connection_that_is_reset_is_no_error_but_others_are_told(server, capfd, monkeypatch):
+    for begun in (b"GET / HTT", b"GET /artifacts/0/model.onnx_data HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", server.server_port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing it resets it
+            client.sendall(begun)
+    for _ in range(100):  # until both are noticed
+        if not any("process_request_thread" in thread.name for thread in threading.enumerate()):
+            break
+        time.sleep(0.05)
+    assert ask(server, "/")[0] == 200 and capfd.readouterr().err == ""
+    monkeypatch.setattr(server, "table", None)
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(server, "/")
+    assert "AttributeError" in capfd.readouterr().err
 
 
 # The artifact

@@ -446,6 +446,21 @@ def test_a_damaged_text_is_refused_and_written_again(tmp_path, tiny, damage):
     assert run(tiny, folder).did == 1 and folder.text(path.stem).ids.shape == (8, 128)
 
 
+def test_what_a_run_tells_of_itself_later_is_in_the_table_and_measures_nothing_again(tmp_path):
+    folder, template = Folder(tmp_path / "out"), checkpoints(tmp_path / "run", "step500")
+    file = sweep(template, RTN)
+    run(file, folder)
+    assert tables(folder, keys(folder))[0]["training_tokens"].to_pylist() == [None]
+    (tmp_path / "run" / "step500" / "training.json").write_text('{"tokens": 4096, "learning_rate": 0.003, "seed": 7}')
+    assert run(file, folder).did == 0
+    (one,) = tables(folder, keys(folder))[0].to_pylist()
+    assert (one["training_tokens"], one["learning_rate"], one["seed"]) == (4096, 0.003, 7) and one["step"] == 500
+    manifest = folder.manifest()
+    del manifest["snapshots"][0]["facts"]  # as an earlier version wrote it
+    folder.put_manifest(manifest)
+    assert tables(folder, keys(folder))[0]["training_tokens"].to_pylist() == [None]
+
+
 def test_results_of_another_schema_are_refused(tmp_path, done):
     results, _ = tables(done[0], keys(done[0]))
     for said, table in {

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..artifact import Artifact
+from ..artifact import Artifact, unwinding_on_sigterm
 from ..checkpoint import Accept, pull
 from ..corpus import verify_windows
 from ..errors import EnvironmentProblem, PythiaExportError, RecipeError
@@ -76,7 +76,8 @@ def bench(
             turns.where[name] = found
     taking_part = [contestant for contestant in (*ours, *others) if contestant.name in turns.where]
 
-    with tempfile.TemporaryDirectory(prefix="pythia-export-bench-") as scratch:
+    # Its process is killed, and its files are removed, on SIGTERM too.
+    with unwinding_on_sigterm(), tempfile.TemporaryDirectory(prefix="pythia-export-bench-") as scratch:
         job = Job(
             module="", variant="", artifact=str(opened.folder), checkpoint="", weights=[], scratch=scratch,
             threads=threads or cores(), vocab_size=opened.config.vocab_size, prompt_tokens=prompt_tokens,

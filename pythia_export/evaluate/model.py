@@ -12,7 +12,8 @@ in Python, importing this module registers it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
@@ -35,15 +37,15 @@ assert lm_eval.models
 TOKENS = 512  # of a batch, padding included: more only takes memory
 LOGIT_BYTES = 1 << 28  # of a batch
 MAX_NEW_TOKENS = 256  # where a task says nothing, as the harness has it
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+TOP_K = 50  # where a task samples and says nothing: transformers' own default, and so the `hf` model's
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context, continuation
 
 
 @register_model("pythia-onnx")
 class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
-    """`artifact` is its directory; `batch_size` the most rows of a batch, "auto" for as many as fit; `threads` None
-    for every core; `native` False leaves the native kernels out. The harness always
+    """`artifact` is its directory; `batch_size` the most rows of a batch, "auto" (or "auto:4") for as many as fit;
+    `threads` None for every core; `native` False leaves the native kernels out. The harness always
     gives a `device`, a GPU by default: an artifact runs where its recipe says."""
 
     cache_hook: CacheHook
@@ -61,7 +63,7 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
         opened = Artifact.open(Path(artifact))
         self._session = ScoringSession.of(opened, threads=threads, native=native)
         self.tokenizer = opened.tokenizer()
-        self._rows = None if batch_size in (None, "auto") else int(batch_size)
+        self._rows = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
         self._rows = self._rows or max_batch_size
         self.max_length = self._session.config.max_positions
 
@@ -168,7 +170,10 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
         return answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations, each cut before the first of its stop strings. A context too long loses its beginning."""
+        """Continuations, each cut before the first of its stop strings. A context too long loses its beginning.
+
+        Where one is sampled, the streams of random numbers follow the harness's seed of NumPy, or the task's own.
+        """
         alike: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
@@ -183,17 +188,20 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
                     raise RecipeError(f"{new:,} new tokens of a model that has {self.max_length:,} positions")
                 prompts = {i: self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id] for i in members}
                 order = sorted(members, key=lambda i: (-len(prompts[i]), i))
+                # A seed a batch: with one for all, a question that is asked several times would get one answer.
+                seeds = np.random.default_rng(np.random.randint(2**31) if sampling.seed is None else sampling.seed)
                 for batch in self._batches_of_prompts(order, prompts, new):
-                    texts = [StreamDecoder(self.tokenizer, stop) for _ in batch]
+                    texts = [StreamDecoder(self.tokenizer) for _ in batch]
                     pieces = [""] * len(batch)
+                    seeded = replace(sampling, seed=int(seeds.integers(2**31)))
                     for tokens in generate_batch(
-                        self._session, self.tokenizer, [prompts[i] for i in batch], new, sampling, stop
+                        self._session, self.tokenizer, [prompts[i] for i in batch], new, seeded, stop
                     ):
                         for row, token in enumerate(tokens):
                             if token is not None:
                                 pieces[row] += texts[row].push(token)
                     for row, i in enumerate(batch):
-                        answers[i] = pieces[row] + texts[row].finish()
+                        answers[i] = postprocess_generated_text(pieces[row] + texts[row].finish(), stop, None)
                         self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
                     bar.update(len(batch))
         return answers
@@ -207,22 +215,24 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
             at += rows
 
 
-def _generation(asked: dict[str, Any], eos: str) -> tuple[tuple[str, ...], int, Sampling]:
-    """Stop strings, number of tokens and sampling out of a task's `generation_kwargs`.
+def _generation(asked: dict[str, Any], eos: str) -> tuple[list[str], int, Sampling]:
+    """Stop strings, number of tokens and sampling out of a task's `generation_kwargs`, read as the harness reads them.
 
     Raises:
         RecipeError: a setting that this model does not know.
     """
-    left = dict(asked)
-    until: str | Iterable[str] = left.pop("until", None) or ()
-    lengths = [left.pop(name) for name in _LENGTHS if name in left]
-    temperature, sampled = float(left.pop("temperature", 0.0) or 0.0), bool(left.pop("do_sample", False))
-    top_k, top_p, seed = (left.pop(name, None) for name in ("top_k", "top_p", "seed"))
+    left = normalize_gen_kwargs({name: x for name, x in asked.items() if x is not None}, MAX_NEW_TOKENS)
+    stop, new = handle_stop_sequences(list(filter(None, left.pop("until"))), eos), left.pop("max_gen_toks")
+    sampled, temperature = left.pop("do_sample"), float(left.pop("temperature", 0.0))
+    top_k, top_p = left.pop("top_k", TOP_K) or None, left.pop("top_p", None)  # 0: of all
+    seed, beams = left.pop("seed", None), left.pop("num_beams", 1)
+    if beams != 1:
+        raise RecipeError(f"generation setting num_beams {beams}; this model has no search by beams")
     if left:
         raise RecipeError(f"generation settings {', '.join(sorted(left))}; this model knows none of that name")
-    stop = tuple(filter(None, [until] if isinstance(until, str) else until))
-    sampling = Sampling(temperature or 1.0, top_k, top_p, seed) if sampled else Sampling()
-    return (*stop, eos), int(lengths[0]) if lengths else MAX_NEW_TOKENS, sampling
+    if not sampled or temperature == 0:
+        return stop, new, Sampling(seed=seed)
+    return stop, new, Sampling(temperature, top_k, top_p, seed)
 
 
 def main() -> None:

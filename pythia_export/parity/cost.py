@@ -68,7 +68,8 @@ def measure_rounding(
     sources = {"original": original, "artifact": stored, "rtn": nearest}
     titles = {"original": "Original checkpoint", "artifact": "Artifact's weights", "rtn": "Round to nearest"}
     references = {
-        name: Reference(of, config, windows.ids, titles[name], progress, device) for name, of in sources.items()
+        name: Reference(of, config, windows.ids, titles[name], progress, device, together=len(sources))
+        for name, of in sources.items()
     }
     found: dict[str, list[Any]] = {"artifact": [], "rtn": []}
     with progress.track("Rounding alone", len(windows.ids), "windows") as advance:

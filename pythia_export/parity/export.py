@@ -5,7 +5,7 @@ Each gives the logits of a few windows in one pass, which are held to torch's, a
 that a runtime takes, which are held to that pass:
 
 - split: one part of a window as a prompt, then some tokens one by one over the cache, then the rest at once;
-- batch: the starts of several windows together;
+- batch: the starts of several windows together, or shifted slices where there is one window;
 - padding: those, each padded on its left by another length, the last tokens one by one.
 """
 
@@ -54,7 +54,8 @@ def measure(run: Run, reference: Reference, ids: np.ndarray, progress: Progress 
         NumericsError: the graph computes a NaN or an infinity.
     """
     session, difference = run.open(), ExportDifference()
-    rows, columns = min(ROWS, len(ids)), min(COLUMNS, ids.shape[1])
+    batch = _batch(ids)
+    rows, columns = batch.shape
     starts = np.empty((rows, columns, session.config.vocab_size), np.float32)
     with progress.track(f"ONNX Runtime against torch: {run.name}", len(ids) + 3, "windows") as advance:
         for i, window in enumerate(ids):
@@ -65,10 +66,11 @@ def measure(run: Run, reference: Reference, ids: np.ndarray, progress: Progress 
             if i < rows:
                 starts[i] = got[:columns]
             advance(1)
+        for row in range(len(ids), rows):  # of the only window, shifted
+            starts[row] = finite(session.logits(batch[row][None])[0])
         cuts = [{"at": at, "max_abs": _largest(_split(session, ids[0], at) - whole)} for at in splits(ids.shape[1])]
         advance(1)
-        batch = ids[:rows, :columns]
-        together = _largest(finite(session.logits(np.ascontiguousarray(batch))) - starts)
+        together = _largest(finite(session.logits(batch)) - starts)
         advance(1)
         padded = _padded(session, batch, starts)
         advance(1)
@@ -84,6 +86,15 @@ def measure(run: Run, reference: Reference, ids: np.ndarray, progress: Progress 
         "padding_max_abs": padded,
         "decode_max_abs": max([together, padded, *(cut["max_abs"] for cut in cuts)]),
     }
+
+
+def _batch(ids: np.ndarray) -> np.ndarray:
+    """Rows [R, C], several in any case: a row alone is neither batched nor padded. Starts of the windows; of one window
+    alone, slices that begin a token later each."""
+    if len(ids) > 1:
+        return np.ascontiguousarray(ids[:ROWS, :COLUMNS])
+    columns = min(COLUMNS, ids.shape[1] - ROWS + 1)  # a window has 8 tokens or more
+    return np.stack([ids[0, row : row + columns] for row in range(ROWS)])
 
 
 def finite(logits: np.ndarray) -> np.ndarray:
@@ -111,12 +122,12 @@ def _split(session: Session, window: np.ndarray, at: int) -> np.ndarray:
 def _padded(session: Session, batch: np.ndarray, starts: np.ndarray) -> float:
     """Rows [R, C] shortened to different lengths and padded on the left: the first not at all, the last by half."""
     rows, columns = batch.shape
-    gaps = [row * (columns // 2) // max(1, rows - 1) for row in range(rows)]
+    gaps = [row * (columns // 2) // (rows - 1) for row in range(rows)]
     ids, mask = np.zeros_like(batch), np.zeros_like(batch)
     for row, gap in enumerate(gaps):
         ids[row, gap:], mask[row, gap:] = batch[row, : columns - gap], 1
     cache = session.start(rows, columns)
-    begin = max(1, columns - PADDED_STEPS)
+    begin = max(gaps[-1] + 1, columns - PADDED_STEPS)  # a prompt has a real token in every row
     ends = [begin, *range(begin + 1, columns + 1)]
     parts, at = [], 0
     for end in ends:

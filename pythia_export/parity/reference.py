@@ -34,7 +34,8 @@ class Tensors(Protocol):
 
 
 class Reference:
-    """Logits of `source` on windows ids [N, S], float32, window by window; cheapest in order."""
+    """Logits of `source` on windows ids [N, S], float32, window by window; cheapest in order. `together`: so many,
+    it included, are used at once, and share the memory that kept weights may take."""
 
     def __init__(
         self,
@@ -44,6 +45,8 @@ class Reference:
         title: str,
         progress: Progress = SILENT,
         device: torch.device = CPU,
+        *,
+        together: int = 1,
     ) -> None:
         self._source, self._config, self._ids, self._device = source, config, ids, device
         self._title, self._progress = title, progress
@@ -51,7 +54,8 @@ class Reference:
         self._slab = max(1, min(len(ids), SLAB_BYTES // (4 * ids.shape[1] * config.hidden_size)))
         passes, need = -(-len(ids) // self._slab), 4 * config.parameters
         free = _free_memory() if device.type == "cpu" else free_bytes(device)
-        self._kept: dict[str, Tensor] | None = {} if passes > 1 and need <= SHARE_OF_MEMORY * free else None
+        fits = together * need <= SHARE_OF_MEMORY * free
+        self._kept: dict[str, Tensor] | None = {} if passes > 1 and fits else None
         weights = "kept in memory" if self._kept is not None else "one layer at a time"
         sizes = {"float32_bytes": need, "free_bytes": free}
         self.how = {"weights": weights, "passes": passes, **sizes, "device": described(device)}

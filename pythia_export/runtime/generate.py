@@ -21,7 +21,8 @@ class StreamDecoder:
     """Decode token by token: `push` returns the text that has become certain, `finish` what is left.
 
     Special tokens decode to nothing. The pieces, joined, are the tokenizer's own decoding, cut before the `stop` string
-    that is complete first; from then on `stopped` is True and `push` returns nothing.
+    that is complete first, or the longest of those; from then on `stopped` is True and `push` returns nothing. A plain
+    str is one stop string.
 
     Raises:
         SourceError: the tokenizer is not byte-level, as every Pythia tokenizer is.
@@ -31,12 +32,12 @@ class StreamDecoder:
         if not isinstance(tokenizer.decoder, decoders.ByteLevel):
             kind = type(tokenizer.decoder).__name__
             raise SourceError(f"tokenizer.json: decoder {kind}; every Pythia tokenizer is ByteLevel")
-        if not all(stop):
+        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)  # a str is a sequence of its letters, too
+        if not all(self._stop):
             raise RecipeError("an empty stop string, which would stop before the first token")
         self.stopped = False
         self._tokenizer = tokenizer
         self._added = tokenizer.get_added_tokens_decoder()
-        self._stop = tuple(stop)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # decoded, but perhaps the beginning of a stop string
 
@@ -63,10 +64,10 @@ class StreamDecoder:
         if self.stopped:
             return ""
         text = self._held + new
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

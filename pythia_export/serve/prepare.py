@@ -6,6 +6,7 @@ served: the graph is built anew, in memory, in some milliseconds, and no weight 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,25 @@ from ..graph.layout import layout
 from ..graph.targets import require_fit
 from ..recipe import Export
 
+State = tuple[int, int, int]
+
+
+def state_of(file: Path | int) -> State:
+    """Inode, size and time of the last change: while they are the same, a file is taken for the one that was hashed."""
+    found = os.stat(file)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
 
 @dataclass(frozen=True)
 class Ready:
-    """What the page is told of an artifact (`about`, JSON), and what it fetches."""
+    """What the page is told of an artifact (`about`, JSON), and what it fetches; `states` of the files among that."""
 
     about: dict[str, Any]
     graph: bytes
     weights: Path
     tokenizer: Path
     vocabulary: dict[str, int]
+    states: dict[Path, State]
 
 
 def ready(folder: Path) -> Ready:
@@ -39,6 +49,7 @@ def ready(folder: Path) -> Ready:
         RecipeError: activations of float16, or weights beyond what a browser holds.
     """
     artifact = Artifact.open(folder)
+    before = {path: state_of(path) for path in map(artifact.file, artifact.manifest["files"])}
     artifact.check()
     recipe, config = artifact.recipe, artifact.config
     if recipe.export.dtype != "float32":
@@ -75,7 +86,9 @@ def ready(folder: Path) -> Ready:
     }
     vocabulary = artifact.tokenizer().get_vocab()
     graph = bytes(model.SerializeToString())
-    return Ready(about, graph, weights, artifact.file("tokenizer.json"), vocabulary)
+    tokenizer = artifact.file("tokenizer.json")
+    states = {path: before[path] for path in (weights, tokenizer)}
+    return Ready(about, graph, weights, tokenizer, vocabulary, states)
 
 
 def require_comparable(first: Ready, second: Ready) -> None:

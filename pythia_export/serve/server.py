@@ -6,17 +6,19 @@ a page of somebody else whose name was made to point here (DNS rebinding) is ref
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from ..errors import RecipeError
-from .prepare import Ready
+from .prepare import Ready, State, state_of
 
 ADDRESS = "127.0.0.1"
 NAMES = (ADDRESS, "localhost")
@@ -30,6 +32,7 @@ TYPES = {
     ".wasm": "application/wasm",  # without it the browser does not compile while it loads
 }
 BYTES = "application/octet-stream"
+AGAIN = "End `pythia-export serve`, start it again, and open its page anew."
 HEADERS = {
     # Nothing may leave: the page, its styles and its workers reach this server and no other address.
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; "
@@ -46,12 +49,11 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Content:
+    """`state` is that of a file when it was hashed; another one is not handed out."""
+
     kind: str
     body: bytes | Path
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.body) if isinstance(self.body, bytes) else self.body.stat().st_size
+    state: State | None = None
 
 
 def routes(models: Sequence[Ready], modules: Mapping[str, Path]) -> dict[str, Content]:
@@ -63,8 +65,11 @@ def routes(models: Sequence[Ready], modules: Mapping[str, Path]) -> dict[str, Co
     for i, model in enumerate(models):
         at = f"/artifacts/{i}"
         table[f"{at}/model.onnx"] = Content(BYTES, model.graph)
-        table[f"{at}/model.onnx_data"] = Content(BYTES, model.weights)
-        table[f"{at}/tokenizer.json"] = Content(TYPES[".json"], model.tokenizer)
+        for name, kind, path in (
+            ("model.onnx_data", BYTES, model.weights),
+            ("tokenizer.json", TYPES[".json"], model.tokenizer),
+        ):
+            table[f"{at}/{name}"] = Content(kind, path, model.states[path])
     about = [model.about | {"at": f"/artifacts/{i}"} for i, model in enumerate(models)]
     table["/artifacts.json"] = Content(TYPES[".json"], json.dumps(about).encode())
     return table
@@ -89,6 +94,11 @@ class Server(ThreadingHTTPServer):
                 f"port {port} of {ADDRESS} cannot be had: {reason}", hint="--port 0 takes any that is free."
             ) from e
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that was closed is no error of ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
     @property
     def url(self) -> str:
         return f"http://{ADDRESS}:{self.server_port}/"
@@ -104,35 +114,42 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def _refuse(self) -> None:
-        self._send(HTTPStatus.METHOD_NOT_ALLOWED, Content("text/plain", b"GET and HEAD alone\n"), Allow="GET, HEAD")
+        self._say(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD alone", Allow="GET, HEAD")
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
 
     def _answer(self, body: bool) -> None:
         host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
         if host not in NAMES:  # any port: a tunnel may have another one at its end
-            found = Content("text/plain", f"this server is {' or '.join(NAMES)}\n".encode())
-            return self._send(HTTPStatus.MISDIRECTED_REQUEST, found, body)
+            return self._say(HTTPStatus.MISDIRECTED_REQUEST, f"this server is {' or '.join(NAMES)}", body)
         content = self.server.table.get(self.path.partition("?")[0])
         if content is None:
-            return self._send(HTTPStatus.NOT_FOUND, Content("text/plain", b"not here\n"), body)
-        self._send(HTTPStatus.OK, content, body)
+            return self._say(HTTPStatus.NOT_FOUND, "not here", body)
+        if isinstance(content.body, bytes):
+            return self._send(HTTPStatus.OK, content.kind, io.BytesIO(content.body), body)
+        name = content.body.name
+        try:
+            file = content.body.open("rb")
+        except OSError as e:
+            return self._say(HTTPStatus.GONE, f"{name} cannot be read any more: {e.strerror}. {AGAIN}", body)
+        with file:  # its state is asked of what is open: that is what will be sent, whatever takes the name
+            if content.state is not None and content.state != state_of(file.fileno()):
+                return self._say(HTTPStatus.CONFLICT, f"{name} changed since it was hashed. {AGAIN}", body)
+            self._send(HTTPStatus.OK, content.kind, file, body)
 
-    def _send(self, status: HTTPStatus, content: Content, body: bool = True, **headers: str) -> None:
+    def _say(self, status: HTTPStatus, text: str, body: bool = True, **headers: str) -> None:
+        self._send(status, "text/plain", io.BytesIO(f"{text}\n".encode()), body, **headers)
+
+    def _send(self, status: HTTPStatus, kind: str, file: BinaryIO, body: bool, **headers: str) -> None:
         self.send_response(status)
         for name, value in (HEADERS | headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Type", content.kind)
-        self.send_header("Content-Length", str(content.nbytes))
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(file.seek(0, io.SEEK_END)))
         self.end_headers()
-        if not body:
-            return
-        with suppress(BrokenPipeError, ConnectionResetError):  # the page was closed
-            if isinstance(content.body, bytes):
-                self.wfile.write(content.body)
-            else:
-                with content.body.open("rb") as f:
-                    shutil.copyfileobj(f, self.wfile, 1 << 20)
+        if body:
+            file.seek(0)
+            shutil.copyfileobj(file, self.wfile, 1 << 20)
 
     def version_string(self) -> str:
         return "pythia-export"

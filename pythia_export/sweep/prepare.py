@@ -63,7 +63,7 @@ def prepare(file: SweepFile, folder: Folder, progress: Progress = SILENT) -> Pre
             jobs.append(Job(member.model, commit, facts, quantize, calibration, verify, now))
         key = task_key(facts, member.revision, commit)
         tasks.append(Task(key, member, tuple(jobs)))
-        pinned.append({"name": member.name, "revision": member.revision, "commit": commit, "task": key})
+        pinned.append({"name": member.name, "revision": member.revision, "commit": commit, "task": key, "facts": facts})
     folder.put_manifest(
         {
             "schema": SCHEMA,

@@ -90,10 +90,15 @@ SUBSET_COLUMNS: dict[str, pa.DataType] = {"key": pa.string(), "subset": pa.strin
 def tables(folder: Folder, keys: Iterable[str]) -> tuple[pa.Table, pa.Table]:
     """Of the jobs that have a result, in the order of `keys`.
 
+    What is said of a snapshot (its tokens, learning rate, seed) is what the sweep's manifest says of it now: a
+    measurement does not depend on that, and a run of one's own may have told it later.
+
     Raises:
         IntegrityError: a result of another schema, or none at all.
     """
     rows, parts = [], []
+    manifest = folder.manifest() or {"snapshots": []}
+    facts = {key: s["facts"] for s in manifest["snapshots"] if "facts" in s for key in manifest["jobs"][s["task"]]}
     for key in keys:
         record = folder.result(key)
         if record is None:
@@ -104,7 +109,7 @@ def tables(folder: Folder, keys: Iterable[str]) -> tuple[pa.Table, pa.Table]:
                 hint="Go on with the version that began this sweep, or begin another.",
             )
         try:
-            rows.append(row(record))
+            rows.append(row(record, facts.get(key)))
             parts += [{"key": key, "subset": part["name"]} | _cost(part) for part in record["cost"]["subsets"]]
         except (KeyError, TypeError, AttributeError) as e:
             raise IntegrityError(
@@ -114,12 +119,14 @@ def tables(folder: Folder, keys: Iterable[str]) -> tuple[pa.Table, pa.Table]:
     return _table(rows, COLUMNS), _table(parts, SUBSET_COLUMNS)
 
 
-def row(record: dict[str, Any]) -> dict[str, Any]:
+def row(record: dict[str, Any], facts: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`facts` of the snapshot, or those that were known when it was measured."""
     job = Job.from_json(record["job"], f"the result of {record['key']}")
+    facts = job.snapshot if facts is None else facts
     quantize = job.quantize.model_dump()
     return (
         {"key": record["key"]}
-        | {name: job.snapshot[name] for name in _SNAPSHOT}
+        | {name: facts[name] for name in _SNAPSHOT}
         | {"revision": job.model.revision, "commit": job.commit, "quantization": label(job.quantize)}
         | {name: quantize[name] for name in _QUANTIZE}
         | {f"head_{name}": quantize["head"][name] for name in ("method", "bits", "group_size")}

@@ -57,7 +57,7 @@ export class Session {
 
 export async function asked(address) {
   const answer = await fetch(address);
-  if (!answer.ok) throw new Error(`${address}: the server answers ${answer.status}`);
+  if (!answer.ok) throw new Error(`${address}: the server answers ${answer.status}: ${await answer.text()}`);
   return answer;
 }
 
