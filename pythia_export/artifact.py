@@ -64,6 +64,11 @@ class Kind:
 ARTIFACT = Kind("artifact", MANIFEST, frozenset({"parity.json", "report.html", "README.md"}))
 
 _SECTIONS = {"source": dict, "recipe": dict, "layout": dict, "files": dict}
+# Without which nothing can be said of an artifact; a further part that a version lacks is that version's.
+_PARTS = {
+    "quantization.json": ("method", "bits_per_weight", "linears", "layers"),
+    "parity.json": ("schema", "source", "corpus", "export", "cost", "gates"),
+}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -234,8 +239,19 @@ class Artifact:
         return self.folder / name
 
     def read_json(self, name: str) -> Any:
-        """The parsed content of one JSON file of the manifest."""
-        return _parse_json(self.file(name))
+        """The parsed content of one JSON file of the manifest.
+
+        Raises:
+            IntegrityError: it is not JSON, or a record of ours that lacks a part.
+        """
+        found, needed = _parse_json(self.file(name)), _PARTS.get(name, ())
+        missing = [part for part in needed if not isinstance(found, dict) or part not in found]
+        if missing:
+            raise IntegrityError(
+                f"{self.folder / name} has no `{missing[0]}`; {', '.join(needed)} were expected",
+                hint="Copy the artifact again, or export it again.",
+            )
+        return found
 
     @cached_property
     def config(self) -> NeoXConfig:
@@ -465,6 +481,9 @@ def _check_manifest(manifest: Any, where: Path) -> None:
     for section, kind in _SECTIONS.items():
         if not isinstance(manifest.get(section), kind):
             raise IntegrityError(f"{where}: no object `{section}`")
+    for part in ("name", "commit"):
+        if not isinstance(manifest["source"].get(part), str):
+            raise IntegrityError(f"{where}: no string `source.{part}`")
     for name, entry in manifest["files"].items():
         if not _is_inside(name):
             raise IntegrityError(f"{where}: names {name!r}, which lies outside the artifact")

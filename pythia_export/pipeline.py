@@ -40,11 +40,11 @@ from .parity.prove import Subject, prove
 from .parity.table import require_parquet, token_table
 from .progress import SILENT, Progress
 from .quantize import native
-from .recipe import Export, Model, Recipe
+from .recipe import Export, Model, Recipe, Verify
 from .report.card import model_card
 from .report.html import render_report
 from .runtime import require_provider
-from .stream import Allocation, Journal, allocate, quantize_stream
+from .stream import Allocation, Journal, allocate, quantize_stream, require_begun, require_budget
 from .suite import geometry
 from .weights import WeightsReader, WeightsWriter
 
@@ -96,6 +96,8 @@ def plan(recipe: Recipe) -> Plan:
     places = lay_out(config, recipe.quantize, recipe.export.dtype)
     require_fit(config, places, recipe.export)
     require_overrides_match(config, recipe.quantize)
+    if recipe.quantize.bits_per_weight is not None:
+        require_budget(config, recipe.quantize, recipe.export.dtype)
     steps = [f"pull {recipe.model.name} at {recipe.model.revision}"]
     calibration = recipe.calibration if recipe.uses_gptq else None
     for text in (calibration, recipe.verify):
@@ -141,8 +143,16 @@ def plan(recipe: Recipe) -> Plan:
         ],
         bits_per_weight=places.bits_per_weight,
         steps=steps,
-        warnings=warnings(places, recipe.export),
+        warnings=[*warnings(places, recipe.export), *_hopeless(recipe.verify)],
     )
+
+
+def _hopeless(verify: Verify) -> list[str]:
+    """Gates that no measurement can pass."""
+    least = verify.gates.min_tokens
+    if least is None or least <= verify.tokens:
+        return []
+    return [f"verify.gates.min_tokens is {least:,}, verify.tokens {verify.tokens:,}: the gate cannot pass."]
 
 
 def pull(model: Model, *, accept: Accept = ACCEPT, progress: Progress = SILENT) -> Checkpoint:
@@ -177,6 +187,8 @@ def run(
     """
     job = _Job(recipe, progress, accept, device_called(device))
     with Staging(out, overwrite) as staging:
+        if resume:
+            require_begun(_work_folder(out))  # before anything is read
         job.open()
         if recipe.export.target == "cuda":
             require_provider("cuda", _probe())  # hours of quantisation would end in this error
@@ -218,6 +230,8 @@ def quantize(
     """Only the weights: `model.onnx_data` and `quantization.json`, for `export` to build graphs over."""
     job = _Job(recipe, progress, accept, device_called(device))
     with Staging(out, overwrite) as staging:
+        if resume:
+            require_begun(_work_folder(out))  # before anything is read
         job.open()
         with job.journal(out, resume) as journal:
             quantization = job.quantize_into(journal)
@@ -228,6 +242,11 @@ def quantize(
     if evict:
         _evict(job.checkpoint.pulled, progress)
     return Outcome(staging.out, quantization, None, job.seconds)
+
+
+def _work_folder(out: Path) -> Path:
+    out = Path(os.path.abspath(out))
+    return out.parent / f".{out.name}.work"
 
 
 def _evict(pulled: Pulled, progress: Progress) -> None:
@@ -422,8 +441,7 @@ class _Job:
                 if held_out is not None:
                     require_held_out(held_out, self.calibration, self.progress)
         self._allocate()
-        out = Path(os.path.abspath(out))
-        return Journal(out.parent / f".{out.name}.work", self._fingerprint(), resume, self.progress)
+        return Journal(_work_folder(out), self._fingerprint(), resume, self.progress)
 
     def _allocate(self) -> None:
         """Turn a budget of bits into a recipe that names the linears."""

@@ -443,17 +443,34 @@ def test_files_that_the_manifest_does_not_name_or_that_are_not_what_they_say(tmp
         _ = found.config
 
 
+@pytest.mark.parametrize("name", ["quantization.json", "parity.json"])
+def test_a_record_that_lacks_its_parts_is_named(tmp_path: Path, name: str) -> None:
+    with Staging(tmp_path / "out") as staging:
+        (staging.folder / name).write_text("{}")
+        staging.publish(MANIFEST)
+    with pytest.raises(IntegrityError, match=f"{name} has no `"):
+        Artifact.open(tmp_path / "out").read_json(name)
+
+
+@pytest.mark.parametrize("source", [{}, {"name": "m"}, {"name": "m", "commit": 3}])
+def test_a_manifest_whose_source_says_nothing_is_refused(tmp_path: Path, source: dict[str, object]) -> None:
+    out = write(tmp_path / "out").folder
+    edit_manifest(out, source=source)
+    with pytest.raises(IntegrityError, match=r"no string `source\.(name|commit)`"):
+        Artifact.open(out)
+
+
 # Replacing single files
 
 
 def test_replaced_files_are_in_the_manifest(tmp_path: Path) -> None:
     found = write(tmp_path / "out")
-    found.replace_files({"parity.json": b'{"passed": false}', "README.md": b"card"})
-    found.replace_files({"parity.json": b'{"passed": true}'})
+    found.replace_files({"figures.json": b'{"passed": false}', "README.md": b"card"})
+    found.replace_files({"figures.json": b'{"passed": true}'})
     again = Artifact.open(found.folder)
     again.check()
     assert again.manifest == found.manifest
-    assert again.read_json("parity.json") == {"passed": True}
+    assert again.read_json("figures.json") == {"passed": True}
     assert "README.md" in again.manifest["files"]
     assert names(tmp_path) == ["out"] and len(names(found.folder)) == 6
 

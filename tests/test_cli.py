@@ -120,6 +120,35 @@ def test_plan_shows_size_memory_and_steps():
     assert "Warning: embed_out of 8 bits at accuracy level 0" in invoke("plan", "demo").stdout
 
 
+PLAIN = """
+[model]
+id = "70m"
+[calibration]
+source = "python-stdlib"
+[quantize]
+{}
+[verify]
+source = "python-stdlib"
+tokens = 1024
+[verify.gates]
+min_tokens = {}
+"""
+
+
+def test_plan_finds_what_cannot_come_to_anything(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(PLAIN.format("bits_per_weight = 0.5", 1024))
+    done = invoke("plan", str(path))
+    assert done.exit_code == 2 and "quantize.bits_per_weight = 0.5: this recipe takes" in done.stderr
+    path.write_text(PLAIN.format("override = [{pattern = '*.layer.0.*', bits = 8}]", 1024))
+    done = invoke("plan", str(path))
+    assert done.exit_code == 2 and "'*.layer.0.*' matches no linear" in done.stderr
+    path.write_text(PLAIN.format("", 1_000_000))
+    assert "min_tokens is 1,000,000, verify.tokens 1,024: the gate cannot pass" in invoke("plan", str(path)).stdout
+    path.write_text(PLAIN.format("", 1024))
+    assert "cannot pass" not in invoke("plan", str(path)).stdout
+
+
 def test_recipes_lists_them_and_prints_the_schema():
     assert "pythia-12b-int4" in invoke("recipes").stdout
     assert json.loads(invoke("recipes", "--schema").stdout)["title"] == "Recipe"

@@ -21,7 +21,7 @@ from ..block import Block
 from ..device import CPU, memory_of
 from ..errors import RecipeError
 from ..graph.layout import Layout, layout
-from ..neox import EMBEDDING, layer_prefix, layer_tensors
+from ..neox import EMBEDDING, NeoXConfig, layer_prefix, layer_tensors
 from ..progress import SILENT, Progress
 from ..quantize.rtn import rtn
 from ..recipe import Override, Quantize
@@ -65,19 +65,10 @@ def allocate(
     """
     asked = quantize.bits_per_weight
     assert asked is not None
+    base, high, candidates = require_budget(source.config, quantize, dtype)
     if quantize.products == 2:
         source = Folded(source)
     source = Placed(source, device)
-    base = layout(source.config, quantize, dtype)
-    chosen = [p.name for p in base.linears.values() if p.layer is not None and p.method != "none"]
-    candidates = [name for name in chosen if base.linears[name].scheme.bits < RAISED]
-    high = layout(source.config, _raised(quantize, candidates), dtype)
-    if not base.bits_per_weight <= asked <= high.bits_per_weight:
-        raise RecipeError(
-            f"quantize.bits_per_weight = {asked}: this recipe takes {base.bits_per_weight:.4f}, scales and head "
-            f"included, and {high.bits_per_weight:.4f} with {RAISED} bits in every layer",
-            hint="Ask for a number between, or change `bits` and `group_size`.",
-        )
     with memory_of(device):
         saved = _saved(source, quantize, base, high, candidates, ids, memory_gb, scratch, progress)
     raised: list[str] = []
@@ -93,6 +84,26 @@ def allocate(
             reached = with_it
     final = _raised(quantize, raised).model_copy(update={"bits_per_weight": None})
     return final, Allocation(asked, round(reached, 4), tuple(raised))
+
+
+def require_budget(config: NeoXConfig, quantize: Quantize, dtype: str) -> tuple[Layout, Layout, list[str]]:
+    """The layout as the recipe says and with 8 bits in every layer, and the linears that these differ in.
+
+    Raises:
+        RecipeError: `bits_per_weight` is not between the two.
+    """
+    base = layout(config, quantize, dtype)
+    chosen = [p.name for p in base.linears.values() if p.layer is not None and p.method != "none"]
+    candidates = [name for name in chosen if base.linears[name].scheme.bits < RAISED]
+    high = layout(config, _raised(quantize, candidates), dtype)
+    asked = quantize.bits_per_weight
+    if asked is not None and not base.bits_per_weight <= asked <= high.bits_per_weight:
+        raise RecipeError(
+            f"quantize.bits_per_weight = {asked}: this recipe takes {base.bits_per_weight:.4f}, scales and head "
+            f"included, and {high.bits_per_weight:.4f} with {RAISED} bits in every layer",
+            hint="Ask for a number between, or change `bits` and `group_size`.",
+        )
+    return base, high, candidates
 
 
 def _raised(quantize: Quantize, names: list[str]) -> Quantize:

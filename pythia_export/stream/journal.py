@@ -18,7 +18,7 @@ from ..artifact import lock_folder, write_atomically
 from ..errors import IntegrityError, OutputError, SourceError
 from ..progress import SILENT, Progress
 
-JOURNAL = "journal.json"
+JOURNAL, OUTPUT = "journal.json", "artifact"
 
 
 class Journal:
@@ -44,19 +44,15 @@ class Journal:
         self, folder: Path, fingerprint: dict[str, Any], resume: bool = False, progress: Progress = SILENT
     ) -> None:
         self.folder, self.fingerprint, self._resume, self._progress = folder, fingerprint, resume, progress
-        self.output = folder / "artifact"
+        self.output = folder / OUTPUT
         self.layers: list[dict[str, Any]] = []
         self.linears: list[dict[str, Any]] = []
         self.sensitivity = False
         self._finished = False
 
     def __enter__(self) -> Self:
-        if self._resume and not (
-            (self.folder / JOURNAL).is_file() and self.output.is_dir() and any(self.output.iterdir())
-        ):
-            raise SourceError(
-                f"{self.folder}: no run to go on from", hint="Without --resume the recipe starts from its beginning."
-            )
+        if self._resume:
+            require_begun(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.folder)
@@ -135,6 +131,18 @@ class Journal:
         if not self._finished and not self.layers:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._release()
+
+
+def require_begun(folder: Path) -> None:
+    """
+    Raises:
+        SourceError: `folder` is no work directory of a run that finished a layer.
+    """
+    output = folder / OUTPUT
+    if not ((folder / JOURNAL).is_file() and output.is_dir() and any(output.iterdir())):
+        raise SourceError(
+            f"{folder}: no run to go on from", hint="Without --resume the recipe starts from its beginning."
+        )
 
 
 def _differences(then: Any, now: Any, path: str = "") -> list[str]:

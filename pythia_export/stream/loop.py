@@ -169,7 +169,8 @@ class _Layers:
         self, source: Placed, jobs: Sequence[_Job], windows: np.ndarray | None, memory_gb: float, folder: Path
     ) -> None:
         """Embeddings are written; the calibration text becomes activations."""
-        self.source, self.config, self.jobs = source, source.config, jobs
+        self.source, self.config = source, source.config
+        self.jobs = sorted(jobs, key=lambda job: job.damping)  # those that share a factor one after the other
         quantize, table = jobs[0].quantize, source.tensor(f"{EMBEDDING}.weight")
         stored = [job.start(table) for job in jobs]
         self.original = quantize.hessian == "original"
@@ -196,6 +197,9 @@ class _Layers:
                 factors.clear()
             for job, view in zip(self.jobs, views, strict=True):
                 rounded = job.solve(layer, linear, problem, view, factors)
+                if self.original:  # nothing reads it again; kept, a layer of each quantisation would lie in memory
+                    name = f"{layer_prefix(layer)}.{linear}.weight"
+                    view[name] = weights[name]
             return rounded
 
         def norms() -> None:
@@ -250,7 +254,8 @@ class _Layers:
         return {spec.name: self.source.tensor(spec.name).float() for spec in layer_tensors(self.config, layer)}
 
 
-Factors = dict[tuple[bool, float, float], Factor]  # of one Hessian, by act_order, damp and max_damp
+Damping = tuple[bool, float, float]  # act_order, damp and max_damp
+Factors = dict[Damping, Factor]  # of one Hessian, the latest
 
 
 class _Job:
@@ -346,13 +351,18 @@ class _Job:
         return result
 
     def _factor(self, problem: Problem, factors: Factors | None) -> Factor:
-        asked = (self.quantize.act_order, self.quantize.damp, self.quantize.max_damp)
-        found = None if factors is None else factors.get(asked)
+        found = None if factors is None else factors.get(self.damping)
         if found is None:
-            found = factor(problem.H, *asked)
             if factors is not None:
-                factors[asked] = found
+                factors.clear()
+            found = factor(problem.H, *self.damping)
+            if factors is not None:
+                factors[self.damping] = found
         return found
+
+    @property
+    def damping(self) -> Damping:
+        return self.quantize.act_order, self.quantize.damp, self.quantize.max_damp
 
     def _felt(self, plan: LinearPlan) -> Tensor | None:
         """G at this linear's output."""
