@@ -64,11 +64,8 @@ class Kind:
 ARTIFACT = Kind("artifact", MANIFEST, frozenset({"parity.json", "report.html", "README.md"}))
 
 _SECTIONS = {"source": dict, "recipe": dict, "layout": dict, "files": dict}
-# Without which nothing can be said of an artifact; a further part that a version lacks is that version's.
-_PARTS = {
-    "quantization.json": ("method", "bits_per_weight", "linears", "layers"),
-    "parity.json": ("schema", "source", "corpus", "export", "cost", "gates"),
-}
+# What a record of any version has.
+_PARTS = {"quantization.json": ("method", "bits_per_weight", "linears", "layers"), "parity.json": ("schema",)}
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

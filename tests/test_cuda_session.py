@@ -178,7 +178,7 @@ def test_a_whole_graph_gives_the_logits_of_the_cpus_kernel(emulated, tmp_path, m
         monkeypatch.setattr(runtime, "kernels_path", lambda provider, library=library: library)
         graph = (tmp_path / "model.onnx").read_bytes()
         opened = runtime.Session(graph, tmp_path, config, kv_cache="shared", kv_dtype="int8")
-        assert (opened.speed, opened.why) == ("native", library.name)
+        assert opened.speed == "native" and opened.why.startswith(library.name)
         cache = opened.start(2, 16)
         found.append([opened.step(cache, ids, mask), opened.step(cache, ids[:, :1]), opened.step(cache, ids[:, 1:2])])
     for one, other in zip(*found, strict=True):

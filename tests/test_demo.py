@@ -218,8 +218,8 @@ def test_verify_beside_another_artifact_beside_rtn_and_token_by_token(job, whole
         assert (job / "t.parquet").read_bytes()[:4] == b"PAR1"
 
 
-def test_an_artifact_proved_by_an_older_version_says_so(weights, tmp_path):
-    old = shutil.copytree(weights, tmp_path / "old")
+def test_an_artifact_proved_by_an_older_version_says_so(whole, tmp_path):
+    old = shutil.copytree(whole, tmp_path / "old")
     Artifact.open(old).replace_files({"parity.json": b'{"schema": 1}'})
     assert "Verified by another version" in command("inspect", old).stdout
 

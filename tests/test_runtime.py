@@ -86,7 +86,15 @@ def export_and_publish(
             "verify": {"source": "python-stdlib"},
         }
         layout = {"kv_cache": kv_cache(export), "kv_dtype": export.cache_dtype}
-        staging.publish({"versions": {}, "source": {}, "recipe": recipe, "calibration": None, "layout": layout})
+        staging.publish(
+            {
+                "versions": {},
+                "source": {"name": "m", "commit": "c"},
+                "recipe": recipe,
+                "calibration": None,
+                "layout": layout,
+            }
+        )
     return exported
 
 
