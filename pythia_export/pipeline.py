@@ -370,8 +370,8 @@ def verify(
 def _tell_of_other_text(opened: Artifact, windows: Windows, progress: Progress) -> None:
     """As many tokens as the artifact was proved on before, and others: a file changed, or its path leads elsewhere."""
     if "parity.json" in opened.manifest["files"]:
-        before = opened.read_json("parity.json")["corpus"]
-        if before["tokens"] == windows.ids.size and before["sha256"] != windows.sha256:
+        before = opened.read_json("parity.json").get("corpus") or {}  # of another version perhaps
+        if before.get("tokens") == windows.ids.size and before.get("sha256") != windows.sha256:
             progress.note(f"The held-out text ({windows.source}) is not what this artifact was proved on before.")
 
 

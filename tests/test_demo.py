@@ -222,6 +222,16 @@ def test_an_artifact_proved_by_an_older_version_says_so(whole, tmp_path):
     old = shutil.copytree(whole, tmp_path / "old")
     Artifact.open(old).replace_files({"parity.json": b'{"schema": 1}'})
     assert "Verified by another version" in command("inspect", old).stdout
+    assert "proved on before" not in command("verify", old).stderr
+
+
+def test_another_text_than_it_was_proved_on_is_told(whole, tmp_path):
+    other = shutil.copytree(whole, tmp_path / "other")
+    parity = read(other, "parity.json")
+    parity["corpus"]["sha256"] = "ab" * 32
+    Artifact.open(other).replace_files({"parity.json": json.dumps(parity).encode()})
+    assert "is not what this artifact was proved on before" in command("verify", other).stderr
+    assert "proved on before" not in command("verify", other).stderr  # which it is now
 
 
 def test_quantize_then_export_equals_run(whole, weights, tmp_path):
