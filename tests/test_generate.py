@@ -59,6 +59,13 @@ def test_a_prompt_that_is_not_utf_8_is_2(folder, errors):
         assert done.returncode == 2 and done.stdout == b"" and "not utf-8" in said.lower() and "Hint" in said, said
 
 
+def test_without_a_stdin_a_prompt_has_to_be_given(folder):
+    line = ["sh", "-c", 'exec "$@" <&-', "sh", *command(folder, "--max-new-tokens", "2")]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 2 and "stdin is closed" in done.stderr and "--prompt" in done.stderr, done
+    assert subprocess.run([*line, "-p", PROMPT], capture_output=True).returncode == 0
+
+
 def test_an_interrupted_text_is_kept(folder):
     slow = "import time, runpy, sys; from pythia_export.runtime import Session; step = Session.step\n"
     slow += "def later(*args, **kw):\n    time.sleep(0.05)\n    return step(*args, **kw)\n"

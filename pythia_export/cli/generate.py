@@ -55,6 +55,8 @@ def generate(
     def run(text: str) -> bool:
         return _continue(session, tokenizer, text, max_new_tokens, sampling, tuple(stop or ()))
 
+    if prompt is None and sys.stdin is None:  # whoever started the command closed it
+        raise RecipeError("there is no prompt: stdin is closed", hint="Give it by --prompt.")
     if prompt is None and sys.stdin.isatty():
         _again_and_again(run)
     else:
