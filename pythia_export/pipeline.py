@@ -23,10 +23,8 @@ from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
 from .corpus.overlap import require_held_out
-from .corpus.sources import find_file
 from .device import DeviceName, described, device_called, memory_of
 from .errors import OutputError, PythiaExportError, RecipeError, ResourceError, SourceError
-from .footprint import peak_memory
 from .graph.consumers import config_json, genai_config_json, generation_config_json, tokenizer_config_json
 from .graph.decoder import build_decoder, kv_cache
 from .graph.files import DATA_FILE, MODEL, arrange, data_name, graph_name
@@ -34,39 +32,21 @@ from .graph.layout import Layout, require_overrides_match
 from .graph.layout import layout as lay_out
 from .graph.targets import require_fit, warnings
 from .machine import versions
-from .neox import NeoXConfig, cache_bytes
+from .neox import NeoXConfig
 from .parity.against import check_comparable
 from .parity.prove import Subject, prove
 from .parity.table import require_parquet, token_table
 from .progress import SILENT, Progress
 from .quantize import native
-from .recipe import Export, Model, Recipe, Verify
+from .recipe import Export, Model, Recipe
 from .report.card import model_card
 from .report.html import render_report
 from .runtime import require_provider
-from .stream import Allocation, Journal, allocate, quantize_stream, require_begun, require_budget
-from .suite import geometry
+from .stream import Allocation, Journal, allocate, quantize_stream, require_begun
 from .weights import WeightsReader, WeightsWriter
 
 ACCEPT = Accept()
 GENAI, TOKENIZER_CONFIG = "genai_config.json", "tokenizer_config.json"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe will do, from its text and the catalogue alone."""
-
-    model: str
-    revision: str
-    geometry: dict[str, int | float]
-    files: dict[str, int]
-    download_bytes: int | None
-    peak_memory_bytes: int
-    kv_cache_bytes: int
-    linears: list[dict[str, Any]]
-    bits_per_weight: float
-    steps: list[str]
-    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -84,75 +64,6 @@ class Unwritten(PythiaExportError):
         super().__init__(str(fault), hint=fault.hint)
         self.exit_code = fault.exit_code
         self.parity = parity
-
-
-def plan(recipe: Recipe) -> Plan:
-    """Sizes and memory; nothing is pulled. A hub model must be in the catalogue, a local one needs its config.json.
-
-    Raises:
-        SourceError: the model's geometry cannot be known without pulling it, or a local text is not there.
-    """
-    config, source_bytes = _geometry(recipe)
-    places = lay_out(config, recipe.quantize, recipe.export.dtype)
-    require_fit(config, places, recipe.export)
-    require_overrides_match(config, recipe.quantize)
-    if recipe.quantize.bits_per_weight is not None:
-        require_budget(config, recipe.quantize, recipe.export.dtype)
-    steps = [f"pull {recipe.model.name} at {recipe.model.revision}"]
-    calibration = recipe.calibration if recipe.uses_gptq else None
-    for text in (calibration, recipe.verify):
-        if text is not None and text.source == "file":
-            find_file(text)
-    if calibration is not None:
-        steps.append(
-            f"calibrate on {calibration.samples} x {calibration.sequence_length} tokens ({calibration.described})"
-        )
-    if recipe.quantize.bits_per_weight is not None:
-        steps.append(f"choose the linears that get 8 bits, {recipe.quantize.bits_per_weight} bits a weight in all")
-    steps += [
-        f"quantise {len(places.linears)} linears, one layer at a time",
-        f"write {MODEL} ({recipe.export.target}, rotary {recipe.export.rotary})",
-        f"prove on {recipe.verify.tokens} held-out tokens ({recipe.verify.described})",
-    ]
-    return Plan(
-        model=recipe.model.name,
-        revision=recipe.model.revision,
-        geometry={
-            "parameters": config.parameters,
-            "layers": config.num_layers,
-            "hidden": config.hidden_size,
-            "heads": config.num_heads,
-            "head_dim": config.head_dim,
-            "rotary_dim": config.rotary_dim,
-            "vocab": config.vocab_size,
-            "context": config.max_positions,
-        },
-        files=_files(recipe, build_decoder(config, places, recipe.export).ByteSize(), places.nbytes),
-        download_bytes=source_bytes if recipe.model.id not in (None, "demo") else None,
-        peak_memory_bytes=peak_memory(config, recipe),
-        kv_cache_bytes=cache_bytes(config, recipe.export.cache_dtype, config.max_positions),
-        linears=[
-            {
-                "name": p.name,
-                "method": p.method,
-                "bits": p.scheme.bits,
-                "group_size": p.scheme.group_size,
-                "shape": list(p.shape),
-            }
-            for p in places.linears.values()
-        ],
-        bits_per_weight=places.bits_per_weight,
-        steps=steps,
-        warnings=[*warnings(places, recipe.export), *_hopeless(recipe.verify)],
-    )
-
-
-def _hopeless(verify: Verify) -> list[str]:
-    """Gates that no measurement can pass."""
-    least = verify.gates.min_tokens
-    if least is None or least <= verify.tokens:
-        return []
-    return [f"verify.gates.min_tokens is {least:,}, verify.tokens {verify.tokens:,}: the gate cannot pass."]
 
 
 def pull(model: Model, *, accept: Accept = ACCEPT, progress: Progress = SILENT) -> Checkpoint:
@@ -534,12 +445,6 @@ def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[s
     }
 
 
-def _files(recipe: Recipe, graph: int, weights: int) -> dict[str, int]:
-    """Bytes of the large files, by the names that they will have."""
-    second = graph_name(recipe)
-    return {MODEL: graph} | ({second: graph} if second is not None else {}) | {data_name(recipe): weights}
-
-
 def _write_configs(folder: Path, config: NeoXConfig, recipe: Recipe) -> None:
     """What consumers read beside the graph."""
     _write_json(folder / "config.json", config_json(config, recipe))
@@ -585,17 +490,3 @@ def _pinned(recipe: Recipe, commit: str) -> Any:
     if recipe.model.id in (None, "demo"):
         return recipe.model
     return recipe.model.model_copy(update={"revision": commit})
-
-
-def _geometry(recipe: Recipe) -> tuple[NeoXConfig, int]:
-    """Configuration and bytes of the source weights."""
-    if recipe.model.id not in (None, "demo"):
-        config = geometry(recipe.model.id)
-        if config is None:
-            raise SourceError(
-                f"{recipe.model.id} is not in the catalogue, so its size is not known before it is pulled",
-                hint="`pythia-export pull RECIPE` fetches it.",
-            )
-    else:
-        config = open_checkpoint(pull_checkpoint(recipe.model)).config
-    return config, 2 * config.parameters

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .corpus import Windows
     from .dequantize import Dequantized
-    from .pipeline import Plan
+    from .planning import Plan
     from .push import Push
     from .recipe import Recipe
     from .suite import Pythia

@@ -18,7 +18,7 @@ FLOORS = [
     {"quantize", "block", "graph", "hub"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
     {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "serve", "footprint"},
-    {"pipeline", "bench", "sweep"},
+    {"pipeline", "planning", "bench", "sweep"},
     {"cli", "console", "github", "tables", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

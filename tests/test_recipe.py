@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pythia_export import pipeline
+from pythia_export import planning
 from pythia_export.errors import RecipeError, SourceError
 from pythia_export.neox import HEAD
 from pythia_export.recipe import Export, Override, Quantize, Recipe, load_recipe, parse_recipe, recipe_names
@@ -117,13 +117,13 @@ def test_a_file_that_is_no_recipe(text, said, tmp_path):
 def test_the_recipe_of_the_readme_is_planned_without_a_warning(tmp_path):
     (block,) = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
     (tmp_path / "r.toml").write_text(block)
-    assert pipeline.plan(load_recipe(str(tmp_path / "r.toml"))).warnings == []
+    assert planning.plan(load_recipe(str(tmp_path / "r.toml"))).warnings == []
 
 
 def test_a_plan_misses_a_text_that_is_not_there(tmp_path):
     recipe = parse_recipe(changed(verify={"source": "file", "path": str(tmp_path / "none.jsonl")}))
     with pytest.raises(SourceError, match=r"none\.jsonl: no such text file"):
-        pipeline.plan(recipe)
+        planning.plan(recipe)
 
 
 def test_a_near_miss_of_a_shipped_name_is_guessed():

@@ -91,10 +91,10 @@ def plan(recipe: RecipeName, as_json: Json = False) -> None:
     """Sizes, memory and steps of a recipe. Pulls nothing."""
     from dataclasses import asdict
 
-    from .. import pipeline
+    from ..planning import plan as planned_from
     from ..tables import plan_view
 
-    planned = pipeline.plan(recipe_called(recipe))
+    planned = planned_from(recipe_called(recipe))
     if as_json:
         print_json(asdict(planned))
     else:
