@@ -170,6 +170,8 @@ def fail(error: PythiaExportError, debug: bool) -> None:
 
 
 def say_error(error: PythiaExportError) -> None:
+    if isinstance(error.__cause__, BrokenPipeError):
+        return  # `| head` has what it wanted; the exit code says the rest
     say(f"Error: {error}" + (f"\nHint: {error.hint}" if error.hint else ""))
 
 
