@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pythia_export import artifact as module
 from pythia_export.artifact import Artifact, Staging
+from pythia_export.artifact import staging as module
 from pythia_export.errors import IntegrityError, OutputError, ResourceError, SourceError
 from pythia_export.neox import NeoXConfig
 
@@ -100,7 +100,7 @@ def test_a_failed_overwrite_keeps_the_old_one(tmp_path: Path) -> None:
 def test_overwrite_where_the_system_cannot_exchange_two_directories(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(module, "exchange", lambda a, b: False)
     write(tmp_path / "out")
     write(tmp_path / "out", "new", overwrite=True)
     assert content(tmp_path / "out") == "new"
@@ -125,7 +125,7 @@ def test_linux_exchanges_in_one_step(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "was").write_text(name)
-    if not module._exchange(tmp_path / "a", tmp_path / "b"):
+    if not module.exchange(tmp_path / "a", tmp_path / "b"):
         pytest.skip("this file system or C library has no RENAME_EXCHANGE")
     assert (tmp_path / "a" / "was").read_text() == "b"
 
@@ -246,6 +246,7 @@ def run_and_kill(tmp_path: Path, body: str, how: signal.Signals = signal.SIGKILL
         import json, os, sys, time
         from pathlib import Path
         sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pythia_export.artifact import disk
         from test_artifact import MANIFEST, module, write, Staging, Artifact
         out = Path({str(tmp_path)!r}) / "out"
         def now(*_):
@@ -268,10 +269,10 @@ def run_and_kill(tmp_path: Path, body: str, how: signal.Signals = signal.SIGKILL
 @pytest.mark.parametrize(
     "moment",
     [
-        "module._describe = now  # files are written, the manifest is not",
-        "module._fsync = now  # the manifest is written",
-        "module._exchange = now  # everything is on the disk, the rename is next",
-        "module._exchange = lambda a, b: False; os.rename = now  # before the old one is moved aside",
+        "module.describe = now  # files are written, the manifest is not",
+        "module.fsync = now  # the manifest is written",
+        "module.exchange = now  # everything is on the disk, the rename is next",
+        "module.exchange = lambda a, b: False; os.rename = now  # before the old one is moved aside",
     ],
 )
 def test_killed_before_the_rename_the_old_one_stays(tmp_path: Path, moment: str) -> None:
@@ -295,7 +296,7 @@ def test_killed_after_the_rename_the_new_one_is_whole(tmp_path: Path) -> None:
 def test_killed_between_two_renames_the_next_run_puts_the_old_one_back(tmp_path: Path) -> None:
     write(tmp_path / "out")
     body = """
-        module._exchange = lambda a, b: False
+        module.exchange = lambda a, b: False
         rename = os.rename
         os.rename = lambda a, b: now() if ".tmp-" in Path(a).name else rename(a, b)
         write(out, "new", overwrite=True)
@@ -311,7 +312,7 @@ def test_killed_between_two_renames_the_next_run_puts_the_old_one_back(tmp_path:
 
 
 def test_killed_without_an_old_one_nothing_carries_the_name(tmp_path: Path) -> None:
-    run_and_kill(tmp_path, "module._fsync = now\nwrite(out)")
+    run_and_kill(tmp_path, "module.fsync = now\nwrite(out)")
     assert not (tmp_path / "out").exists()
     write(tmp_path / "out")
     assert names(tmp_path) == ["out"]
@@ -319,7 +320,7 @@ def test_killed_without_an_old_one_nothing_carries_the_name(tmp_path: Path) -> N
 
 def test_sigterm_cleans_up_at_once(tmp_path: Path) -> None:
     write(tmp_path / "out")
-    run_and_kill(tmp_path, 'module._fsync = now\nwrite(out, "new", overwrite=True)', signal.SIGTERM)
+    run_and_kill(tmp_path, 'module.fsync = now\nwrite(out, "new", overwrite=True)', signal.SIGTERM)
     assert names(tmp_path) == ["out"]
     assert content(tmp_path / "out") == "old"
 
@@ -487,11 +488,11 @@ def test_killed_while_replacing_the_artifact_never_contradicts_its_manifest(tmp_
     found = write(tmp_path / "out")
     found.replace_files({"parity.json": b"1", "README.md": b"old"})
     body = f"""
-        fsync, calls = module._fsync, []
+        fsync, calls = disk.fsync, []
         def count(path):
             calls.append(path)
             now() if len(calls) == {call} else fsync(path)
-        module._fsync = count
+        disk.fsync = count
         Artifact.open(out).replace_files({{"parity.json": b"2", "README.md": b"newer"}})
     """
     run_and_kill(tmp_path, body)

@@ -1,0 +1,22 @@
+"""The artifact directory: whole, or absent.
+
+`Staging` writes it: into a hidden sibling, then one rename. Whatever ends the process in between (an exception,
+Ctrl-C, SIGTERM, kill -9, a power cut) leaves the name with the old artifact or with the new one. What a killed process
+left behind is found by the next `Staging` of the same name.
+
+`Artifact` reads it: the manifest tells the size and the SHA-256 of every other file, so that truncation is found on
+opening and a changed byte on `check`.
+
+No torch, no onnx: consumers of an artifact import this package.
+"""
+
+from .disk import explained, write_atomically
+from .lock import lock_folder
+from .manifest import MANIFEST
+from .read import Artifact
+from .sigterm import unwinding_on_sigterm
+from .staging import Kind, Staging
+
+__all__ = [
+    "MANIFEST", "Artifact", "Kind", "Staging", "explained", "lock_folder", "unwinding_on_sigterm", "write_atomically",
+]  # fmt: skip
