@@ -26,6 +26,7 @@ from .graph.layout import layout
 from .machine import versions
 from .neox import TensorSpec, tensors
 from .progress import SILENT, Advance, Progress
+from .tokenizer import is_tokenizer_file
 from .weights import WeightsReader
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -33,7 +34,6 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 # `dequantized.json` tells where the weights come from and the SHA-256 of every file. It is also what --overwrite
 # recognises: checkpoints of other origin have none.
 CHECKPOINT = Kind("dequantised checkpoint", "dequantized.json")
-COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 
@@ -90,8 +90,9 @@ def dequantize(
             where = {spec.name: name for name, shard in shards.items() for spec in shard}
             _write_json(staging.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
         _write_json(staging.folder / "config.json", opened.read_json("config.json") | {"torch_dtype": dtype})
-        for name in COPIED:
-            if name in opened.manifest["files"]:
+        for name in opened.manifest["files"]:
+            if name == "generation_config.json" or is_tokenizer_file(name):
+                (staging.folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(opened.file(name), staging.folder / name)
         staging.publish(
             {

@@ -25,7 +25,7 @@ from .corpus import Windows, calibration_windows, verify_windows
 from .corpus.overlap import require_held_out
 from .device import DeviceName, described, device_called, memory_of
 from .errors import OutputError, PythiaExportError, RecipeError, ResourceError, SourceError
-from .graph.consumers import config_json, genai_config_json, generation_config_json, tokenizer_config_json
+from .graph.consumers import config_json, genai_config_json, generation_config_json
 from .graph.decoder import build_decoder, kv_cache
 from .graph.files import DATA_FILE, MODEL, arrange, data_name, graph_name
 from .graph.layout import Layout, require_overrides_match
@@ -43,10 +43,11 @@ from .report.card import model_card
 from .report.html import render_report
 from .runtime import require_provider
 from .stream import Allocation, Journal, allocate, quantize_stream, require_begun
+from .tokenizer import tokenizer_files
 from .weights import WeightsReader, WeightsWriter
 
 ACCEPT = Accept()
-GENAI, TOKENIZER_CONFIG = "genai_config.json", "tokenizer_config.json"
+GENAI = "genai_config.json"
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,9 @@ def export(
         kept = [name for name in source.manifest["files"] if name not in made_here]
         with progress.track("Copying", len(kept), "files") as advance:
             for name in kept:
-                to = DATA_FILE if name == data_name(source.recipe) else name
-                shutil.copyfile(source.folder / name, staging.folder / to)
+                to = staging.folder / (DATA_FILE if name == data_name(source.recipe) else name)
+                to.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source.folder / name, to)
                 advance(1)
         _save(build_decoder(source.config, places, recipe.export), staging.folder)
         _write_configs(staging.folder, source.config, recipe)
@@ -384,11 +386,9 @@ class _Job:
         _write_json(folder / "quantization.json", record)
         _write_json(folder / "config.json", config_json(self.config, recipe))
         _write_json(folder / "generation_config.json", generation_config_json(self.config))
-        for path in self.checkpoint.tokenizer_files():
-            shutil.copyfile(path, folder / path.name)
-        if not (folder / TOKENIZER_CONFIG).is_file():
-            end_of_text = self.tokenizer.id_to_token(self.config.eos_token_id) or "<|endoftext|>"
-            _write_json(folder / TOKENIZER_CONFIG, tokenizer_config_json(self.config, end_of_text))
+        for name, data in tokenizer_files(self.checkpoint.tokenizer_folder, self.config.max_positions).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(data)
         return record
 
     def _fingerprint(self) -> dict[str, Any]:

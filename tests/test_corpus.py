@@ -148,15 +148,6 @@ def test_parquet_reads_as_the_lines_do(tmp_path, tokenizer, row_group):
         windows(tmp_path / "columns.parquet", tokenizer)
 
 
-def test_a_tokenizer_file_that_cuts_or_pads_does_neither_here(tmp_path, tokenizer):
-    path = written(tmp_path, "a.jsonl", texts(40))
-    other = Tokenizer.from_str(tokenizer.to_str())
-    other.enable_truncation(4)
-    other.enable_padding(length=64)
-    assert windows(path, other).sha256 == windows(path, tokenizer).sha256
-    assert other.truncation is not None
-
-
 def test_the_hash_is_of_shape_and_little_endian_ids(tmp_path, tokenizer):
     got = windows(written(tmp_path, "a.jsonl", texts(40)), tokenizer, samples=6, length=32)
     words = [6, 32, *got.ids.ravel().tolist()]

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "pythia_export"
 
 FLOORS = [
     {"errors", "neox", "recipe", "suite", "progress", "machine", "kernels", "device"},
-    {"quantize", "block", "graph", "hub"},
+    {"quantize", "block", "graph", "hub", "tokenizer"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
     {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "serve", "footprint"},
     {"pipeline", "planning", "bench", "sweep"},
@@ -36,7 +36,7 @@ ALLOWED = {
 # Opening, checking and running an artifact need none of these (nor does anything they import).
 WITHOUT_TORCH = {
     "errors", "neox", "recipe", "suite", "progress", "machine", "kernels", "artifact", "runtime", "graph", "api",
-    "serve",
+    "serve", "tokenizer",
 }  # fmt: skip
 
 

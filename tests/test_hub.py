@@ -29,6 +29,7 @@ from pythia_export.checkpoint import Accept, evict, open_checkpoint, pull
 from pythia_export.errors import PythiaExportError
 from pythia_export.progress import SILENT
 from pythia_export.recipe import Model
+from pythia_export.tokenizer import is_tokenizer_file
 from contextlib import contextmanager
 
 class Heard(type(SILENT)):
@@ -38,6 +39,11 @@ class Heard(type(SILENT)):
     def track(self, title, total, unit=""):
         seen = bars.setdefault(title, {"total": total, "unit": unit, "steps": []})
         yield seen["steps"].append
+
+def there(opened):
+    folder = opened.tokenizer_folder.folder
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(filter(is_tokenizer_file, names))
 
 settings = json.loads(sys.argv[1])
 for asked in sys.argv[2:]:
@@ -50,7 +56,7 @@ for asked in sys.argv[2:]:
         got = {
             "commit": pulled.commit, "files": sorted(p.name for p in pulled.folder.iterdir()), "notes": said,
             "sum": float(opened.tensor("embed_out.weight").float().sum()), "record": pulled.record, "bars": bars,
-            "tokenizer": [p.name for p in opened.tokenizer_files()], "weights": [str(p) for p in pulled.weights],
+            "tokenizer": there(opened), "weights": [str(p) for p in pulled.weights],
         }
         opened.tokenizer()
         if settings.get("evict"):
@@ -139,7 +145,7 @@ def test_a_revision_is_pinned_and_only_needed_files_are_fetched(hub, tmp_path):
     main, step, by_commit = pulls(f"{REPO}@main", f"{REPO}@step3000", f"{REPO}@{commit}", hub=hub, home=tmp_path)
     assert main["commit"] == commit_of(REPO, "main") and step["commit"] == commit == by_commit["commit"]
     assert main["files"] == ["config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json"]
-    assert main["tokenizer"] == ["tokenizer.json", "special_tokens_map.json"] and main["notes"] == []
+    assert main["tokenizer"] == ["special_tokens_map.json", "tokenizer.json"] and main["notes"] == []
     assert not any("pytorch_model" in line for line in hub.downloads())
     assert step["sum"] != main["sum"] and by_commit["sum"] == step["sum"]
     assert len([line for line in hub.downloads() if "/lfs/" in line]) == 2, "a pinned commit is fetched once"
@@ -164,7 +170,7 @@ def test_a_sharded_revision_without_a_tokenizer_is_given_mains_and_it_is_said(hu
         "config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
     ]  # fmt: skip
-    assert sharded["tokenizer"] == ["tokenizer.json", "special_tokens_map.json"]
+    assert sharded["tokenizer"] == ["special_tokens_map.json", "tokenizer.json"]
     assert len(sharded["notes"]) == 1 and "that of main" in sharded["notes"][0]
     assert sharded["record"]["tokenizer"] == {"revision": "main", "commit": commit_of(REPO, "main")}
     hub.clear()

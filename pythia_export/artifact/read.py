@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from ..errors import IntegrityError, OutputError, SourceError
 from ..neox import NeoXConfig
 from ..recipe import Recipe, parse_recipe
+from ..tokenizer import read_tokenizer
 from .disk import explained, write_atomically
 from .manifest import MANIFEST, check_manifest, hash_fault, is_inside, json_bytes, parse_json, size_fault
 from .siblings import is_stale, siblings
@@ -124,11 +125,7 @@ class Artifact:
         return parse_recipe(self.manifest["recipe"], f"{self.folder / MANIFEST}: recipe")
 
     def tokenizer(self) -> Tokenizer:
-        path = self.file("tokenizer.json")
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as e:  # the binding raises bare Exception
-            raise IntegrityError(f"{path}: not a tokenizer: {e}") from e
+        return read_tokenizer(self.file("tokenizer.json"))
 
     def replace_files(self, files: Mapping[str, bytes]) -> None:
         """Write or replace files, each atomically, and the manifest with them.

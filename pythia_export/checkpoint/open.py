@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from ..errors import IntegrityError, NumericsError, SourceError
 from ..neox import IGNORED_BUFFERS, NeoXConfig, tensors
+from ..tokenizer import FolderTokenizer, open_folder
 from .header import Entry, read_header
-from .pull import CONFIG, TOKENIZER, TOKENIZER_SETTINGS, Pulled, load_tokenizer, read_config
+from .pull import CONFIG, Pulled, read_config
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -48,13 +50,19 @@ class Checkpoint:
             raise NumericsError(f"{path}: {name} holds {float(tensor[tuple(at)])} at {at}")
         return tensor
 
-    def tokenizer_files(self) -> list[Path]:
-        """tokenizer.json and what lies beside it."""
-        folder = self.pulled.tokenizer_folder or self.pulled.folder
-        return [p for name in (TOKENIZER, *TOKENIZER_SETTINGS) if (p := folder / name).is_file()]
+    @cached_property
+    def tokenizer_folder(self) -> FolderTokenizer:
+        """The tokenizer with all that its files say, as transformers reads them.
+
+        Raises:
+            SourceError: there is none.
+            IntegrityError: one of its files is not what its name says.
+        """
+        return open_folder(self.pulled.tokenizer_folder or self.pulled.folder)
 
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer((self.pulled.tokenizer_folder or self.pulled.folder) / TOKENIZER)
+        """Text to token ids; raises as `tokenizer_folder`."""
+        return self.tokenizer_folder.tokenizer
 
 
 def open_checkpoint(pulled: Pulled) -> Checkpoint:

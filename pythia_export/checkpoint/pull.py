@@ -14,17 +14,17 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from .. import hub, suite
-from ..errors import IntegrityError, SourceError
+from ..errors import IntegrityError, PythiaExportError, SourceError
 from ..hub import Listing
 from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
 from ..recipe import Model
+from ..tokenizer import TOKENIZER, has_tokenizer, is_tokenizer_file, open_folder
 from .convert import converted, sha256
 from .duplicates import compare, described
 from .shards import Weights, choose
 
 CONFIG = "config.json"
-TOKENIZER, TOKENIZER_SETTINGS = "tokenizer.json", ("tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> P
     )
 
 
-def read_tokenizer(model: Model, progress: Progress = SILENT) -> tuple[Tokenizer, NeoXConfig]:
+def tokenizer_of(model: Model, progress: Progress = SILENT) -> tuple[Tokenizer, NeoXConfig]:
     """Of a model whose weights are not needed (yet).
 
     Raises:
@@ -166,16 +166,7 @@ def read_tokenizer(model: Model, progress: Progress = SILENT) -> tuple[Tokenizer
         if found is None:
             raise SourceError(f"{listing} has no {TOKENIZER}", hint=_offline_hint(listing))
         where = found[1]
-    return load_tokenizer(where / TOKENIZER), config
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise SourceError(f"{path.parent}: no {TOKENIZER}", hint="Copy it from the model's main revision.")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as e:  # the binding raises bare Exception
-        raise IntegrityError(f"{path}: not a tokenizer: {e}") from e
+    return open_folder(where).tokenizer, config
 
 
 def _choose(listing: Listing, accept: Accept, progress: Progress) -> Weights:
@@ -234,9 +225,9 @@ def read_config(path: Path) -> NeoXConfig:
 def _tokenizer(listing: Listing, config: NeoXConfig, progress: Progress) -> tuple[Listing, Path] | None:
     """The revision's own, or main's where it has none that can be used; None where main has none either."""
     unusable, own = f"has no {TOKENIZER}", None
-    if TOKENIZER in listing.files:
+    if has_tokenizer(listing.files):
         own = _fetch_tokenizer(listing, progress)
-        problem = _unusable(own / TOKENIZER, config)
+        problem = _unusable(own, config)
         if problem is None:
             return listing, own
         unusable = f"has a {TOKENIZER} that cannot be used ({problem})"
@@ -248,7 +239,7 @@ def _tokenizer(listing: Listing, config: NeoXConfig, progress: Progress) -> tupl
         if not listing.offline:
             raise
         return None if own is None else (listing, own)
-    if TOKENIZER not in main.files or main.commit == listing.commit:
+    if not has_tokenizer(main.files) or main.commit == listing.commit:
         return None if own is None else (listing, own)
     folder = _fetch_tokenizer(main, progress)
     progress.note(f"{listing} {unusable}: that of main is used")
@@ -256,14 +247,16 @@ def _tokenizer(listing: Listing, config: NeoXConfig, progress: Progress) -> tupl
 
 
 def _fetch_tokenizer(listing: Listing, progress: Progress) -> Path:
-    names = [n for n in (TOKENIZER, *TOKENIZER_SETTINGS) if n in listing.files]
-    return hub.fetch(listing, names, progress, f"Pulling the tokenizer of {listing.repo}")[TOKENIZER].parent
+    """All files that transformers reads for a tokenizer; returns the folder that they lie in."""
+    names = [name for name in sorted(listing.files) if is_tokenizer_file(name)]
+    paths = hub.fetch(listing, names, progress, f"Pulling the tokenizer of {listing.repo}")
+    return next(path.parent for name, path in paths.items() if "/" not in name)
 
 
-def _unusable(path: Path, config: NeoXConfig) -> str | None:
+def _unusable(folder: Path, config: NeoXConfig) -> str | None:
     try:
-        size = Tokenizer.from_file(str(path)).get_vocab_size(with_added_tokens=True)
-    except Exception as e:  # the binding raises bare Exception
+        size = open_folder(folder).tokenizer.get_vocab_size(with_added_tokens=True)
+    except PythiaExportError as e:
         return str(e)
     if not 0 < size <= config.vocab_size:
         return f"{size:,} entries; the model has {config.vocab_size:,}"

@@ -82,7 +82,6 @@ def _windows(
             f"sequence_length is {length}; this model's context is {config.max_positions}",
             hint="Lower `sequence_length` in the recipe.",
         )
-    tokenizer = _neither_cutting_nor_padding(tokenizer)
     names: list[str | None] = []
     if section.source == "training-order":
         source, ids = read_training_order(section, count, progress)
@@ -124,15 +123,6 @@ def _texts(section: Text, split: Split, progress: Progress) -> Source:
         order = np.random.default_rng(section.seed).permutation(len(documents))
         return Source(f"Python's standard library, {split}", (Document(documents[i]) for i in order))
     return documents_of(section, progress)
-
-
-def _neither_cutting_nor_padding(tokenizer: Tokenizer) -> Tokenizer:
-    """Some tokenizer.json carry the settings of a training run."""
-    if tokenizer.truncation is not None or tokenizer.padding is not None:
-        tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    return tokenizer
 
 
 def _pack(

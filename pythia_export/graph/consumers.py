@@ -1,5 +1,5 @@
 """What programs other than ours read beside a graph: Optimum and transformers.js `config.json`, onnxruntime-genai its
-`genai_config.json`, all of them `tokenizer_config.json`.
+`genai_config.json`.
 
 Each was seen to run an artifact that has these: onnxruntime-genai 0.18, transformers.js 4.3, Optimum's ONNX 0.1
 (tests/test_consumers.py).
@@ -82,16 +82,4 @@ def genai_config_json(config: NeoXConfig, recipe: Recipe) -> dict[str, Any] | No
             "top_k": 50,
             "top_p": 1.0,
         },
-    }
-
-
-def tokenizer_config_json(config: NeoXConfig, end_of_text: str) -> dict[str, Any]:
-    """For a checkpoint that has none of its own."""
-    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end_of_text)
-    return {
-        **ends,
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": config.max_positions,
-        "tokenizer_class": "GPTNeoXTokenizerFast",
     }

@@ -114,11 +114,13 @@ class Journal:
 
     def lend(self, folder: Path) -> None:
         """The output is whole: put its files into `folder` as well. Whatever becomes of them there, a run can go on."""
-        for path in self.output.iterdir():
+        for path in (path for path in sorted(self.output.rglob("*")) if path.is_file()):
+            to = folder / path.relative_to(self.output)
+            to.parent.mkdir(exist_ok=True)
             try:
-                os.link(path, folder / path.name)
+                os.link(path, to)
             except OSError:  # a file system without links
-                shutil.copyfile(path, folder / path.name)
+                shutil.copyfile(path, to)
 
     def finish(self) -> None:
         """The output is published: nothing to go on from is left, and its files have one name again."""

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from .. import hub
 from ..checkpoint import pull as pull_checkpoint
-from ..checkpoint import read_tokenizer
+from ..checkpoint import tokenizer_of
 from ..corpus import Windows, calibration_windows, verify_windows
 from ..corpus.overlap import require_held_out
 from ..errors import SourceError
@@ -166,7 +166,7 @@ class _Texts:
         first: tuple[str, str] | None = None
         for member in self._members.values():
             model = Model(id=member.model.id) if member.model.id not in (None, "demo") else member.model
-            tokenizer, config = read_tokenizer(model, self._progress)
+            tokenizer, config = tokenizer_of(model, self._progress)
             vocabulary = _vocabulary(tokenizer)
             if first is None:
                 first, found = (member.name, vocabulary), (tokenizer, config)
