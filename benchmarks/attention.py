@@ -25,7 +25,7 @@ from pythia_export.graph.layout import rotary_tables
 from pythia_export.kernels import kernels_path
 from pythia_export.machine import machine
 from pythia_export.neox import NeoXConfig
-from pythia_export.runtime.session import _zeros
+from pythia_export.runtime.cache import aligned_zeros
 from pythia_export.suite import geometry
 
 STEPS = 4  # of one contestant in a row, as in use
@@ -125,7 +125,7 @@ class _Run:
                 else:
                     filled = filled / 16
                 dtype = {"float32": np.float32, "float16": np.float16, "int8": np.int8}[self.cache]
-                held = _zeros(shape, dtype)  # as a `Session` holds it
+                held = aligned_zeros(shape, dtype)  # as a `Session` holds it
                 held[...] = filled
                 self.values[f"{layer}.{part}"] = onnxruntime.OrtValue.ortvalue_from_numpy(held)
 

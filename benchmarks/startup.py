@@ -27,7 +27,7 @@ import json, sys, time
 began = time.perf_counter()
 from pythia_export import Artifact
 Artifact
-from pythia_export.runtime.session import onnxruntime
+from pythia_export.runtime.onnxruntime import onnxruntime
 onnxruntime()
 imported = time.perf_counter() - began
 artifact = Artifact.open(sys.argv[1])

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from test_kernels import HEADS, LIBRARY, TYPES, attention_session, expected, problem, real
 
 from pythia_export.kernels import kernels_path
-from pythia_export.runtime import session as runtime
+from pythia_export.runtime import Session, speed
 
 BUILD = Path(__file__).parent.parent / "build" / "kernels"  # of `make kernels`
 POSITIONS = "position_ids"  # lie on the GPU, and are not waited for
@@ -175,9 +175,9 @@ def test_a_whole_graph_gives_the_logits_of_the_cpus_kernel(emulated, tmp_path, m
     ids, mask, found = np.random.default_rng(0).integers(0, 96, (2, 9)), np.ones((2, 9), np.int64), []
     mask[1, :4] = 0
     for library in (LIBRARY, emulated):
-        monkeypatch.setattr(runtime, "kernels_path", lambda provider, library=library: library)
+        monkeypatch.setattr(speed, "kernels_path", lambda provider, library=library: library)
         graph = (tmp_path / "model.onnx").read_bytes()
-        opened = runtime.Session(graph, tmp_path, config, kv_cache="shared", kv_dtype="int8")
+        opened = Session(graph, tmp_path, config, kv_cache="shared", kv_dtype="int8")
         assert opened.speed == "native" and opened.why.startswith(library.name)
         cache = opened.start(2, 16)
         found.append([opened.step(cache, ids, mask), opened.step(cache, ids[:, :1]), opened.step(cache, ids[:, 1:2])])
@@ -194,10 +194,10 @@ def test_the_library_for_a_gpu_serves_a_cpu_where_there_is_none(monkeypatch):
 
 
 def test_a_session_on_a_gpu_takes_the_library_for_it(emulated, monkeypatch):
-    graph = runtime._OURS
-    monkeypatch.setattr(runtime, "kernels_path", {"cuda": emulated, "cpu": None}.get)
-    assert runtime._speed(graph, "cuda", True)[::2] == ("native", emulated)
-    assert runtime._speed(graph, "cuda", False)[0] == "function"
-    monkeypatch.setattr(runtime, "kernels_path", {"cuda": None, "cpu": emulated}.get)
-    speed, why, library = runtime._speed(graph, "cuda", True)
-    assert (speed, library) == ("function", None) and "make cuda" in why
+    graph = speed._OURS
+    monkeypatch.setattr(speed, "kernels_path", {"cuda": emulated, "cpu": None}.get)
+    assert speed.speed_of(graph, "cuda", True)[::2] == ("native", emulated)
+    assert speed.speed_of(graph, "cuda", False)[0] == "function"
+    monkeypatch.setattr(speed, "kernels_path", {"cuda": None, "cpu": emulated}.get)
+    name, why, library = speed.speed_of(graph, "cuda", True)
+    assert (name, library) == ("function", None) and "make cuda" in why

@@ -38,7 +38,7 @@ from pythia_export.runtime import (
     generate_text,
     speed_here,
 )
-from pythia_export.runtime.session import _zeros
+from pythia_export.runtime.cache import aligned_zeros
 
 ROOT = Path(__file__).parent.parent
 VOCAB = 300
@@ -224,7 +224,7 @@ def test_a_large_cache_takes_the_memory_that_is_written() -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     before = resident()
-    cache = _zeros((32, 1 << 20), np.float32)  # 128 MB
+    cache = aligned_zeros((32, 1 << 20), np.float32)  # 128 MB
     cache[:, :16] = 1
     assert resident() - before < 8 << 20
     assert cache[:, 16:].sum() == 0
@@ -373,7 +373,7 @@ def test_a_gutted_onnx_runtime_is_explained(tmp_path: Path) -> None:
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
         from pythia_export.errors import EnvironmentProblem
-        from pythia_export.runtime.session import onnxruntime
+        from pythia_export.runtime.onnxruntime import onnxruntime
         try:
             onnxruntime()
         except EnvironmentProblem as e:

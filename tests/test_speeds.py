@@ -135,7 +135,7 @@ def test_the_kernels_say_for_which_instructions_they_run(exported, monkeypatch):
 def test_a_library_that_does_not_load_is_an_error_and_not_a_slower_run(exported, tmp_path, monkeypatch):
     broken = tmp_path / "libpythia_kernels.so"
     broken.write_bytes(b"no library")
-    monkeypatch.setattr("pythia_export.runtime.session.kernels_path", lambda provider: broken)
+    monkeypatch.setattr("pythia_export.runtime.speed.kernels_path", lambda provider: broken)
     with pytest.raises(EnvironmentProblem, match="cannot be loaded") as refused:
         open_session(exported)
     assert "make kernels" in refused.value.hint
@@ -143,7 +143,7 @@ def test_a_library_that_does_not_load_is_an_error_and_not_a_slower_run(exported,
 
 
 def test_where_they_are_not_built_the_function_runs_and_says_why(exported, monkeypatch):
-    monkeypatch.setattr("pythia_export.runtime.session.kernels_path", lambda provider: None)
+    monkeypatch.setattr("pythia_export.runtime.speed.kernels_path", lambda provider: None)
     opened = open_session(exported)
     assert opened.speed == "function" and "not built" in opened.why
 

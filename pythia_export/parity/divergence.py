@@ -28,7 +28,7 @@ from ..kernels import kernels_path
 from ..neox import EMBEDDING, LINEARS, NeoXConfig, cache_parts
 from ..progress import SILENT, Progress
 from ..recipe import Export
-from ..runtime.session import onnxruntime
+from ..runtime.onnxruntime import onnxruntime
 from .metrics import relative_error
 from .reference import Tensors
 

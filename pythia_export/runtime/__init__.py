@@ -1,9 +1,12 @@
 """Run an artifact: ONNX Runtime, numpy and tokenizers; no torch, no onnx."""
 
 from ..machine import peak_memory_bytes
+from .cache import Cache
 from .generate import StreamDecoder, encode_prompt, generate, generate_batch, generate_text
+from .onnxruntime import require_provider
 from .sampling import Sampling
-from .session import MODEL, Cache, Session, require_provider, speed_here
+from .session import Session
+from .speed import MODEL, speed_here
 
 __all__ = [
     "MODEL",

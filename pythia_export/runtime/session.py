@@ -17,66 +17,23 @@ Left padding: the mask tells the real tokens, and a token's position counts the 
 
 from __future__ import annotations
 
-import io
-import math
-import mmap
-import os
-import sys
 import time
-from contextlib import redirect_stdout
-from functools import cache as remembered
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from ..errors import EnvironmentProblem, IntegrityError, RecipeError, ResourceError
-from ..kernels import instruction_set, kernels_path
 from ..neox import NeoXConfig, cache_bytes, cache_parts
+from .cache import Cache, aligned_zeros
+from .onnxruntime import Provider, onnxruntime, open_graph
+from .speed import MODEL, provider_of, speed_of
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from ..artifact import Artifact
 
-Provider = Literal["cpu", "cuda"]
-Speed = Literal["native", "function", "stock"]
-# A node of our operators' domain in a graph's bytes: NodeProto's field 7, six characters. Reading it takes no onnx.
-_OURS = b"\x3a\x06pythia"
-MODEL = "model.onnx"
-_EXECUTION_PROVIDERS = {
-    "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],  # the CPU computes shapes
-}
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
 _KEEP = "num_logits_to_keep"  # has a default: all
-_LINE = 64  # bytes of a line of a processor's cache
-_HUGE = 1 << 22  # bytes from which on NumPy asks for huge pages
-
-
-class Cache:
-    """Keys and values of one batch: room for `max_len` tokens a row, `length` of them valid."""
-
-    def __init__(self, batch: int, max_len: int, values: dict[str, Any], binding: Any) -> None:
-        self.batch = batch
-        self.max_len = max_len
-        self.length = 0
-        self._mask = np.zeros((batch, max_len), np.int64)
-        self._values = values  # "past_key_values.0.key" -> OrtValue on the session's device
-        self._binding = binding
-
-    @property
-    def mask(self) -> np.ndarray:
-        """[B, length] int64: 1 for a real token, 0 for padding."""
-        return self._mask[:, : self.length]
-
-    def bind(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-        """What the next step reads and gives beside the cache: OrtValues by name."""
-        for name, value in inputs.items():
-            self._binding.bind_ortvalue_input(name, value)
-        for name, value in outputs.items():
-            self._binding.bind_ortvalue_output(name, value)
 
 
 class Session:
@@ -118,10 +75,10 @@ class Session:
         self.kv_dtype = np.dtype(kv_dtype)
         self._ort = onnxruntime()
         graph = model if isinstance(model, bytes) else model.read_bytes()
-        self.speed, self.why, library = _speed(graph, provider, native)
+        self.speed, self.why, library = speed_of(graph, provider, native)
         # GroupQueryAttention rotates by the place in the cache, where it rotates by itself (graph/ops.py).
         self._rotates_by_place = self.speed != "native" and b"do_rotary" in graph and config.rotary_dim % 16 == 0
-        self._session = _open(self._ort, graph, folder, threads, provider, library)
+        self._session = open_graph(self._ort, graph, folder, threads, provider, library)
         self.providers: list[str] = self._session.get_providers()
         self._device = provider
         parts = [f"{layer}.{part}" for layer in range(config.num_layers) for part in cache_parts(kv_dtype)]
@@ -158,7 +115,7 @@ class Session:
             kv_cache=layout.get("kv_cache"),
             kv_dtype=layout.get("kv_dtype"),
             threads=threads,
-            provider=provider or _provider(artifact),
+            provider=provider or provider_of(artifact),
             native=native,
         )
 
@@ -186,7 +143,9 @@ class Session:
 
         def empty(past: str) -> np.ndarray:
             # Zeros and not garbage: attention multiplies what it masks by zero, and zero times NaN is NaN.
-            return _zeros(shape[:3], np.float32) if past.endswith("_scale") else _zeros(shape, self.kv_dtype)
+            return (
+                aligned_zeros(shape[:3], np.float32) if past.endswith("_scale") else aligned_zeros(shape, self.kv_dtype)
+            )
 
         try:
             values = {past: self._to_device(empty(past)) for past in self._present_of}
@@ -306,155 +265,6 @@ class Session:
                 f"{folder}: the graph caches {cached.type}, its manifest says {wanted}",
                 hint="Has manifest.json been edited? `pythia-export export` writes both anew.",
             )
-
-
-@remembered
-def onnxruntime() -> Any:
-    """The module, imported on first use.
-
-    Raises:
-        EnvironmentProblem: no distribution of it, or two that overwrite each other's files.
-    """
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
-    if len(installed) == 2:
-        raise EnvironmentProblem(
-            "both onnxruntime and onnxruntime-gpu are installed; they write the same files, and which of the two runs "
-            "depends on the order of installation",
-            hint="pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu, which also runs on "
-            "a CPU alone. Keep plain onnxruntime only where onnxruntime-gpu has no wheel.",
-        )
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise EnvironmentProblem(f"ONNX Runtime cannot be imported: {e}", hint="pip install onnxruntime-gpu") from e
-    if not hasattr(onnxruntime, "InferenceSession"):  # what uninstalling one of the two leaves
-        raise EnvironmentProblem(
-            f"the installation of ONNX Runtime is broken: {', '.join(installed) or 'a folder without a package'}",
-            hint="pip install --force-reinstall --no-deps onnxruntime-gpu",
-        )
-    return onnxruntime
-
-
-def require_provider(provider: Provider, probe: bytes) -> None:
-    """Open `probe`, a graph of any kind, on the provider: long work that ends in a session asks before it begins.
-
-    Raises:
-        EnvironmentProblem: the provider cannot be started here.
-    """
-    _open(onnxruntime(), probe, Path("check before the run"), None, provider, None)
-
-
-def speed_here(artifact: Artifact) -> tuple[Speed, str]:
-    """`speed` and `why` of a session that opened the artifact here and now; nothing is loaded."""
-    speed, why, _ = _speed(artifact.file(MODEL).read_bytes(), _provider(artifact), True)
-    return speed, why
-
-
-def _provider(artifact: Artifact) -> Provider:
-    return "cuda" if artifact.recipe.export.target == "cuda" else "cpu"
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.distribution(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _speed(graph: bytes, provider: Provider, native: bool) -> tuple[Speed, str, Path | None]:
-    """How fast a graph will run, why, and the library to register.
-
-    A registered library takes over the operator's schema for every provider, so a session gets the one that has kernels
-    for all that it computes with.
-    """
-    if _OURS not in graph:
-        return "stock", "the graph holds ONNX Runtime's operators alone", None
-    if not native:
-        return "function", "native kernels were not wanted", None
-    library = kernels_path(provider)
-    if library is None:
-        what, how = ("native kernels are", "kernels") if provider == "cpu" else ("native kernels for a GPU are", "cuda")
-        return "function", f"the {what} not built (`make {how}` in a checkout)", None
-    version = instruction_set(library) if provider == "cpu" else None
-    return "native", library.name if version is None else f"{library.name}, {version}", library
-
-
-def _open(ort: Any, graph: bytes, folder: Path, threads: int | None, provider: Provider, library: Path | None) -> Any:
-    options = ort.SessionOptions()
-    if library is not None:
-        try:
-            options.register_custom_ops_library(str(library))
-        except Exception as e:
-            raise EnvironmentProblem(
-                f"{library} cannot be loaded: {e}",
-                hint="Build it anew here (`make kernels`, `make cuda`), or delete it: the graph runs without.",
-            ) from e
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors; they are raised as well
-    options.intra_op_num_threads = threads or _threads()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    said = _preload_cuda(ort) if provider == "cuda" else ""
-    ort.set_default_logger_severity(4)  # a provider that fails to start is logged here, and raised below
-    try:
-        session = ort.InferenceSession(graph, options, providers=_EXECUTION_PROVIDERS[provider])
-    except Exception as e:
-        if type(e).__name__ == "NotImplemented":
-            raise EnvironmentProblem(
-                f"{folder}: ONNX Runtime {ort.__version__} on {provider} lacks a kernel: {e}"
-            ) from e
-        raise IntegrityError(f"{folder}: ONNX Runtime {ort.__version__} refuses the graph: {e}") from e
-    finally:
-        ort.set_default_logger_severity(2)
-    wanted = _EXECUTION_PROVIDERS[provider][0]
-    if wanted not in session.get_providers():  # ONNX Runtime falls back to the CPU by itself, and we do not
-        raise EnvironmentProblem(
-            f"{folder}: this graph was to run on {wanted}, which could not be started; {said or 'no GPU was found'}",
-            hint="Check `nvidia-smi`, the driver, and that onnxruntime-gpu with its CUDA and cuDNN libraries is "
-            "installed; or choose the CPU explicitly.",
-        )
-    return session
-
-
-def _preload_cuda(ort: Any) -> str:
-    """Load CUDA and cuDNN from the nvidia-* wheels; return what it prints about those it cannot find.
-
-    Raises:
-        EnvironmentProblem: this build of ONNX Runtime has no CUDA.
-    """
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise EnvironmentProblem(
-            f"the graph targets CUDA, and this ONNX Runtime {ort.__version__} is built for "
-            f"{', '.join(ort.get_available_providers())}",
-            hint="pip uninstall -y onnxruntime, then pip install onnxruntime-gpu; or choose the CPU explicitly.",
-        )
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        ort.preload_dlls()
-    return " ".join(printed.getvalue().split())
-
-
-def _threads() -> int:
-    """0 lets ONNX Runtime take every core. Where the process is confined to some, their number."""
-    if not hasattr(os, "sched_getaffinity"):
-        return 0
-    mine = len(os.sched_getaffinity(0))
-    return mine if mine < (os.cpu_count() or mine) else 0
-
-
-def _zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
-    """Zeros where a line of the processor's cache begins; NumPy's own lie across lines, and every vector is read twice.
-
-    Large ones in small pages: NumPy asks for pages of 2 MB, a first prompt touches each of them, for its few tokens of
-    every head, and waits until all are cleared (of 410m's cache of 1,640 tokens 250 ms, against 5).
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    if sys.platform == "linux" and size >= _HUGE:
-        memory = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
-    else:
-        memory = np.zeros(size + _LINE, np.uint8)
-    begin = -memory.ctypes.data % _LINE
-    return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
 def _two_dimensions(ids: np.ndarray) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...artifact import Artifact
 from ...runtime import MODEL, Session
-from ...runtime.session import onnxruntime
+from ...runtime.onnxruntime import onnxruntime
 from ..job import Job
 
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "numpy")

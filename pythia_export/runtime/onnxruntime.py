@@ -1,0 +1,127 @@
+"""The ONNX Runtime that is installed: found, imported, and made to open a graph on the provider that was asked for."""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import redirect_stdout
+from functools import cache as remembered
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import EnvironmentProblem, IntegrityError
+
+Provider = Literal["cpu", "cuda"]
+_EXECUTION_PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],  # the CPU computes shapes
+}
+
+
+@remembered
+def onnxruntime() -> Any:
+    """The module, imported on first use.
+
+    Raises:
+        EnvironmentProblem: no distribution of it, or two that overwrite each other's files.
+    """
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(installed) == 2:
+        raise EnvironmentProblem(
+            "both onnxruntime and onnxruntime-gpu are installed; they write the same files, and which of the two runs "
+            "depends on the order of installation",
+            hint="pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu, which also runs on "
+            "a CPU alone. Keep plain onnxruntime only where onnxruntime-gpu has no wheel.",
+        )
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise EnvironmentProblem(f"ONNX Runtime cannot be imported: {e}", hint="pip install onnxruntime-gpu") from e
+    if not hasattr(onnxruntime, "InferenceSession"):  # what uninstalling one of the two leaves
+        raise EnvironmentProblem(
+            f"the installation of ONNX Runtime is broken: {', '.join(installed) or 'a folder without a package'}",
+            hint="pip install --force-reinstall --no-deps onnxruntime-gpu",
+        )
+    return onnxruntime
+
+
+def require_provider(provider: Provider, probe: bytes) -> None:
+    """Open `probe`, a graph of any kind, on the provider: long work that ends in a session asks before it begins.
+
+    Raises:
+        EnvironmentProblem: the provider cannot be started here.
+    """
+    open_graph(onnxruntime(), probe, Path("check before the run"), None, provider, None)
+
+
+def open_graph(
+    ort: Any, graph: bytes, folder: Path, threads: int | None, provider: Provider, library: Path | None
+) -> Any:
+    options = ort.SessionOptions()
+    if library is not None:
+        try:
+            options.register_custom_ops_library(str(library))
+        except Exception as e:
+            raise EnvironmentProblem(
+                f"{library} cannot be loaded: {e}",
+                hint="Build it anew here (`make kernels`, `make cuda`), or delete it: the graph runs without.",
+            ) from e
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors; they are raised as well
+    options.intra_op_num_threads = threads or _threads()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    said = _preload_cuda(ort) if provider == "cuda" else ""
+    ort.set_default_logger_severity(4)  # a provider that fails to start is logged here, and raised below
+    try:
+        session = ort.InferenceSession(graph, options, providers=_EXECUTION_PROVIDERS[provider])
+    except Exception as e:
+        if type(e).__name__ == "NotImplemented":
+            raise EnvironmentProblem(
+                f"{folder}: ONNX Runtime {ort.__version__} on {provider} lacks a kernel: {e}"
+            ) from e
+        raise IntegrityError(f"{folder}: ONNX Runtime {ort.__version__} refuses the graph: {e}") from e
+    finally:
+        ort.set_default_logger_severity(2)
+    wanted = _EXECUTION_PROVIDERS[provider][0]
+    if wanted not in session.get_providers():  # ONNX Runtime falls back to the CPU by itself, and we do not
+        raise EnvironmentProblem(
+            f"{folder}: this graph was to run on {wanted}, which could not be started; {said or 'no GPU was found'}",
+            hint="Check `nvidia-smi`, the driver, and that onnxruntime-gpu with its CUDA and cuDNN libraries is "
+            "installed; or choose the CPU explicitly.",
+        )
+    return session
+
+
+def _preload_cuda(ort: Any) -> str:
+    """Load CUDA and cuDNN from the nvidia-* wheels; return what it prints about those it cannot find.
+
+    Raises:
+        EnvironmentProblem: this build of ONNX Runtime has no CUDA.
+    """
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise EnvironmentProblem(
+            f"the graph targets CUDA, and this ONNX Runtime {ort.__version__} is built for "
+            f"{', '.join(ort.get_available_providers())}",
+            hint="pip uninstall -y onnxruntime, then pip install onnxruntime-gpu; or choose the CPU explicitly.",
+        )
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        ort.preload_dlls()
+    return " ".join(printed.getvalue().split())
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _threads() -> int:
+    """0 lets ONNX Runtime take every core. Where the process is confined to some, their number."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    mine = len(os.sched_getaffinity(0))
+    return mine if mine < (os.cpu_count() or mine) else 0
