@@ -426,6 +426,7 @@ class _Job:
                 "sha256": self.calibration.sha256,
                 "windows": windows,
                 "sequence_length": length,
+                "end_tokens": self.calibration.end_tokens,
             }
         source = self.source | {"dtype": self.checkpoint.dtype} | self.checkpoint.pulled.record
         return _manifest(self.recipe, {"source": source, "calibration": calibration}, chosen)

@@ -19,6 +19,7 @@ from pythia_export.corpus import calibration_windows, formats, sources, verify_w
 from pythia_export.corpus.stdlib import stdlib_documents
 from pythia_export.errors import IntegrityError, PythiaExportError, SourceError
 from pythia_export.neox import NeoXConfig
+from pythia_export.progress import SILENT
 from pythia_export.recipe import Calibration, Verify
 
 CONFIG = NeoXConfig(4096, 128, 6, 4, 512, max_positions=512)
@@ -55,14 +56,15 @@ def test_every_compression_gives_the_same_windows(name, tmp_path, tokenizer):
 
 def test_windows_are_the_documents_in_the_seeds_order_with_eos_between(tmp_path, tokenizer):
     rows = texts(30)
-    got = windows(written(tmp_path, "a.jsonl", rows), tokenizer, samples=8)
+    got = windows(written(tmp_path, "a.jsonl", rows), tokenizer, samples=8, eos=True)
     order = np.random.default_rng(0).permutation(30)
     stream = [i for d in order for i in [*tokenizer.encode(rows[d]).ids, 0]]
     assert got.ids.ravel().tolist() == stream[: 8 * 32]
     starts = np.cumsum([0] + [len(tokenizer.encode(rows[d]).ids) + 1 for d in order])
     expected = [int(np.searchsorted(starts, i, "right")) - 1 for i in range(8 * 32)]
     assert got.documents.ravel().tolist() == expected
-    assert windows(tmp_path / "a.jsonl", tokenizer, samples=8, seed=1).sha256 != got.sha256
+    assert windows(tmp_path / "a.jsonl", tokenizer, samples=8, seed=1, eos=True).sha256 != got.sha256
+    assert got.end_tokens == int((got.ids == 0).sum()) > 0
 
 
 def test_bytes_are_those_of_the_text_even_where_a_window_ends_inside_a_character(tmp_path, tokenizer):
@@ -78,7 +80,7 @@ def test_bytes_are_those_of_the_text_even_where_a_window_ends_inside_a_character
 
 
 def test_bytes_of_the_end_token_are_none(tmp_path, tokenizer):
-    got = windows(written(tmp_path, "a.jsonl", ["abc"] * 40), tokenizer, samples=2, length=16)
+    got = windows(written(tmp_path, "a.jsonl", ["abc"] * 40), tokenizer, samples=2, length=16, eos=True)
     ends = int((got.ids == 0).sum())
     assert ends and got.n_bytes == len(tokenizer.decode([i for i in got.ids.ravel().tolist() if i]).encode())
 
@@ -112,7 +114,7 @@ def pile(folder: Path, rows: list[tuple[str, str]]) -> Path:
 def test_only_the_subsets_that_are_asked_for_are_read_in_the_same_order(tmp_path, tokenizer):
     rows = [(text, ("Github", "ArXiv", "EuroParl")[i % 3]) for i, text in enumerate(texts(60))]
     path = pile(tmp_path, rows)
-    got = windows(path, tokenizer, subsets=("ArXiv", "EuroParl"), samples=8)
+    got = windows(path, tokenizer, subsets=("ArXiv", "EuroParl"), samples=8, eos=True)
     order = [rows[i] for i in np.random.default_rng(0).permutation(60)]
     stream = [i for text, name in order if name != "Github" for i in [*tokenizer.encode(text).ids, 0]]
     assert got.ids.ravel().tolist() == stream[: 8 * 32] and set(got.subsets) == {"ArXiv", "EuroParl"}
@@ -122,12 +124,13 @@ def test_only_the_subsets_that_are_asked_for_are_read_in_the_same_order(tmp_path
     assert all(f"{name} 20" in str(caught.value) for name in ("Github", "ArXiv", "EuroParl"))
 
 
-def test_documents_follow_one_another_without_an_end_token_if_it_is_left_out(tmp_path, tokenizer):
+def test_documents_follow_one_another_without_an_end_token_as_in_pythias_batches(tmp_path, tokenizer):
     rows = texts(30)
-    got = windows(written(tmp_path, "a.jsonl", rows), tokenizer, samples=7, eos=False)
+    got = windows(written(tmp_path, "a.jsonl", rows), tokenizer, samples=7)
     order = np.random.default_rng(0).permutation(30)
     assert got.ids.ravel().tolist() == [i for d in order for i in tokenizer.encode(rows[d]).ids][: 7 * 32]
-    assert got.n_bytes == windows(tmp_path / "a.jsonl", tokenizer, samples=7, eos=False).n_bytes > 0
+    assert got.sha256 == windows(tmp_path / "a.jsonl", tokenizer, samples=7, eos=False).sha256
+    assert got.end_tokens == 0 < got.n_bytes
 
 
 @pytest.mark.parametrize("row_group", [7, 1000])
@@ -253,7 +256,8 @@ def test_the_two_halves_of_the_standard_library_share_no_module(tokenizer):
     assert not any(name.startswith("test/") for name in train | held_out)
     section = Verify(source="python-stdlib", tokens=1000, sequence_length=128)
     calibration = Calibration(source="python-stdlib", samples=8, sequence_length=128)
-    assert verify_windows(section, tokenizer, CONFIG).ids.shape == (8, 128)
+    got = verify_windows(section, tokenizer, CONFIG)
+    assert got.ids.shape == (8, 128) and section.eos, "the demo was trained with an end token after each document"
     assert (
         calibration_windows(calibration, tokenizer, CONFIG).sha256 != verify_windows(section, tokenizer, CONFIG).sha256
     )
@@ -307,20 +311,30 @@ def test_wikitext_calibrates_on_windows_drawn_anywhere(tmp_path, tokenizer):
 # Pythia's training order
 
 
-def memory_map(folder: Path, n: int = 20, size: int = 65, **changes) -> Path:
-    tokens = np.arange(n * size, dtype="<u2").reshape(n, size) % 4000
-    head = {"magic": b"MMIDIDX\x00\x00", "version": 1, "dtype": 8} | changes
-    index = struct.pack("<9sQBQQ", head["magic"], head["version"], head["dtype"], n, n + 1)
-    index += np.full(n, size, "<i4").tobytes() + (np.arange(n, dtype="<i8") * size * 2).tobytes()
+class Told(type(SILENT)):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def memory_map(folder: Path, n: int = 20, size: int = 65, sizes: list[int] | None = None, **changes) -> Path:
+    """Sequences of `size` tokens, or one each of `sizes`."""
+    of = np.array(sizes if sizes is not None else [size] * n, "<i4")
+    n, tokens = len(of), np.arange(of.sum(), dtype="<u2") % 4000
+    head = {"magic": b"MMIDIDX\x00\x00", "version": 1, "dtype": 8, "documents": n + 1} | changes
+    index = struct.pack("<9sQBQQ", head["magic"], head["version"], head["dtype"], n, head["documents"])
+    index += of.tobytes() + ((np.cumsum(of, dtype="<i8") - of) * 2).tobytes()
     index += np.arange(n + 1, dtype="<i8").tobytes()
     (folder / "document.idx").write_bytes(index)
     (folder / "document.bin").write_bytes(tokens.tobytes())
     return folder / "document.idx"
 
 
-def order(path: Path, tokenizer, samples=5, length=64, **more):
+def order(path: Path, tokenizer, samples=5, length=64, progress=SILENT, **more):
     section = Calibration(source="training-order", path=path, samples=samples, sequence_length=length, **more)
-    return calibration_windows(section, tokenizer, CONFIG)
+    return calibration_windows(section, tokenizer, CONFIG, progress)
 
 
 def in_parts(index: Path, sizes: list[int], last: int | None = None) -> Path:
@@ -368,14 +382,80 @@ def test_data_in_parts_reads_as_the_whole(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"magic": b"x" * 9}, "magic"), ({"version": 2}, "version 2"), ({"dtype": 4}, "dtype 4")]
+    ("changes", "said"),
+    [
+        ({"magic": b"x" * 9}, "magic"),
+        ({"magic": b"TNTIDX\x00\x00\x01"}, "TNTIDX"),
+        ({"version": 2}, "version 2"),
+        ({"dtype": 4}, r"dtype 4 \(int32\)"),
+        ({"dtype": 99}, r"dtype 99 \(unknown\)"),
+        ({"documents": 10**6}, "1000000 document boundaries"),
+    ],
 )
 def test_another_kind_of_index_is_refused(changes, said, tmp_path, tokenizer):
     with pytest.raises(IntegrityError, match=said):
         order(memory_map(tmp_path, **changes), tokenizer)
 
 
-@pytest.mark.parametrize("kept", [0, 33, 34, 34 + 12 * 20 - 1])
+UNEVEN = {
+    "from the first on": [30, 12, 99, 65, 65, 70],
+    "among the chosen": [65] * 19 + [66],
+    "before the chosen": [64, 67] + [65] * 18,
+    "after the chosen": [65] * 10 + [3, 127] + [9, 9],
+}
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_a_memory_map_of_documents_is_no_training_order(case, tmp_path, tokenizer):
+    """pythia_deduped_pile_idxmaps is one; EleutherAI/pythia #158."""
+    path = memory_map(tmp_path, sizes=UNEVEN[case])
+    for seed in range(4):
+        with pytest.raises(SourceError, match="map of documents") as caught:
+            order(path, tokenizer, samples=2, length=8, seed=seed)
+    assert f"sequences of {min(UNEVEN[case])} to {max(UNEVEN[case])} tokens" in str(caught.value)
+    assert "pile-deduped-pythia-preshuffled" in caught.value.hint
+
+
+def test_index_and_data_that_do_not_belong_together_are_refused(tmp_path, tokenizer):
+    path = memory_map(tmp_path)
+    data = path.with_suffix(".bin").read_bytes()
+    for wrong in (data[:-2], data + data, data[: 2 * 65 * 19]):  # a token short, another's, a sequence short
+        path.with_suffix(".bin").write_bytes(wrong)
+        with pytest.raises(IntegrityError, match=f"{len(wrong):,} bytes; .*(points to|2,600)"):
+            order(path, tokenizer, samples=1)
+
+
+def test_end_tokens_in_training_order_are_counted_and_told(tmp_path, tokenizer):
+    """EleutherAI/pythia #123 and #175: the smallest token of its batches is 2."""
+    path, told = memory_map(tmp_path, n=1024), Told()
+    got = order(path, tokenizer, samples=1024, progress=told)
+    assert got.end_tokens == int((got.ids == 0).sum()) > 0
+    assert told.notes == [
+        f"document.idx, training order: {got.end_tokens} of 65,536 tokens are the end-of-text token (id 0)"
+    ]
+    tokens = np.fromfile(path.with_suffix(".bin"), "<u2")
+    np.maximum(tokens, 2).tofile(path.with_suffix(".bin"))
+    got = order(path, tokenizer, samples=2, progress=told)
+    assert got.end_tokens == 0 and "no end-of-text token (id 0) among 128 tokens" in told.notes[-1]
+    order(memory_map(tmp_path, n=1030), tokenizer, progress=told)
+    assert "1,030 sequences are 1 batches of 1,024 and 6 sequences more" in told.notes[-2]
+
+
+def test_a_memory_map_is_found_by_any_of_its_names(tmp_path, tokenizer):
+    (tmp_path / "pile_0.87 [a]").mkdir()
+    expected = order(memory_map(tmp_path), tokenizer).sha256
+    index = memory_map(tmp_path / "pile_0.87 [a]").rename(tmp_path / "pile_0.87 [a]" / "pile_0.87_text[0].idx")
+    (index.parent / "document.bin").rename(index.with_suffix(".bin"))
+    for path in (index, index.with_suffix(".bin"), index.with_suffix(""), index.parent):
+        assert order(path, tokenizer).sha256 == expected
+    in_parts(index, [1000])
+    assert order(index.parent / "pile_0.87_text[0]-00000-of-00001.bin", tokenizer).sha256 == expected
+    (index.parent / "another.idx").touch()
+    with pytest.raises(SourceError, match="2 .idx files"):
+        order(index.parent, tokenizer)
+
+
+@pytest.mark.parametrize("kept", [0, 33, 34, 34 + 12 * 20 - 1, 34 + 12 * 20 + 8 * 21 - 1])
 def test_a_truncated_index_is_refused(kept, tmp_path, tokenizer):
     path = memory_map(tmp_path)
     path.write_bytes(path.read_bytes()[:kept])

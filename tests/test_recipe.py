@@ -72,6 +72,7 @@ def test_a_shipped_recipe_parses_and_never_ships_the_slow_kernel(name):
         ({"calibration": {"source": "training-order", "path": "x", "batches": "4"}}, "`calibration.batches`"),
         ({"calibration": {"source": "training-order"}}, "the order in which demo was trained is not on the hub"),
         ({"calibration": {"source": "training-order", "path": "x", "eos": False}}, "`eos` is for source"),
+        ({"calibration": {"source": "training-order", "path": "x", "eos": True}}, "`eos` is for source"),
         ({"verify": {"source": "training-order"}}, "[verify] source = 'training-order': the order in which demo"),
         ({"calibration": {"source": "hub", "dataset": "a/b", "subsets": ["wikipedia (en)"]}}, "mean 'Wikipedia (en)'?"),
         ({"calibration": {"source": "hub", "dataset": "a/b", "subsets": ["GitHub"]}}, "did you mean 'Github'?"),
@@ -196,6 +197,23 @@ def test_the_training_order_is_the_models_own_where_it_has_one(model, dataset):
 def test_a_typo_in_the_model_is_told_before_its_order():
     with pytest.raises(RecipeError, match="no model called `401m`"):
         parse_recipe(changed(model={"id": "401m"}, calibration={"source": "training-order"}))
+
+
+def test_documents_end_as_they_did_in_training_unless_the_recipe_says():
+    hub = {"source": "hub", "dataset": "a/b"}
+    for section, eos in [({"source": "python-stdlib"}, True), (hub, False), (hub | {"eos": True}, True)]:
+        recipe = parse_recipe(changed(verify=section))
+        assert recipe.verify.eos is eos
+        assert parse_recipe(recipe.model_dump(mode="json")) == recipe, "a record holds what was done"
+    assert parse_recipe(changed(verify={"source": "wikitext2"})).verify.eos is None
+
+
+def test_records_that_hold_end_tokens_for_every_source_are_read():
+    before = parse_recipe(changed(verify={"source": "wikitext2"})).model_dump(mode="json")
+    before["verify"]["eos"] = True
+    assert parse_recipe(before).verify.eos is None
+    before["verify"] |= {"source": "hub", "dataset": "a/b"}
+    assert parse_recipe(before).verify.eos is True
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):

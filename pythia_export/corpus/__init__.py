@@ -36,7 +36,8 @@ class Windows:
     """ids: [N, S] int64. documents: [N, S] int64, of each token the document, counted from 0; its end-of-text token
     belongs to it. n_bytes: UTF-8 bytes of the text that the N * S tokens stand for, end-of-text tokens counting none.
     sha256: of shape and ids, little-endian. subsets: of each part of the Pile that a document names, its documents and
-    its bytes; empty where none does."""
+    its bytes; empty where none does. end_tokens: how many of the tokens are the model's end-of-text token, None where
+    they were not counted."""
 
     ids: np.ndarray
     documents: np.ndarray
@@ -44,16 +45,18 @@ class Windows:
     sha256: str
     n_bytes: int
     subsets: dict[str, Subset]
+    end_tokens: int | None = None
 
     @classmethod
     def of(
-        cls, ids: np.ndarray, documents: np.ndarray, source: str, n_bytes: int, subsets: dict[str, Subset]
-    ) -> Windows:
+        cls, ids: np.ndarray, documents: np.ndarray, source: str, n_bytes: int, subsets: dict[str, Subset],
+        end_tokens: int | None = None,
+    ) -> Windows:  # fmt: skip
         """With its hash; the arrays cannot be written to from then on."""
         for array in (ids, documents):
             array.setflags(write=False)
         digest = hashlib.sha256(np.array(ids.shape, "<i8").tobytes() + ids.astype("<i8").tobytes()).hexdigest()
-        return cls(ids, documents, source, digest, n_bytes, subsets)
+        return cls(ids, documents, source, digest, n_bytes, subsets, end_tokens)
 
 
 def calibration_windows(
@@ -100,7 +103,17 @@ def _windows(
         )
     # As one stream, since a window may end inside a character; special tokens decode to nothing.
     n_bytes = len(tokenizer.decode(ids.ravel().tolist()).encode())
-    return Windows.of(ids, documents, source, n_bytes, _subsets(ids, documents, names, tokenizer))
+    end_tokens = int((ids == config.eos_token_id).sum())
+    if section.source == "training-order":
+        progress.note(_end_tokens_of_training(source, ids.size, end_tokens, config.eos_token_id))
+    return Windows.of(ids, documents, source, n_bytes, _subsets(ids, documents, names, tokenizer), end_tokens)
+
+
+def _end_tokens_of_training(source: str, tokens: int, found: int, end: int) -> str:
+    """Return what a reader of batches wants to know: whether documents were set apart as the model was trained."""
+    if found:
+        return f"{source}: {found:,} of {tokens:,} tokens are the end-of-text token (id {end})"
+    return f"{source}: no end-of-text token (id {end}) among {tokens:,} tokens; documents are not set apart by one"
 
 
 def _subsets(

@@ -101,6 +101,7 @@ def prove(
             "windows": len(windows.ids),
             "sequence_length": windows.ids.shape[1],
             "n_bytes": windows.n_bytes,
+            "end_tokens": windows.end_tokens,
         },
     }
     if against is not None:

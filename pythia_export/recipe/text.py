@@ -18,6 +18,7 @@ PILE_SUBSETS = (
     "PubMed Abstracts", "PubMed Central", "StackExchange", "USPTO Backgrounds", "Ubuntu IRC", "Wikipedia (en)",
     "YoutubeSubtitles",
 )  # fmt: skip
+_OF_DOCUMENTS = ("hub", "file", "python-stdlib")  # the others have their tokens in a row already
 
 
 class Text(Section):
@@ -33,7 +34,11 @@ class Text(Section):
     file: NonEmpty | None = Field(None, description="file inside the hub data set; needed where it has several")
     path: Path | None = Field(None, description="local file, relative to the recipe file")
     subsets: tuple[NonEmpty, ...] = Field((), description="only these parts of the Pile, by `meta.pile_set_name`")
-    eos: bool = Field(True, description="end each document with the end-of-text token, as Pythia's training did")
+    eos: bool | None = Field(
+        None,
+        description="end each document with the end-of-text token. Left out: as in training, so far as is known; true "
+        "for `python-stdlib` (the demo), false for `hub` and `file` (no batch of Pythia's was seen to have one)",
+    )
     batches: str | None = Field(
         None,
         pattern=r"^\d+:\d+$",
@@ -60,6 +65,21 @@ class Text(Section):
         kind = {"wikitext2": "WikiText-2", "training-order": "training order"}.get(self.source, "")
         return ", ".join(x for x in (kind, where) if x) + of + parts
 
+    @model_validator(mode="before")
+    @classmethod
+    def _documents_end_as_in_training(cls, given: Any) -> Any:
+        """Decide `eos` here, so that records hold what was done.
+
+        Records made while true was everybody's default hold it for every source, used or not. They are told from what a
+        person writes by their nulls, which TOML does not have.
+        """
+        if not isinstance(given, dict):
+            return given
+        if given.get("source") not in _OF_DOCUMENTS:
+            recorded = given.get("eos") is True and None in [given.get(key, "") for key in ("dataset", "file", "path")]
+            return given | {"eos": None} if recorded else given
+        return given | {"eos": given["source"] == "python-stdlib"} if given.get("eos") is None else given
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.source == "hub" and not self.dataset:
@@ -76,10 +96,10 @@ class Text(Section):
         uses = {
             "dataset": ("hub", "wikitext2", "training-order"), "file": ("hub", "wikitext2"),
             "path": ("file", "wikitext2", "training-order"), "batches": ("training-order",),
-            "subsets": ("hub", "file"), "eos": ("hub", "file", "python-stdlib"),
+            "subsets": ("hub", "file"), "eos": _OF_DOCUMENTS,
         }  # fmt: skip
         for key, sources in uses.items():
-            given = not self.eos if key == "eos" else bool(getattr(self, key))
+            given = self.eos is not None if key == "eos" else bool(getattr(self, key))
             if given and self.source not in sources:
                 raise ValueError(f"`{key}` is for source = {' or '.join(map(repr, sources))}, not {self.source!r}")
         return self

@@ -122,6 +122,7 @@ class Folder:
         facts = {
             "source": windows.source,
             "n_bytes": windows.n_bytes,
+            "end_tokens": windows.end_tokens,
             "subsets": {name: [s.documents, s.n_bytes] for name, s in windows.subsets.items()},
         }
         with disk(path), tempfile.TemporaryFile() as file:
@@ -139,7 +140,8 @@ class Folder:
             with np.load(path) as saved:
                 ids, documents, facts = saved["ids"], saved["documents"], json.loads(str(saved["facts"]))
             subsets = {name: Subset(of, n) for name, (of, n) in facts["subsets"].items()}
-            found = Windows.of(ids, documents, facts["source"], facts["n_bytes"], subsets)
+            ends = facts.get("end_tokens")  # folders of before it was counted lack it
+            found = Windows.of(ids, documents, facts["source"], facts["n_bytes"], subsets, ends)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
             raise IntegrityError(f"{path}: cannot be read: {e}", hint="`sweep run` writes it again.") from e
         if found.sha256 != sha256:
