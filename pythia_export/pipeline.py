@@ -69,7 +69,7 @@ class Unwritten(PythiaExportError):
 
 def pull(model: Model, *, accept: Accept = ACCEPT, progress: Progress = SILENT) -> Checkpoint:
     """Fetch a checkpoint, pin its commit and check its headers against its configuration."""
-    return open_checkpoint(pull_checkpoint(model, accept=accept, progress=progress))
+    return open_checkpoint(pull_checkpoint(model, accept=accept, progress=progress), progress)
 
 
 def read_texts(recipe: Recipe, checkpoint: Checkpoint, progress: Progress = SILENT) -> dict[str, Windows]:

@@ -262,7 +262,7 @@ PICKLES = {
     "text": lambda path: path.write_text("weights"),
     "a list": lambda path: torch.save([torch.ones(2)], path),
     "numbers": lambda path: torch.save({"a": 1}, path),
-    "integers": lambda path: torch.save({"a": torch.ones(2, dtype=torch.int32)}, path),
+    "complex": lambda path: torch.save({"a": torch.ones(2, dtype=torch.complex64)}, path),
     "sparse": lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path),
 }
 

@@ -56,7 +56,8 @@ def converted(pickle: Path, digest: str | None = None, progress: Progress = SILE
             said = next(iter(reversed(done.stderr.strip().splitlines())), f"exit code {done.returncode}")
             raise IntegrityError(
                 f"{pickle}: cannot be read as tensors alone: {said}",
-                hint="Nothing in it was executed. Fetch it again, or choose a revision with safetensors.",
+                hint="Nothing in it was executed. Fetch it again, or choose a revision with safetensors. Of a model "
+                "of your own, save `model.state_dict()` alone.",
             )
         read_header(made)
         os.replace(made, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -11,19 +12,28 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..errors import IntegrityError, NumericsError, SourceError
-from ..neox import IGNORED_BUFFERS, NeoXConfig, tensors
+from ..neox import HEAD, IGNORED_BUFFERS, NeoXConfig, tensors
+from ..progress import SILENT, Progress
 from ..tokenizer import FolderTokenizer, open_folder
 from .header import Entry, read_header
+from .kinds import require_plain_tensors
+from .names import by_table_name
 from .pull import CONFIG, Pulled, read_config
 
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_VALUE_HEADS = ("v_head.", "value_head.")  # of reinforcement learning: beside the model, not in its logits
+_OTHER_HEADS = {
+    "score.weight": "GPTNeoXForSequenceClassification, a classifier",
+    "classifier.weight": "GPTNeoXForTokenClassification, a classifier of tokens",
+    "qa_outputs.weight": "GPTNeoXForQuestionAnswering",
+}
 
 
 class Checkpoint:
     """An opened checkpoint: every header has been read and held to the table of tensors, no weight has.
 
-    Attributes: `pulled`, `config`, `dtype` (as stored: float16, bfloat16 or float32; float32 when they are mixed, since
-    it holds them all), `parameters`.
+    Attributes: `pulled`, `config`, `dtype` (as stored: float16, bfloat16 or float32; float32 when they are mixed or
+    float64, which is read as float32, as transformers does), `parameters`.
     """
 
     def __init__(self, pulled: Pulled, config: NeoXConfig, dtype: str, where: dict[str, tuple[Path, Entry]]) -> None:
@@ -32,10 +42,10 @@ class Checkpoint:
         self._where = where
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor by its on-disk name, in its stored dtype.
+        """One tensor by the table's name, in its stored dtype; float64 as float32.
 
         Raises:
-            NumericsError: it holds a NaN or an infinity.
+            NumericsError: it holds a NaN, an infinity, or a float64 that float32 does not hold.
         """
         path, entry = self._where[name]
         tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
@@ -45,9 +55,12 @@ class Checkpoint:
             got = f.readinto(tensor.view(-1).view(torch.uint8).numpy().data)
         if got != entry.nbytes:
             raise IntegrityError(f"{path}: {name} ends after {got:,} of {entry.nbytes:,} bytes. The file changed")
+        stored, tensor = tensor, tensor.float() if tensor.dtype == torch.float64 else tensor
         if not torch.isfinite(tensor).all():
             at = [int(i) for i in torch.nonzero(~torch.isfinite(tensor))[0]]
-            raise NumericsError(f"{path}: {name} holds {float(tensor[tuple(at)])} at {at}")
+            found = float(stored[tuple(at)])
+            beyond = ", which float32 does not hold" if math.isfinite(found) else ""
+            raise NumericsError(f"{path}: {name} holds {found} at {at}{beyond}")
         return tensor
 
     @cached_property
@@ -65,14 +78,48 @@ class Checkpoint:
         return self.tokenizer_folder.tokenizer
 
 
-def open_checkpoint(pulled: Pulled) -> Checkpoint:
+def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
     """Read configuration and headers; hold every tensor's name, shape and dtype to the configuration.
 
     Raises:
-        SourceError: a file or a tensor is missing, or the configuration is not Pythia's.
+        SourceError: a file or a tensor is missing, the configuration is not Pythia's, or the tensors are those of
+            another kind of model: a classifier, one quantised already, several at once.
         IntegrityError: a truncated or malformed file, a wrong shape, a dtype that no Pythia has, an unknown tensor.
     """
     config = read_config(pulled.folder / CONFIG)
+    named = _headers(pulled)
+    require_plain_tensors(named, str(pulled.folder))
+    found = {table: named[name] for table, name in by_table_name(named, str(pulled.folder)).items()}
+    where = {}
+    for spec in tensors(config):
+        if spec.name not in found:
+            raise _missing(spec.name, found, pulled.folder)
+        shard, entry = where[spec.name] = found.pop(spec.name)
+        if entry.shape != spec.shape:
+            raise IntegrityError(f"{shard}: {spec.name} is {list(entry.shape)}; {CONFIG} makes it {list(spec.shape)}")
+        if entry.dtype not in _DTYPES:
+            raise IntegrityError(
+                f"{shard}: {spec.name} is {entry.dtype}; {', '.join(_DTYPES)} were expected",
+                hint="Weights in 8 bits or fewer are quantised already: give the original checkpoint.",
+            )
+    beside = sorted(name for name in found if name.startswith(_VALUE_HEADS))
+    if beside:
+        progress.note(f"{pulled.folder}: a value head ({beside[0]}) is left out; the logits do not depend on it")
+    extra = sorted(name for name in found if not name.endswith(IGNORED_BUFFERS) and name not in beside)
+    if extra:
+        raise IntegrityError(
+            f"{pulled.folder}: {len(extra)} tensors that {CONFIG} has no place for, {extra[0]} among them",
+            hint="Does num_hidden_layers match the weights?",
+        )
+    dtypes = {str(_DTYPES[entry.dtype]).removeprefix("torch.") for _, entry in where.values()}
+    if "float64" in dtypes:
+        progress.note(f"{pulled.folder}: weights in float64 are read as float32")
+    dtype = dtypes.pop() if len(dtypes) == 1 and "float64" not in dtypes else "float32"
+    return Checkpoint(pulled, config, dtype, where)
+
+
+def _headers(pulled: Pulled) -> dict[str, tuple[Path, Entry]]:
+    """Shard and entry of each tensor, by the file's own names."""
     found: dict[str, tuple[Path, Entry]] = {}
     for shard in pulled.weights:
         for name, entry in read_header(shard).items():
@@ -84,24 +131,16 @@ def open_checkpoint(pulled: Pulled) -> Checkpoint:
                     hint="Are these shards of two different checkpoints?",
                 )
             found[name] = (shard, entry)
+    return found
 
-    where = {}
-    for spec in tensors(config):
-        if spec.name not in found:
-            near = difflib.get_close_matches(spec.name, found, n=1, cutoff=0.8)
-            raise SourceError(
-                f"{pulled.folder}: tensor {spec.name} is missing", hint=f"There is {near[0]}." if near else ""
-            )
-        shard, entry = where[spec.name] = found.pop(spec.name)
-        if entry.shape != spec.shape:
-            raise IntegrityError(f"{shard}: {spec.name} is {list(entry.shape)}; {CONFIG} makes it {list(spec.shape)}")
-        if entry.dtype not in _DTYPES:
-            raise IntegrityError(f"{shard}: {spec.name} is {entry.dtype}; {', '.join(_DTYPES)} were expected")
-    extra = sorted(name for name in found if not name.endswith(IGNORED_BUFFERS))
-    if extra:
-        raise IntegrityError(
-            f"{pulled.folder}: {len(extra)} tensors that {CONFIG} has no place for, {extra[0]} among them",
-            hint="Does num_hidden_layers match the weights?",
+
+def _missing(name: str, found: dict[str, tuple[Path, Entry]], folder: Path) -> SourceError:
+    other = next((kind for head, kind in _OTHER_HEADS.items() if head in found), None)
+    if name == f"{HEAD}.weight" and (other or all(n.startswith("gpt_neox.") for n in found)):
+        what = other or "GPTNeoXModel, the body alone"
+        return SourceError(
+            f"{folder}: a {what}: it has no head over the vocabulary ({name}, or lm_head.weight)",
+            hint="A GPTNeoXForCausalLM is needed: the base that it was made from, or its own state dict with the head.",
         )
-    dtypes = {str(_DTYPES[entry.dtype]).removeprefix("torch.") for _, entry in where.values()}
-    return Checkpoint(pulled, config, dtypes.pop() if len(dtypes) == 1 else "float32", where)
+    near = difflib.get_close_matches(name, found, n=1, cutoff=0.8)
+    return SourceError(f"{folder}: tensor {name} is missing", hint=f"There is {near[0]}." if near else "")

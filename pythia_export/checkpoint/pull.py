@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,8 @@ from ..recipe import Model
 from ..tokenizer import TOKENIZER, has_tokenizer, is_tokenizer_file, open_folder
 from .convert import converted, sha256
 from .duplicates import compare, described
-from .shards import Weights, choose
+from .kinds import ADAPTER_CONFIG, recognised, require_fetched, require_plain_config
+from .shards import PICKLE, SINGLE, Weights, choose
 
 CONFIG = "config.json"
 
@@ -88,6 +90,13 @@ def pull(model: Model, *, accept: Accept = DEFAULT, progress: Progress = SILENT)
 
 
 def _local(folder: Path, name: str, revision: str, accept: Accept, progress: Progress) -> Pulled:
+    if folder.is_file():
+        require_fetched(folder)
+        found = recognised([folder.name], str) if folder.suffix in (".gguf", ".onnx") else None
+        raise SourceError(
+            f"{folder}: {found.what if found else 'a file'}; a checkpoint is a folder",
+            hint=found.hint if found else f"Give the folder with {CONFIG}, the weights and the tokenizer.",
+        )
     if not folder.is_dir():
         raise SourceError(
             f"{folder}: no such checkpoint directory", hint="`path` is taken from the recipe's own folder."
@@ -97,9 +106,11 @@ def _local(folder: Path, name: str, revision: str, accept: Accept, progress: Pro
         if path.is_symlink() and not path.exists():
             raise SourceError(f"{path}: a link that leads nowhere", hint="Copy the file that it stood for.")
         there |= {path.name} if path.is_file() else set()
-    if CONFIG not in there:
-        raise SourceError(f"{folder}: no {CONFIG}", hint="Is this the directory of a GPT-NeoX checkpoint?")
-    chosen = choose(there, str(folder), folder.joinpath, accept.pickles)
+    if CONFIG in there:
+        read_config(folder / CONFIG)  # before its gigabytes are hashed
+    chosen = _chosen(there, str(folder), folder.joinpath, accept.pickles, lambda: _two_deep(folder))
+    for n in (*chosen.names, *there & {TOKENIZER}):
+        require_fetched(folder / n)
     hashes = {n: sha256(folder / n) for n in (CONFIG, *chosen.names)}
     digest = hashlib.sha256()
     for n, of_file in hashes.items():
@@ -121,19 +132,17 @@ def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> P
     for note in suite.notes(repo, revision):
         progress.note(note)
     listing = hub.list_revision(repo, revision, progress=progress)
-    if CONFIG not in listing.files:
-        raise SourceError(f"{listing} has no {CONFIG}", hint=_offline_hint(listing) or "Is it a transformers model?")
     chosen = _choose(listing, accept, progress)
     record: dict[str, Any] = {"format": chosen.format}
     if accept.duplicates != "unasked":
         record |= _compared(listing, chosen, accept, progress)
+    config = read_config(hub.fetch(listing, [CONFIG], progress, f"Reading {CONFIG} of {repo}")[CONFIG])
     needed = [n for n in (chosen.index,) if n is not None]
     needed += [n for n in (CONFIG, "generation_config.json", *chosen.names) if n in listing.files]
     paths = hub.fetch(listing, needed, progress)
     hashes = {n: digest for n in chosen.names if (digest := _sha256(listing, n)) is not None}
     record["files"] = {n: {"sha256": digest} for n, digest in hashes.items()}
     folder = paths[CONFIG].parent
-    config = read_config(paths[CONFIG])
     suite.require_same_geometry(repo, config, f"{listing}, {CONFIG}")
     tokenizer = _tokenizer(listing, config, progress)
     if tokenizer is not None and tokenizer[0].commit != listing.commit:
@@ -171,12 +180,37 @@ def tokenizer_of(model: Model, progress: Progress = SILENT) -> tuple[Tokenizer, 
 
 def _choose(listing: Listing, accept: Accept, progress: Progress) -> Weights:
     def read(name: str) -> Path:
-        return hub.fetch(listing, [name], progress, f"Reading the index of {listing.repo}")[name]
+        return hub.fetch(listing, [name], progress, f"Reading {name} of {listing.repo}")[name]
 
     try:
-        return choose(listing.files, str(listing), read, accept.pickles)
+        return _chosen(listing.files, str(listing), read, accept.pickles, lambda: list(listing.files))
     except SourceError as e:
         raise SourceError(str(e), hint=_offline_hint(listing) or e.hint) from e
+
+
+def _chosen(
+    there: Collection[str], where: str, read: Callable[[str], Path], pickles: bool, names: Callable[[], Collection[str]]
+) -> Weights:
+    """The weights among files, which are a checkpoint's; `names` lists what lies in folders too, where they are not.
+
+    Raises:
+        SourceError: they are something else, which is said.
+    """
+    chosen = choose(there, where, read, pickles) if CONFIG in there and ADAPTER_CONFIG not in there else None
+    if chosen is not None:
+        return chosen
+    found = recognised(names(), lambda name: read_json(read(name)))
+    if found is not None:
+        raise SourceError(f"{where}: this is {found.what}", hint=found.hint)
+    lacks = f"no {CONFIG}" if CONFIG not in there else f"neither {SINGLE} nor {PICKLE}, whole or in shards: no weights"
+    raise SourceError(f"{where}: {lacks}", hint="Is this a checkpoint of GPT-NeoX in Hugging Face's form?")
+
+
+def _two_deep(folder: Path) -> list[str]:
+    """Files by names relative to a folder, its own and those of the folders in it."""
+    inner = (path for path in folder.iterdir() if path.is_dir())
+    deeper = (path for one in inner for path in one.iterdir())
+    return [path.relative_to(folder).as_posix() for path in (*folder.iterdir(), *deeper)]
 
 
 def _offline_hint(listing: Listing) -> str:
@@ -211,15 +245,25 @@ def _sha256(listing: Listing, name: str) -> str | None:
 def read_config(path: Path) -> NeoXConfig:
     """Raises:
     IntegrityError: not a JSON object.
-    SourceError: not a configuration of Pythia's architecture.
+    SourceError: not a configuration of Pythia's architecture; of weights that are quantised already; not fetched.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise IntegrityError(f"{path}: not JSON: {e}") from e
+    raw = read_json(path)
     if not isinstance(raw, dict):
         raise IntegrityError(f"{path}: an object was expected")
+    require_plain_config(raw, str(path))
     return NeoXConfig.from_dict(raw, str(path))
+
+
+def read_json(path: Path) -> Any:
+    """Raises:
+    IntegrityError: not JSON.
+    SourceError: not fetched.
+    """
+    require_fetched(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark
+    except (ValueError, RecursionError) as e:
+        raise IntegrityError(f"{path}: not JSON: {e}") from e
 
 
 def _tokenizer(listing: Listing, config: NeoXConfig, progress: Progress) -> tuple[Listing, Path] | None:

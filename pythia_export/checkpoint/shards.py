@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import IntegrityError, SourceError
+from .kinds import require_fetched
 
 Format = Literal["safetensors", "pickle"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -27,13 +28,13 @@ class Weights:
     index: str | None
 
 
-def choose(there: Collection[str], where: str, read: Callable[[str], Path], pickles: bool) -> Weights:
-    """The weights among the files that are `there`; `read` gives the path of an index.
+def choose(there: Collection[str], where: str, read: Callable[[str], Path], pickles: bool) -> Weights | None:
+    """The weights among the files that are `there`, None where there are none; `read` gives the path of an index.
 
     Safetensors are taken where there are any. `where` is for people.
 
     Raises:
-        SourceError: there are none, only pickles that may not be read, or an index that names a missing shard.
+        SourceError: only pickles that may not be read, or an index that names a missing shard.
         IntegrityError: an index that is none, or that names what is not a file beside it.
     """
     kinds: tuple[tuple[Format, str, str], ...] = (("safetensors", SINGLE, INDEX), ("pickle", PICKLE, PICKLE_INDEX))
@@ -55,14 +56,12 @@ def choose(there: Collection[str], where: str, read: Callable[[str], Path], pick
             raise SourceError(f"{where}: {index} names {missing[0]}, which is missing", hint="Fetch or copy it again.")
         _require_one_set(names, where)
         return Weights(format, names, places, index)
-    raise SourceError(
-        f"{where}: neither {SINGLE} nor {PICKLE}, whole or in shards: no weights",
-        hint="Is this a checkpoint of GPT-NeoX in Hugging Face's form?",
-    )
+    return None
 
 
 def read_index(path: Path) -> dict[str, str]:
     """Tensor -> shard."""
+    require_fetched(path)
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if not isinstance(places, dict) or not places:
