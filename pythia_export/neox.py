@@ -8,13 +8,18 @@ Everything else (sequential residual, tied embeddings, other activations) is ref
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from math import prod
+from typing import Any, Literal, NoReturn, overload
 
 from .errors import SourceError
+from .strict_json import shown
 
 Role = Literal["embedding", "linear", "bias", "norm", "head"]
+
+MOST = 2**31 - 1  # of any size: beyond it no index of ONNX Runtime and no checkpoint goes
+MOST_LAYERS = 10_000  # what loops over layers ends; the deepest transformers have a thousand
 
 # Stored by some revisions, derived from the configuration: never read.
 IGNORED_BUFFERS = ("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq")
@@ -74,13 +79,10 @@ class NeoXConfig:
 
     @cached_property
     def parameters(self) -> int:
-        total = 0
-        for spec in tensors(self):
-            n = 1
-            for size in spec.shape:
-                n *= size
-            total += n
-        return total
+        """Counted without going through the layers, of which an untrue configuration may have very many."""
+        a_layer = sum(prod(spec.shape) for spec in layer_tensors(self, 0))
+        around = sum(prod(spec.shape) for spec in tensors(replace(self, num_layers=0)))
+        return around + self.num_layers * a_layer
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "config.json") -> NeoXConfig:
@@ -90,58 +92,48 @@ class NeoXConfig:
             SourceError: a field is missing or holds what Pythia never has; the message names it.
         """
 
-        def get(name: str, default: Any = None) -> Any:
-            value = raw.get(name, default)
-            if value is None:
-                raise SourceError(
-                    f"{where}: no `{name}`, which a GPT-NeoX configuration must have",
-                    hint="Is this the directory of a Pythia checkpoint?",
-                )
-            return value
+        if not isinstance(raw, Mapping):
+            raise SourceError(f"{where}: {shown(raw)}; an object was expected")
+        fields = _Fields(raw, where)
 
         def require(name: str, expected: Any, default: Any) -> None:
             found = raw.get(name, default)
             if found != expected:
-                raise SourceError(f"{where}: {name} is {found!r}; every Pythia model has {expected!r}")
+                raise SourceError(f"{where}: {name} is {shown(found)}; every Pythia model has {expected!r}")
 
         require("model_type", "gpt_neox", None)
         require("hidden_act", "gelu", "gelu")
         require("use_parallel_residual", True, True)
         require("tie_word_embeddings", False, False)
         require("attention_bias", True, True)
-        rope = raw.get("rope_parameters") or {}
+        rope = _Fields(fields.object("rope_parameters"), where, "rope_parameters.")
 
-        def rotary(old: str, new: str, default: float) -> float:
+        def rotary(old: str, new: str, default: float, most: float) -> float:
             """In the spelling of transformers 4 or 5; with both, they must agree."""
-            spelt = {old: raw.get(old), new: raw.get(new), f"rope_parameters.{new}": rope.get(new)}
-            given = {name: float(value) for name, value in spelt.items() if value is not None}
+            spelt = {name: fields.number(name, most=most) for name in (old, new)}
+            spelt[f"rope_parameters.{new}"] = rope.number(new, most=most)
+            given = {name: value for name, value in spelt.items() if value is not None}
             if len(set(given.values())) > 1:
                 said = ", ".join(f"{name} is {value:g}" for name, value in given.items())
                 raise SourceError(f"{where}: {said}: two spellings of one thing that disagree")
             return next(iter(given.values()), float(default))
 
-        rope_type = rope.get("rope_type", "default")
+        rope_type = rope.raw.get("rope_type", "default")
         if rope_type != "default" or raw.get("rope_scaling"):
-            raise SourceError(f"{where}: scaled rotary embedding ({rope_type}); Pythia's is plain")
-        try:
-            config = cls(
-                vocab_size=int(get("vocab_size")),
-                hidden_size=int(get("hidden_size")),
-                num_layers=int(get("num_hidden_layers")),
-                num_heads=int(get("num_attention_heads")),
-                intermediate_size=int(get("intermediate_size")),
-                max_positions=int(get("max_position_embeddings", 2048)),
-                rotary_pct=rotary("rotary_pct", "partial_rotary_factor", 0.25),
-                rotary_base=rotary("rotary_emb_base", "rope_theta", 10000),
-                layer_norm_eps=float(get("layer_norm_eps", 1e-5)),
-                bos_token_id=int(raw.get("bos_token_id") or 0),
-                eos_token_id=int(raw.get("eos_token_id") or 0),
-            )
-        except (TypeError, ValueError) as e:
-            raise SourceError(f"{where}: a number was expected: {e}") from e
-        sizes = (config.vocab_size, config.hidden_size, config.num_layers, config.num_heads, config.intermediate_size)
-        if min(sizes) < 1 or config.max_positions < 1:
-            raise SourceError(f"{where}: sizes must be positive: {config}")
+            raise SourceError(f"{where}: scaled rotary embedding ({shown(rope_type)}); Pythia's is plain")
+        config = cls(
+            vocab_size=fields.size("vocab_size"),
+            hidden_size=fields.size("hidden_size"),
+            num_layers=fields.size("num_hidden_layers", most=MOST_LAYERS),
+            num_heads=fields.size("num_attention_heads"),
+            intermediate_size=fields.size("intermediate_size"),
+            max_positions=fields.size("max_position_embeddings", 2048),
+            rotary_pct=rotary("rotary_pct", "partial_rotary_factor", 0.25, 1.0),
+            rotary_base=rotary("rotary_emb_base", "rope_theta", 10000, 1e30),
+            layer_norm_eps=fields.number("layer_norm_eps", 1e-5, most=1.0),
+            bos_token_id=fields.whole("bos_token_id", 0),
+            eos_token_id=fields.whole("eos_token_id", 0),
+        )
         if config.hidden_size % config.num_heads:
             raise SourceError(
                 f"{where}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_heads}"
@@ -182,6 +174,53 @@ class NeoXConfig:
             "use_parallel_residual": True,
             "vocab_size": self.vocab_size,
         }
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The fields of one object of a configuration, each held to a kind and to bounds; null counts as absent."""
+
+    raw: Mapping[str, Any]
+    where: str
+    prefix: str = ""
+
+    def size(self, name: str, default: int | None = None, most: int = MOST) -> int:
+        """A whole number of 1 or more, which must be there where it has no default."""
+        if self.raw.get(name) is None and default is None:
+            raise SourceError(
+                f"{self.where}: no `{self.prefix}{name}`, which a GPT-NeoX configuration must have",
+                hint="Is this the directory of a Pythia checkpoint?",
+            )
+        return self.whole(name, default, least=1, most=most)
+
+    def whole(self, name: str, default: int | None = None, least: int = -MOST, most: int = MOST) -> int:
+        found = self.raw.get(name)
+        found = default if found is None else found
+        if type(found) is not int or not least <= found <= most:  # True is an int to Python
+            self._refuse(name, found, f"a whole number from {least:,} to {most:,}")
+        return found
+
+    @overload
+    def number(self, name: str, default: None = None, *, most: float) -> float | None: ...
+    @overload
+    def number(self, name: str, default: float, *, most: float) -> float: ...
+    def number(self, name: str, default: float | None = None, *, most: float) -> float | None:
+        """A number above 0."""
+        found = self.raw.get(name)
+        if found is None:
+            return default
+        if type(found) not in (int, float) or not 0 < found <= most:  # a NaN is neither
+            self._refuse(name, found, f"a number above 0, at most {most:g},")
+        return float(found)
+
+    def object(self, name: str) -> Mapping[str, Any]:
+        found = self.raw.get(name)
+        if found is not None and not isinstance(found, Mapping):
+            self._refuse(name, found, "an object")
+        return found or {}
+
+    def _refuse(self, name: str, found: Any, expected: str) -> NoReturn:
+        raise SourceError(f"{self.where}: `{self.prefix}{name}` is {shown(found)}; {expected} was expected")
 
 
 def linear_shape(config: NeoXConfig, linear: str) -> tuple[int, int]:

@@ -399,7 +399,7 @@ def test_a_job_file_torn_in_half_fails_alone_and_is_written_again(tmp_path, tiny
     torn.write_text(torn.read_text()[:100])
     assert work(folder.root, prepared.tasks[0].key, [first, second], cores=1) == {first: 4, second: 0}
     (failed,) = status(folder).failures
-    assert failed.exit_code == 4 and "cannot be read as JSON" in failed.message and failed.key == first
+    assert failed.exit_code == 4 and "not JSON" in failed.message and failed.key == first
     logs = invoke("logs", folder.root, first)
     assert logs.exit_code == 4 and "sweep run" in logs.stderr
     assert run(tiny, folder).did == 3 and invoke("logs", folder.root, first).exit_code == 0
@@ -408,7 +408,7 @@ def test_a_job_file_torn_in_half_fails_alone_and_is_written_again(tmp_path, tiny
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda r: json.dumps(r)[:300], "cannot be read as JSON"),
+        (lambda r: json.dumps(r)[:300], "not JSON"),
         (lambda r: json.dumps(r | {"schema": 2}), "schema 2"),
         (lambda r: json.dumps({"schema": 1}), "lacks something"), (lambda r: "[]", "an object was expected"),
         (lambda r: json.dumps(r | {"cost": {}}), "lacks something"),
@@ -477,7 +477,7 @@ def test_results_of_another_schema_are_refused(tmp_path, done):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("{", "cannot be read as JSON"), ("[]", "an object"), ('{"schema": 2}', "schema 2")]
+    ("content", "said"), [("{", "not JSON"), ("[]", "an object"), ('{"schema": 2}', "schema 2")]
 )  # fmt: skip
 def test_a_manifest_that_is_none_is_named_and_written_again(tmp_path, tiny, content, said):
     folder, path = Folder(tmp_path / "out"), toml(tmp_path / "sweep.toml", tiny)

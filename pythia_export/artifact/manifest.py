@@ -79,13 +79,6 @@ def describe(path: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(f, "sha256").hexdigest(), "size": path.stat().st_size}
 
 
-def parse_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as e:
-        raise IntegrityError(f"{path}: not JSON: {e}") from e
-
-
 def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 

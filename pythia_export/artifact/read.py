@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 from ..errors import IntegrityError, OutputError, SourceError
 from ..neox import NeoXConfig
 from ..recipe import Recipe, parse_recipe
+from ..strict_json import read_json
 from ..tokenizer import read_tokenizer
 from .disk import explained, write_atomically
-from .manifest import MANIFEST, check_manifest, hash_fault, is_inside, json_bytes, parse_json, size_fault
+from .manifest import MANIFEST, check_manifest, hash_fault, is_inside, json_bytes, size_fault
 from .siblings import is_stale, siblings
 
 GRAPH = "model.onnx"  # of every layout; what `quantize` writes has none
@@ -47,7 +48,7 @@ class Artifact:
             found = "is not a directory" if folder.exists() else "no such directory"
             raise SourceError(f"{folder}: {found}; an artifact is a directory with a {MANIFEST}", hint=_aside(folder))
         try:
-            manifest = parse_json(folder / MANIFEST)
+            manifest = read_json(folder / MANIFEST)
         except FileNotFoundError:
             raise SourceError(
                 f"{folder}: no {MANIFEST}, which every artifact has",
@@ -106,7 +107,7 @@ class Artifact:
         Raises:
             IntegrityError: it is not JSON, or a record of ours that lacks a part.
         """
-        found, needed = parse_json(self.file(name)), _PARTS.get(name, ())
+        found, needed = read_json(self.file(name)), _PARTS.get(name, ())
         missing = [part for part in needed if not isinstance(found, dict) or part not in found]
         if missing:
             raise IntegrityError(

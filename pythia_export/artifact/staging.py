@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..errors import OutputError, PythiaExportError
+from ..strict_json import read_json
 from .disk import DISK_FULL, exchange, explained, fsync, raise_disk_full
 from .lock import lock_folder
-from .manifest import MANIFEST, SCHEMA, check_shape, describe, json_bytes, now, parse_json
+from .manifest import MANIFEST, SCHEMA, check_shape, describe, json_bytes, now
 from .siblings import clean_up, owner, sibling
 from .sigterm import unwinding_on_sigterm
 
@@ -156,7 +157,7 @@ def _check_ours(out: Path, kind: Kind) -> None:
     if not top:
         return
     try:
-        manifest = parse_json(out / kind.manifest)
+        manifest = read_json(out / kind.manifest)
         check_shape(manifest, out / kind.manifest)
     except (OSError, PythiaExportError) as e:
         raise OutputError(

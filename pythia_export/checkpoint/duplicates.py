@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from .. import hub
-from ..errors import SourceError
+from ..errors import IntegrityError, SourceError
 from ..hub import Listing
 from ..progress import SILENT, Progress
+from ..strict_json import read_object
 
 _STEP = re.compile(r"step(\d+)")
 THREADS = 8
@@ -105,11 +107,8 @@ class _Ledger:
     def __init__(self, repo: str) -> None:
         self._path = hub.kept("hashes") / f"{repo.replace('/', '--')}.json"
         self._hashes: dict[str, dict[str, str | None]] = {}
-        try:
-            read = json.loads(self._path.read_text(encoding="utf-8"))
-            self._hashes = {c: dict(files) for c, files in read.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
-            pass
+        with suppress(OSError, IntegrityError, ValueError, TypeError):
+            self._hashes = {c: dict(files) for c, files in read_object(self._path).items()}
 
     def has(self, commit: str, names: tuple[str, ...]) -> bool:
         return set(names) <= set(self._hashes.get(commit, {}))

@@ -6,7 +6,6 @@ then the tensors' bytes, back to back. https://github.com/huggingface/safetensor
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import IntegrityError
+from ..strict_json import parse_json, shown
 
 LONGEST = 100_000_000  # bytes of a header, as the format's own library allows
 _BYTES = {
@@ -56,41 +56,30 @@ def read_header(path: Path) -> dict[str, Entry]:
         if length > LONGEST:
             raise IntegrityError(f"{path}: a header of {length:,} bytes; {LONGEST:,} are the most")
         raw = f.read(length)
-    try:
-        text = raw.decode("utf-8")
-        header = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path), parse_constant=_no_json)
-    except (ValueError, RecursionError) as e:  # UnicodeDecodeError is a ValueError
-        raise IntegrityError(f"{path}: its header is not JSON: {e}", hint=_HINT) from e
+    if not raw.startswith(b"{"):  # the format says so; a byte order mark, which JSON elsewhere may have, is none
+        raise IntegrityError(
+            f"{path}, its header: not JSON: begins with {raw[:8]!r}; {b'{'!r} was expected", hint=_HINT
+        )
+    header = parse_json(raw, f"{path}, its header", hint=_HINT)
     if not isinstance(header, dict):
-        raise IntegrityError(f"{path}: its header is a {type(header).__name__}; an object was expected", hint=_HINT)
+        raise IntegrityError(f"{path}: its header is {shown(header)}; an object was expected", hint=_HINT)
     header.pop("__metadata__", None)
     entries = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
     _require_filled(path, entries, 8 + length, size)
     return entries
 
 
-def _no_json(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise IntegrityError(f"{path}: its header names {twice!r} twice")
-    return found
-
-
 def _entry(path: Path, name: str, value: Any, start: int, size: int) -> Entry:
     try:
         dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     except (KeyError, TypeError, ValueError) as e:
-        raise IntegrityError(f"{path}: {name!r} has no dtype, shape and data_offsets", hint=_HINT) from e
+        raise IntegrityError(f"{path}: {shown(name)} has no dtype, shape and data_offsets", hint=_HINT) from e
     if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise IntegrityError(f"{path}: {name} is of dtype {dtype!r}, which safetensors does not have", hint=_HINT)
+        raise IntegrityError(f"{path}: {name} is of dtype {shown(dtype)}, which safetensors does not have", hint=_HINT)
     if not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, begin, end)) or not _countable(shape):
-        raise IntegrityError(f"{path}: {name} has shape {list(shape)} and offsets {begin} to {end}", hint=_HINT)
+        raise IntegrityError(
+            f"{path}: {name} has shape {_spelt(shape)} and offsets {shown(begin)} to {shown(end)}", hint=_HINT
+        )
     nbytes = prod(shape) * _BYTES[dtype]
     if end - begin != nbytes:
         raise IntegrityError(
@@ -101,6 +90,10 @@ def _entry(path: Path, name: str, value: Any, start: int, size: int) -> Entry:
             f"{path}: {name} ends at byte {start + end:,}, the file at {size:,}. The file is truncated", hint=_HINT
         )
     return Entry(dtype, shape, start + begin, nbytes)
+
+
+def _spelt(shape: tuple[Any, ...]) -> str:
+    return f"[{', '.join(map(shown, shape[:8]))}{', ...' if len(shape) > 8 else ''}]"
 
 
 def _countable(shape: tuple[int, ...]) -> bool:

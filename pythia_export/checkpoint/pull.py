@@ -6,7 +6,6 @@ Three places: the embedded `demo`, a local directory, the hub.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from .. import hub, suite
-from ..errors import IntegrityError, PythiaExportError, SourceError
+from ..errors import PythiaExportError, SourceError
 from ..hub import Listing
 from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
 from ..recipe import Model
+from ..strict_json import read_object
 from ..tokenizer import TOKENIZER, has_tokenizer, is_tokenizer_file, open_folder
 from .convert import converted, sha256
 from .duplicates import compare, described
@@ -199,7 +199,7 @@ def _chosen(
     chosen = choose(there, where, read, pickles) if CONFIG in there and ADAPTER_CONFIG not in there else None
     if chosen is not None:
         return chosen
-    found = recognised(names(), lambda name: read_json(read(name)))
+    found = recognised(names(), lambda name: fetched_object(read(name)))
     if found is not None:
         raise SourceError(f"{where}: this is {found.what}", hint=found.hint)
     lacks = f"no {CONFIG}" if CONFIG not in there else f"neither {SINGLE} nor {PICKLE}, whole or in shards: no weights"
@@ -247,23 +247,18 @@ def read_config(path: Path) -> NeoXConfig:
     IntegrityError: not a JSON object.
     SourceError: not a configuration of Pythia's architecture; of weights that are quantised already; not fetched.
     """
-    raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise IntegrityError(f"{path}: an object was expected")
+    raw = fetched_object(path)
     require_plain_config(raw, str(path))
     return NeoXConfig.from_dict(raw, str(path))
 
 
-def read_json(path: Path) -> Any:
+def fetched_object(path: Path) -> dict[str, Any]:
     """Raises:
-    IntegrityError: not JSON.
+    IntegrityError: not a JSON object.
     SourceError: not fetched.
     """
     require_fetched(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark
-    except (ValueError, RecursionError) as e:
-        raise IntegrityError(f"{path}: not JSON: {e}") from e
+    return read_object(path)
 
 
 def _tokenizer(listing: Listing, config: NeoXConfig, progress: Progress) -> tuple[Listing, Path] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import IntegrityError, SourceError
+from ..strict_json import read_object, shown
 from .kinds import require_fetched
 
 Format = Literal["safetensors", "pickle"]
@@ -62,15 +62,14 @@ def choose(there: Collection[str], where: str, read: Callable[[str], Path], pick
 def read_index(path: Path) -> dict[str, str]:
     """Tensor -> shard."""
     require_fetched(path)
-    try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if not isinstance(places, dict) or not places:
-            raise TypeError("weight_map is no object, or empty")
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise IntegrityError(f"{path}: not an index of shards: {e!r}") from e
+    places = read_object(path, hint="Fetch or copy the file again.").get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise IntegrityError(
+            f"{path}: not an index of shards: `weight_map` is {shown(places)}; an object of tensors was expected"
+        )
     for name in places.values():
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-            raise IntegrityError(f"{path}: names {name!r}, which is not a file beside it")
+            raise IntegrityError(f"{path}: names {shown(name)}, which is not a file beside it")
     return places
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from ..errors import SourceError
+from ..errors import IntegrityError, SourceError
 from ..progress import SILENT, Progress
+from ..strict_json import read_object
 from .faults import again, told
 from .kept import kept, write_kept
 
@@ -114,10 +115,11 @@ def _memory(repo: str, revision: str, kind: Kind) -> Path:
 
 def _remembered(repo: str, revision: str, kind: Kind) -> Listing | None:
     try:
-        raw = json.loads(_memory(repo, revision, kind).read_text(encoding="utf-8"))
+        raw = read_object(_memory(repo, revision, kind))
         files = {name: HubFile(name, size, digest) for name, (size, digest) in raw["files"].items()}
         return Listing(repo, kind, revision, raw["commit"], files, True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged: as good as none
+    except (OSError, IntegrityError, ValueError, KeyError, TypeError, AttributeError):
+        # None, or damaged: as good as none.
         return None
 
 

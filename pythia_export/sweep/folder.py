@@ -34,6 +34,7 @@ import numpy as np
 from ..artifact import lock_folder, write_atomically
 from ..corpus import Subset, Windows
 from ..errors import IntegrityError, OutputError, ResourceError, SourceError
+from ..strict_json import parse_json, read_object
 from .jobs import SCHEMA, Job
 
 MANIFEST = "sweep.json"
@@ -138,7 +139,7 @@ class Folder:
         path = self._text(sha256)
         try:
             with np.load(path) as saved:
-                ids, documents, facts = saved["ids"], saved["documents"], json.loads(str(saved["facts"]))
+                ids, documents, facts = saved["ids"], saved["documents"], parse_json(str(saved["facts"]), str(path))
             subsets = {name: Subset(of, n) for name, (of, n) in facts["subsets"].items()}
             ends = facts.get("end_tokens")  # folders of before it was counted lack it
             found = Windows.of(ids, documents, facts["source"], facts["n_bytes"], subsets, ends)
@@ -251,8 +252,8 @@ class Folder:
         found: dict[str, dict[str, Any]] = {}
         folder = self.root / "running"
         for path in folder.glob("*.json") if folder.is_dir() else ():
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                facts = json.loads(path.read_text())
+            with suppress(OSError, IntegrityError, ValueError, KeyError, TypeError):
+                facts = read_object(path)
                 lately = time.time() - path.stat().st_mtime < SILENT_SECONDS
                 # A number alone is not a process: after a restart another may have it.
                 if lately and (facts["host"] != socket.gethostname() or _is_there(facts["pid"])):
@@ -303,12 +304,9 @@ def now() -> str:
 
 def _read(path: Path, hint: str = "Delete it; `sweep run` makes it again.") -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise IntegrityError(f"{path}: cannot be read as JSON: {e}", hint=hint) from e
-    if not isinstance(found, dict):
-        raise IntegrityError(f"{path}: an object was expected", hint=hint)
-    return found
+        return read_object(path, hint=hint)
+    except FileNotFoundError as e:
+        raise IntegrityError(f"{path}: no such file", hint=hint) from e
 
 
 @contextmanager

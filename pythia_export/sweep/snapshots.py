@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from .. import suite
 from ..errors import RecipeError, SourceError
 from ..neox import NeoXConfig
 from ..recipe import Model
+from ..strict_json import read_object
 from .schema import Named, Sweep
 
 TRAINING = "training.json"  # beside the weights of one's own run: {"tokens": ..., "learning_rate": ...}
@@ -219,22 +219,16 @@ def _own(named: Named, terms: list[str], left_out: list[LeftOut]) -> list[Snapsh
 
 
 def _config(folder: Path) -> NeoXConfig:
-    try:
-        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise SourceError(f"{folder / CONFIG}: cannot be read as JSON: {e}") from e
-    if not isinstance(raw, dict):
-        raise SourceError(f"{folder / CONFIG}: an object was expected")
-    return NeoXConfig.from_dict(raw, str(folder / CONFIG))
+    return NeoXConfig.from_dict(read_object(folder / CONFIG, error=SourceError), str(folder / CONFIG))
 
 
 def _training(folder: Path) -> dict[str, Any]:
     path = folder / TRAINING
     if not path.is_file():
         return {}
+    raw = read_object(path, error=SourceError)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
         known = {"step": int, "tokens": int, "learning_rate": float, "seed": int}
         return {key: kind(raw[key]) for key, kind in known.items() if raw.get(key) is not None}
-    except (OSError, ValueError, TypeError, AttributeError) as e:
+    except (ValueError, TypeError, OverflowError) as e:
         raise SourceError(f"{path}: {e}", hint='{"tokens": 4096000, "learning_rate": 0.003} is what it may say.') from e
