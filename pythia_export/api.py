@@ -37,7 +37,8 @@ class Artifact(artifact.Artifact):
         prompt: str,
         max_new_tokens: int = 128,
         *,
-        temperature: float = 0.0,
+        sample: bool = False,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
@@ -49,7 +50,14 @@ class Artifact(artifact.Artifact):
             RecipeError: an empty prompt, a sampling value out of range, or more tokens than the model has positions.
         """
         pieces = self.stream(
-            prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+            prompt,
+            max_new_tokens,
+            sample=sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
         )
         return "".join(pieces)
 
@@ -58,16 +66,22 @@ class Artifact(artifact.Artifact):
         prompt: str,
         max_new_tokens: int = 128,
         *,
-        temperature: float = 0.0,
+        sample: bool = False,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Pieces of text as they become certain, until the end of the text, a stop string (which is left out) or the
-        count. `temperature` 0 takes the likeliest token every time. Raises as `generate`."""
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        return runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, stop)
+        """Pieces of text as they become certain, until an end token, a stop string (which is left out) or the count.
+
+        The likeliest token is taken every time, unless a `temperature` above 0 is given, or `sample`: that takes the
+        temperature, top_k and top_p which are not given from generation_config.json, as transformers does. The end
+        tokens and stop strings of that file always hold. Raises as `generate`.
+        """
+        sampling = Sampling.asked(self.generation, sample, temperature, top_k, top_p, seed)
+        ends = (*((stop,) if isinstance(stop, str) else stop), *self.generation.stop_strings)
+        return runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, ends)
 
     def score(self, text: str) -> np.ndarray:
         """Natural logarithm of the probability of each token of `text` but the first, [T - 1] float64.

@@ -30,6 +30,9 @@ FINAL_NORM = "gpt_neox.final_layer_norm"
 HEAD = "embed_out"
 
 
+DEFAULT_EOS = 2  # of transformers, for a config.json that has no eos_token_id; a null is none
+
+
 def layer_prefix(layer: int) -> str:
     return f"gpt_neox.layers.{layer}"
 
@@ -66,12 +69,17 @@ class NeoXConfig:
     rotary_pct: float = 0.25
     rotary_base: float = 10000.0
     layer_norm_eps: float = 1e-5
-    bos_token_id: int = 0
-    eos_token_id: int = 0
+    bos_token_id: int | None = 0
+    eos_token_ids: tuple[int, ...] = (0,)  # any of them ends a text
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The first end token, which also stands between documents; None where there is none."""
+        return next(iter(self.eos_token_ids), None)
 
     @property
     def rotary_dim(self) -> int:
@@ -131,8 +139,6 @@ class NeoXConfig:
             rotary_pct=rotary("rotary_pct", "partial_rotary_factor", 0.25, 1.0),
             rotary_base=rotary("rotary_emb_base", "rope_theta", 10000, 1e30),
             layer_norm_eps=fields.number("layer_norm_eps", 1e-5, most=1.0),
-            bos_token_id=fields.whole("bos_token_id", 0),
-            eos_token_id=fields.whole("eos_token_id", 0),
         )
         if config.hidden_size % config.num_heads:
             raise SourceError(
@@ -143,7 +149,13 @@ class NeoXConfig:
                 f"{where}: rotary_pct {config.rotary_pct} of head_dim {config.head_dim} turns "
                 f"{config.rotary_dim} dimensions; an even number of 2 or more is needed"
             )
-        return config
+        # Where they are absent, the defaults of transformers' GPTNeoXConfig hold.
+        bos = raw.get("bos_token_id", 0)
+        return replace(
+            config,
+            bos_token_id=bos if type(bos) is int and 0 <= bos < config.vocab_size else None,
+            eos_token_ids=token_ids(raw, "eos_token_id", DEFAULT_EOS, config.vocab_size, where),
+        )
 
     def to_dict(self, dtype: str = "float32") -> dict[str, Any]:
         """`config.json` with the rotary fields in both spellings, so that any consumer finds its own."""
@@ -151,7 +163,7 @@ class NeoXConfig:
             "architectures": ["GPTNeoXForCausalLM"],
             "attention_bias": True,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_id,
+            "eos_token_id": spelt(self.eos_token_ids),
             "hidden_act": "gelu",
             "hidden_size": self.hidden_size,
             "initializer_range": 0.02,
@@ -221,6 +233,28 @@ class _Fields:
 
     def _refuse(self, name: str, found: Any, expected: str) -> NoReturn:
         raise SourceError(f"{self.where}: `{self.prefix}{name}` is {shown(found)}; {expected} was expected")
+
+
+def token_ids(raw: Mapping[str, Any], name: str, default: int | None, vocab_size: int, where: str) -> tuple[int, ...]:
+    """Return a field that is a token, several, or null: none.
+
+    Raises:
+        SourceError: one is no token of the model.
+    """
+    found = raw.get(name, default)
+    listed = found if isinstance(found, list) else [] if found is None else [found]
+    for token in listed:
+        if type(token) is not int or not 0 <= token < vocab_size:
+            raise SourceError(
+                f"{where}: {name} is {shown(token)}; a token of this model, from 0 to {vocab_size - 1:,}, was expected",
+                hint=f"Set it to the token that ends a text (every Pythia has 0), or to null for none, in {where}.",
+            )
+    return tuple(dict.fromkeys(listed))
+
+
+def spelt(tokens: tuple[int, ...]) -> int | list[int] | None:
+    """Return end tokens as the files of transformers spell them."""
+    return list(tokens) if len(tokens) > 1 else next(iter(tokens), None)
 
 
 def linear_shape(config: NeoXConfig, linear: str) -> tuple[int, int]:

@@ -25,7 +25,8 @@ from .corpus import Windows, calibration_windows, verify_windows
 from .corpus.overlap import require_held_out
 from .device import DeviceName, described, device_called, memory_of
 from .errors import OutputError, PythiaExportError, RecipeError, ResourceError, SourceError
-from .graph.consumers import config_json, genai_config_json, generation_config_json
+from .generation import GENERATION, Generation
+from .graph.consumers import config_json, genai_config_json
 from .graph.decoder import build_decoder, kv_cache
 from .graph.files import DATA_FILE, MODEL, arrange, data_name, graph_name
 from .graph.layout import Layout, require_overrides_match
@@ -209,7 +210,7 @@ def export(
                 shutil.copyfile(source.folder / name, to)
                 advance(1)
         _save(build_decoder(source.config, places, recipe.export), staging.folder)
-        _write_configs(staging.folder, source.config, recipe)
+        _write_configs(staging.folder, source.config, recipe, source.generation)
         arrange(staging.folder, recipe)
         carried: dict[str, Any] = {k: source.manifest[k] for k in ("source", "calibration") if k in source.manifest}
         staging.publish(_manifest(recipe, carried, recipe.export))
@@ -335,6 +336,8 @@ class _Job:
             self.checkpoint: Checkpoint = pull(self.recipe.model, accept=self.accept, progress=self.progress)
         self.config: NeoXConfig = self.checkpoint.config
         self.tokenizer = self.checkpoint.tokenizer()
+        for note in self.checkpoint.generation.notes:
+            self.progress.note(note)
         self.layout: Layout = lay_out(self.config, self.recipe.quantize, self.recipe.export.dtype)
         require_fit(self.config, self.layout, self.recipe.export)
         require_overrides_match(self.config, self.recipe.quantize)
@@ -385,7 +388,7 @@ class _Job:
             record["allocation"] = self.allocation.to_json()
         _write_json(folder / "quantization.json", record)
         _write_json(folder / "config.json", config_json(self.config, recipe))
-        _write_json(folder / "generation_config.json", generation_config_json(self.config))
+        _write_json(folder / GENERATION, dict(self.checkpoint.generation.raw))
         for name, data in tokenizer_files(self.checkpoint.tokenizer_folder, self.config.max_positions).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
@@ -411,7 +414,7 @@ class _Job:
         with self.stage("export"):
             model = build_decoder(self.config, self.layout, chosen)
             _save(model, folder)
-            _write_configs(folder, self.config, self.recipe)
+            _write_configs(folder, self.config, self.recipe, self.checkpoint.generation)
         return model
 
     def reader(self, folder: Path) -> WeightsReader:
@@ -446,10 +449,10 @@ def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[s
     }
 
 
-def _write_configs(folder: Path, config: NeoXConfig, recipe: Recipe) -> None:
+def _write_configs(folder: Path, config: NeoXConfig, recipe: Recipe, generation: Generation) -> None:
     """What consumers read beside the graph."""
     _write_json(folder / "config.json", config_json(config, recipe))
-    genai = genai_config_json(config, recipe)
+    genai = genai_config_json(config, recipe, generation)
     if genai is not None:
         _write_json(folder / GENAI, genai)
 

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pythia_export"
 
 FLOORS = [
-    {"errors", "strict_json", "neox", "recipe", "suite", "progress", "machine", "kernels", "device"},
+    {"errors", "strict_json", "generation", "neox", "recipe", "suite", "progress", "machine", "kernels", "device"},
     {"quantize", "block", "graph", "hub", "tokenizer"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
     {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "serve", "footprint"},
@@ -27,7 +27,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ALLOWED = {
     ("strict_json", "errors"), ("neox", "errors"), ("neox", "strict_json"),
     ("recipe", "errors"), ("recipe", "neox"), ("recipe", "suite"), ("suite", "errors"),
-    ("suite", "neox"), ("device", "errors"),
+    ("suite", "neox"), ("device", "errors"), ("generation", "errors"), ("generation", "neox"),
+    ("generation", "strict_json"),
     ("block", "graph"),  # the rotary tables are those that the graph stores
     ("runtime", "artifact"),  # a session opens an artifact; for type checkers alone
     ("footprint", "stream"),  # how many tokens its backward pass reads
@@ -37,7 +38,7 @@ ALLOWED = {
 # Opening, checking and running an artifact need none of these (nor does anything they import).
 WITHOUT_TORCH = {
     "errors", "strict_json", "neox", "recipe", "suite", "progress", "machine", "kernels", "artifact", "runtime",
-    "graph", "api", "serve", "tokenizer",
+    "graph", "api", "serve", "tokenizer", "generation",
 }  # fmt: skip
 
 

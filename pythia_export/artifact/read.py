@@ -13,10 +13,11 @@ from typing import Any, Self
 from tokenizers import Tokenizer
 
 from ..errors import IntegrityError, OutputError, SourceError
+from ..generation import GENERATION, Generation, read_generation
 from ..neox import NeoXConfig
 from ..recipe import Recipe, parse_recipe
 from ..strict_json import read_json
-from ..tokenizer import read_tokenizer
+from ..tokenizer import SETTINGS, read_tokenizer
 from .disk import explained, write_atomically
 from .manifest import MANIFEST, check_manifest, hash_fault, is_inside, json_bytes, size_fault
 from .siblings import is_stale, siblings
@@ -121,12 +122,31 @@ class Artifact:
         return NeoXConfig.from_dict(self.read_json("config.json"), str(self.folder / "config.json"))
 
     @cached_property
+    def generation(self) -> Generation:
+        """When a text ends and how tokens are drawn, by its generation_config.json."""
+        raw = self.read_json(GENERATION) if GENERATION in self.manifest["files"] else None
+        return read_generation(raw, self.config, self.read_json("config.json"), self.folder)
+
+    @cached_property
     def recipe(self) -> Recipe:
         """The recipe it was made from; RecipeError when this version of the schema does not accept it."""
         return parse_recipe(self.manifest["recipe"], f"{self.folder / MANIFEST}: recipe")
 
     def tokenizer(self) -> Tokenizer:
+        """Text to token ids, without truncation and padding; IntegrityError where the file is no tokenizer."""
         return read_tokenizer(self.file("tokenizer.json"))
+
+    def special_token(self, role: str) -> int | None:
+        """Return the id of the token that tokenizer_config.json gives a role, such as `eos_token`; None for none."""
+        named = self.tokenizer_settings.get(role)
+        text = named.get("content") if isinstance(named, dict) else named
+        return self.tokenizer().token_to_id(text) if isinstance(text, str) else None
+
+    @cached_property
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """tokenizer_config.json; empty where there is none."""
+        found = self.read_json(SETTINGS) if SETTINGS in self.manifest["files"] else {}
+        return found if isinstance(found, dict) else {}
 
     def replace_files(self, files: Mapping[str, bytes]) -> None:
         """Write or replace files, each atomically, and the manifest with them.

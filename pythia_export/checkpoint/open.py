@@ -12,13 +12,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..errors import IntegrityError, NumericsError, SourceError
+from ..generation import Generation
 from ..neox import HEAD, IGNORED_BUFFERS, NeoXConfig, tensors
 from ..progress import SILENT, Progress
-from ..tokenizer import FolderTokenizer, open_folder
+from ..tokenizer import FolderTokenizer
 from .header import Entry, read_header
 from .kinds import require_plain_tensors
 from .names import by_table_name
-from .pull import CONFIG, Pulled, read_config
+from .pull import CONFIG, Pulled, open_tokenizer, read_model
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _VALUE_HEADS = ("v_head.", "value_head.")  # of reinforcement learning: beside the model, not in its logits
@@ -32,12 +33,19 @@ _OTHER_HEADS = {
 class Checkpoint:
     """An opened checkpoint: every header has been read and held to the table of tensors, no weight has.
 
-    Attributes: `pulled`, `config`, `dtype` (as stored: float16, bfloat16 or float32; float32 when they are mixed or
-    float64, which is read as float32, as transformers does), `parameters`.
+    Attributes: `pulled`, `config`, `generation`, `parameters`, `dtype` (as stored: float16, bfloat16 or
+    float32; float32 when they are mixed or float64, which is read as float32, as transformers does).
     """
 
-    def __init__(self, pulled: Pulled, config: NeoXConfig, dtype: str, where: dict[str, tuple[Path, Entry]]) -> None:
-        self.pulled, self.config, self.dtype = pulled, config, dtype
+    def __init__(
+        self,
+        pulled: Pulled,
+        config: NeoXConfig,
+        generation: Generation,
+        dtype: str,
+        where: dict[str, tuple[Path, Entry]],
+    ) -> None:
+        self.pulled, self.config, self.generation, self.dtype = pulled, config, generation, dtype
         self.parameters = config.parameters
         self._where = where
 
@@ -71,7 +79,7 @@ class Checkpoint:
             SourceError: there is none.
             IntegrityError: one of its files is not what its name says.
         """
-        return open_folder(self.pulled.tokenizer_folder or self.pulled.folder)
+        return open_tokenizer(self.pulled.tokenizer_folder or self.pulled.folder)
 
     def tokenizer(self) -> Tokenizer:
         """Text to token ids; raises as `tokenizer_folder`."""
@@ -86,7 +94,7 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
             another kind of model: a classifier, one quantised already, several at once.
         IntegrityError: a truncated or malformed file, a wrong shape, a dtype that no Pythia has, an unknown tensor.
     """
-    config = read_config(pulled.folder / CONFIG)
+    config, generation = read_model(pulled.folder)
     named = _headers(pulled)
     require_plain_tensors(named, str(pulled.folder))
     found = {table: named[name] for table, name in by_table_name(named, str(pulled.folder)).items()}
@@ -115,7 +123,7 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
     if "float64" in dtypes:
         progress.note(f"{pulled.folder}: weights in float64 are read as float32")
     dtype = dtypes.pop() if len(dtypes) == 1 and "float64" not in dtypes else "float32"
-    return Checkpoint(pulled, config, dtype, where)
+    return Checkpoint(pulled, config, generation, dtype, where)
 
 
 def _headers(pulled: Pulled) -> dict[str, tuple[Path, Entry]]:

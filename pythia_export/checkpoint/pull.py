@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,13 @@ from tokenizers import Tokenizer
 
 from .. import hub, suite
 from ..errors import PythiaExportError, SourceError
+from ..generation import GENERATION, Generation, read_generation
 from ..hub import Listing
 from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
 from ..recipe import Model
 from ..strict_json import read_object
-from ..tokenizer import TOKENIZER, has_tokenizer, is_tokenizer_file, open_folder
+from ..tokenizer import TOKENIZER, FolderTokenizer, has_tokenizer, is_tokenizer_file, open_folder
 from .convert import converted, sha256
 from .duplicates import compare, described
 from .kinds import ADAPTER_CONFIG, recognised, require_fetched, require_plain_config
@@ -138,7 +139,7 @@ def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> P
         record |= _compared(listing, chosen, accept, progress)
     config = read_config(hub.fetch(listing, [CONFIG], progress, f"Reading {CONFIG} of {repo}")[CONFIG])
     needed = [n for n in (chosen.index,) if n is not None]
-    needed += [n for n in (CONFIG, "generation_config.json", *chosen.names) if n in listing.files]
+    needed += [n for n in (CONFIG, GENERATION, *chosen.names) if n in listing.files]
     paths = hub.fetch(listing, needed, progress)
     hashes = {n: digest for n in chosen.names if (digest := _sha256(listing, n)) is not None}
     record["files"] = {n: {"sha256": digest} for n, digest in hashes.items()}
@@ -162,7 +163,7 @@ def tokenizer_of(model: Model, progress: Progress = SILENT) -> tuple[Tokenizer, 
     """
     if model.path is not None or model.id == "demo":
         folder = model.path if model.path is not None else demo_folder() / model.revision
-        config, where = read_config(folder / CONFIG), folder
+        config, where = read_model(folder)[0], folder
     else:
         assert model.id is not None
         listing = hub.list_revision(model.id, model.revision, progress=progress)
@@ -170,12 +171,13 @@ def tokenizer_of(model: Model, progress: Progress = SILENT) -> tuple[Tokenizer, 
             raise SourceError(
                 f"{listing} has no {CONFIG}", hint=_offline_hint(listing) or "Is it a transformers model?"
             )
-        config = read_config(hub.fetch(listing, [CONFIG], progress)[CONFIG])
+        names = [name for name in (CONFIG, GENERATION) if name in listing.files]
+        config = read_model(hub.fetch(listing, names, progress)[CONFIG].parent)[0]
         found = _tokenizer(listing, config, progress)
         if found is None:
             raise SourceError(f"{listing} has no {TOKENIZER}", hint=_offline_hint(listing))
         where = found[1]
-    return open_folder(where).tokenizer, config
+    return open_tokenizer(where).tokenizer, config
 
 
 def _choose(listing: Listing, accept: Accept, progress: Progress) -> Weights:
@@ -243,11 +245,25 @@ def _sha256(listing: Listing, name: str) -> str | None:
 
 
 def read_config(path: Path) -> NeoXConfig:
-    """Raises:
-    IntegrityError: not a JSON object.
-    SourceError: not a configuration of Pythia's architecture; of weights that are quantised already; not fetched.
+    """Read config.json alone; raises as `read_model`."""
+    return _config(fetched_object(path), path)
+
+
+def read_model(folder: Path) -> tuple[NeoXConfig, Generation]:
+    """Read config.json, and generation_config.json where there is one, whose end tokens go before those of the first.
+
+    Raises:
+        IntegrityError: not a JSON object.
+        SourceError: not a configuration of Pythia's architecture; of weights that are quantised already; not fetched.
     """
-    raw = fetched_object(path)
+    raw, path = fetched_object(folder / CONFIG), folder / GENERATION
+    config = _config(raw, folder / CONFIG)
+    generation = read_generation(fetched_object(path) if path.is_file() else None, config, raw, folder)
+    bos, ends = generation.bos_token_id, generation.eos_token_ids
+    return replace(config, bos_token_id=bos, eos_token_ids=ends), generation
+
+
+def _config(raw: dict[str, Any], path: Path) -> NeoXConfig:
     require_plain_config(raw, str(path))
     return NeoXConfig.from_dict(raw, str(path))
 
@@ -292,9 +308,22 @@ def _fetch_tokenizer(listing: Listing, progress: Progress) -> Path:
     return next(path.parent for name, path in paths.items() if "/" not in name)
 
 
+def open_tokenizer(folder: Path) -> FolderTokenizer:
+    """Read the tokenizer of a checkpoint.
+
+    Raises:
+        SourceError: there is none, or one of its files was not fetched.
+        IntegrityError: one of its files is not what its name says.
+    """
+    for path in folder.iterdir():
+        if is_tokenizer_file(path.name) and path.is_file():
+            require_fetched(path)
+    return open_folder(folder)
+
+
 def _unusable(folder: Path, config: NeoXConfig) -> str | None:
     try:
-        size = open_folder(folder).tokenizer.get_vocab_size(with_added_tokens=True)
+        size = open_tokenizer(folder).tokenizer.get_vocab_size(with_added_tokens=True)
     except PythiaExportError as e:
         return str(e)
     if not 0 < size <= config.vocab_size:

@@ -16,6 +16,7 @@ from .shared import INTERRUPTED, ArtifactFolder, app, examples, printing, say, s
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from ..generation import Generation
     from ..runtime import Sampling, Session
 
 
@@ -33,7 +34,12 @@ def generate(
         str | None, typer.Option("--prompt", "-p", help="From stdin if not given; a terminal is asked again and again.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token every time.")] = 0.0,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw tokens by the settings of the checkpoint's generation_config.json.")
+    ] = False,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0, the default, takes the likeliest token every time.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest that sum to p.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes the draws repeatable.")] = None,
@@ -42,18 +48,21 @@ def generate(
 ) -> None:
     """Continue a prompt; the text appears as it comes, its speed on stderr at the end.
 
-    Ctrl-C ends the text and keeps what is there.
+    A text ends at any of the checkpoint's end tokens. Ctrl-C ends it too, and keeps what is there.
     """
     from .. import runtime
     from ..artifact import Artifact
 
-    sampling = runtime.Sampling(temperature, top_k, top_p, seed)
     opened = Artifact.open(artifact)
     opened.require_graph()
+    generation = opened.generation
+    sampling = runtime.Sampling.asked(generation, sample, temperature, top_k, top_p, seed)
+    _tell(generation, sample, temperature)
+    ends = (*(stop or ()), *generation.stop_strings)
     tokenizer, session = opened.tokenizer(), runtime.Session.open(opened, native=native)
 
     def run(text: str) -> bool:
-        return _continue(session, tokenizer, text, max_new_tokens, sampling, tuple(stop or ()))
+        return _continue(session, tokenizer, text, max_new_tokens, sampling, ends)
 
     if prompt is None and sys.stdin is None:  # whoever started the command closed it
         raise RecipeError("there is no prompt: stdin is closed", hint="Give it by --prompt.")
@@ -63,6 +72,17 @@ def generate(
         finished = run(_piped() if prompt is None else prompt)
         if not finished:
             raise typer.Exit(INTERRUPTED)
+
+
+def _tell(generation: Generation, sample: bool, temperature: float | None) -> None:
+    """What the checkpoint's own settings would do otherwise."""
+    if generation.do_sample and not sample and temperature is None:
+        say(
+            f"The likeliest token is taken every time; this checkpoint's generation_config.json draws (temperature "
+            f"{generation.temperature:g}, top_k {generation.top_k}, top_p {generation.top_p:g}): --sample does."
+        )
+    if sample and generation.unapplied:
+        say(f"Not applied, as only transformers does: {', '.join(generation.unapplied)} of generation_config.json.")
 
 
 def _piped() -> str:

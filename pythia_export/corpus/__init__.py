@@ -103,9 +103,10 @@ def _windows(
         )
     # As one stream, since a window may end inside a character; special tokens decode to nothing.
     n_bytes = len(tokenizer.decode(ids.ravel().tolist()).encode())
-    end_tokens = int((ids == config.eos_token_id).sum())
+    end = config.eos_token_id or 0  # 0 is what Pythia was trained with, where a fine-tune names none
+    end_tokens = int((ids == end).sum())
     if section.source == "training-order":
-        progress.note(_end_tokens_of_training(source, ids.size, end_tokens, config.eos_token_id))
+        progress.note(_end_tokens_of_training(source, ids.size, end_tokens, end))
     return Windows.of(ids, documents, source, n_bytes, _subsets(ids, documents, names, tokenizer), end_tokens)
 
 
@@ -144,7 +145,7 @@ def _pack(
     """Documents until there is enough: ids [count, length] int64, the document of each token, the subset of each."""
     length = section.sequence_length
     wanted = count * length
-    end = [config.eos_token_id] if section.eos else []
+    end = [] if not section.eos or config.eos_token_id is None else [config.eos_token_id]
     stream: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     names: list[str | None] = []

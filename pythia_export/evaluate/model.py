@@ -63,6 +63,9 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
         opened = Artifact.open(Path(artifact))
         self._session = ScoringSession.of(opened, threads=threads, native=native)
         self.tokenizer = opened.tokenizer()
+        of_model = opened.generation
+        end = _first(opened.special_token("eos_token"), *of_model.eos_token_ids, 0)
+        self._end, self._begin = end, _first(opened.special_token("bos_token"), end)
         self._rows = None if batch_size is None or str(batch_size).startswith("auto") else int(batch_size)
         self._rows = self._rows or max_batch_size
         self.max_length = self._session.config.max_positions
@@ -74,7 +77,13 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
     @property
     def eot_token_id(self) -> int:
-        return self._session.config.eos_token_id
+        """The tokenizer's end token, as the harness's own `hf` model has it; the model's where it names none."""
+        return self._end
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has nothing before it."""
+        return self._begin
 
     @property
     def tokenizer_name(self) -> str:
@@ -233,6 +242,10 @@ def _generation(asked: dict[str, Any], eos: str) -> tuple[list[str], int, Sampli
     if not sampled or temperature == 0:
         return stop, new, Sampling(seed=seed)
     return stop, new, Sampling(temperature, top_k, top_p, seed)
+
+
+def _first(*candidates: int | None) -> int:
+    return next(token for token in candidates if token is not None)
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..neox import NeoXConfig
+from ..generation import Generation
+from ..neox import NeoXConfig, spelt
 from ..recipe import Recipe
 from .decoder import kv_cache
 from .files import MODEL, dtype_name, graph_name
@@ -27,23 +28,22 @@ def config_json(config: NeoXConfig, recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-def generation_config_json(config: NeoXConfig) -> dict[str, Any]:
-    return {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-
-
-def genai_config_json(config: NeoXConfig, recipe: Recipe) -> dict[str, Any] | None:
+def genai_config_json(config: NeoXConfig, recipe: Recipe, generation: Generation) -> dict[str, Any] | None:
     """None where onnxruntime-genai cannot feed the graph: codes of int8 have scales beside them.
 
     `type` is "decoder": there is no name for GPT-NeoX. Its `position_ids` are named because the graph has them.
     """
     if recipe.export.cache_dtype == "int8":
         return None
-    ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    tokens = {
+        "bos_token_id": generation.bos_token_id,
+        "eos_token_id": spelt(generation.eos_token_ids),
+        "pad_token_id": generation.fill_token_id,
+    }
     return {
         "model": {
             "type": "decoder",
-            **ends,
-            "pad_token_id": config.eos_token_id,  # Pythia has none; padding is masked
+            **{name: token for name, token in tokens.items() if token is not None},  # it refuses a null
             "vocab_size": config.vocab_size,
             "context_length": config.max_positions,
             "decoder": {
@@ -72,14 +72,14 @@ def genai_config_json(config: NeoXConfig, recipe: Recipe) -> dict[str, Any] | No
             },
         },
         "search": {
-            "do_sample": False,
+            "do_sample": generation.do_sample,
             "max_length": config.max_positions,
             "min_length": 0,
             "num_beams": 1,
             "past_present_share_buffer": kv_cache(recipe.export) == "shared",
-            "repetition_penalty": 1.0,
-            "temperature": 1.0,
-            "top_k": 50,
-            "top_p": 1.0,
+            "repetition_penalty": generation.repetition_penalty,
+            "temperature": generation.temperature,
+            "top_k": generation.top_k,
+            "top_p": generation.top_p,
         },
     }

@@ -42,7 +42,7 @@ for _ in range(32):
     logits, *present = session.run(["logits", *names], feeds | past)
     past, seen = dict(zip(past, present)), seen + len(new)
     new = [int(logits[0, -1].argmax())]
-    if new[0] == config["eos_token_id"]:
+    if new[0] in np.atleast_1d(config["eos_token_id"]):  # one token, several, or null
         break
     tokens += new
 print(tokenizer.decode(tokens))

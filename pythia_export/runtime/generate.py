@@ -85,7 +85,7 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
 ) -> Iterator[int]:
-    """Yield token ids after `prompt` until EOS (not yielded), a stop string (its last token is), or the count.
+    """Yield token ids after `prompt` until an end token (not yielded), a stop string (its last token is), or the count.
 
     Raises:
         RecipeError: an empty prompt, a sampling value out of range, or more tokens than the model has positions.
@@ -129,9 +129,9 @@ def _steps(
     sampling: Sampling,
     texts: Sequence[StreamDecoder],
 ) -> Iterator[list[int | None]]:
-    eos = session.config.eos_token_id
+    ends = session.config.eos_token_ids
     rows, longest = len(prompts), max(map(len, prompts))
-    ids, mask = np.full((rows, longest), eos, np.int64), np.zeros((rows, longest), np.int64)
+    ids, mask = np.zeros((rows, longest), np.int64), np.zeros((rows, longest), np.int64)  # any token pads: it is masked
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = prompt
         mask[row, longest - len(prompt) :] = 1
@@ -145,7 +145,7 @@ def _steps(
             if ended[row]:
                 continue
             token = choose(logits[row], sampling, generators[row])
-            if token == eos:
+            if token in ends:
                 ended[row] = True
                 continue
             tokens[row] = token
@@ -155,7 +155,7 @@ def _steps(
             yield tokens
         if left == 0 or all(ended):
             return
-        fed = np.array([[eos if token is None else token] for token in tokens], np.int64)
+        fed = np.array([[0 if token is None else token] for token in tokens], np.int64)
         logits = session.step(cache, fed)[:, -1]
 
 

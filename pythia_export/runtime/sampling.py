@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from ..errors import NumericsError, RecipeError
+from ..generation import Generation
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,27 @@ class Sampling:
                 "top_k and top_p have no effect at temperature 0, which always takes the likeliest token",
                 hint="Give a temperature too, for example 0.8.",
             )
+
+    @classmethod
+    def asked(
+        cls,
+        generation: Generation,
+        sample: bool = False,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """Return what the caller asked for; `sample` takes what is not given from generation_config.json.
+
+        Without `sample` the file has no say, and a temperature that is not given is 0.
+        """
+        if sample:
+            temperature = generation.temperature if temperature is None else temperature
+            if temperature > 0:
+                top_k = generation.top_k or None if top_k is None else top_k
+                top_p = generation.top_p if top_p is None else top_p
+        return cls(temperature or 0.0, top_k, top_p, seed)
 
     def generators(self, rows: int) -> list[np.random.Generator]:
         """One stream a row, so that a row's tokens do not depend on how many others are drawn beside it."""

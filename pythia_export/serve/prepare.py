@@ -82,7 +82,7 @@ def ready(folder: Path) -> Ready:
         "head_dim": config.head_dim,
         "vocabulary": config.vocab_size,
         "positions": config.max_positions,
-        "end": config.eos_token_id,
+        "ends": config.eos_token_ids,
     }
     vocabulary = artifact.tokenizer().get_vocab()
     graph = bytes(model.SerializeToString())

@@ -11,7 +11,6 @@ are the file's, the rest is the class's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from ..errors import IntegrityError
+from ..strict_json import read_object
 from .files import ADDED_TOKENS, MERGES, SETTINGS, SPECIAL_TOKENS, TOKENIZER, VOCABULARY
 from .read import read_tokenizer
 
@@ -182,12 +182,4 @@ def _begin_as(tokenizer: Tokenizer, settings: Mapping[str, Any], kind: str, toke
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The object of a file; an empty one where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise IntegrityError(f"{path}: not JSON: {e}") from e
-    if not isinstance(found, dict):
-        raise IntegrityError(f"{path}: an object was expected")
-    return found
+    return read_object(path) if path.is_file() else {}

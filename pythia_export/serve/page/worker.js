@@ -22,7 +22,7 @@ const jobs = {
       last = bytes;
       postMessage({ is: "loading", bytes });
     });
-    await session.step([about.end], 1); // the first step allocates: no text should pay for it
+    await session.step([0], 1); // the first step allocates: no text should pay for it
     postMessage({ is: "ready" });
   },
 
@@ -53,7 +53,7 @@ const jobs = {
         break;
       }
       last = choose(logits, sampling, draw);
-      if (last === session.about.end) {
+      if (session.about.ends.includes(last)) {
         why = "end";
         break;
       }
