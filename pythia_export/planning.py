@@ -7,7 +7,7 @@ from typing import Any
 
 from .checkpoint import open_checkpoint
 from .checkpoint import pull as pull_checkpoint
-from .corpus.sources import find_file
+from .corpus.find import find_files
 from .errors import SourceError
 from .footprint import peak_memory
 from .graph.decoder import build_decoder
@@ -54,7 +54,7 @@ def plan(recipe: Recipe) -> Plan:
     calibration = recipe.calibration if recipe.uses_gptq else None
     for text in (calibration, recipe.verify):
         if text is not None and text.source == "file":
-            find_file(text)
+            find_files(text)
     if calibration is not None:
         steps.append(
             f"calibrate on {calibration.samples} x {calibration.sequence_length} tokens ({calibration.described})"

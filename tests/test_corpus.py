@@ -147,7 +147,7 @@ def test_parquet_reads_as_the_lines_do(tmp_path, tokenizer, row_group):
         with pytest.raises(IntegrityError, match=r"wrong.parquet"):
             windows(tmp_path / "wrong.parquet", tokenizer)
     parquet.write_table(arrow.table({"txt": ["a"]}), tmp_path / "columns.parquet")
-    with pytest.raises(SourceError, match="row 1: an object with a string `text`"):
+    with pytest.raises(SourceError, match=r"columns.parquet: .* `text` .*columns are txt \(string\)"):
         windows(tmp_path / "columns.parquet", tokenizer)
 
 
@@ -212,15 +212,16 @@ DAMAGED = gzip.compress(NOISE)[:10] + b"\xff" * 50 + gzip.compress(NOISE)[60:]  
 
 FAULTS = {
     "missing": ("no.jsonl", None, SourceError, "no such text file"),
-    "kind": ("a.csv", b"a,b", SourceError, ".jsonl or .txt"),
+    "kind": ("a.csv", b"a,b", SourceError, ".jsonl, .json, .txt or .parquet"),
     "not JSON": ("a.jsonl", b'{"text": "a"}\nnope\n', SourceError, "line 2: not JSON"),
     "no text": ("a.jsonl", b'{"txt": "a"}\n', SourceError, "line 1"),
-    "not an object": ("a.jsonl", b"[1]\n", SourceError, "found list"),
+    "not an object": ("a.jsonl", b"1\n", SourceError, "line 1: an object with a string `text` was expected, found int"),
+    "an array of no objects": ("a.jsonl", b"[[1]]\n", SourceError, "element 1: an object with a string"),
     "half a character": ("a.jsonl", b'{"text": "\\ud800"}\n', SourceError, "line 1: `text` is not Unicode"),
     "damaged gzip": ("a.txt.gz", DAMAGED, IntegrityError, "read to its end"),
     "cut zstd": ("a.txt.zst", zstandard.compress(NOISE)[:-9], IntegrityError, "ends inside a frame"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-12], IntegrityError, "read to its end"),
-    "no zstd": ("a.jsonl.zst", b"not compressed", IntegrityError, "read to its end"),
+    "no zstd": ("a.jsonl.zst", b"not compressed", SourceError, "line 1: not JSON"),
     "not UTF-8": ("a.txt", b"\xff\xfe\xfa", IntegrityError, "read to its end"),
 }
 

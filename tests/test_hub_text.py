@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,9 @@ for asked in sys.argv[1:]:
 
 # As a train shard of the Pile is read: beyond WHOLE, in pieces, with a buffer that fills.
 SMALL = """
-from pythia_export.corpus import sources
+from pythia_export.corpus import find, sources
 from pythia_export.hub import ranges
-sources.WHOLE, sources.BUFFER, ranges.PIECE = 10_000, 50, 5_000
+find.WHOLE, sources.BUFFER, ranges.PIECE = 10_000, 50, 5_000
 """
 
 
@@ -136,8 +137,8 @@ def test_of_a_large_file_only_the_front_is_read_and_once(hub, folders, tmp_path,
 def test_a_large_file_that_the_cache_has_is_not_read_in_parts(hub, tmp_path):
     (whole,) = texts(of("val.jsonl.zst"), hub=hub, home=tmp_path, before="")  # below the true limit: fetched
     hub.clear()
-    (again,) = texts(of("val.jsonl.zst"), hub=hub, home=tmp_path, before="from pythia_export.corpus import sources\n"
-                     "sources.WHOLE = 1000\n")  # fmt: skip
+    (again,) = texts(of("val.jsonl.zst"), hub=hub, home=tmp_path, before="from pythia_export.corpus import find\n"
+                     "find.WHOLE = 1000\n")  # fmt: skip
     assert again["sha256"] == whole["sha256"] and again["notes"] == [] and hub.downloads() == []
 
 
@@ -224,6 +225,32 @@ def test_a_data_set_may_be_pinned_and_its_only_text_need_not_be_named(hub, tmp_p
     assert first["subsets"] == ["Github", "Wikipedia (en)"]
     (offline,) = texts(pinned, hub=hub, home=tmp_path, offline=True)
     assert offline == second
+
+
+def test_files_of_the_hub_are_read_as_those_of_the_disk_are(hub, tmp_path):
+    folder, rows = tmp_path / "data", lines(1500).splitlines(keepends=True)
+    (folder / "train").mkdir(parents=True)
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (folder / "long.jsonl.zst").write_bytes(packer.compress(b"".join(rows)) + packer.flush())
+    (folder / "marked.jsonl").write_bytes(b"\xef\xbb\xbf" + b"".join(rows))
+    (folder / "misnamed.jsonl.gz").write_bytes(b"".join(rows))
+    (folder / "train" / "0.jsonl").write_bytes(b"".join(rows[:100]))
+    (folder / "train" / "1.jsonl.xz").write_bytes(lzma.compress(b"".join(rows[100:])))
+    (folder / "columns.jsonl").write_text('{"content": "x", "id": 1}\n')
+    hub.repositories["datasets/pile/people"] = {"main": folder}
+    names = ("long.jsonl.zst", "marked.jsonl", "misnamed.jsonl.gz", "train/*.jsonl*", "train/*", "columns.jsonl")
+    sections = [
+        of(name, dataset="pile/people", samples=n) for name, n in zip(names, (3, 3, 3, 3, 1500, 3), strict=True)
+    ]
+    *alike, several, columns = texts(*sections, hub=hub, home=tmp_path / "home")
+    assert len({got["sha256"] for got in alike}) == 1
+    at = commit_of("datasets/pile/people", "main")[:12]
+    assert alike[-1]["source"] == f"pile/people/train/*.jsonl* at {at} (1 of 2 files read)"
+    assert several["source"] == f"pile/people/train/* at {at} (2 of 2 files read)"
+    assert (
+        columns["code"] == 3 and "line 1: " in columns["error"] and "content (string), id (number)" in columns["error"]
+    )
 
 
 # The training order

@@ -18,7 +18,8 @@ from ..errors import SourceError
 from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
 from ..recipe import Calibration, Text, Verify
-from .formats import Document
+from .packing import pack
+from .rows import Document
 from .sources import Source, documents_of
 from .stdlib import Split, stdlib_documents
 from .training_order import read_training_order
@@ -94,8 +95,10 @@ def _windows(
         source, ids, documents = read_wikitext(section, part, count, tokenizer, progress)
     else:
         texts = _texts(section, split, progress)
-        source = texts.name
-        ids, documents, names = _pack(texts, section, count, tokenizer, config, progress)
+        ids, documents, names = pack(texts, section, count, tokenizer, config, progress)
+        source, tally = texts.read_from(), texts.tally
+        if tally.empty:
+            progress.note(f"{source}: {tally.empty:,} of {tally.rows:,} rows have no text (null or empty): left out")
     if ids.max() >= config.vocab_size:
         raise SourceError(
             f"{source}: token {ids.max()}; the model's vocabulary is {config.vocab_size}",
@@ -137,46 +140,3 @@ def _texts(section: Text, split: Split, progress: Progress) -> Source:
         order = np.random.default_rng(section.seed).permutation(len(documents))
         return Source(f"Python's standard library, {split}", (Document(documents[i]) for i in order))
     return documents_of(section, progress)
-
-
-def _pack(
-    texts: Source, section: Text, count: int, tokenizer: Tokenizer, config: NeoXConfig, progress: Progress
-) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
-    """Documents until there is enough: ids [count, length] int64, the document of each token, the subset of each."""
-    length = section.sequence_length
-    wanted = count * length
-    end = [] if not section.eos or config.eos_token_id is None else [config.eos_token_id]
-    stream: list[np.ndarray] = []
-    owners: list[np.ndarray] = []
-    names: list[str | None] = []
-    have, n = 0, 0
-    with progress.track(f"Tokenising {texts.name}", wanted, "tokens") as advance:
-        for text, subset in texts.documents:
-            ids = tokenizer.encode(text, add_special_tokens=False).ids
-            if not ids:
-                continue
-            ids += end
-            advance(min(len(ids), wanted - have))
-            stream.append(np.array(ids, np.int64))
-            owners.append(np.full(len(ids), n))
-            names.append(subset)
-            have, n = have + len(ids), n + 1
-            if have >= wanted:
-                break
-    if have < wanted:
-        fewer = "fewer samples" if isinstance(section, Calibration) else "fewer `tokens` (`verify --tokens`)"
-        raise SourceError(
-            f"{texts.name}: {have:,} tokens in {n:,} documents{_left_out(texts, section)}; {count:,} windows of "
-            f"{length:,} need {wanted:,} tokens",
-            hint=f"Give more text, or ask for {fewer} or a shorter sequence_length.",
-        )
-    packed, of = (np.concatenate(x)[:wanted].reshape(count, length) for x in (stream, owners))
-    return packed, of, names
-
-
-def _left_out(texts: Source, section: Text) -> str:
-    """What a filter of subsets found and left."""
-    if not section.subsets:
-        return ""
-    seen = ", ".join(f"{name or 'of no part'} {n:,}" for name, n in texts.seen.most_common())
-    return f" of {', '.join(section.subsets)} (all that were read: {seen or 'none'})"

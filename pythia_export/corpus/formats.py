@@ -1,147 +1,160 @@
-"""Bytes to documents: .jsonl in the Pile's schema or .txt, plain, .gz or .zst, and .parquet with the same columns.
+"""Bytes to documents: JSON lines in the Pile's schema, an array of such objects, plain text, Parquet with such columns.
 
 A file may be larger than memory and lie on the hub: it is read front to back, no further than its text is asked for. A
-.txt is one document; one longer than `PIECE` characters is several, cut at line ends.
+.txt is one document; one longer than `PIECE` characters is several, cut at line ends. Rows without text (null or empty)
+are counted; whatever else is not as expected is an error with its line and its columns.
 """
 
 from __future__ import annotations
 
-import gzip
+import codecs
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-import zstandard
-
-from ..errors import EnvironmentProblem, IntegrityError, SourceError
+from ..errors import IntegrityError, ResourceError, SourceError
+from .compression import FAULTS, SUFFIXES, decompressed
+from .parquet import parquet_rows
+from .pointer import refuse_pointer
+from .rows import Document, Tally, document_of
 
 PIECE = 1 << 24
-KINDS = ("jsonl", "txt", "parquet")
-_ROWS = 256  # of a Parquet file, held at a time
-
-
-class Document(NamedTuple):
-    """A text, and the part of the Pile that it is from, where its line says so (`meta.pile_set_name`)."""
-
-    text: str
-    subset: str | None = None
+LONGEST = 1 << 29  # bytes of a line, which is held whole
+KINDS = ("jsonl", "ndjson", "json", "txt", "parquet")
+READ = ".jsonl, .json, .txt or .parquet, plain or packed (.gz, .zst, .xz, .bz2)"
+_CHUNK = 1 << 20  # characters of a JSON array, read at a time
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+          codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+_ELSEWHERE = {
+    "csv": "Write each row as a line of .jsonl: {\"text\": \"...\"}; pandas: read_csv(...).to_json(lines=True, "
+    "orient='records').",
+    "arrow": "It is of datasets' save_to_disk; write it by Dataset.to_parquet or to_json.",
+}  # fmt: skip
+_ELSEWHERE["tsv"] = _ELSEWHERE["csv"].replace("read_csv(...)", "read_csv(..., sep='\\t')")
 
 
 def kind_of(name: str) -> str:
     """What a file holds, by its name: ``jsonl`` of ``val.jsonl.zst``."""
-    return name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
+    name = name.lower()
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.rpartition(".")[2]
 
 
-def read_documents(name: str, open_file: Callable[[], IO[bytes]], source: str) -> Iterator[Document]:
-    """The documents of a file. `name` tells its kind; `source` is for people.
+def read_documents(
+    name: str, open_file: Callable[[], IO[bytes]], source: str, tally: Tally | None = None
+) -> Iterator[Document]:
+    """Yield the documents of a file. `name` tells its kind; `source` is for people; `tally` counts its rows.
 
     Raises:
         SourceError: of no known kind, or a malformed line (with its number).
         IntegrityError: it cannot be decompressed or decoded to its end.
         EnvironmentProblem: Parquet without pyarrow.
+        ResourceError: a .zst whose window does not fit in memory.
     """
-    kind = kind_of(name)
+    kind, tally = kind_of(name), tally or Tally()
     if kind not in KINDS:
-        raise SourceError(f"{source}: .jsonl or .txt was expected, either plain, .gz or .zst, or .parquet")
+        raise SourceError(f"{source}: {READ} was expected", hint=_ELSEWHERE.get(kind, ""))
     try:
         with open_file() as file:
             if kind == "parquet":
-                yield from _rows(file, source)
+                yield from parquet_rows(file, source, tally)
                 return
-            with decompressed(file, name) as stream:
-                # newline: a .txt keeps its own line ends
-                text = io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
-                if kind == "txt":
-                    while piece := text.read(PIECE):
-                        yield Document(piece + text.readline(PIECE))
-                    return
-                for number, line in enumerate(text, 1):
-                    if line.strip():
-                        yield _document(_parsed(line, f"{source}, line {number}"), f"{source}, line {number}")
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError, UnicodeDecodeError) as e:
+            stream = decompressed(file, source)
+            head = stream.peek(64)
+            refuse_pointer(head, source)
+            if head.startswith(b"PAR1") and stream.seekable():
+                yield from parquet_rows(stream, source, tally)
+            elif head.startswith(b"ARROW1"):
+                raise SourceError(f"{source} is an Arrow file; {READ} was expected", hint=_ELSEWHERE["arrow"])
+            elif kind == "txt":
+                yield from _plain(stream, tally)
+            else:
+                yield from _json(stream, source, tally)
+    except UnicodeDecodeError as e:
+        raise IntegrityError(
+            f"{source}: cannot be read to its end: {e}",
+            hint="Text is read as UTF-8, or as UTF-16 or 32 with a byte order mark; iconv converts others.",
+        ) from e
+    except FAULTS as e:
+        if "llocation" in str(e):  # zstandard has no exception of its own for it
+            raise ResourceError(
+                f"{source}: its window does not fit in memory: {e}", hint="Pack it again without --long."
+            ) from e
         raise IntegrityError(f"{source}: cannot be read to its end: {e}", hint="Fetch or copy the file again.") from e
 
 
-def _parsed(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise SourceError(f"{where}: not JSON: {e}") from e
+def _encoding(stream: io.BufferedReader) -> str:
+    head = stream.peek(4)[:4]
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
 
 
-def _document(row: Any, where: str) -> Document:
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise SourceError(f"{where}: an object with a string `text` was expected, found {found}")
-    text: str = row["text"]
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:  # JSON can spell half of a surrogate pair, which is no character
-        raise SourceError(f"{where}: `text` is not Unicode: {e.reason} at character {e.start}") from e
-    meta = row.get("meta")
-    subset = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    return Document(text, subset if isinstance(subset, str) and subset else None)
+def _plain(stream: io.BufferedReader, tally: Tally) -> Iterator[Document]:
+    # newline: a .txt keeps its own line ends
+    text = io.TextIOWrapper(stream, encoding=_encoding(stream), newline="\n")
+    while piece := text.read(PIECE):
+        tally.rows += 1
+        yield Document(piece + text.readline(PIECE))
 
 
-def _rows(file: IO[bytes], source: str) -> Iterator[Document]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as e:
-        raise EnvironmentProblem(
-            f"{source} is Parquet; pyarrow, which reads it, is not installed",
-            hint="pip install 'pythia-export[parquet]'",
-        ) from e
-    try:
-        opened = parquet.ParquetFile(file)
-        columns = [name for name in ("text", "meta") if name in opened.schema_arrow.names]
-        number = 0
-        for batch in opened.iter_batches(batch_size=_ROWS, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield _document(row, f"{source}, row {number}")
-    except pyarrow.ArrowException as e:
-        raise IntegrityError(f"{source}: no Parquet file that can be read: {e}") from e
-
-
-@contextmanager
-def decompressed(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
-    """The plain bytes of a .gz, a .zst, or of any other file as they are."""
-    if name.endswith(".gz"):
-        with gzip.open(file, "rb") as f:
-            yield f  # type: ignore[misc]
-    elif name.endswith(".zst"):
-        with io.BufferedReader(_Frames(file)) as f:
-            yield f
+def _json(stream: io.BufferedReader, source: str, tally: Tally) -> Iterator[Document]:
+    encoding = _encoding(stream)
+    start = stream.peek(512)[:512].decode(encoding, "ignore").lstrip("\ufeff \t\r\n")
+    if start.startswith("["):
+        values = _items(io.TextIOWrapper(stream, encoding=encoding), source)
+    elif encoding.startswith("utf-8"):
+        values = _lines(_decoded(stream, source), source)
     else:
-        yield file
+        values = _lines(io.TextIOWrapper(stream, encoding=encoding, newline="\n"), source)
+    for where, value in values:
+        yield document_of(value, where, tally)
 
 
-class _Frames(io.RawIOBase):
-    """A decompressed .zst: zstandard's own reader takes the place where a file was cut for its end."""
+def _decoded(stream: io.BufferedReader, source: str) -> Iterator[str]:
+    """Yield UTF-8 lines, so that what is none is told with its number."""
+    number = 0
+    while line := stream.readline(LONGEST):
+        number += 1
+        if len(line) == LONGEST and not line.endswith(b"\n"):
+            raise SourceError(f"{source}, line {number}: longer than {LONGEST:,} bytes", hint="Cut the document.")
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as e:
+            raise IntegrityError(
+                f"{source}, line {number}: not UTF-8: {e.reason} at byte {e.start}",
+                hint="iconv -f latin1 -t utf-8, or whichever encoding it has, makes it so.",
+            ) from e
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._frame: Any = None  # until the first byte; a file may have several frames
-        self._ready = b""
 
-    def readable(self) -> bool:
-        return True
+def _lines(lines: Iterator[str], source: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        line = line.lstrip("\ufeff")  # where files that begin with a mark were joined, one is inside
+        if line.strip():
+            where = f"{source}, line {number}"
+            try:
+                yield where, json.loads(line)
+            except (ValueError, RecursionError) as e:
+                raise SourceError(f"{where}: not JSON: {e}", hint="A line holds one object, whole.") from e
 
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            packed = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
-            packed = packed or self._file.read(1 << 16)
-            if not packed:
-                if self._frame is not None and not self._frame.eof:
-                    raise EOFError("the file ends inside a frame")
-                return 0
-            if self._frame is None or self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._ready = self._frame.decompress(packed)
-        n = min(len(buffer), len(self._ready))
-        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
-        return n
+
+def _items(text: io.TextIOWrapper, source: str) -> Iterator[tuple[str, Any]]:
+    """Yield the elements of a JSON array, of which a chunk or the longest element is held."""
+    decoder, number = json.JSONDecoder(), 0
+    buffer = text.read(_CHUNK).lstrip("\ufeff \t\r\n")[1:]
+    while True:
+        buffer = buffer.lstrip(" \t\r\n,")
+        if buffer.startswith("]"):
+            return
+        where = f"{source}, element {number + 1}"
+        try:
+            value, end = decoder.raw_decode(buffer)
+        except (ValueError, RecursionError) as e:
+            more = text.read(max(_CHUNK, len(buffer)))
+            if not more or isinstance(e, RecursionError) or len(buffer) > LONGEST:
+                raise SourceError(f"{where}: not JSON: {e}") from e
+            buffer += more
+            continue
+        number += 1
+        yield where, value
+        buffer = buffer[end:]

@@ -1,101 +1,97 @@
-"""Documents out of a file, local or of a hub data set, in the seed's order.
+"""Documents out of files, local or of a hub data set, in the seed's order.
 
 The seed shuffles within a buffer, as stream readers do: of a small file that is a full shuffle, of the Pile it is one
-of its front. The buffer holds at most `BUFFER` documents and about `BUFFER_CHARS` characters. A file of the hub that is
-larger than `WHOLE` is read in parts, as far as its text is needed, unless the cache has it; a smaller one is fetched
-and held to its hash.
+of its front. The buffer holds at most `BUFFER` documents and about `BUFFER_CHARS` characters. Several files are read
+one after another, by name. A file of the hub that is larger than `WHOLE` is read in parts, as far as its text is
+needed, unless the cache has it; a smaller one is fetched and held to its hash.
 """
 
 from __future__ import annotations
 
-import difflib
-import io
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO
 
 import numpy as np
-from rich.filesize import decimal
 
-from .. import hub
 from ..errors import SourceError
 from ..progress import SILENT, Progress
 from ..recipe import Text
-from .formats import Document, kind_of, read_documents
+from .find import Found, Opened, find_files
+from .formats import read_documents
+from .rows import PART, Document, Tally
 
 BUFFER = 10_000  # documents; 60 million characters of the Pile
 BUFFER_CHARS = 1 << 27
-WHOLE = 1 << 26  # bytes: what filling the buffer takes of a compressed file, and more
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """`name` is for people. `seen` counts the documents that were read, by the part of the Pile that they name, those
-    that `subsets` leaves out too."""
+    that `subsets` leaves out too; `tally` counts all rows. `begun` are the files that were read, the last perhaps in
+    part."""
 
     name: str
     documents: Iterator[Document]
     seen: Counter[str | None] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
+    found: Found | None = None
+    begun: list[Opened] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class Opened:
-    """A file that has been found: `name` tells its kind, `source` is for people."""
-
-    name: str
-    source: str
-    open: Callable[[], IO[bytes]]
+    def read_from(self) -> str:
+        """Return `name`, with what tells the files apart that were read: their number and, of local ones, a hash."""
+        if self.found is None or len(self.found.files) == 1:
+            return self.name
+        digest = ""
+        if all(file.path is not None for file in self.begun):
+            digest = f", SHA-256 {_sums(self.begun)[:12]}"
+        return f"{self.name} ({len(self.begun):,} of {len(self.found.files):,} files read{digest})"
 
 
 def documents_of(section: Text, progress: Progress = SILENT) -> Source:
     """Raises:
-    SourceError: no such file, a name of no known kind, a malformed line (with its number).
+    SourceError: no such file, a name of no known kind, a malformed line (with its number), no part of the Pile named
+        where parts are asked for.
     """
-    file = find_file(section, progress)
-    seen: Counter[str | None] = Counter()
-    shuffled = _shuffled(read_documents(file.name, file.open, file.source), section.seed)
+    found = find_files(section, progress)
+    source = Source(found.name, iter(()), found=found)
+
+    def read() -> Iterator[Document]:
+        for file in found.files:
+            source.begun.append(file)
+            rows = read_documents(file.name, file.open, file.source, source.tally)
+            yield from (row for row in rows if row.text)
 
     def chosen() -> Iterator[Document]:
-        for document in shuffled:
-            seen[document.subset] += 1
+        for document in _shuffled(read(), section.seed):
+            source.seen[document.subset] += 1
             if not section.subsets or document.subset in section.subsets:
                 yield document
+            elif source.seen[None] == BUFFER and len(source.seen) == 1:
+                raise nameless(source)
 
-    return Source(file.source, chosen(), seen)
-
-
-def find_file(section: Text, progress: Progress = SILENT, dataset: str = "", file: str = "") -> Opened:
-    """Where the text of a section lies; `dataset` and `file` stand in for what the section does not name."""
-    if section.path is not None:
-        path = section.path
-        if not path.is_file():
-            raise SourceError(f"{path}: no such text file", hint="`path` is taken from the recipe's own folder.")
-        return Opened(path.name, path.name, lambda: path.open("rb"))
-    repo, _, revision = (section.dataset or dataset).partition("@")
-    listing = hub.list_revision(repo, revision or "main", "dataset", progress)
-    name = section.file or file or _only_text(listing)
-    if name not in listing.files:
-        near = difflib.get_close_matches(name, listing.files, n=3, cutoff=0.4) or sorted(listing.files)[:5]
-        raise SourceError(f"data set {listing} has no {name}", hint=f"It has {', '.join(near)}.")
-    source = f"{repo}/{name} at {listing.commit[:12]}"
-    size = listing.files[name].size or 0
-    if size <= WHOLE or hub.in_cache(listing, name):
-        path = hub.fetch(listing, [name], progress, f"Pulling {repo}")[name]
-        return Opened(name, source, lambda: path.open("rb"))
-    progress.note(f"{repo}/{name}, {decimal(size)}: only its front is read, as far as it is needed")
-    return Opened(name, source, lambda: io.BufferedReader(hub.RemoteFile(listing, name, progress), 1 << 16))
+    source.documents = chosen()
+    return source
 
 
-def _only_text(listing: hub.Listing) -> str:
-    texts = [name for name in listing.files if kind_of(name) in ("jsonl", "parquet")]
-    if len(texts) != 1:
-        some = ", ".join(texts[:6]) + (" ..." if len(texts) > 6 else "")
-        raise SourceError(
-            f"data set {listing} has {len(texts)} files of text" + (f": {some}" if texts else ""),
-            hint="Name one of them by `file`." if texts else ".jsonl[.gz|.zst] or .parquet were looked for.",
-        )
-    return texts[0]
+def nameless(source: Source) -> SourceError:
+    """Return the error for `subsets` of text whose rows do not name the parts of the Pile."""
+    return SourceError(
+        f"{source.name}: none of {source.seen[None]:,} documents names its part of the Pile (`meta.{PART}`, or "
+        f"`{PART}`); columns: {', '.join(source.tally.columns) or 'none'}",
+        hint="Leave `subsets` out, or take text in the Pile's schema.",
+    )
+
+
+def _sums(files: list[Opened]) -> str:
+    """Return the hash of what `sha256sum` prints of these files, by their names below their folder."""
+    whole = hashlib.sha256()
+    for file in files:
+        assert file.path is not None
+        with file.path.open("rb") as f:
+            whole.update(f"{hashlib.file_digest(f, 'sha256').hexdigest()}  {file.name}\n".encode())
+    return whole.hexdigest()
 
 
 def _shuffled(documents: Iterator[Document], seed: int) -> Iterator[Document]:

@@ -18,8 +18,10 @@ from tokenizers import Tokenizer
 from ..errors import IntegrityError, SourceError
 from ..progress import SILENT, Progress
 from ..recipe import Text
-from .formats import decompressed, kind_of, read_documents
-from .sources import Opened, find_file
+from .compression import FAULTS, decompressed
+from .find import Opened, find_file
+from .formats import kind_of, read_documents
+from .pointer import refuse_pointer
 
 DATASET = "Salesforce/wikitext"
 FILES = {split: f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet" for split in ("train", "test")}
@@ -68,8 +70,11 @@ def _rows(file: Opened) -> list[str]:
     if kind_of(file.name) == "parquet":
         return [row.text for row in read_documents(file.name, file.open, file.source)]
     try:
-        with file.open() as raw, decompressed(raw, file.name) as stream:
-            lines = io.TextIOWrapper(stream, encoding="utf-8", newline="\n").readlines()
-    except (OSError, EOFError, ValueError) as e:  # UnicodeDecodeError is a ValueError
+        with file.open() as raw:
+            stream = decompressed(raw, file.source)
+            refuse_pointer(stream.peek(64), file.source)
+            lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n").readlines()
+    except (*FAULTS, ValueError) as e:  # UnicodeDecodeError is a ValueError
         raise IntegrityError(f"{file.source}: cannot be read to its end: {e}", hint="Fetch or copy it again.") from e
-    return [line if line.strip() else "" for line in lines]
+    # Canonical rows end in a newline alone, whatever an editor made of the file.
+    return [line.replace("\r\n", "\n") if line.strip() else "" for line in lines]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from ..errors import RecipeError
 from ..suite import resolve
-from .section import NonEmpty, Section
+from .section import LocalPath, NonEmpty, Section
 
 
 class Model(Section):
@@ -21,7 +20,7 @@ class Model(Section):
     id: NonEmpty | None = Field(
         None, description="hub repository, a short name (`410m`, `pythia-160m-seed3@step512`), or `demo`"
     )
-    path: Path | None = Field(None, description="local checkpoint directory, relative to the recipe file")
+    path: LocalPath | None = Field(None, description="local checkpoint directory, relative to the recipe file")
     revision: NonEmpty = Field("main", description="branch, tag or commit; Pythia's steps are branches: `step3000`")
 
     @model_validator(mode="before")

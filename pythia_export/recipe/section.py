@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"{path}: {e}") from None
+
+
+LocalPath = Annotated[Path, AfterValidator(_expanded)]  # `~` is the home folder, as in a shell
 
 
 class Section(BaseModel):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .section import NonEmpty, Section
+from .section import LocalPath, NonEmpty, Section
 
 BATCH = 1024  # sequences that Pythia was trained on at a step
 PILE_SUBSETS = (
@@ -25,14 +24,16 @@ class Text(Section):
     """A text source, shared by [calibration] and [verify]."""
 
     source: Literal["hub", "file", "wikitext2", "training-order", "python-stdlib"] = Field(
-        description="`hub`: a file of a hub data set; `file`: .jsonl or .txt, plain, .gz or .zst, or .parquet; "
+        description="`hub`: a file of a hub data set, or several by a pattern; `file`: .jsonl, .json, .txt, .parquet; "
         "`wikitext2`: joined and cut as GPTQ's authors did, from the hub or `path`; `training-order`: what Pythia was "
         "trained on, in order, from the hub or `path` (a Megatron memory map, .idx and .bin); `python-stdlib`: this "
         "interpreter's own sources"
     )
     dataset: NonEmpty | None = Field(None, description="hub data set, `owner/name` or `owner/name@revision`")
     file: NonEmpty | None = Field(None, description="file inside the hub data set; needed where it has several")
-    path: Path | None = Field(None, description="local file, relative to the recipe file")
+    path: LocalPath | None = Field(
+        None, description="local file, or a folder or a pattern (`texts/*.jsonl`) of them; relative to the recipe file"
+    )
     subsets: tuple[NonEmpty, ...] = Field((), description="only these parts of the Pile, by `meta.pile_set_name`")
     eos: bool | None = Field(
         None,
