@@ -256,7 +256,7 @@ def verify(
             f"{pulled.name} at {recipe.model.revision} is {pulled.commit}; this artifact is of {origin['commit']}",
             hint="The checkpoint changed since. Run the recipe again.",
         )
-    checkpoint = open_checkpoint(pulled)
+    checkpoint = open_checkpoint(pulled, progress)
     section = recipe.verify if tokens is None else recipe.verify.model_copy(update={"tokens": tokens})
     windows = verify_windows(section, opened.tokenizer(), opened.config, progress)
     _tell_of_other_text(opened, windows, progress)
@@ -493,4 +493,4 @@ def _pinned(recipe: Recipe, commit: str) -> Any:
     """The recipe's model at the commit that the artifact was made from; a local directory has no history to go to."""
     if recipe.model.id in (None, "demo"):
         return recipe.model
-    return recipe.model.model_copy(update={"revision": commit})
+    return recipe.model.model_copy(update={"revision": commit.partition("+")[0]})

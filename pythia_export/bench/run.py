@@ -199,6 +199,8 @@ def _with_checkpoint(
     if not any(contestant.reads_checkpoint for contestant in contestants):
         return job, ""
     origin, model = artifact.manifest["source"], artifact.recipe.model
+    if model.adapter is not None:
+        return job, "its checkpoint is merged with an adapter as it is read, which only pythia-export does"
     pinned = model if model.id in (None, "demo") else model.model_copy(update={"revision": origin["commit"]})
     try:
         pulled = pull(pinned, accept=Accept(duplicates="unasked"), progress=progress)

@@ -10,13 +10,11 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any, cast
 
 from ..errors import SourceError
 
 ADAPTER_CONFIG = "adapter_config.json"
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _SAVE = "`save_pretrained`"
 
 
@@ -210,21 +208,3 @@ def require_plain_tensors(names: Collection[str], where: str) -> None:
             raise SourceError(
                 f"{where}: this checkpoint is quantised already, by {method}: it has {found}", hint=_ORIGINAL
             )
-
-
-# Pointers
-
-
-def require_fetched(path: Path) -> None:
-    """SourceError where a file is what git has in place of a large file that git-lfs would have fetched."""
-    with path.open("rb") as f:
-        start = f.read(400)
-    if not start.startswith(_POINTER):
-        return
-    size = re.search(rb"^size (\d{1,18})$", start, re.MULTILINE)
-    of = f" of {int(size[1]):,} bytes" if size else ""
-    raise SourceError(
-        f"{path}: a git-lfs pointer to a file{of}, not the file itself: the repository was cloned without git-lfs",
-        hint=f"`git lfs install` once, then `git lfs pull` in {path.parent}; or `pythia-export pull OWNER/NAME` "
-        "fetches it from the hub.",
-    )

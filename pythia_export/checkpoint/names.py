@@ -24,9 +24,25 @@ def by_table_name(names: Collection[str], where: str) -> dict[str, str]:
     """The file's name of each tensor by the table's; of tensors that the table lacks by their own.
 
     Raises:
-        SourceError: several models, or an adapter that is not merged.
+        SourceError: several models.
         IntegrityError: two names stand for one tensor.
     """
+    bare = {name: _unwrapped(name) for name in names}
+    prefix, body = _prefix(bare.values(), where)
+    found: dict[str, str] = {}
+    for name, short in bare.items():
+        table = short.removeprefix(prefix)
+        table = body + table if table.startswith(_OF_BODY) else table
+        if table.startswith("lm_head."):
+            table = HEAD + table.removeprefix("lm_head")
+        if table in found:
+            raise IntegrityError(f"{where}: {found[table]} and {name} both stand for {table}")
+        found[table] = name
+    return found
+
+
+def require_merged(names: Collection[str], where: str) -> None:
+    """SourceError where an adapter lies among a model's own tensors: what it is multiplied by is not known there."""
     unmerged = next((name for name in sorted(names) if ".lora_" in name or ".modules_to_save." in name), None)
     if unmerged is not None:
         raise SourceError(
@@ -34,19 +50,6 @@ def by_table_name(names: Collection[str], where: str) -> dict[str, str]:
             hint="`model.merge_and_unload()`, then `save_pretrained`; or save the adapter with `model.save_pretrained` "
             "and give it as `adapter`.",
         )
-    bare = {name: _unwrapped(name) for name in names}
-    prefix, body = _prefix(bare.values(), where)
-    found: dict[str, str] = {}
-    for name, short in bare.items():
-        table = short.removeprefix(prefix)
-        table = body + table if table.startswith(_OF_BODY) else table
-        for head in (f"{HEAD}.weight", "lm_head.weight"):
-            if short in (head, prefix + head):
-                table = f"{HEAD}.weight"
-        if table in found:
-            raise IntegrityError(f"{where}: {found[table]} and {name} both stand for {table}")
-        found[table] = name
-    return found
 
 
 def _unwrapped(name: str) -> str:

@@ -1,27 +1,27 @@
-"""An opened checkpoint: every header held to the table of tensors and the index, weights read one tensor at a time."""
+"""An opened checkpoint: every header held to the table of tensors and the index, weights read one tensor at a time,
+merged with an adapter where there is one."""
 
 from __future__ import annotations
 
 import difflib
-import math
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ..errors import IntegrityError, NumericsError, SourceError
+from ..errors import IntegrityError, SourceError
 from ..generation import Generation
 from ..neox import HEAD, IGNORED_BUFFERS, NeoXConfig, tensors
 from ..progress import SILENT, Progress
 from ..tokenizer import FolderTokenizer
-from .header import Entry, read_header
+from .adapter import Adapter, open_adapter
+from .header import read_header
 from .kinds import require_plain_tensors
-from .names import by_table_name
+from .names import by_table_name, require_merged
 from .pull import CONFIG, Pulled, open_tokenizer, read_model
+from .read import DTYPES, StoredTensor
 
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _VALUE_HEADS = ("v_head.", "value_head.")  # of reinforcement learning: beside the model, not in its logits
 _OTHER_HEADS = {
     "score.weight": "GPTNeoXForSequenceClassification, a classifier",
@@ -33,8 +33,8 @@ _OTHER_HEADS = {
 class Checkpoint:
     """An opened checkpoint: every header has been read and held to the table of tensors, no weight has.
 
-    Attributes: `pulled`, `config`, `generation`, `parameters`, `dtype` (as stored: float16, bfloat16 or
-    float32; float32 when they are mixed or float64, which is read as float32, as transformers does).
+    Attributes: `pulled`, `config`, `generation`, `parameters`, `dtype` (as stored: float16, bfloat16 or float32;
+    float32 when they are mixed, float64, which transformers reads so too, or merged with an adapter).
     """
 
     def __init__(
@@ -43,33 +43,21 @@ class Checkpoint:
         config: NeoXConfig,
         generation: Generation,
         dtype: str,
-        where: dict[str, tuple[Path, Entry]],
+        where: dict[str, StoredTensor],
+        adapter: Adapter | None,
     ) -> None:
         self.pulled, self.config, self.generation, self.dtype = pulled, config, generation, dtype
         self.parameters = config.parameters
-        self._where = where
+        self._where, self._adapter = where, adapter
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor by the table's name, in its stored dtype; float64 as float32.
+        """One tensor by the table's name, in its stored dtype; float32 of float64, and of what an adapter changes.
 
         Raises:
             NumericsError: it holds a NaN, an infinity, or a float64 that float32 does not hold.
         """
-        path, entry = self._where[name]
-        tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
-        # Read, not mapped: a mapping keeps every page that was touched resident, in the end all of them.
-        with path.open("rb") as f:
-            f.seek(entry.offset)
-            got = f.readinto(tensor.view(-1).view(torch.uint8).numpy().data)
-        if got != entry.nbytes:
-            raise IntegrityError(f"{path}: {name} ends after {got:,} of {entry.nbytes:,} bytes. The file changed")
-        stored, tensor = tensor, tensor.float() if tensor.dtype == torch.float64 else tensor
-        if not torch.isfinite(tensor).all():
-            at = [int(i) for i in torch.nonzero(~torch.isfinite(tensor))[0]]
-            found = float(stored[tuple(at)])
-            beyond = ", which float32 does not hold" if math.isfinite(found) else ""
-            raise NumericsError(f"{path}: {name} holds {found} at {at}{beyond}")
-        return tensor
+        tensor = self._where[name].read()
+        return tensor if self._adapter is None else self._adapter.merged(name, tensor)
 
     @cached_property
     def tokenizer_folder(self) -> FolderTokenizer:
@@ -94,22 +82,22 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
             another kind of model: a classifier, one quantised already, several at once.
         IntegrityError: a truncated or malformed file, a wrong shape, a dtype that no Pythia has, an unknown tensor.
     """
+    folder = str(pulled.folder)
     config, generation = read_model(pulled.folder)
     named = _headers(pulled)
-    require_plain_tensors(named, str(pulled.folder))
-    found = {table: named[name] for table, name in by_table_name(named, str(pulled.folder)).items()}
+    require_plain_tensors(named, folder)
+    require_merged(named, folder)
+    found = {table: named[name] for table, name in by_table_name(named, folder).items()}
     where = {}
     for spec in tensors(config):
         if spec.name not in found:
             raise _missing(spec.name, found, pulled.folder)
-        shard, entry = where[spec.name] = found.pop(spec.name)
-        if entry.shape != spec.shape:
-            raise IntegrityError(f"{shard}: {spec.name} is {list(entry.shape)}; {CONFIG} makes it {list(spec.shape)}")
-        if entry.dtype not in _DTYPES:
+        stored = where[spec.name] = found.pop(spec.name)
+        if stored.shape != spec.shape:
             raise IntegrityError(
-                f"{shard}: {spec.name} is {entry.dtype}; {', '.join(_DTYPES)} were expected",
-                hint="Weights in 8 bits or fewer are quantised already: give the original checkpoint.",
+                f"{stored.path}: {stored.name} is {list(stored.shape)}; {CONFIG} makes it {list(spec.shape)}"
             )
+        stored.require_float()
     beside = sorted(name for name in found if name.startswith(_VALUE_HEADS))
     if beside:
         progress.note(f"{pulled.folder}: a value head ({beside[0]}) is left out; the logits do not depend on it")
@@ -119,30 +107,33 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
             f"{pulled.folder}: {len(extra)} tensors that {CONFIG} has no place for, {extra[0]} among them",
             hint="Does num_hidden_layers match the weights?",
         )
-    dtypes = {str(_DTYPES[entry.dtype]).removeprefix("torch.") for _, entry in where.values()}
+    adapter = None
+    if pulled.adapter is not None:
+        adapter = open_adapter(pulled.adapter, {name: stored.shape for name, stored in where.items()})
+    dtypes = {str(DTYPES[stored.entry.dtype]).removeprefix("torch.") for stored in where.values()}
     if "float64" in dtypes:
         progress.note(f"{pulled.folder}: weights in float64 are read as float32")
-    dtype = dtypes.pop() if len(dtypes) == 1 and "float64" not in dtypes else "float32"
-    return Checkpoint(pulled, config, generation, dtype, where)
+    dtype = dtypes.pop() if len(dtypes) == 1 and "float64" not in dtypes and adapter is None else "float32"
+    return Checkpoint(pulled, config, generation, dtype, where, adapter)
 
 
-def _headers(pulled: Pulled) -> dict[str, tuple[Path, Entry]]:
-    """Shard and entry of each tensor, by the file's own names."""
-    found: dict[str, tuple[Path, Entry]] = {}
+def _headers(pulled: Pulled) -> dict[str, StoredTensor]:
+    """The tensors of all shards by the files' own names."""
+    found: dict[str, StoredTensor] = {}
     for shard in pulled.weights:
         for name, entry in read_header(shard).items():
             if name in found:
-                raise IntegrityError(f"{name} is in {found[name][0].name} and again in {shard.name}")
+                raise IntegrityError(f"{name} is in {found[name].path.name} and again in {shard.name}")
             if pulled.places.get(name, shard.name) != shard.name:
                 raise IntegrityError(
                     f"{pulled.folder}: the index has {name} in {pulled.places[name]}; it is in {shard.name}",
                     hint="Are these shards of two different checkpoints?",
                 )
-            found[name] = (shard, entry)
+            found[name] = StoredTensor(shard, name, entry)
     return found
 
 
-def _missing(name: str, found: dict[str, tuple[Path, Entry]], folder: Path) -> SourceError:
+def _missing(name: str, found: dict[str, StoredTensor], folder: Path) -> SourceError:
     other = next((kind for head, kind in _OTHER_HEADS.items() if head in found), None)
     if name == f"{HEAD}.weight" and (other or all(n.startswith("gpt_neox.") for n in found)):
         what = other or "GPTNeoXModel, the body alone"

@@ -6,6 +6,7 @@ Three places: the embedded `demo`, a local directory, the hub.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from ..hub import Listing
 from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
 from ..recipe import Model
-from ..strict_json import read_object
 from ..tokenizer import TOKENIZER, FolderTokenizer, has_tokenizer, is_tokenizer_file, open_folder
+from .adapter_folder import AdapterFiles, find_adapter
 from .convert import converted, sha256
 from .duplicates import compare, described
-from .kinds import ADAPTER_CONFIG, recognised, require_fetched, require_plain_config
+from .files import fetched_object, require_fetched
+from .kinds import ADAPTER_CONFIG, recognised, require_plain_config
 from .shards import PICKLE, SINGLE, Weights, choose
 
 CONFIG = "config.json"
@@ -43,11 +45,13 @@ DEFAULT = Accept()
 
 @dataclass(frozen=True)
 class Pulled:
-    """Where a checkpoint lies. `commit` is the hub's, or ``sha256:...`` over configuration and weights elsewhere.
+    """Where a checkpoint lies. `name` is for publication: of a local folder it is the last part of the path alone.
+    `commit` is the hub's, or ``sha256:...`` over configuration and weights elsewhere.
 
     `weights` are safetensors, `places` the shard that an index gives each tensor (empty for a single file), by the name
     of a file of `weights`. `tokenizer_folder` may be another than `folder`: a revision without a tokenizer has main's.
-    `record` is for the manifest: format, hashes, what was compared.
+    `record` is for the manifest: format, hashes, what was compared. With an adapter, `commit` has that of its files
+    behind a plus, and `base` is what it is merged into.
     """
 
     folder: Path
@@ -58,6 +62,8 @@ class Pulled:
     places: dict[str, str] = field(default_factory=dict, repr=False)
     tokenizer_folder: Path | None = None
     record: dict[str, Any] = field(default_factory=dict, repr=False)
+    adapter: AdapterFiles | None = None
+    base: Pulled | None = field(default=None, repr=False)
 
 
 def demo_folder() -> Path:
@@ -76,8 +82,13 @@ def pull(model: Model, *, accept: Accept = DEFAULT, progress: Progress = SILENT)
         IntegrityError: a file that is not what the hub lists; an index that is none; a pickle of more than tensors.
         ResourceError: not enough disk space.
     """
+    base = _base(model, accept, progress)
+    return base if model.adapter is None else _with_adapter(base, model.adapter, accept, progress)
+
+
+def _base(model: Model, accept: Accept, progress: Progress) -> Pulled:
     if model.path is not None:
-        return _local(model.path, str(model.path), model.revision, accept, progress)
+        return _local(model.path, Path(os.path.abspath(model.path)).name, model.revision, accept, progress)
     assert model.id is not None
     if model.id == "demo":
         revisions = sorted(p.name for p in demo_folder().glob("*") if (p / CONFIG).is_file())
@@ -88,6 +99,23 @@ def pull(model: Model, *, accept: Accept = DEFAULT, progress: Progress = SILENT)
             )
         return _local(demo_folder() / model.revision, "demo", model.revision, accept, progress)
     return _from_hub(model.id, model.revision, accept, progress)
+
+
+def _with_adapter(base: Pulled, folder: Path, accept: Accept, progress: Progress) -> Pulled:
+    adapter = find_adapter(folder, accept.pickles, progress)
+    of = adapter.record.get("base")
+    if of is not None and of.lower() != base.name.lower() and "/" in base.name:
+        progress.note(f"{folder} says that it is an adapter of {of}; it is merged into {base.name}")
+    own = has_tokenizer({path.name for path in folder.iterdir()})
+    return replace(
+        base,
+        name=f"{base.name} + {adapter.name}",
+        commit=f"{base.commit}+{adapter.commit}",
+        tokenizer_folder=folder if own else base.tokenizer_folder,
+        record=base.record | {"adapter": adapter.record},
+        adapter=adapter,
+        base=base,
+    )
 
 
 def _local(folder: Path, name: str, revision: str, accept: Accept, progress: Progress) -> Pulled:
@@ -268,15 +296,6 @@ def _config(raw: dict[str, Any], path: Path) -> NeoXConfig:
     return NeoXConfig.from_dict(raw, str(path))
 
 
-def fetched_object(path: Path) -> dict[str, Any]:
-    """Raises:
-    IntegrityError: not a JSON object.
-    SourceError: not fetched.
-    """
-    require_fetched(path)
-    return read_object(path)
-
-
 def _tokenizer(listing: Listing, config: NeoXConfig, progress: Progress) -> tuple[Listing, Path] | None:
     """The revision's own, or main's where it has none that can be used; None where main has none either."""
     unusable, own = f"has no {TOKENIZER}", None
@@ -342,6 +361,8 @@ def _as_safetensors(
 
 def evict(pulled: Pulled) -> int:
     """Take a hub checkpoint out of the cache again, what was converted from it too. Returns the bytes freed."""
+    if pulled.base is not None:
+        return evict(pulled.base)
     if pulled.name == "demo" or pulled.commit.startswith("sha256:"):
         return 0
     freed = 0

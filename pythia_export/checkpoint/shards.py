@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..errors import IntegrityError, SourceError
 from ..strict_json import read_object, shown
-from .kinds import require_fetched
+from .files import require_fetched
 
 Format = Literal["safetensors", "pickle"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

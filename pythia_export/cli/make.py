@@ -11,6 +11,7 @@ import typer
 
 from ..errors import EXIT_GATE, OutputError, PythiaExportError
 from .shared import (
+    AdapterFolder,
     AllowDuplicate,
     ArtifactFolder,
     Device,
@@ -34,6 +35,7 @@ from .shared import (
     say_error,
     show,
     stderr,
+    with_adapter,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 def run(
     recipe: RecipeName,
     out: Out,
+    adapter: AdapterFolder = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     no_pickle: NoPickle = False,
@@ -69,7 +72,7 @@ def run(
     require_writable(junit, out)
     with progress_bars() as progress:
         outcome = pipeline.run(
-            recipe_called(recipe), out, overwrite=overwrite, resume=resume,
+            recipe_called(recipe, adapter), out, overwrite=overwrite, resume=resume,
             accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
         )  # fmt: skip
     parity = outcome.parity
@@ -113,6 +116,7 @@ def pull(
     what: Annotated[
         str, typer.Argument(metavar="MODEL|RECIPE|DIR", help="A model of the suite, a recipe's, or a directory.")
     ],
+    adapter: AdapterFolder = None,
     no_pickle: NoPickle = False,
     allow_duplicate_revision: AllowDuplicate = False,
     as_json: Json = False,
@@ -130,6 +134,7 @@ def pull(
     recipe = recipe_called(what) if what in recipe_names() or what.endswith(".toml") else None
     here = recipe is None and Path(what).is_dir() and os.sep in what  # `demo` is a model's name, `./demo` a directory's
     model = Model(path=Path(what)) if here else Model.named(what) if recipe is None else recipe.model
+    model = with_adapter(model, adapter)
     with progress_bars() as progress:
         opened = pipeline.pull(model, accept=accepted(no_pickle, allow_duplicate_revision), progress=progress)
         texts = pipeline.read_texts(recipe, opened, progress) if recipe is not None else {}
@@ -153,6 +158,7 @@ def pull(
 def quantize(
     recipe: RecipeName,
     out: Out,
+    adapter: AdapterFolder = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     no_pickle: NoPickle = False,
@@ -166,7 +172,7 @@ def quantize(
 
     with progress_bars() as progress:
         outcome = pipeline.quantize(
-            recipe_called(recipe), out, overwrite=overwrite, resume=resume,
+            recipe_called(recipe, adapter), out, overwrite=overwrite, resume=resume,
             accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
         )  # fmt: skip
     assert outcome.quantization is not None

@@ -23,7 +23,7 @@ from ..errors import OutputError, PythiaExportError
 if TYPE_CHECKING:
     from ..checkpoint import Accept
     from ..progress import Progress
-    from ..recipe import Recipe
+    from ..recipe import Model, Recipe
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -74,6 +74,10 @@ app = typer.Typer(
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")]
 ArtifactFolder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A directory that `run` or `export` wrote.")]
+AdapterFolder = Annotated[
+    Path | None,
+    typer.Option("--adapter", metavar="DIR", help="A LoRA adapter in PEFT's form, merged as the checkpoint is read."),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Directory to publish; made whole, or not at all.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there, once this is whole.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on after the last layer that an interrupted run finished.")]
@@ -124,10 +128,16 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def recipe_called(name: str) -> Recipe:
+def recipe_called(name: str, adapter: Path | None = None) -> Recipe:
+    """The recipe, with another adapter where one is given."""
     from ..recipe import load_recipe
 
-    return load_recipe(name)
+    recipe = load_recipe(name)
+    return recipe if adapter is None else recipe.model_copy(update={"model": with_adapter(recipe.model, adapter)})
+
+
+def with_adapter(model: Model, adapter: Path | None) -> Model:
+    return model if adapter is None else model.model_copy(update={"adapter": adapter.absolute()})
 
 
 def accepted(no_pickle: bool, allow_duplicate_revision: bool) -> Accept:

@@ -63,9 +63,9 @@ def recipe_names() -> list[str]:
 
 def _anchor(recipe: Recipe, folder: Path) -> Recipe:
     def anchored(section: Any) -> Any:
-        if section is None or section.path is None or section.path.is_absolute():
-            return section
-        return section.model_copy(update={"path": folder / section.path})
+        given = {key: getattr(section, key, None) for key in ("path", "adapter")}
+        changes = {key: folder / path for key, path in given.items() if path is not None}  # an absolute one stays
+        return section.model_copy(update=changes) if changes else section
 
     return recipe.model_copy(
         update={name: anchored(getattr(recipe, name)) for name in ("model", "calibration", "verify")}

@@ -21,6 +21,10 @@ class Model(Section):
         None, description="hub repository, a short name (`410m`, `pythia-160m-seed3@step512`), or `demo`"
     )
     path: LocalPath | None = Field(None, description="local checkpoint directory, relative to the recipe file")
+    adapter: LocalPath | None = Field(
+        None,
+        description="LoRA adapter in PEFT's form, merged as the checkpoint is read; relative to the recipe file",
+    )
     revision: NonEmpty = Field("main", description="branch, tag or commit; Pythia's steps are branches: `step3000`")
 
     @model_validator(mode="before")

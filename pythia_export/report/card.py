@@ -172,16 +172,20 @@ def _front_matter(manifest: Json, quantization: Json) -> str:
 
 
 def _licence(recipe: Json) -> str | None:
-    """Of the suite and of the demo; a local checkpoint's is not ours to state."""
+    """Of the suite and of the demo; a local checkpoint's and an adapter's are not ours to state."""
     model = recipe["model"]["id"]
+    if recipe["model"].get("adapter") is not None:
+        return None
     return "apache-2.0" if model is not None and (model == "demo" or model.startswith("EleutherAI/")) else None
 
 
 def _origin(source: Json, recipe: Json) -> str:
-    model, revision = recipe["model"]["id"], _code(source["revision"])
+    model, revision, adapter = recipe["model"]["id"], _code(source["revision"]), source.get("adapter")
+    merged = f", merged with the adapter {_code(adapter['name'])}" if adapter else ""
     if model is None or "/" not in model:
-        return f"{_code(source['name'])} at {revision}"
-    return f"[{plain(model)}](https://huggingface.co/{plain(model)}) at {revision} (commit {_code(source['commit'])})"
+        return f"{_code(source['name'])} at {revision}{merged}"
+    commit = source["commit"].partition("+")[0]
+    return f"[{plain(model)}](https://huggingface.co/{plain(model)}) at {revision} (commit {_code(commit)}){merged}"
 
 
 def _optimum(prompt: str) -> tuple[str, str]:

@@ -1,0 +1,60 @@
+"""One tensor of a safetensors file: where it lies, and its values when they are asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import IntegrityError, NumericsError
+from .header import Entry
+
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """`name` is the file's own. Dtypes that `DTYPES` lacks cannot be read."""
+
+    path: Path
+    name: str
+    entry: Entry
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    def require_float(self) -> None:
+        """IntegrityError where it is of a dtype that no checkpoint has."""
+        if self.entry.dtype not in DTYPES:
+            raise IntegrityError(
+                f"{self.path}: {self.name} is {self.entry.dtype}; {', '.join(DTYPES)} were expected",
+                hint="Weights in 8 bits or fewer are quantised already: give the original checkpoint.",
+            )
+
+    def read(self) -> Tensor:
+        """The values in their stored dtype; float64 as float32, as transformers reads it.
+
+        Raises:
+            IntegrityError: the file became shorter.
+            NumericsError: a NaN, an infinity, or a float64 that float32 does not hold.
+        """
+        tensor = torch.empty(self.shape, dtype=DTYPES[self.entry.dtype])
+        # Read, not mapped: a mapping keeps every page that was touched resident, in the end all of them.
+        with self.path.open("rb") as f:
+            f.seek(self.entry.offset)
+            got = f.readinto(tensor.view(-1).view(torch.uint8).numpy().data)
+        if got != self.entry.nbytes:
+            raise IntegrityError(
+                f"{self.path}: {self.name} ends after {got:,} of {self.entry.nbytes:,} bytes. The file changed"
+            )
+        stored, tensor = tensor, tensor.float() if tensor.dtype == torch.float64 else tensor
+        if not torch.isfinite(tensor).all():
+            at = [int(i) for i in torch.nonzero(~torch.isfinite(tensor))[0]]
+            found = float(stored[tuple(at)])
+            beyond = ", which float32 does not hold" if math.isfinite(found) else ""
+            raise NumericsError(f"{self.path}: {self.name} holds {found} at {at}{beyond}")
+        return tensor
