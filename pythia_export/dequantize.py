@@ -94,6 +94,7 @@ def dequantize(
             if name == "generation_config.json" or is_tokenizer_file(name):
                 (staging.folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(opened.file(name), staging.folder / name)
+        opened.require_unchanged()
         staging.publish(
             {
                 "versions": versions(),

@@ -17,7 +17,7 @@ import onnx
 import torch
 from pydantic import ValidationError
 
-from .artifact import Artifact, Staging, explained, write_atomically
+from .artifact import Artifact, Publisher, Staging, explained, held, write_atomically
 from .checkpoint import Accept, Checkpoint, Pulled, open_checkpoint
 from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
@@ -43,7 +43,17 @@ from .recipe import Export, Model, Recipe
 from .report.card import model_card
 from .report.html import render_report
 from .runtime import require_provider
-from .stream import Allocation, Journal, allocate, quantize_stream, require_begun
+from .stream import (
+    Allocation,
+    Journal,
+    Publication,
+    allocate,
+    differences,
+    published,
+    quantize_stream,
+    remove_work,
+    require_begun,
+)
 from .tokenizer import tokenizer_files
 from .weights import WeightsReader, WeightsWriter
 
@@ -98,8 +108,11 @@ def run(
     `resume` goes on after the last layer that an interrupted run of the same inputs finished. `evict` takes the
     checkpoint out of the hub's cache once the artifact is published. torch computes on `device`.
     """
+    finished = _finish_interrupted(recipe, out, resume, progress)
+    if finished is not None:
+        return finished
     job = _Job(recipe, progress, accept, device_called(device))
-    with Staging(out, overwrite) as staging:
+    with Publisher(out, overwrite) as publisher:
         if resume:
             require_begun(_work_folder(out))  # before anything is read
         job.open()
@@ -120,13 +133,10 @@ def run(
                     parity = prove(subject, held_out, recipe.verify.gates, progress).parity
             manifest = job.manifest(recipe.export)
             _write_reports(journal.output, manifest, quantization, parity)
-            journal.lend(staging.folder)
-            arrange(staging.folder, recipe)
-            staging.publish(manifest)
-            journal.finish()
+            _publish(publisher, journal, recipe, manifest)
     if evict:
         _evict(job.checkpoint.pulled, progress)
-    return Outcome(staging.out, quantization, parity, job.seconds)
+    return Outcome(publisher.out, quantization, parity, job.seconds)
 
 
 def quantize(
@@ -141,20 +151,62 @@ def quantize(
     progress: Progress = SILENT,
 ) -> Outcome:
     """Only the weights: `model.onnx_data` and `quantization.json`, for `export` to build graphs over."""
+    finished = _finish_interrupted(recipe, out, resume, progress)
+    if finished is not None:
+        return finished
     job = _Job(recipe, progress, accept, device_called(device))
-    with Staging(out, overwrite) as staging:
+    with Publisher(out, overwrite) as publisher:
         if resume:
             require_begun(_work_folder(out))  # before anything is read
         job.open()
         with job.journal(out, resume) as journal:
             quantization = job.quantize_into(journal)
-            journal.lend(staging.folder)
-            arrange(staging.folder, recipe)
-            staging.publish(job.manifest(recipe.export))
-            journal.finish()
+            _publish(publisher, journal, recipe, job.manifest(recipe.export))
     if evict:
         _evict(job.checkpoint.pulled, progress)
-    return Outcome(staging.out, quantization, None, job.seconds)
+    return Outcome(publisher.out, quantization, None, job.seconds)
+
+
+def _publish(publisher: Publisher, journal: Journal, recipe: Recipe, manifest: dict[str, Any]) -> None:
+    """Give what the journal's directory holds its name, and remove the rest of that directory."""
+    arrange(journal.output, recipe)
+
+    def announce(whole: dict[str, Any], sha256: str) -> None:
+        weights = whole["files"][data_name(recipe)]["sha256"]
+        journal.announce(Publication(manifest=sha256, weights=weights, recipe=recipe.model_dump(mode="json")))
+
+    publisher.publish(journal.output, manifest, announce)
+    journal.finish()
+
+
+def _finish_interrupted(recipe: Recipe, out: Path, resume: bool, progress: Progress) -> Outcome | None:
+    """Tidy up after a run that was killed when it had published and had not tidied up; with `resume`, that is all.
+
+    Raises:
+        SourceError: `resume`, and that run was of another recipe.
+    """
+    work, out = _work_folder(out), Path(os.path.abspath(out))
+    if not work.is_dir():
+        return None
+    with held(out), explained(out):
+        done = published(work, out)
+        if done is None:
+            return None
+        remove_work(work)
+    if not resume:
+        return None
+    differing = differences(done.recipe, recipe.model_dump(mode="json"))
+    if differing:
+        raise SourceError(
+            f"{out} was published before its run was interrupted, from another recipe than this:\n  "
+            + "\n  ".join(differing),
+            hint="There is nothing left to go on with. Without --resume the recipe starts from its beginning.",
+        )
+    progress.note(f"{out} was published before its run was interrupted: there is nothing left to do.")
+    opened = Artifact.open(out)
+    opened.check()
+    parity = opened.read_json("parity.json") if "parity.json" in opened.manifest["files"] else None
+    return Outcome(out, opened.read_json("quantization.json"), parity, {})
 
 
 def _work_folder(out: Path) -> Path:
@@ -212,6 +264,7 @@ def export(
         _save(build_decoder(source.config, places, recipe.export), staging.folder)
         _write_configs(staging.folder, source.config, recipe, source.generation)
         arrange(staging.folder, recipe)
+        source.require_unchanged()
         carried: dict[str, Any] = {k: source.manifest[k] for k in ("source", "calibration") if k in source.manifest}
         staging.publish(_manifest(recipe, carried, recipe.export))
     return Outcome(staging.out, source.read_json("quantization.json"), None, {"export": time.perf_counter() - began})
@@ -236,10 +289,24 @@ def verify(
         EnvironmentProblem: `per_token` without pyarrow, or a `device` that is not there.
         RecipeError: `nearest` where nothing was rounded by GPTQ.
         SourceError: the checkpoint changed, or `against` is of another text or another checkpoint.
-        OutputError: the artifact cannot be written.
+        OutputError: the artifact cannot be written, or another process is writing to it.
         Unwritten: it, or `per_token`, could no longer be written when the proof was made.
     """
-    opened, computes = Artifact.open(artifact), device_called(device)
+    computes = device_called(device)
+    with held(artifact):
+        return _verify_held(artifact, tokens, against, nearest, per_token, computes, progress)
+
+
+def _verify_held(
+    artifact: Path,
+    tokens: int | None,
+    against: Path | None,
+    nearest: bool,
+    per_token: Path | None,
+    computes: torch.device,
+    progress: Progress,
+) -> dict[str, Any]:
+    opened = Artifact.open(artifact)
     opened.require_graph()
     opened.require_writable()
     if per_token is not None:
@@ -377,9 +444,8 @@ class _Job:
         recipe = self.recipe
         ids = self.calibration.ids if self.calibration is not None else None
         memory_gb = recipe.calibration.memory_gb if recipe.calibration is not None else 0.0
-        folder = journal.output
-        path = folder / DATA_FILE
-        with self.stage("quantize"), WeightsWriter(path, self.layout, keep=bool(journal.layers)) as writer:
+        folder, keep = journal.output, bool(journal.finished)
+        with self.stage("quantize"), WeightsWriter(journal.weights, self.layout, keep=keep) as writer:
             record = quantize_stream(
                 self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress,
                 memory_gb=memory_gb, journal=journal, device=self.device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ class WeightsWriter:
         self.path = path
         self._layout = layout
         self._missing = set(layout.slots)
+        self._digests: dict[str, bytes] = {}
         if keep and (not path.is_file() or path.stat().st_size != layout.nbytes):
             found = f"has {path.stat().st_size:,} bytes" if path.is_file() else "is not there"
             raise IntegrityError(
@@ -43,6 +45,10 @@ class WeightsWriter:
                 f"{path}: {layout.nbytes / 1e9:.2f} GB are needed and cannot be reserved: {e.strerror}",
                 hint="Free disk space, or choose another output directory.",
             ) from e
+        if keep:
+            for first, last in _gaps(layout):  # no tensor's, so nobody else writes or checks them
+                self._file.seek(first)
+                self._file.write(bytes(last - first))
 
     def put(self, name: str, array: np.ndarray) -> None:
         slot = self._layout.slots[name]
@@ -55,7 +61,18 @@ class WeightsWriter:
         for i, run in enumerate(runs):
             self._file.seek(slot.offset + i * slot.pitch)
             self._file.write(run.data)
+        self._digests[name] = hashlib.sha256(array.data).digest()
         self._missing.remove(name)
+
+    def digest(self, prefix: str) -> str:
+        """SHA-256 of the tensors whose names begin so, as they were put; hexadecimal."""
+        return _together({name: found for name, found in self._digests.items() if name.startswith(prefix)})
+
+    def stored_digest(self, prefix: str) -> str:
+        """The same, of what is in the file."""
+        memory = np.memmap(self.path, np.uint8, mode="r")
+        views = {name: slot.view(memory) for name, slot in self._layout.slots.items() if name.startswith(prefix)}
+        return _together({n: hashlib.sha256(np.ascontiguousarray(x).data).digest() for n, x in views.items()})
 
     def kept(self, prefix: str) -> None:
         """The tensors whose names begin so were written by the run that this one goes on from."""
@@ -75,6 +92,21 @@ class WeightsWriter:
         self._file.close()
         if kind is None and self._missing:
             raise ValueError(f"{len(self._missing)} tensors were not written, {sorted(self._missing)[0]} among them")
+
+
+def _gaps(layout: Layout) -> list[tuple[int, int]]:
+    """Bytes between the tensors, from the first to the one behind the last."""
+    found, end = [], 0
+    for slot in sorted([*layout.slots.values(), *layout.wholes.values()], key=lambda slot: slot.offset):
+        if slot.offset > end:
+            found.append((end, slot.offset))
+        end = max(end, slot.end)
+    return found
+
+
+def _together(digests: dict[str, bytes]) -> str:
+    """One SHA-256 of several, whatever their order."""
+    return hashlib.sha256(b"".join(name.encode() + b"\0" + digests[name] for name in sorted(digests))).hexdigest()
 
 
 class WeightsReader:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pythia_export.artifact import Artifact, Staging
-from pythia_export.artifact import staging as module
+from pythia_export.artifact import Artifact, Staging, held
+from pythia_export.artifact import publish as module
 from pythia_export.errors import IntegrityError, OutputError, ResourceError, SourceError
 from pythia_export.neox import NeoXConfig
 
@@ -29,11 +31,15 @@ MANIFEST = {
 
 def write(out: Path, text: str = "old", overwrite: bool = False) -> Artifact:
     with Staging(out, overwrite) as staging:
-        (staging.folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
-        (staging.folder / "model.onnx_data").write_bytes(b"\0" * 5000)
-        (staging.folder / "model.onnx").write_text(text)
-        staging.publish(MANIFEST)
+        write_into(staging, text)
     return Artifact.open(out)
+
+
+def write_into(staging: Staging, text: str = "old") -> None:
+    (staging.folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    (staging.folder / "model.onnx_data").write_bytes(b"\0" * 5000)
+    (staging.folder / "model.onnx").write_text(text)
+    staging.publish(MANIFEST)
 
 
 def content(out: Path) -> str:
@@ -246,7 +252,6 @@ def run_and_kill(tmp_path: Path, body: str, how: signal.Signals = signal.SIGKILL
         import json, os, sys, time
         from pathlib import Path
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from pythia_export.artifact import disk
         from test_artifact import MANIFEST, module, write, Staging, Artifact
         out = Path({str(tmp_path)!r}) / "out"
         def now(*_):
@@ -279,7 +284,7 @@ def test_killed_before_the_rename_the_old_one_stays(tmp_path: Path, moment: str)
     write(tmp_path / "out")
     run_and_kill(tmp_path, f'{moment}\nwrite(out, "new", overwrite=True)')
     assert content(tmp_path / "out") == "old"
-    assert len(names(tmp_path)) == 2  # the old one and the staging directory
+    assert len(names(tmp_path)) == 3  # the old one, the staging directory and the lock
     write(tmp_path / "out", "newer", overwrite=True)
     assert content(tmp_path / "out") == "newer"
     assert names(tmp_path) == ["out"]
@@ -331,16 +336,110 @@ def test_sigterm_means_after_what_it_meant_before(tmp_path: Path) -> None:
 
 
 def test_a_living_process_keeps_its_staging_directory(tmp_path: Path) -> None:
-    with Staging(tmp_path / "out") as mine:
-        living = tmp_path / f".out.tmp-{os.getppid()}-00000000"
-        living.mkdir()
-        dead = tmp_path / f".out.tmp-{run_and_kill(tmp_path, 'now()')}-00000000"
-        dead.mkdir()
-        other_name = tmp_path / f".out2.tmp-{dead.name.split('-')[1]}-00000000"
-        other_name.mkdir()
-        write(tmp_path / "out")
-        assert mine.folder.is_dir() and living.is_dir() and other_name.is_dir()
-        assert not dead.exists()
+    living = tmp_path / f".out.tmp-{os.getppid()}-00000000"
+    living.mkdir()
+    dead = tmp_path / f".out.tmp-{run_and_kill(tmp_path, 'now()')}-00000000"
+    dead.mkdir()
+    other_name = tmp_path / f".out2.tmp-{dead.name.split('-')[1]}-00000000"
+    other_name.mkdir()
+    write(tmp_path / "out")
+    assert living.is_dir() and other_name.is_dir()
+    assert not dead.exists()
+
+
+# One writer at a time
+
+
+def test_a_second_writer_is_refused_before_any_work_and_told_who_holds_the_name(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for there in (False, True):
+        with Staging(out, overwrite=True) as staging:
+            if there:
+                write_into(staging)
+            with pytest.raises(OutputError, match=rf"out: process {os.getpid()} on .*pytest.* is writing there"):
+                Staging(out, overwrite=True).__enter__()
+            with pytest.raises(OutputError, match=f"process {os.getpid()}"), held(out):
+                pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_a_killed_writer_left_is_taken_over(tmp_path: Path) -> None:
+    run_and_kill(tmp_path, "from pythia_export.artifact import held\nwith held(out): now()")
+    assert names(tmp_path) == [".out.lock"]
+    with held(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_where_nothing_can_be_written_beside_it_the_directory_itself_is_held(tmp_path: Path, monkeypatch) -> None:
+    out = write(tmp_path / "out").folder
+    monkeypatch.setattr("pythia_export.artifact.lock._lock_file", lambda path: None)
+    with held(out), pytest.raises(OutputError, match="another process is writing there"), held(out):
+        pass
+
+
+def test_what_replaced_an_artifact_keeps_its_own_manifest(tmp_path: Path) -> None:
+    """Where there are no locks, or somebody copied another artifact there."""
+    opened = write(tmp_path / "out")
+    write(tmp_path / "out", "new", overwrite=True)
+    with pytest.raises(OutputError, match="replaced since it was opened"):
+        opened.replace_files({"parity.json": b"{}"})
+    with pytest.raises(SourceError, match="replaced while it was read"):
+        opened.require_unchanged()
+    assert content(tmp_path / "out") == "new"
+    opened.check()  # whoever reads goes on with what is there
+    assert opened.manifest == Artifact.open(tmp_path / "out").manifest
+
+
+@pytest.mark.parametrize("full", range(1, 4))
+def test_a_full_disk_keeps_the_earlier_files(tmp_path: Path, full: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full at the first file, at the second, and at the manifest."""
+    found = write(tmp_path / "out")
+    found.replace_files({"parity.json": b"1", "README.md": b"old"})
+    write_bytes, calls = Path.write_bytes, []
+
+    def fails(path: Path, data: bytes) -> int:
+        calls.append(path)
+        if len(calls) == full:
+            write_bytes(path, data[:1])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(path, data)
+
+    with monkeypatch.context() as patch, pytest.raises(ResourceError, match="no space left"):
+        patch.setattr(Path, "write_bytes", fails)
+        found.replace_files({"parity.json": b"2", "README.md": b"newer"})
+    found = Artifact.open(found.folder)
+    found.check()
+    assert found.file("parity.json").read_bytes() == b"1" and found.file("README.md").read_bytes() == b"old"
+    assert len(names(found.folder)) == 6
+
+
+def test_who_reads_while_files_are_replaced_sees_the_old_ones_or_the_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each write to the disk of the writer: another opening and checking, and one that began before it."""
+    found = write(tmp_path / "out")
+    found.replace_files({"parity.json": b"1", "README.md": b"old"})
+    fsync, early, seen = os.fsync, Artifact.open(found.folder), []
+
+    def looks(descriptor: int) -> None:
+        fsync(descriptor)
+        monkeypatch.setattr(os, "fsync", fsync)  # reading gives files their names as well
+        for reader in (early, Artifact.open(found.folder)):
+            reader.check()
+            seen.append(tuple(reader.file(name).read_bytes() for name in ("parity.json", "README.md")))
+        monkeypatch.setattr(os, "fsync", looks)
+
+    monkeypatch.setattr(os, "fsync", looks)
+    found.replace_files({"parity.json": b"22", "README.md": b"newer"})
+    assert set(seen) == {(b"1", b"old"), (b"22", b"newer")} and len(seen) >= 12
+
+
+def test_an_artifact_whose_bytes_have_a_second_name_is_not_published(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(OutputError, match="hard link"), Staging(tmp_path / "out") as staging:
+        os.link(tmp_path / "mine", staging.folder / "model.onnx")
+        staging.publish(MANIFEST)
 
 
 def test_a_dead_process_that_had_our_id_is_told_by_its_lock(tmp_path: Path) -> None:
@@ -483,21 +582,28 @@ def test_only_files_of_the_artifact_can_be_replaced(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("call", range(1, 9))
-def test_killed_while_replacing_the_artifact_never_contradicts_its_manifest(tmp_path: Path, call: int) -> None:
-    """Killed before each write to the disk: two manifests and two files, each followed by its directory."""
+def test_killed_while_replacing_the_artifact_has_the_old_files_or_the_new_ones(tmp_path: Path, call: int) -> None:
+    """Killed before each write to the disk: two files with their directory, the manifest with it, and two renames."""
     found = write(tmp_path / "out")
     found.replace_files({"parity.json": b"1", "README.md": b"old"})
     body = f"""
-        fsync, calls = disk.fsync, []
-        def count(path):
-            calls.append(path)
-            now() if len(calls) == {call} else fsync(path)
-        disk.fsync = count
+        fsync, calls = os.fsync, []
+        def count(descriptor):
+            calls.append(descriptor)
+            now() if len(calls) == {call} else fsync(descriptor)
+        os.fsync = count
         Artifact.open(out).replace_files({{"parity.json": b"2", "README.md": b"newer"}})
     """
     run_and_kill(tmp_path, body)
-    found = Artifact.open(found.folder)
-    found.check()
     Staging(found.folder, overwrite=True)  # what was left is known as ours
+    copied = shutil.copytree(found.folder, tmp_path / "copied")
+    for folder in (copied, found.folder):
+        found = Artifact.open(folder)
+        found.check()
+        proof = {name: found.file(name).read_bytes() for name in ("parity.json", "README.md")}
+        assert proof == (
+            {"parity.json": b"1", "README.md": b"old"} if call < 6 else {"parity.json": b"2", "README.md": b"newer"}
+        )
+        assert all((found.folder / name).read_bytes() == content for name, content in proof.items())  # for other tools
     found.replace_files({"parity.json": b"3", "README.md": b"newest"})
     assert len(names(found.folder)) == 6  # no temporary file is left

@@ -49,7 +49,7 @@ def written(original, quantize: Quantize, folder: Path, device=CPU, **further) -
     """The weights file and the record, without what differs from run to run."""
     places = layout(original.config, quantize, "float32")
     folder.mkdir(exist_ok=True)
-    keep = bool(further["journal"].layers) if "journal" in further else False
+    keep = bool(further["journal"].finished) if "journal" in further else False
     with WeightsWriter(folder / DATA_FILE, places, keep=keep) as writer:
         record = quantize_stream(original, quantize, places, "float32", WINDOWS, writer, device=device, **further)
     for part in (record, *record["linears"], *record["layers"]):
@@ -172,7 +172,7 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
             with Journal(tmp_path / "work", {}) as journal:
                 written(original, quantize, journal.output, device, journal=journal)
         with Journal(tmp_path / "work", {}, resume=True) as journal:
-            assert len(journal.layers) == 1
+            assert len(journal.finished) == 1
             got, _ = written(original, quantize, journal.output, device, journal=journal)
     assert got == whole
 

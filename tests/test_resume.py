@@ -49,7 +49,7 @@ def job(tmp_path_factory) -> Path:
 
 def layers_done(work: Path) -> int:
     try:
-        return len(json.loads((work / "journal.json").read_text())["layers"])
+        return len(json.loads((work / "journal.json").read_text())["finished"])
     except (OSError, ValueError):
         return 0
 
@@ -92,18 +92,18 @@ def test_killed_and_resumed_the_weights_are_the_same_bytes(job, tmp_path, sign):
 
 PUBLISHING_FAILS = """
 import os, signal, sys
-from pythia_export.artifact import Staging
+from pythia_export.artifact import Publisher
 from pythia_export.cli import main
 
-how, publish = sys.argv.pop(1), Staging.publish
+how, publish = sys.argv.pop(1), Publisher.publish
 
-def fails(self, manifest):
+def fails(self, *what):
     if how != "taken":
         os.kill(os.getpid(), getattr(signal, how))
     self.out.mkdir()  # somebody else's
-    publish(self, manifest)
+    publish(self, *what)
 
-Staging.publish = fails
+Publisher.publish = fails
 main()
 """
 
@@ -166,14 +166,14 @@ def test_a_layer_that_is_read_back_computes_what_it_computed(dtype, tmp_path):
             with suppress(InterruptedError), Journal(work, {}, resume=work.exists()) as journal:
                 monkey = journal.commit
 
-                def commit(layers, *rest, stop=stop, monkey=monkey):
-                    monkey(layers, *rest)
-                    if len(layers) == stop:
+                def commit(layer, *rest, stop=stop, monkey=monkey):
+                    monkey(layer, *rest)
+                    if layer["layer"] + 1 == stop:
                         raise InterruptedError
 
                 journal.commit = commit
-                path = journal.output / "data"
-                with WeightsWriter(path, places, keep=bool(journal.layers)) as writer:
+                path = journal.weights
+                with WeightsWriter(path, places, keep=bool(journal.finished)) as writer:
                     quantize_stream(source, quantize, places, dtype, windows, writer, journal=journal)
         found.append(path.read_bytes())
     assert found[0] == found[1]
@@ -184,7 +184,7 @@ def test_a_journal_that_cannot_be_read_is_refused_and_kept(text, tmp_path):
     (tmp_path / "work" / "artifact").mkdir(parents=True)
     (tmp_path / "work" / "artifact" / "data").write_text("bytes")
     (tmp_path / "work" / "journal.json").write_text(text)
-    with pytest.raises(IntegrityError, match="not a journal of ours"):
+    with pytest.raises(IntegrityError, match="not a journal of ours|not JSON"):
         Journal(tmp_path / "work", {}, resume=True).__enter__()
     assert (tmp_path / "work" / "artifact" / "data").exists()
 

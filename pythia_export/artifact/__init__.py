@@ -11,12 +11,14 @@ No torch, no onnx: consumers of an artifact import this package.
 """
 
 from .disk import explained, write_atomically
-from .lock import lock_folder
+from .lock import held, lock_folder
 from .manifest import MANIFEST
+from .publish import Kind, Publisher
 from .read import Artifact
 from .sigterm import unwinding_on_sigterm
-from .staging import Kind, Staging
+from .staging import Staging
 
 __all__ = [
-    "MANIFEST", "Artifact", "Kind", "Staging", "explained", "lock_folder", "unwinding_on_sigterm", "write_atomically",
+    "MANIFEST", "Artifact", "Kind", "Publisher", "Staging", "explained", "held", "lock_folder", "unwinding_on_sigterm",
+    "write_atomically",
 ]  # fmt: skip

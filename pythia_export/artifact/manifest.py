@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import IntegrityError, SourceError
+from .pending import current
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _SECTIONS = {"source": dict, "recipe": dict, "layout": dict, "files": dict}
 
 
@@ -41,8 +44,8 @@ def check_manifest(manifest: Any, where: Path) -> None:
         if not is_inside(name):
             raise IntegrityError(f"{where}: names {name!r}, which lies outside the artifact")
         good = isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
-        if not good:
-            raise IntegrityError(f"{where}: files.{name} must have a number `size` and a string `sha256`")
+        if not good or not _SHA256.fullmatch(entry["sha256"]):
+            raise IntegrityError(f"{where}: files.{name} must have a number `size` and a SHA-256 as `sha256`")
 
 
 def is_inside(name: str) -> bool:
@@ -58,7 +61,7 @@ def is_inside(name: str) -> bool:
 
 
 def size_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
-    path = folder / name
+    path = current(folder, name, entry["sha256"])
     if any(p.is_symlink() for p in (path, *path.parents) if folder in p.parents):
         return "a symbolic link; an artifact holds its own files"
     if not path.is_file():
@@ -70,7 +73,7 @@ def size_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
 def hash_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
     if problem := size_fault(folder, name, entry):
         return problem
-    found = describe(folder / name)["sha256"]
+    found = describe(current(folder, name, entry["sha256"]))["sha256"]
     return None if found == entry["sha256"] else f"sha256 {found}; the manifest says {entry['sha256']}"
 
 

@@ -5,27 +5,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from ..errors import IntegrityError, OutputError, SourceError
+from ..errors import IntegrityError, OutputError, PythiaExportError, SourceError
 from ..generation import GENERATION, Generation, read_generation
 from ..neox import NeoXConfig
 from ..recipe import Recipe, parse_recipe
 from ..strict_json import read_json
 from ..tokenizer import SETTINGS, read_tokenizer
-from .disk import explained, write_atomically
+from .disk import explained, fsync, write_atomically
 from .manifest import MANIFEST, check_manifest, hash_fault, is_inside, json_bytes, size_fault
+from .pending import current, give_names, pending, remove_strays
 from .siblings import is_stale, siblings
 
 GRAPH = "model.onnx"  # of every layout; what `quantize` writes has none
 
 # What a record of any version has.
 _PARTS = {"quantization.json": ("method", "bits_per_weight", "linears", "layers"), "parity.json": ("schema",)}
+
+
+Fault = Callable[[Path, str, dict[str, Any]], str | None]
 
 
 class Artifact:
@@ -45,37 +50,59 @@ class Artifact:
                 missing, is a link, or has another size. All of them are named.
         """
         folder = Path(os.path.abspath(path))
-        if not folder.is_dir():
-            found = "is not a directory" if folder.exists() else "no such directory"
-            raise SourceError(f"{folder}: {found}; an artifact is a directory with a {MANIFEST}", hint=_aside(folder))
-        try:
-            manifest = read_json(folder / MANIFEST)
-        except FileNotFoundError:
-            raise SourceError(
-                f"{folder}: no {MANIFEST}, which every artifact has",
-                hint="Is this a directory that `pythia-export run` or `export` wrote?",
-            ) from None
-        check_manifest(manifest, folder / MANIFEST)
-        artifact = cls(folder, manifest)
+        artifact = cls(folder, _read_manifest(folder))
         artifact._hold(size_fault)
+        with suppress(OSError):  # where nothing can be written, they are read where they are
+            give_names(folder, artifact.manifest["files"])
         return artifact
 
     def check(self) -> None:
-        """Re-hash every file that the manifest names.
+        """Re-hash every file that the manifest names. One that was replaced meanwhile is checked as it is then.
 
         Raises:
             IntegrityError: names every file that is missing, of another size, or whose SHA-256 differs.
         """
         self._hold(hash_fault)
 
-    def _hold(self, fault: Callable[[Path, str, dict[str, Any]], str | None]) -> None:
-        files = self.manifest["files"].items()
-        faults = [f"{name}: {problem}" for name, entry in files if (problem := fault(self.folder, name, entry))]
-        if faults:
-            raise IntegrityError(
-                f"{self.folder} is not what its {MANIFEST} says:\n  " + "\n  ".join(faults),
-                hint="Copy the artifact again, or export it again.",
-            )
+    def _hold(self, fault: Fault) -> None:
+        """Raise IntegrityError where a file has a fault, unless another process replaced it while it was read."""
+        while faulty := self._faults(fault, self.manifest["files"]):
+            now = _read_manifest(self.folder)
+            if now == self.manifest and (faulty := self._faults(fault, faulty)):
+                raise IntegrityError(
+                    f"{self.folder} is not what its {MANIFEST} says:\n  "
+                    + "\n  ".join(f"{name}: {problem}" for name, problem in faulty.items()),
+                    hint="Copy the artifact again, or export it again.",
+                )
+            self.manifest = now
+            for read_before in ("config", "generation", "recipe", "tokenizer_settings"):
+                self.__dict__.pop(read_before, None)
+
+    def _faults(self, fault: Fault, names: Iterable[str]) -> dict[str, str]:
+        found = {}
+        for name in names:
+            try:
+                problem = fault(self.folder, name, self.manifest["files"][name])
+            except FileNotFoundError:
+                problem = "missing"
+            if problem is not None:
+                found[name] = problem
+        return found
+
+    def require_unchanged(self) -> None:
+        """After a long part that read its files: that they are still those of the manifest that was opened.
+
+        Raises:
+            SourceError: another process replaced the artifact or its reports meanwhile.
+        """
+        if not self._is_unchanged():
+            raise SourceError(f"{self.folder} was replaced while it was read", hint="Start again, with what is there.")
+
+    def _is_unchanged(self) -> bool:
+        try:
+            return _read_manifest(self.folder) == self.manifest
+        except PythiaExportError:
+            return False
 
     @property
     def has_graph(self) -> bool:
@@ -100,7 +127,7 @@ class Artifact:
             raise IntegrityError(
                 f"{self.folder / MANIFEST} names no {name}; it has {', '.join(self.manifest['files'])}"
             )
-        return self.folder / name
+        return current(self.folder, name, self.manifest["files"][name]["sha256"])
 
     def read_json(self, name: str) -> Any:
         """The parsed content of one JSON file of the manifest.
@@ -108,7 +135,11 @@ class Artifact:
         Raises:
             IntegrityError: it is not JSON, or a record of ours that lacks a part.
         """
-        found, needed = read_json(self.file(name)), _PARTS.get(name, ())
+        try:
+            found = read_json(self.file(name))
+        except FileNotFoundError:  # it got its name between our two calls
+            found = read_json(self.file(name))
+        needed = _PARTS.get(name, ())
         missing = [part for part in needed if not isinstance(found, dict) or part not in found]
         if missing:
             raise IntegrityError(
@@ -149,31 +180,70 @@ class Artifact:
         return found if isinstance(found, dict) else {}
 
     def replace_files(self, files: Mapping[str, bytes]) -> None:
-        """Write or replace files, each atomically, and the manifest with them.
+        """Write or replace files and name them in the manifest. The caller holds the artifact (`held`).
 
-        The manifest first forgets the files, then they change, then it names them again: killed in between, the
-        artifact lacks them but never contradicts its manifest.
+        What was there stays until all that is new is on the disk. Killed at any step, or on a full disk, the artifact
+        has the old files or the new ones, all of them, and agrees with its manifest.
+
+        Raises:
+            OutputError: the artifact was replaced since it was opened, or cannot be written; nothing has changed.
+            ResourceError: the disk is full; nothing has changed.
         """
         for name in files:
             if name == MANIFEST or not is_inside(name):
                 raise ValueError(f"{name!r} cannot be a file of an artifact")
+        if not self._is_unchanged():
+            raise OutputError(
+                f"{self.folder} was replaced since it was opened; nothing was written into it",
+                hint="Start again, with what is there now.",
+            )
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        new = {name: {"sha256": digests[name], "size": len(data)} for name, data in files.items()}
+        manifest = self.manifest | {"files": dict(sorted((self.manifest["files"] | new).items()))}
         with explained(self.folder):
-            for stale in self.folder.rglob(".*.tmp-*"):
-                if is_stale(stale):
-                    stale.unlink()
-            kept = {name: entry for name, entry in self.manifest["files"].items() if name not in files}
-            if len(kept) < len(self.manifest["files"]):
-                self._write_manifest(kept)
-            for name, data in files.items():
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(self.folder / name, data)
-            new = {name: {"sha256": hashlib.sha256(d).hexdigest(), "size": len(d)} for name, d in files.items()}
-            self._write_manifest(dict(sorted((kept | new).items())))
+            self._tidy()
+            try:
+                for name, data in files.items():
+                    waiting = pending(self.folder, name, digests[name])
+                    waiting.parent.mkdir(parents=True, exist_ok=True)
+                    waiting.write_bytes(data)
+                    fsync(waiting)
+                    fsync(waiting.parent)
+                write_atomically(self.folder / MANIFEST, json_bytes(manifest))
+                self.manifest = manifest
+                give_names(self.folder, manifest["files"])
+            except BaseException:
+                with suppress(OSError, PythiaExportError):
+                    self._tidy()
+                raise
 
-    def _write_manifest(self, files: dict[str, Any]) -> None:
-        manifest = self.manifest | {"files": files}
-        write_atomically(self.folder / MANIFEST, json_bytes(manifest))
-        self.manifest = manifest
+    def _tidy(self) -> None:
+        """Finish or undo what a process began that was killed here."""
+        files = _read_manifest(self.folder)["files"]
+        give_names(self.folder, files)
+        remove_strays(self.folder, files)
+        for stale in self.folder.rglob(".*.tmp-*"):
+            if is_stale(stale):
+                stale.unlink()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """
+    Raises:
+        SourceError, IntegrityError: as `Artifact.open`.
+    """
+    if not folder.is_dir():
+        found = "is not a directory" if folder.exists() else "no such directory"
+        raise SourceError(f"{folder}: {found}; an artifact is a directory with a {MANIFEST}", hint=_aside(folder))
+    try:
+        manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    except FileNotFoundError:
+        raise SourceError(
+            f"{folder}: no {MANIFEST}, which every artifact has",
+            hint="Is this a directory that `pythia-export run` or `export` wrote?",
+        ) from None
+    check_manifest(manifest, folder / MANIFEST)
+    return manifest
 
 
 def _aside(out: Path) -> str:

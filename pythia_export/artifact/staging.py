@@ -1,38 +1,19 @@
-"""Publishing: into a hidden sibling, then one rename. Only a directory of the same kind is ever replaced."""
+"""A directory in the making, beside its final name."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import OutputError, PythiaExportError
-from ..strict_json import read_json
-from .disk import DISK_FULL, exchange, explained, fsync, raise_disk_full
+from .disk import explained
 from .lock import lock_folder
-from .manifest import MANIFEST, SCHEMA, check_shape, describe, json_bytes, now
-from .siblings import clean_up, owner, sibling
-from .sigterm import unwinding_on_sigterm
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a directory of ours is called, the file that describes it, and what it may hold that is not described.
-
-    Only a directory of the same kind is ever replaced.
-    """
-
-    noun: str
-    manifest: str
-    undescribed: frozenset[str] = frozenset()
-
-
-# A `replace_files` that was killed leaves these without the manifest naming them.
-ARTIFACT = Kind("artifact", MANIFEST, frozenset({"parity.json", "report.html", "README.md"}))
+from .publish import ARTIFACT, Kind, Publisher
+from .siblings import sibling
 
 
 class Staging:
@@ -42,147 +23,33 @@ class Staging:
             ...                                  # write into staging.folder
             staging.publish({"versions": ..., "source": ..., "recipe": ..., "layout": ...})
 
-    Leaving the context without `publish` removes the directory, on SIGTERM too.
-
-    Raises:
-        OutputError: `out` exists (and `overwrite` is not set, or it is not ours and of this kind), is a link or a file,
-            or its parent cannot be written.
-        ResourceError: the disk is full, here or in the body of the `with`.
+    Leaving the context without `publish` removes the directory, on SIGTERM too. Raises as `Publisher` does.
     """
 
     folder: Path
 
     def __init__(self, out: Path, overwrite: bool = False, kind: Kind = ARTIFACT) -> None:
-        self.out = Path(os.path.abspath(out))  # not resolved: a link must be seen as one
-        self.overwrite = overwrite
-        self.kind = kind
-        self._lock: int | None = None
-        self._sigterm = unwinding_on_sigterm()
-        _check_output(self.out, overwrite, kind)
+        self._publisher = Publisher(out, overwrite, kind)
+        self.out = self._publisher.out
 
     def __enter__(self) -> Self:
-        with explained(self.out):
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            clean_up(self.out)
-            _check_output(self.out, self.overwrite, self.kind)  # again: the clean-up may have put an old artifact back
-            self.folder = sibling(self.out, "tmp")
-            self.folder.mkdir()
-        self._lock = lock_folder(self.folder)
-        self._sigterm.__enter__()
+        with ExitStack() as stack:
+            stack.push(self._publisher.__enter__().__exit__)
+            with explained(self.out):
+                self.folder = sibling(self.out, "tmp")
+                self.folder.mkdir()
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)  # a leftover is removed by the next run
+            lock = lock_folder(self.folder)
+            if lock is not None:
+                stack.callback(os.close, lock)
+            self._stack = stack.pop_all()
         return self
 
     def publish(self, manifest: Mapping[str, Any]) -> None:
-        """Complete `manifest` (schema, created, size and SHA-256 of every file), write it, and rename.
-
-        Raises:
-            OutputError: `out` appeared meanwhile, or is no longer ours to replace; or a staged file is a link.
-        """
-        with explained(self.out):
-            found = _walk(self.folder, self.kind)
-            files = {name: describe(self.folder / name) for name in found}
-            whole = {"schema": SCHEMA, "created": now(), **manifest, "files": files}
-            (self.folder / self.kind.manifest).write_bytes(json_bytes(whole))
-            for name in (*files, self.kind.manifest):
-                fsync(self.folder / name)
-            for directory, _, _ in os.walk(self.folder):
-                fsync(Path(directory))
-            _check_output(self.out, self.overwrite, self.kind)
-            old = self._swap()
-            fsync(self.out.parent)
-        if old is not None:
-            try:
-                shutil.rmtree(old)
-            except OSError as e:
-                raise OutputError(
-                    f"{self.out} is published, but what it replaces could not be removed: {old}: {e.strerror}",
-                    hint="Remove that directory by hand.",
-                ) from e
-
-    def _swap(self) -> Path | None:
-        """Rename the staging directory to `out`; return where the old artifact now lies."""
-        if not self.out.exists():
-            os.rename(self.folder, self.out)
-            return None
-        if exchange(self.folder, self.out):
-            return self.folder
-        # Without an atomic exchange the name is empty for a moment. Killed there, the next run puts the old one back.
-        aside = sibling(self.out, "old")
-        try:
-            os.rename(self.out, aside)
-            os.rename(self.folder, self.out)
-        except BaseException:
-            if aside.exists() and not self.out.exists():
-                os.rename(aside, self.out)
-            raise
-        return aside
+        """As `Publisher.publish`."""
+        self._publisher.publish(self.folder, manifest)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)  # a leftover is removed by the next run
-        if self._lock is not None:
-            os.close(self._lock)
-        self._sigterm.__exit__(None, None, None)
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise_disk_full(self.out, error)
-
-
-# What may be replaced
-
-
-def _check_output(out: Path, overwrite: bool, kind: Kind) -> None:
-    if not out.name:
-        raise OutputError(f"{out} cannot be an output directory")
-    if out.is_symlink():
-        raise OutputError(
-            f"{out} is a symbolic link to {os.readlink(out)}; the rename would replace the link and not its target",
-            hint="Give the target itself, or remove the link.",
-        )
-    if out.exists():
-        if not out.is_dir():
-            raise OutputError(f"{out} exists and is a file; a directory is to be written", hint="Choose another name.")
-        if not overwrite:
-            raise OutputError(f"{out} exists", hint=f"--overwrite replaces it once the new {kind.noun} is whole.")
-        _check_ours(out, kind)
-    above = next(p for p in out.parents if os.path.lexists(p))
-    if not above.is_dir():
-        raise OutputError(f"{above} is not a directory, so {out} cannot be made", hint="Choose another place.")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise OutputError(f"{above} cannot be written, so {out} cannot be made", hint="Choose another place.")
-
-
-def _check_ours(out: Path, kind: Kind) -> None:
-    """Replacing removes, so only a directory of the same kind, or an empty one, may be replaced."""
-    top = sorted(p.name for p in out.iterdir())
-    if not top:
-        return
-    try:
-        manifest = read_json(out / kind.manifest)
-        check_shape(manifest, out / kind.manifest)
-    except (OSError, PythiaExportError) as e:
-        raise OutputError(
-            f"{out} exists and is no {kind.noun} (no readable {kind.manifest} of ours); it holds {_some(top)}",
-            hint=f"--overwrite replaces {kind.noun}s only. Remove the directory yourself, or choose another name.",
-        ) from e
-    known = {*manifest["files"], kind.manifest, *kind.undescribed}
-    found = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_symlink() or not p.is_dir())
-    foreign = [n for n in found if n not in known and owner(Path(n)) is None]
-    if foreign:
-        raise OutputError(
-            f"{out} also holds files which its {kind.manifest} does not name: {_some(foreign)}",
-            hint="--overwrite would remove them. Move them elsewhere first.",
-        )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _walk(folder: Path, kind: Kind) -> list[str]:
-    names = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            raise OutputError(f"{path} is a symbolic link to {os.readlink(path)}; an artifact holds its own files")
-        if path.is_file() and path != folder / kind.manifest:
-            names.append(path.relative_to(folder).as_posix())
-    return names
+        self._stack.__exit__(kind, error, traceback)

@@ -136,8 +136,8 @@ def _stream(
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=first.writer.path.parent)))
         if windows is not None and felt is None and any(o.quantize.fisher for o in outputs):
-            felt = Sensitivity(folder)
-            if journal is None or not journal.sensitivity:
+            felt = Sensitivity(folder, None if journal is None else journal.sensitivity)
+            if not felt.digests:
                 measure_sensitivity(source, windows, felt, memory_gb, progress=progress)
         stack.enter_context(torch.inference_mode())
         linears = sum(len(o.layout.linears) for o in outputs)
@@ -145,16 +145,21 @@ def _stream(
         jobs = [_Job(source, o, dtype, felt if o.quantize.fisher else None) for o in outputs]
         layers = _Layers(source, jobs, windows, memory_gb, folder)
         if journal is not None:
-            jobs[0].layers, jobs[0].linears = list(journal.layers), list(journal.linears)
+            journal.check(first.writer, source.config.num_layers)
+            jobs[0].layers = [entry.layer for entry in journal.finished]
+            jobs[0].linears = [record for entry in journal.finished for record in entry.linears]
         for layer in range(source.config.num_layers):
-            if journal is not None and layer < len(journal.layers):
+            if journal is not None and layer < len(journal.finished):
                 layers.go_past(layer)
             else:
+                before = len(jobs[0].linears)
                 layers.do(layer)
                 for o in outputs:
                     o.writer.commit()
                 if journal is not None:
-                    journal.commit(jobs[0].layers, jobs[0].linears, felt is not None)
+                    weights = first.writer.digest(f"{layer_prefix(layer)}.")
+                    sensitivity = None if felt is None else felt.digests
+                    journal.commit(jobs[0].layers[-1], jobs[0].linears[before:], weights, sensitivity)
             advance(4 * len(outputs))
         layers.finish()
         advance(len(outputs))

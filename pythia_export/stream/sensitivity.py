@@ -8,7 +8,10 @@ memory holds one layer, whatever the depth; the inputs of all layers lie on disk
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from ..block import UP, Block, Rotary, final_norm, head
 from ..device import tensor_cores
-from ..errors import NumericsError
+from ..errors import IntegrityError, NumericsError
 from ..graph.layout import QKV
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_tensors
 from ..progress import SILENT, Progress
@@ -43,20 +46,38 @@ class Sensitivity:
     """G of every layer, a file each in `folder`: [heads, 3 * head_dim, 3 * head_dim] of QKV, whose heads do not meet,
     [1, hidden, hidden] of the residual stream behind the layer, and the diagonal [intermediate] of h_to_4h's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, digests: Mapping[str, str] | None = None) -> None:
+        """`digests` are the files' SHA-256 by name, of an earlier process that put them there."""
         self.folder = folder
+        self.digests = dict(digests or {})
 
     def get(self, layer: int, kind: str) -> Tensor:
-        """`kind` is QKV, RESIDUAL or UP."""
-        return torch.from_numpy(np.load(self._path(layer, kind)))
+        """`kind` is QKV, RESIDUAL or UP.
+
+        Raises:
+            IntegrityError: the file is gone, or not what was put.
+        """
+        path = self._path(layer, kind)
+        try:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == self.digests.get(path.name):
+                    file.seek(0)
+                    return torch.from_numpy(np.load(file))
+            found = "is not what was written: its SHA-256 is another"
+        except FileNotFoundError:
+            found = "is not there any more"
+        raise IntegrityError(f"layer {layer}: {path} {found}", hint="Start anew without --resume.")
 
     def of(self, layer: int, linear: str) -> Tensor:
         """G at one linear's output."""
         return self.get(layer, linear if linear in (QKV, UP) else RESIDUAL)
 
     def put(self, layer: int, kind: str, G: Tensor) -> None:
-        with self._path(layer, kind).open("wb") as file:
-            np.save(file, G.cpu().numpy())
+        path, content = self._path(layer, kind), io.BytesIO()
+        np.save(content, G.cpu().numpy())
+        self.digests[path.name] = hashlib.sha256(content.getbuffer()).hexdigest()
+        with path.open("wb") as file:
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())  # a journal will vouch for it
 
