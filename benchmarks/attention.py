@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
-from pythia_export.graph.layout import rotary_tables
+from pythia_export.graph.rotary import rotary_tables
 from pythia_export.kernels import kernels_path
 from pythia_export.machine import machine
 from pythia_export.neox import NeoXConfig

@@ -1,7 +1,8 @@
 """One GPT-NeoX block in torch, from tensors by their on-disk names; held to Hugging Face's GPTNeoX by a test.
 
-Both LayerNorms of a block read the same ``x``, so they are two affine maps of one normalised vector ``z``; the block
-is computed in the two stages that quantisation needs: first the products that read ``z``, then those that read them.
+With a parallel residual both LayerNorms of a block read the same ``x``, so they are two affine maps of one normalised
+vector ``z``; the block is computed in the two stages that quantisation needs: first the products that read ``z``, then
+those that read them. With a sequential one the MLP reads what attention wrote, and there are four stages.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .graph.layout import QKV, rotary_tables
-from .neox import FINAL_NORM, HEAD, NeoXConfig, layer_prefix
+from .graph.layout import NORMS, QKV
+from .graph.rotary import rotary_tables
+from .neox import FINAL_NORM, HEAD, Activation, NeoXConfig, has_bias, layer_prefix
 
 Weights = Callable[[str], Tensor]  # on-disk name -> tensor, in the dtype to compute in
 See = Callable[[str, Tensor], None]  # a linear's name within the layer, and its output
@@ -30,7 +32,7 @@ class Rotary:
 
     @classmethod
     def of(cls, config: NeoXConfig, length: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Rotary:
-        cos, sin = (torch.from_numpy(table[:length].T.copy()).to(device, dtype) for table in rotary_tables(config))
+        cos, sin = (torch.from_numpy(t[:length].T.copy()).to(device, dtype) for t in rotary_tables(config))
         return cls(cos, sin)
 
     def turn(self, x: Tensor) -> Tensor:
@@ -55,6 +57,27 @@ def attention(qkv: Tensor, config: NeoXConfig, rotary: Rotary) -> Tensor:
     return mixed.transpose(1, 2).reshape(B, T, config.hidden_size)
 
 
+def activate(x: Tensor, kind: Activation) -> Tensor:
+    """The MLP's activation, in x's own dtype."""
+    match kind:
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "gelu_10":
+            return F.gelu(x).clamp(-10, 10)
+        case "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
+        case "relu":
+            return F.relu(x)
+        case "relu2":
+            return F.relu(x).square()
+        case "silu":
+            return F.silu(x)
+        case "mish":
+            return F.mish(x)
+
+
 @dataclass(frozen=True)
 class Block:
     """The weights of one layer, ready to compute with."""
@@ -68,31 +91,61 @@ class Block:
         return z * self.weights(f"{name}.weight") + self.weights(f"{name}.bias")
 
     def linear(self, x: Tensor, linear: str) -> Tensor:
-        """One of the four products with its bias, by its name within the layer."""
+        """One of the four products with its bias, if it has one, by its name within the layer."""
         name = f"{layer_prefix(self.layer)}.{linear}"
-        return F.linear(x, self.weights(f"{name}.weight"), self.weights(f"{name}.bias"))
+        bias = self.weights(f"{name}.bias") if has_bias(self.config, linear) else None
+        return F.linear(x, self.weights(f"{name}.weight"), bias)
+
+    def normed(self, x: Tensor, norm: str) -> Tensor:
+        """What one of the two LayerNorms makes of x [B, T, hidden]."""
+        return self._affine(normalise(x, self.config.layer_norm_eps), norm)
 
     def inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What QKV and h_to_4h read, each [B, T, hidden]."""
+        """What QKV and h_to_4h read of a parallel block, each [B, T, hidden]."""
         z = normalise(x, self.config.layer_norm_eps)
-        return self._affine(z, "input_layernorm"), self._affine(z, "post_attention_layernorm")
+        return self._affine(z, NORMS[0]), self._affine(z, NORMS[1])
 
-    def middle(self, x: Tensor, rotary: Rotary, see: See | None = None) -> tuple[Tensor, Tensor]:
-        """What dense [B, T, hidden] and 4h_to_h [B, T, intermediate] read; `see` is shown what they are made of."""
-        for_attention, for_mlp = self.inputs(x)
-        qkv, up = self.linear(for_attention, QKV), self.linear(for_mlp, UP)
+    def mix(self, read: Tensor, rotary: Rotary, see: See | None = None) -> Tensor:
+        """What dense reads [B, T, hidden], from what QKV reads."""
+        qkv = self.linear(read, QKV)
         if see is not None:
             see(QKV, qkv)
+        return attention(qkv, self.config, rotary)
+
+    def rise(self, read: Tensor, see: See | None = None) -> Tensor:
+        """What 4h_to_h reads [B, T, intermediate], from what h_to_4h reads."""
+        up = self.linear(read, UP)
+        if see is not None:
             see(UP, up)
-        return attention(qkv, self.config, rotary), F.gelu(up)
+        return activate(up, self.config.activation)
+
+    def middle(self, x: Tensor, rotary: Rotary, see: See | None = None) -> tuple[Tensor, Tensor]:
+        """What dense [B, T, hidden] and 4h_to_h [B, T, intermediate] read of a parallel block; `see` is shown what
+        they are made of."""
+        for_attention, for_mlp = self.inputs(x)
+        return self.mix(for_attention, rotary, see), self.rise(for_mlp, see)
 
     def __call__(self, x: Tensor, rotary: Rotary, see: See | None = None) -> Tensor:
-        """The block's output, x [B, T, hidden] -> [B, T, hidden]."""
-        return self.output(x, *self.middle(x, rotary, see))
+        """The block's output, x [B, T, hidden] -> [B, T, hidden]; `see` is shown each product that an activation or
+        another residual follows: QKV's, h_to_4h's, and with a sequential residual dense's."""
+        if self.config.parallel_residual:
+            return self.output(x, *self.middle(x, rotary, see))
+        return self.after_mlp(self.after_attention(x, rotary, see), see)
 
     def output(self, x: Tensor, mixed: Tensor, up: Tensor) -> Tensor:
-        """The block's output, from what dense and 4h_to_h read."""
+        """A parallel block's output, from what dense and 4h_to_h read."""
         return x + self.linear(mixed, DENSE) + self.linear(up, DOWN)
+
+    def after_attention(self, x: Tensor, rotary: Rotary, see: See | None = None) -> Tensor:
+        """The residual stream between the two halves of a sequential block."""
+        written = self.linear(self.mix(self.normed(x, NORMS[0]), rotary, see), DENSE)
+        if see is not None:
+            see(DENSE, written)
+        return x + written
+
+    def after_mlp(self, x: Tensor, see: See | None = None) -> Tensor:
+        """A sequential block's output, from the residual stream between its halves."""
+        return x + self.linear(self.rise(self.normed(x, NORMS[1]), see), DOWN)
 
 
 def final_norm(x: Tensor, config: NeoXConfig, weights: Weights) -> Tensor:

@@ -1,8 +1,9 @@
-"""GPT-NeoX as Pythia uses it: its configuration, and THE table of its tensors. No torch here.
+"""GPT-NeoX: its configuration, and THE table of its tensors. No torch here.
 
-Pythia's block is ``x + attn(ln1(x)) + mlp(ln2(x))`` (parallel residual). The fused QKV product is laid out
-``[heads, 3, head_dim]``; rotary embedding turns the first ``rotary_dim`` dimensions of each head, half-split.
-Everything else (sequential residual, tied embeddings, other activations) is refused by name.
+Pythia's block is ``x + attn(ln1(x)) + mlp(ln2(x))`` (parallel residual). RedPajama-INCITE and rinna have a sequential
+one: ``m = x + attn(ln1(x))``, then ``m + mlp(ln2(m))``. The fused QKV product is laid out ``[heads, 3, head_dim]``;
+rotary embedding turns the first ``rotary_dim`` dimensions of each head, half-split. What is supported of the family is
+the table in docs/sources.md; the rest is refused by name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from math import prod
 from typing import Any, Literal, NoReturn, overload
 
 from .errors import SourceError
+from .rope import PLAIN, Rope
 from .strict_json import shown
 
 Role = Literal["embedding", "linear", "bias", "norm", "head"]
@@ -28,6 +30,15 @@ LINEARS = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", 
 EMBEDDING = "gpt_neox.embed_in"
 FINAL_NORM = "gpt_neox.final_layer_norm"
 HEAD = "embed_out"
+
+Activation = Literal["gelu", "gelu_tanh", "gelu_10", "quick_gelu", "relu", "relu2", "silu", "mish"]
+# What `hidden_act` may be, by transformers' names (activations.py), and the function that each of them computes.
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_10": "gelu_10", "quick_gelu": "quick_gelu",
+    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu", "relu2": "relu2", "silu": "silu", "swish": "silu", "mish": "mish",
+}  # fmt: skip
 
 
 DEFAULT_EOS = 2  # of transformers, for a config.json that has no eos_token_id; a null is none
@@ -60,6 +71,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class NeoXConfig:
+    """One model's architecture.
+
+    hidden_act: one of `ACTIVATIONS`. attention_bias: QKV and dense have biases; h_to_4h and 4h_to_h always do.
+    tied_head: the head is the embedding's matrix; an artifact stores each in a form of its own.
+    """
+
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -71,6 +88,11 @@ class NeoXConfig:
     layer_norm_eps: float = 1e-5
     bos_token_id: int | None = 0
     eos_token_ids: tuple[int, ...] = (0,)  # any of them ends a text
+    parallel_residual: bool = True
+    hidden_act: str = "gelu"
+    attention_bias: bool = True
+    tied_head: bool = False
+    rope: Rope = PLAIN
 
     @property
     def head_dim(self) -> int:
@@ -83,7 +105,17 @@ class NeoXConfig:
 
     @property
     def rotary_dim(self) -> int:
+        """Dimensions of a head that turn: an even number."""
+        return self.rotary_spread + self.rotary_spread % 2
+
+    @property
+    def rotary_spread(self) -> int:
+        """Dimensions that the frequencies are spread over; odd ones are legal, and then one more dimension turns."""
         return int(self.head_dim * self.rotary_pct)
+
+    @property
+    def activation(self) -> Activation:
+        return ACTIVATIONS[self.hidden_act]
 
     @cached_property
     def parameters(self) -> int:
@@ -104,16 +136,14 @@ class NeoXConfig:
             raise SourceError(f"{where}: {shown(raw)}; an object was expected")
         fields = _Fields(raw, where)
 
-        def require(name: str, expected: Any, default: Any) -> None:
-            found = raw.get(name, default)
-            if found != expected:
-                raise SourceError(f"{where}: {name} is {shown(found)}; every Pythia model has {expected!r}")
-
-        require("model_type", "gpt_neox", None)
-        require("hidden_act", "gelu", "gelu")
-        require("use_parallel_residual", True, True)
-        require("tie_word_embeddings", False, False)
-        require("attention_bias", True, True)
+        if raw.get("model_type") != "gpt_neox":
+            raise SourceError(f"{where}: model_type is {shown(raw.get('model_type'))}; 'gpt_neox' was expected")
+        hidden_act = raw.get("hidden_act", "gelu")
+        if not isinstance(hidden_act, str) or hidden_act not in ACTIVATIONS:
+            raise SourceError(
+                f"{where}: hidden_act is {shown(hidden_act)}, which is not supported",
+                hint=f"These are: {', '.join(ACTIVATIONS)}.",
+            )
         rope = _Fields(fields.object("rope_parameters"), where, "rope_parameters.")
 
         def rotary(old: str, new: str, default: float, most: float) -> float:
@@ -126,9 +156,6 @@ class NeoXConfig:
                 raise SourceError(f"{where}: {said}: two spellings of one thing that disagree")
             return next(iter(given.values()), float(default))
 
-        rope_type = rope.raw.get("rope_type", "default")
-        if rope_type != "default" or raw.get("rope_scaling"):
-            raise SourceError(f"{where}: scaled rotary embedding ({shown(rope_type)}); Pythia's is plain")
         config = cls(
             vocab_size=fields.size("vocab_size"),
             hidden_size=fields.size("hidden_size"),
@@ -139,15 +166,24 @@ class NeoXConfig:
             rotary_pct=rotary("rotary_pct", "partial_rotary_factor", 0.25, 1.0),
             rotary_base=rotary("rotary_emb_base", "rope_theta", 10000, 1e30),
             layer_norm_eps=fields.number("layer_norm_eps", 1e-5, most=1.0),
+            parallel_residual=fields.flag("use_parallel_residual", True),
+            hidden_act=hidden_act,
+            attention_bias=fields.flag("attention_bias", True),
+            tied_head=fields.flag("tie_word_embeddings", False),
+            rope=_scaling({name: fields.object(name) for name in ("rope_scaling", "rope_parameters")}, where),
         )
         if config.hidden_size % config.num_heads:
             raise SourceError(
                 f"{where}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_heads}"
             )
-        if config.rotary_dim % 2 or not 2 <= config.rotary_dim <= config.head_dim:
+        if not 2 <= config.rotary_dim <= config.head_dim:
             raise SourceError(
                 f"{where}: rotary_pct {config.rotary_pct} of head_dim {config.head_dim} turns "
-                f"{config.rotary_dim} dimensions; an even number of 2 or more is needed"
+                f"{config.rotary_dim} dimensions; 2 to {config.head_dim} were expected"
+            )
+        if raw.get("head_dim") not in (None, config.head_dim):
+            raise SourceError(
+                f"{where}: head_dim is {shown(raw['head_dim'])}; hidden_size / num_attention_heads is {config.head_dim}"
             )
         # Where they are absent, the defaults of transformers' GPTNeoXConfig hold.
         bos = raw.get("bos_token_id", 0)
@@ -161,10 +197,10 @@ class NeoXConfig:
         """`config.json` with the rotary fields in both spellings, so that any consumer finds its own."""
         return {
             "architectures": ["GPTNeoXForCausalLM"],
-            "attention_bias": True,
+            "attention_bias": self.attention_bias,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": spelt(self.eos_token_ids),
-            "hidden_act": "gelu",
+            "hidden_act": self.hidden_act,
             "hidden_size": self.hidden_size,
             "initializer_range": 0.02,
             "intermediate_size": self.intermediate_size,
@@ -176,14 +212,15 @@ class NeoXConfig:
             "rope_parameters": {
                 "partial_rotary_factor": self.rotary_pct,
                 "rope_theta": self.rotary_base,
-                "rope_type": "default",
+                **self.rope.to_dict(),
             },
+            **({} if self.rope == PLAIN else {"rope_scaling": self.rope.to_dict()}),
             "rotary_emb_base": self.rotary_base,
             "rotary_pct": self.rotary_pct,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": self.tied_head,
             "torch_dtype": dtype,
             "use_cache": True,
-            "use_parallel_residual": True,
+            "use_parallel_residual": self.parallel_residual,
             "vocab_size": self.vocab_size,
         }
 
@@ -225,6 +262,13 @@ class _Fields:
             self._refuse(name, found, f"a number above 0, at most {most:g},")
         return float(found)
 
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false; null is none of these, and transformers 4 would take it for false."""
+        found = self.raw.get(name, default)
+        if not isinstance(found, bool):
+            self._refuse(name, found, "true or false")
+        return found
+
     def object(self, name: str) -> Mapping[str, Any]:
         found = self.raw.get(name)
         if found is not None and not isinstance(found, Mapping):
@@ -257,6 +301,20 @@ def spelt(tokens: tuple[int, ...]) -> int | list[int] | None:
     return list(tokens) if len(tokens) > 1 else next(iter(tokens), None)
 
 
+def _scaling(spelt: Mapping[str, Mapping[str, Any]], where: str) -> Rope:
+    """How rotary frequencies are scaled, by `rope_scaling` of transformers 4 or `rope_parameters` of 5."""
+    found = {name: Rope.from_dict(raw, f"{where}: {name}") for name, raw in spelt.items() if raw}
+    if len(set(found.values())) > 1:
+        said = " and ".join(f"{name} is {rope.to_dict()}" for name, rope in found.items())
+        raise SourceError(f"{where}: {said}: two spellings of one thing that disagree")
+    return next(iter(found.values()), PLAIN)
+
+
+def has_bias(config: NeoXConfig, linear: str) -> bool:
+    """Whether one of `LINEARS`, or the head, has a bias."""
+    return linear != HEAD and (config.attention_bias or not linear.startswith("attention."))
+
+
 def linear_shape(config: NeoXConfig, linear: str) -> tuple[int, int]:
     """``[out, in]`` of one of `LINEARS`, or of the head."""
     d, ff = config.hidden_size, config.intermediate_size
@@ -277,14 +335,19 @@ def layer_tensors(config: NeoXConfig, layer: int) -> Iterator[TensorSpec]:
     for linear in LINEARS:
         shape = linear_shape(config, linear)
         yield TensorSpec(f"{prefix}.{linear}.weight", shape, "linear", layer)
-        yield TensorSpec(f"{prefix}.{linear}.bias", shape[:1], "bias", layer)
+        if has_bias(config, linear):
+            yield TensorSpec(f"{prefix}.{linear}.bias", shape[:1], "bias", layer)
 
 
 def tensors(config: NeoXConfig) -> Iterator[TensorSpec]:
-    """Every tensor of a checkpoint, in the order in which they are streamed, by on-disk name."""
+    """Every tensor of a checkpoint, in the order in which they are streamed, by on-disk name.
+
+    A tied head is the embedding, and none of its own.
+    """
     yield TensorSpec(f"{EMBEDDING}.weight", (config.vocab_size, config.hidden_size), "embedding")
     for layer in range(config.num_layers):
         yield from layer_tensors(config, layer)
     yield TensorSpec(f"{FINAL_NORM}.weight", (config.hidden_size,), "norm")
     yield TensorSpec(f"{FINAL_NORM}.bias", (config.hidden_size,), "norm")
-    yield TensorSpec(f"{HEAD}.weight", (config.vocab_size, config.hidden_size), "head")
+    if not config.tied_head:
+        yield TensorSpec(f"{HEAD}.weight", (config.vocab_size, config.hidden_size), "head")

@@ -9,8 +9,8 @@ import pytest
 from models import small_config
 from onnx import helper
 
-from pythia_export.graph.layout import rotary_tables
 from pythia_export.graph.ops import DOMAIN, OPSET, rotary_attention
+from pythia_export.graph.rotary import rotary_tables
 from pythia_export.neox import NeoXConfig
 
 INPUTS = [

@@ -7,12 +7,13 @@ import difflib
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..errors import IntegrityError, SourceError
 from ..generation import Generation
-from ..neox import HEAD, IGNORED_BUFFERS, NeoXConfig, tensors
+from ..neox import EMBEDDING, HEAD, IGNORED_BUFFERS, NeoXConfig, TensorSpec, tensors
 from ..progress import SILENT, Progress
 from ..tokenizer import FolderTokenizer
 from .adapter import Adapter, open_adapter
@@ -22,6 +23,7 @@ from .names import by_table_name, require_merged
 from .pull import CONFIG, Pulled, open_tokenizer, read_model
 from .read import DTYPES, StoredTensor
 
+_EMBEDDING, _HEAD = f"{EMBEDDING}.weight", f"{HEAD}.weight"
 _VALUE_HEADS = ("v_head.", "value_head.")  # of reinforcement learning: beside the model, not in its logits
 _OTHER_HEADS = {
     "score.weight": "GPTNeoXForSequenceClassification, a classifier",
@@ -56,6 +58,8 @@ class Checkpoint:
         Raises:
             NumericsError: it holds a NaN, an infinity, or a float64 that float32 does not hold.
         """
+        if name == _HEAD and self.config.tied_head:
+            name = _EMBEDDING
         tensor = self._where[name].read()
         return tensor if self._adapter is None else self._adapter.merged(name, tensor)
 
@@ -78,8 +82,9 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
     """Read configuration and headers; hold every tensor's name, shape and dtype to the configuration.
 
     Raises:
-        SourceError: a file or a tensor is missing, the configuration is not Pythia's, or the tensors are those of
-            another kind of model: a classifier, one quantised already, several at once.
+        SourceError: a file or a tensor is missing, the configuration is not one of the family's, a head that should be
+            tied is not, or the tensors are those of another kind of model: a classifier, one quantised already,
+            several at once.
         IntegrityError: a truncated or malformed file, a wrong shape, a dtype that no Pythia has, an unknown tensor.
     """
     folder = str(pulled.folder)
@@ -88,8 +93,14 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
     require_plain_tensors(named, folder)
     require_merged(named, folder)
     found = {table: named[name] for table, name in by_table_name(named, folder).items()}
-    where = {}
-    for spec in tensors(config):
+    where: dict[str, StoredTensor] = {}
+    specs = list(tensors(config))
+    if config.tied_head and _HEAD in found:
+        if _EMBEDDING in found:  # both are there, and have to be equal
+            specs.append(TensorSpec(_HEAD, specs[0].shape, "head"))
+        else:  # one matrix by the other name, as safetensors' save_model leaves it
+            found[_EMBEDDING] = found.pop(_HEAD)
+    for spec in specs:
         if spec.name not in found:
             raise _missing(spec.name, found, pulled.folder)
         stored = where[spec.name] = found.pop(spec.name)
@@ -107,6 +118,8 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
             f"{pulled.folder}: {len(extra)} tensors that {CONFIG} has no place for, {extra[0]} among them",
             hint="Does num_hidden_layers match the weights?",
         )
+    if config.tied_head and _HEAD in where:
+        _require_equal_ends(where.pop(_HEAD), where[_EMBEDDING], pulled.folder)
     adapter = None
     if pulled.adapter is not None:
         adapter = open_adapter(pulled.adapter, {name: stored.shape for name, stored in where.items()})
@@ -143,3 +156,17 @@ def _missing(name: str, found: dict[str, StoredTensor], folder: Path) -> SourceE
         )
     near = difflib.get_close_matches(name, found, n=1, cutoff=0.8)
     return SourceError(f"{folder}: tensor {name} is missing", hint=f"There is {near[0]}." if near else "")
+
+
+def _require_equal_ends(head: StoredTensor, embedding: StoredTensor, folder: Path) -> None:
+    """
+    Raises:
+        SourceError: a tied head that is not the embedding: transformers 4 takes the embedding for it, 5 the head.
+    """
+    if not torch.equal(head.read().float(), embedding.read().float()):
+        raise SourceError(
+            f"{folder}: {CONFIG} ties the head to the embedding (tie_word_embeddings), and {head.name} differs from "
+            f"{embedding.name}",
+            hint=f"Set tie_word_embeddings to false in {CONFIG} where the head was trained by itself; remove "
+            f"{head.name} where it was not.",
+        )

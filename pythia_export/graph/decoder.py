@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper, inliner
 
-from ..neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, cache_parts, layer_prefix
+from ..neox import EMBEDDING, FINAL_NORM, HEAD, Activation, NeoXConfig, cache_parts, layer_prefix
 from ..recipe import Export
 from .files import DATA_FILE
 from .layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, NORMS, QKV, Layout, LinearPlan, Slot
@@ -248,9 +248,15 @@ def _block(
         return _two_products(tape, config, layout, export, layer, x, shared)
     normed = _norm(tape, config, f"{prefix}.input_layernorm", f"{path}/input_layernorm", x)
     attention = linear("attention.dense", _attention(tape, config, export, layer, linear(QKV, normed), shared))
+    if not config.parallel_residual:
+        x = tape.node("Add", f"{path}/attention/residual/Add", [attention, x])
     normed = _norm(tape, config, f"{prefix}.post_attention_layernorm", f"{path}/post_attention_layernorm", x)
-    up = tape.node("Gelu", f"{path}/mlp/Gelu", [linear("mlp.dense_h_to_4h", normed)], approximate="none")
-    mlp = linear("mlp.dense_4h_to_h", up)
+    mlp = linear(
+        "mlp.dense_4h_to_h",
+        _activation(tape, config.activation, _TYPES[export.dtype], f"{path}/mlp", linear("mlp.dense_h_to_4h", normed)),
+    )
+    if not config.parallel_residual:
+        return tape.node("Add", f"{path}/residual/Add", [mlp, x])
     both = tape.node("Add", f"{path}/branches/Add", [attention, mlp])
     return tape.node("Add", f"{path}/residual/Add", [both, x])
 
@@ -269,7 +275,7 @@ def _two_products(
     qkv, up = f"{path}/{FUSED_IN}/qkv", f"{path}/{FUSED_IN}/up"
     tape.nodes.append(helper.make_node("Split", [both, widths], [qkv, up], name=f"{path}/{FUSED_IN}/Split", axis=-1))
     mixed = _attention(tape, config, export, layer, qkv, shared)
-    up = tape.node("Gelu", f"{path}/mlp/Gelu", [up], approximate="none")
+    up = _activation(tape, config.activation, _TYPES[export.dtype], f"{path}/mlp", up)
     joined = tape.node("Concat", f"{path}/{FUSED_OUT}/Concat", [mixed, up], axis=-1)
     out = _linear(tape, layout.fused[f"{prefix}.{FUSED_OUT}"], export, f"{path}/{FUSED_OUT}", joined)
     return tape.node("Add", f"{path}/residual/Add", [out, x])
@@ -290,13 +296,42 @@ def _attention(tape: _Tape, config: NeoXConfig, export: Export, layer: int, qkv:
     return tape.typed(f"{name}/out0", _TYPES[export.dtype], config.hidden_size)
 
 
+def _activation(tape: _Tape, activation: Activation, kind: int, path: str, x: str) -> str:
+    """What the MLP makes of h_to_4h's output, elementwise. Its last node alone lies at `path` itself."""
+
+    def number(value: float) -> str:
+        return tape.constant(f"mlp.{value:g}", kind, [], [value])
+
+    match activation:
+        case "gelu":
+            return tape.node("Gelu", f"{path}/Gelu", [x], approximate="none")
+        case "gelu_tanh":
+            return tape.node("Gelu", f"{path}/Gelu", [x], approximate="tanh")
+        case "gelu_10":
+            gelu = tape.node("Gelu", f"{path}/gelu_10/Gelu", [x], approximate="none")
+            return tape.node("Clip", f"{path}/Clip", [gelu, number(-10.0), number(10.0)])
+        case "relu":
+            return tape.node("Relu", f"{path}/Relu", [x])
+        case "relu2":
+            relu = tape.node("Relu", f"{path}/relu2/Relu", [x])
+            return tape.node("Mul", f"{path}/Mul", [relu, relu])
+        case "silu":
+            return tape.node("Mul", f"{path}/Mul", [x, tape.node("Sigmoid", f"{path}/silu/Sigmoid", [x])])
+        case "quick_gelu":
+            scaled = tape.node("Mul", f"{path}/quick_gelu/Mul", [x, number(1.702)])
+            return tape.node("Mul", f"{path}/Mul", [x, tape.node("Sigmoid", f"{path}/quick_gelu/Sigmoid", [scaled])])
+        case "mish":
+            plus = tape.node("Softplus", f"{path}/mish/Softplus", [x])
+            return tape.node("Mul", f"{path}/Mul", [x, tape.node("Tanh", f"{path}/mish/Tanh", [plus])])
+
+
 def _norm(tape: _Tape, config: NeoXConfig, name: str, path: str, x: str) -> str:
     inputs = [x, tape.weight(f"{name}.weight"), tape.weight(f"{name}.bias")]
     return tape.node("LayerNormalization", f"{path}/LayerNormalization", inputs, axis=-1, epsilon=config.layer_norm_eps)
 
 
 def _linear(tape: _Tape, plan: LinearPlan, export: Export, path: str, x: str) -> str:
-    bias = tape.weight(f"{plan.name}.bias") if plan.name != HEAD else ""
+    bias = tape.weight(f"{plan.name}.bias") if plan.bias else ""
     if plan.method == "none":
         weight = tape.weight(f"{plan.name}.weight")
         if plan.name == HEAD and tape.layout.slots[weight].dtype != export.dtype:

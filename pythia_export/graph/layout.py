@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from ..errors import RecipeError
-from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, layer_prefix, linear_shape
+from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, has_bias, layer_prefix, linear_shape
 from ..recipe import Method, Quantize, Scheme
 
 PAGE, SMALL = 4096, 64
@@ -70,6 +70,7 @@ class LinearPlan:
     shape: tuple[int, int]
     method: Method
     scheme: Scheme
+    bias: bool
 
     @property
     def block_size(self) -> int:
@@ -125,8 +126,10 @@ def linear_plans(config: NeoXConfig, quantize: Quantize) -> Iterator[LinearPlan]
     for layer in range(config.num_layers):
         for linear in LINEARS:
             name = f"{layer_prefix(layer)}.{linear}"
-            yield LinearPlan(name, layer, linear_shape(config, linear), *quantize.linear(name))
-    yield LinearPlan(HEAD, None, linear_shape(config, HEAD), *quantize.linear(HEAD))
+            yield LinearPlan(
+                name, layer, linear_shape(config, linear), *quantize.linear(name), has_bias(config, linear)
+            )
+    yield LinearPlan(HEAD, None, linear_shape(config, HEAD), *quantize.linear(HEAD), bias=False)
 
 
 def require_overrides_match(config: NeoXConfig, quantize: Quantize) -> None:
@@ -166,7 +169,7 @@ def _linear(plan: LinearPlan, dtype: str) -> Iterator[_Tensor]:
         yield _Tensor(f"{plan.name}.scales", dtype, (out, plan.blocks))
         if not plan.scheme.symmetric:
             yield _Tensor(f"{plan.name}.zero_points", "uint8", (out, -(-plan.blocks * bits // 8)))
-    if plan.name != HEAD:
+    if plan.bias:
         yield _Tensor(f"{plan.name}.bias", dtype, (out,))
 
 
@@ -200,8 +203,8 @@ def _fused_plan(name: str, parts: list[LinearPlan]) -> LinearPlan:
             hint="Let the overrides match both or neither, or leave `products` at 4.",
         )
     if name.endswith(FUSED_IN):
-        return LinearPlan(name, a.layer, (a.shape[0] + b.shape[0], a.shape[1]), a.method, a.scheme)
-    whole = LinearPlan(name, a.layer, (a.shape[0], a.shape[1] + b.shape[1]), a.method, a.scheme)
+        return LinearPlan(name, a.layer, (a.shape[0] + b.shape[0], a.shape[1]), a.method, a.scheme, bias=True)
+    whole = LinearPlan(name, a.layer, (a.shape[0], a.shape[1] + b.shape[1]), a.method, a.scheme, bias=True)
     bytes_of_zeros = a.blocks * a.scheme.stored_bits % 8 == 0 or a.scheme.symmetric
     aligned = a.shape[1] % a.block_size == 0 and a.block_size == b.block_size == whole.block_size
     if a.method != "none" and not (aligned and bytes_of_zeros):
@@ -213,12 +216,25 @@ def _fused_plan(name: str, parts: list[LinearPlan]) -> LinearPlan:
     return whole
 
 
+def _require_foldable(config: NeoXConfig) -> None:
+    why = None
+    if not config.parallel_residual:
+        why = "QKV and h_to_4h read the same vector only with a parallel residual, and this model's is sequential"
+    elif not config.attention_bias:
+        why = "the shift of a LayerNorm goes into QKV's bias, and this model has none (attention_bias = false)"
+    if why is not None:
+        raise RecipeError(f"quantize.products = 2: {why}", hint="Leave `products` at 4.")
+
+
 def layout(config: NeoXConfig, quantize: Quantize, dtype: str) -> Layout:
     """Lay out every tensor of the artifact. `dtype` is that of scales, biases and norms: float32 or float16.
 
     Raises:
-        RecipeError: two products a layer are asked for, of linears that cannot share a matrix.
+        RecipeError: two products a layer are asked for, of linears that cannot share a matrix, or of a model whose
+            layers cannot be folded.
     """
+    if quantize.products == 2:
+        _require_foldable(config)
     d, vocab = config.hidden_size, config.vocab_size
     linears = {plan.name: plan for plan in linear_plans(config, quantize)}
     fused: dict[str, LinearPlan] = {}
@@ -278,13 +294,3 @@ def packed_qkv_rows(config: NeoXConfig) -> np.ndarray:
     """On-disk row of each packed row, [3 * hidden]: ``W[rows]`` goes from ``[heads, 3, head_dim]`` to packed."""
     rows = np.arange(3 * config.hidden_size).reshape(config.num_heads, 3, config.head_dim)
     return rows.transpose(1, 0, 2).reshape(-1)
-
-
-def rotary_tables(config: NeoXConfig) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of ``position * base ** (-2i / rotary_dim)``, each [max_positions, rotary_dim / 2], float64.
-
-    RoFormer, arXiv 2104.09864, section 3.2.2; the checkpoint's own `inv_freq` is rounded and not used.
-    """
-    i = np.arange(0, config.rotary_dim, 2, dtype=np.float64)
-    angle = np.outer(np.arange(config.max_positions, dtype=np.float64), config.rotary_base ** (-i / config.rotary_dim))
-    return np.cos(angle), np.sin(angle)

@@ -20,9 +20,9 @@ import onnx
 import torch
 from torch import Tensor
 
-from ..block import DENSE, DOWN, UP, Block, Rotary, attention, final_norm, head
+from ..block import DENSE, DOWN, UP, Block, Rotary, activate, attention, final_norm, head
 from ..graph.decoder import kv_cache, with_accuracy_level
-from ..graph.layout import FUSED_IN, FUSED_OUT, QKV, packed_qkv_rows
+from ..graph.layout import FUSED_IN, FUSED_OUT, NORMS, QKV, packed_qkv_rows
 from ..graph.ops import DOMAIN
 from ..kernels import kernels_path
 from ..neox import EMBEDDING, LINEARS, NeoXConfig, cache_parts
@@ -119,7 +119,7 @@ def _compared(
     x = given("embedding", x)
     for layer in range(config.num_layers):
         block, path = Block(config, layer, weights), f"{layer}."
-        for_attention, for_mlp = block.inputs(x)
+        for_attention = block.normed(x, NORMS[0])
         fused = f"{path}both" in places
         if fused:
             yield compared(layer, "LayerNormalization", f"{path}both", for_attention)
@@ -134,22 +134,33 @@ def _compared(
         mixed = attention(whole[..., rows.argsort()].contiguous(), config, rotary)[:, -len(ids) :]
         yield compared(layer, "RotaryAttention", f"{path}attention", mixed)
         mixed = given(f"{path}attention", mixed)
+        dense = block.linear(mixed, DENSE)
+        middle = x
+        if not config.parallel_residual:
+            yield compared(layer, "dense", f"{path}dense", dense)
+            middle = x + given(f"{path}dense", dense)
+            yield compared(layer, "attention residual", f"{path}middle", middle)
+            middle = given(f"{path}middle", middle)
         if not fused:
+            for_mlp = block.normed(middle, NORMS[1])
             yield compared(layer, "post_attention_layernorm", f"{path}ln2", for_mlp)
             for_mlp = given(f"{path}ln2", for_mlp)
         up = block.linear(for_mlp, UP)
         yield compared(layer, "dense_h_to_4h", f"{path}up", up)
-        active = torch.nn.functional.gelu(given(f"{path}up", up))
-        yield compared(layer, "Gelu", f"{path}gelu", active)
-        active = given(f"{path}gelu", active)
-        dense, down = block.linear(mixed, DENSE), block.linear(active, DOWN)
+        active = activate(given(f"{path}up", up), config.activation)
+        op = places[f"{path}active"].split("/")[-2]
+        yield compared(layer, op, f"{path}active", active)
+        active = given(f"{path}active", active)
+        down = block.linear(active, DOWN)
         if fused:
             yield compared(layer, FUSED_OUT, f"{path}out", dense + down)
             out = x + given(f"{path}out", dense)
         else:
-            yield compared(layer, "dense", f"{path}dense", dense)
+            if config.parallel_residual:
+                yield compared(layer, "dense", f"{path}dense", dense)
+                middle = x + given(f"{path}dense", dense)
             yield compared(layer, "dense_4h_to_h", f"{path}down", down)
-            out = x + given(f"{path}dense", dense) + given(f"{path}down", down)
+            out = middle + given(f"{path}down", down)
         yield compared(layer, "residual", f"{path}residual", out)
         x = given(f"{path}residual", out)
     last = final_norm(x, config, weights)
@@ -204,6 +215,11 @@ class _Taps:
         return {name: torch.from_numpy(found[name]).double() for name in self._wanted}
 
 
+def _is_activation(value: str, path: str) -> bool:
+    """Of the values below `path`, only the activation's has no linear's or a step's name in it."""
+    return value.startswith(path) and value.count("/") == path.count("/") + 1
+
+
 def _places(config: NeoXConfig, made: set[str]) -> dict[str, str]:
     """Which value of the graph stands for what; `made` are the values that it has."""
 
@@ -226,6 +242,8 @@ def _places(config: NeoXConfig, made: set[str]) -> dict[str, str]:
             for short, name in zip(("qkv", "dense", "up", "down"), LINEARS, strict=True):
                 places[f"{key}{short}"] = linear(f"{path}/{name.replace('.', '/')}")
         places[f"{key}attention"] = f"{path}/attention/RotaryAttention/out0"
-        places[f"{key}gelu"] = f"{path}/mlp/Gelu/out0"
+        found = (value for value in sorted(made) if _is_activation(value, f"{path}/mlp/"))
+        places[f"{key}active"] = next(found, f"{path}/mlp/Gelu/out0")
+        places[f"{key}middle"] = f"{path}/attention/residual/Add/out0"
         places[f"{key}residual"] = f"{path}/residual/Add/out0"
     return places | {"norm": "/final_layer_norm/LayerNormalization/out0", "logits": "logits"}

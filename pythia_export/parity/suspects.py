@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..block import DENSE, DOWN, UP, Block, Rotary, attention, final_norm, head
-from ..graph.layout import FUSED_OUT, QKV
+from ..block import DENSE, DOWN, UP, Block, Rotary, activate, attention, final_norm, head
+from ..graph.layout import FUSED_OUT, NORMS, QKV
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, layer_prefix
 from ..progress import SILENT, Progress
 from ..quantize.rtn import rtn
@@ -69,22 +69,26 @@ def suspects(
         entry(None, EMBEDDING, of(stored)(f"{EMBEDDING}.weight")[ids][None], x, x, kept / WORSE_THAN_RTN)
         for layer in range(config.num_layers):
             exact, ours, by_rtn = (Block(config, layer, read) for read in (of(original), of(stored), nearest))
-            outputs = []
-            for block in (exact, ours, by_rtn):
-                for_attention, for_mlp = block.inputs(x)
-                outputs.append((block.linear(for_attention, QKV), block.linear(for_mlp, UP)))
-            prefix = layer_prefix(layer)
-            for k, name in enumerate((QKV, UP)):
-                entry(layer, f"{prefix}.{name}", outputs[1][k], outputs[0][k], outputs[2][k], _EXACT)
-            mixed, up = attention(outputs[0][0], config, rotary), torch.nn.functional.gelu(outputs[0][1])
-            sides = [(block.linear(mixed, DENSE), block.linear(up, DOWN)) for block in (exact, ours, by_rtn)]
+            blocks, prefix = (exact, ours, by_rtn), layer_prefix(layer)
+
+            def told(name: str, outputs: list[Tensor], layer: int = layer, prefix: str = prefix) -> Tensor:
+                entry(layer, f"{prefix}.{name}", outputs[1], outputs[0], outputs[2], _EXACT)
+                return outputs[0]
+
+            qkv = told(QKV, [block.linear(block.normed(x, NORMS[0]), QKV) for block in blocks])
+            mixed = attention(qkv, config, rotary)
+            dense = [block.linear(mixed, DENSE) for block in blocks]
+            middle = x if config.parallel_residual else x + told(DENSE, dense)
+            up = told(UP, [block.linear(block.normed(middle, NORMS[1]), UP) for block in blocks])
+            active = activate(up, config.activation)
+            down = [block.linear(active, DOWN) for block in blocks]
             if quantize.products == 2:
-                got, expected, rounded = (dense + down for dense, down in (sides[1], sides[0], sides[2]))
-                entry(layer, f"{prefix}.{FUSED_OUT}", got, expected, rounded, _EXACT)
+                told(FUSED_OUT, [a + b for a, b in zip(dense, down, strict=True)])
             else:
-                for k, name in enumerate((DENSE, DOWN)):
-                    entry(layer, f"{prefix}.{name}", sides[1][k], sides[0][k], sides[2][k], _EXACT)
-            x = x + sides[0][0] + sides[0][1]
+                if config.parallel_residual:
+                    told(DENSE, dense)
+                told(DOWN, down)
+            x = x + dense[0] + down[0]
             go(1)
         normed = [final_norm(x, config, of(source)) for source in (original, stored)]
         entry(None, FINAL_NORM, normed[1], normed[0], normed[0], _EXACT / WORSE_THAN_RTN)

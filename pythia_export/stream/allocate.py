@@ -31,6 +31,7 @@ from .observe import Observed
 from .placed import Placed
 from .problem import Problem
 from .sensitivity import Sensitivity, Tensors, expected_cost, measure_sensitivity
+from .sequential import quantise_in_sequence
 
 RAISED = 8
 
@@ -140,9 +141,12 @@ def _saved(
                 weights = {spec.name: source.tensor(spec.name).float() for spec in layer_tensors(config, layer)}
                 block = Block(config, layer, weights.__getitem__)
                 weigh = _weigher(layer, base, high, felt, saved)
-                for linear, problem in observed.first_stage(block).items():
-                    weigh(linear, problem)
-                observed.second_stage(block, weigh)
+                if config.parallel_residual:
+                    for linear, problem in observed.first_stage(block).items():
+                        weigh(linear, problem)
+                    observed.second_stage(block, weigh)
+                else:
+                    quantise_in_sequence(observed, block, weigh, lambda norm: None)
                 observed.propagate(block)
                 advance(1)
     return {name: saved[name] for name in candidates}

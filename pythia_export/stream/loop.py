@@ -29,8 +29,8 @@ from ..graph.layout import (
     Layout,
     LinearPlan,
     packed_qkv_rows,
-    rotary_tables,
 )
+from ..graph.rotary import rotary_tables
 from ..neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NeoXConfig, layer_prefix, layer_tensors
 from ..progress import SILENT, Progress
 from ..quantize import native
@@ -48,6 +48,7 @@ from .observe import Observed
 from .placed import Placed
 from .problem import Problem
 from .sensitivity import Sensitivity, Tensors, expected_cost, measure_sensitivity
+from .sequential import quantise_in_sequence
 
 
 @dataclass(frozen=True)
@@ -207,18 +208,21 @@ class _Layers:
                     view[name] = weights[name]
             return rounded
 
-        def norms() -> None:
+        def norms(*names: str) -> None:
             for job, view in zip(self.jobs, views, strict=True):
-                job.norms(layer, view)
+                job.norms(layer, names, view)
 
         error = None
         if self.observed is None:
             for linear in LINEARS:
                 solve(linear, None)
-            norms()
+            norms(*NORMS)
+        elif not self.config.parallel_residual:
+            quantise_in_sequence(self.observed, block, solve, norms)
+            error = self.observed.propagate(block)
         else:
             first = self.observed.first_stage(block)
-            norms()
+            norms(*NORMS)
             for linear, problem in first.items():
                 solve(linear, problem)
             self.observed.second_stage(block, solve)
@@ -280,8 +284,8 @@ class _Job:
             self.out.file.put(name, values.astype(self.out.dtype))
         return stored
 
-    def norms(self, layer: int, weights: dict[str, Tensor]) -> None:
-        for norm in NORMS:
+    def norms(self, layer: int, names: Sequence[str], weights: dict[str, Tensor]) -> None:
+        for norm in names:
             for part in ("weight", "bias"):
                 name = f"{layer_prefix(layer)}.{norm}.{part}"
                 weights[name] = self.out.vector(name, weights[name])
@@ -291,14 +295,16 @@ class _Job:
     ) -> Tensor:
         """Round one linear; from here on what the artifact stands for takes the original's place in `weights`."""
         name = f"{layer_prefix(layer)}.{linear}"
-        plan, W, bias = self.layout.linears[name], weights[f"{name}.weight"], weights[f"{name}.bias"]
+        plan, W = self.layout.linears[name], weights[f"{name}.weight"]
         result = self.quantized(plan, W, problem, factors)
         self.out.linear(plan, W, result)
         rounded = self.out.stored(plan, W) if result is None else result.dequantize()
         weights[f"{name}.weight"] = rounded
-        if problem is not None and plan.method == "gptq" and f"{name}.bias" in self.layout.slots:
-            bias = problem.bias(bias, rounded)
-        weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
+        if plan.bias:
+            bias = weights[f"{name}.bias"]
+            if problem is not None and plan.method == "gptq" and f"{name}.bias" in self.layout.slots:
+                bias = problem.bias(bias, rounded)
+            weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
         return rounded
 
     def record(self, seconds: float) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The calibration text on its way through the layers, and what each linear sees of it.
 
 Two streams of activations: the one that the quantised layers give, and, for error correction, the one of the
-unquantised model. Within a layer, Pythia's parallel residual leaves two stages (GPTQ's "true sequential" order): QKV
-and h_to_4h read the same normalised vector z, so one pass over z gives the statistics of both, as those of
-``x = z g + b``; dense and 4h_to_h then read what the quantised QKV and h_to_4h give, and write into the same residual.
+unquantised model. Within a layer, a parallel residual leaves two stages (GPTQ's "true sequential" order; a sequential
+residual has four: sequential.py): QKV and h_to_4h read the same normalised vector z, so one pass over z gives the
+statistics of both, as those of ``x = z g + b``; dense and 4h_to_h then read what the quantised QKV and h_to_4h give,
+and write into the same residual.
 
 With error correction the outputs that are wanted of QKV and h_to_4h are those of the unquantised model; dense and
 4h_to_h are wanted to bring the residual stream itself back to the unquantised model's, first the one, then the other
@@ -13,6 +14,7 @@ with the error that the first has left.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,8 +23,8 @@ from torch import Tensor
 from ..block import DENSE, DOWN, UP, Block, Rotary, Weights, final_norm, normalise
 from ..device import tensor_cores
 from ..errors import NumericsError
-from ..graph.layout import QKV
-from ..neox import NeoXConfig, layer_prefix
+from ..graph.layout import NORMS, QKV
+from ..neox import NeoXConfig, has_bias, layer_prefix
 from ..quantize.gptq import correction, factor, fitted_share
 from .activations import Activations, Place
 from .problem import Moments, Problem
@@ -33,6 +35,46 @@ CHUNK_FLOATS, CHUNK_TOKENS = 1 << 24, 8192  # of the widest activation, and of w
 
 def windows_a_chunk(config: NeoXConfig, length: int) -> int:
     return max(1, min(CHUNK_TOKENS, CHUNK_FLOATS // config.intermediate_size) // length)
+
+
+@dataclass(frozen=True)
+class Normed:
+    """Moments of a LayerNorm's normalised vector z [hidden], before its scale g and shift b.
+
+    second: of z about its mean where `moved` and `between` are known, else as they are; moved: what the unquantised
+    model's mean is away; between: ``E[(y - z) z^T]``, y the unquantised model's.
+    """
+
+    tokens: int
+    mean: Tensor
+    second: Tensor
+    moved: Tensor | None
+    between: Tensor | None
+
+    @classmethod
+    def of(cls, own: Moments, cross: Moments | None, tokens: int) -> Normed:
+        mean = own.mean
+        if cross is None:
+            return cls(tokens, mean, own.second(), None, None)
+        moved = cross.mean_x - own.mean
+        second = own.centred()
+        return cls(tokens, mean, second, moved, cross.centred().sub_(second))
+
+    def problem(self, block: Block, linear: str, norm: str) -> Problem:
+        """That of a linear which reads ``z g + b``. One without a bias has its moments about zero."""
+        prefix, second, mean = layer_prefix(block.layer), self.second, self.mean
+        W = block.weights(f"{prefix}.{linear}.weight")
+        g, b = (block.weights(f"{prefix}.{norm}.{part}").to(second.dtype) for part in ("weight", "bias"))
+        H = second * torch.outer(g, g)
+        if self.moved is None or self.between is None:
+            cross_term = torch.outer(g * mean, b)
+            return Problem(W, H + cross_term + cross_term.T + torch.outer(b, b), self.tokens)
+        drift = self.between * torch.outer(g, g)
+        if not has_bias(block.config, linear):
+            about = g * mean + b
+            return Problem(W, H.addr_(about, about), self.tokens, drift=drift.addr_(g * self.moved, about))
+        scaled = W.to(second.dtype) * g
+        return Problem(W, H, self.tokens, drift=drift, mean=g * mean + b, shift=scaled @ self.moved)
 
 
 class Observed:
@@ -56,6 +98,7 @@ class Observed:
         self.wanted = None if source is None else self._embedded(ids, source, place)
         # What dense and 4h_to_h of the layer at hand read, by chunks: where it is little, it is not computed twice.
         self.middles: list[tuple[Tensor, Tensor]] = []
+        self.halfway = False  # x is between attention and MLP of a sequential layer
         self._keep = 4 * ids.size * (config.hidden_size + config.intermediate_size) <= KEPT_BYTES
 
     def _embedded(self, ids: np.ndarray, table: Tensor, place: Place) -> Activations:
@@ -65,16 +108,16 @@ class Observed:
             x[i] = table[torch.tensor(ids[part], device=self.device)].float()
         return x
 
-    def _moments(self, m: int, n: int) -> Moments:
+    def moments(self, m: int, n: int) -> Moments:
         return Moments(m, n, self.device)
 
     def first_stage(self, block: Block) -> dict[str, Problem]:
-        """QKV and h_to_4h of a layer whose weights are still the original ones.
+        """QKV and h_to_4h of a parallel layer whose weights are still the original ones.
 
         The stream of the unquantised model then moves on past the layer, for it needs these weights as well.
         """
         eps, d = self.config.layer_norm_eps, self.config.hidden_size
-        own, cross = self._moments(d, d), self._moments(d, d)
+        own, cross = self.moments(d, d), self.moments(d, d)
         with tensor_cores(self.device):
             for i, x in enumerate(self.x):
                 z = normalise(x, eps)
@@ -83,36 +126,21 @@ class Observed:
                     y = self.wanted[i]
                     cross.add(normalise(y, eps), z)
                     self.wanted[i] = block(y, self.rotary)
-        prefix = layer_prefix(block.layer)
-        _refuse_overflow(own.mean, f"layer {block.layer}: the residual stream before it")
-        problems = {}
-        mean, moved = own.mean, cross.mean_x - own.mean if self.wanted is not None else None
-        second = own.second() if moved is None else own.centred()
-        between = None if moved is None else cross.centred().sub_(second)
-        for linear, norm in ((QKV, "input_layernorm"), (UP, "post_attention_layernorm")):
-            W = block.weights(f"{prefix}.{linear}.weight")
-            g, b = (block.weights(f"{prefix}.{norm}.{part}").to(second.dtype) for part in ("weight", "bias"))
-            H = second * torch.outer(g, g)
-            if moved is None or between is None:
-                cross_term = torch.outer(g * mean, b)
-                problems[linear] = Problem(W, H + cross_term + cross_term.T + torch.outer(b, b), self.tokens)
-            else:
-                scaled = W.to(second.dtype) * g
-                problems[linear] = Problem(
-                    W, H, self.tokens, drift=between * torch.outer(g, g), mean=g * mean + b, shift=scaled @ moved
-                )
-        return problems
+        refuse_overflow(own.mean, f"layer {block.layer}: the residual stream before it")
+        normed = Normed.of(own, cross if self.wanted is not None else None, self.tokens)
+        return {linear: normed.problem(block, linear, norm) for linear, norm in zip((QKV, UP), NORMS, strict=True)}
 
     def second_stage(self, block: Block, solve: Callable[[str, Problem], Tensor]) -> None:
-        """dense, then 4h_to_h, of a layer whose QKV and h_to_4h are quantised; `solve` rounds and returns the matrix.
+        """dense, then 4h_to_h, of a parallel layer whose QKV and h_to_4h are quantised; `solve` rounds and returns the
+        matrix.
 
         `solve` is called for dense first; what it returns is what 4h_to_h has to make up for.
         """
         d, ff = self.config.hidden_size, self.config.intermediate_size
-        of_mixed, of_up = self._moments(d, d), self._moments(ff, ff)
+        of_mixed, of_up = self.moments(d, d), self.moments(ff, ff)
         correct = self.wanted is not None
         # With error correction: how the two inputs move together, and each with what the residual still lacks.
-        between, lacks_mixed, lacks_up = self._moments(d, ff), self._moments(d, d), self._moments(d, ff)
+        between, lacks_mixed, lacks_up = self.moments(d, ff), self.moments(d, d), self.moments(d, ff)
         with tensor_cores(self.device):
             for i, x in enumerate(self.x):
                 mixed, up = block.middle(x, self.rotary)
@@ -128,7 +156,7 @@ class Observed:
                 del mixed, up
         prefix = layer_prefix(block.layer)
         for moments, name in ((of_mixed, DENSE), (of_up, DOWN)):
-            _refuse_overflow(moments.mean, f"layer {block.layer}: the inputs of {name}")
+            refuse_overflow(moments.mean, f"layer {block.layer}: the inputs of {name}")
         W_mixed, W_up = (block.weights(f"{prefix}.{name}.weight") for name in (DENSE, DOWN))
         if not correct:
             solve(DENSE, Problem(W_mixed, of_mixed.second(), self.tokens))
@@ -146,7 +174,9 @@ class Observed:
         same = torch.zeros(d, dtype=H.dtype, device=self.device)
         done = solve(DENSE, Problem(W_mixed, H, self.tokens, None, missing, mean_mixed.to(H.dtype), same))
         missing = lacking.sub_((done.to(across.dtype) @ across).to(H_up.dtype))
-        shift = lack - done.double() @ mean_mixed - block.weights(f"{prefix}.{DENSE}.bias").double()
+        shift = lack - done.double() @ mean_mixed
+        if has_bias(self.config, DENSE):
+            shift -= block.weights(f"{prefix}.{DENSE}.bias").double()
         solve(DOWN, Problem(W_up, H_up, self.tokens, None, missing, mean_up.to(H_up.dtype), shift.to(H_up.dtype)))
 
     def _counting_on_down(
@@ -172,13 +202,17 @@ class Observed:
         error = energy = 0.0
         with tensor_cores(self.device):
             for i, x in enumerate(self.x):
-                y = block.output(x, *self.middles[i]) if self.middles else block(x, self.rotary)
+                if self.halfway:
+                    y = block.after_mlp(x)
+                else:
+                    y = block.output(x, *self.middles[i]) if self.middles else block(x, self.rotary)
                 self.x[i] = y
                 if measure and self.wanted is not None:
                     wanted = self.wanted[i]
                     error += float((y - wanted).square().sum(dtype=torch.float64))
                     energy += float(wanted.square().sum(dtype=torch.float64))
         self.middles.clear()
+        self.halfway = False
         return error / max(energy, 1e-300) if measure else None
 
     def follow(self, block: Block) -> None:
@@ -191,18 +225,18 @@ class Observed:
     def head(self, W: Tensor, weights: Weights) -> Problem:
         """The output projection, which has no bias to absorb a mean."""
         d = self.config.hidden_size
-        own, cross = self._moments(d, d), self._moments(d, d)
+        own, cross = self.moments(d, d), self.moments(d, d)
         with tensor_cores(self.device):
             for i, x in enumerate(self.x):
                 h = final_norm(x, self.config, weights)
                 own.add(h, h)
                 if self.wanted is not None:
                     cross.add(final_norm(self.wanted[i], self.config, weights), h)
-        _refuse_overflow(own.mean, "the last layer's output")
+        refuse_overflow(own.mean, "the last layer's output")
         H = own.second()
         return Problem(W, H, self.tokens, drift=None if self.wanted is None else cross.second().sub_(H))
 
 
-def _refuse_overflow(mean: Tensor, what: str) -> None:
+def refuse_overflow(mean: Tensor, what: str) -> None:
     if not torch.isfinite(mean).all():
         raise NumericsError(f"{what} hold a NaN or an infinity on the calibration text")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..block import UP, Block, Rotary, final_norm, head
+from ..block import DENSE, UP, Block, Rotary, final_norm, head
 from ..device import tensor_cores
 from ..errors import IntegrityError, NumericsError
 from ..graph.layout import QKV
@@ -31,7 +31,7 @@ from .observe import windows_a_chunk
 
 TOKENS = 8192  # of the calibration text: G only steers, and 32,768 gave the same losses
 LOGITS = 1 << 25  # computed at once
-RESIDUAL = "residual"  # what dense and 4h_to_h write: one gradient for both
+RESIDUAL = "residual"  # what 4h_to_h writes, and dense too with a parallel residual: one gradient for both
 
 
 class Tensors(Protocol):
@@ -44,7 +44,8 @@ class Tensors(Protocol):
 
 class Sensitivity:
     """G of every layer, a file each in `folder`: [heads, 3 * head_dim, 3 * head_dim] of QKV, whose heads do not meet,
-    [1, hidden, hidden] of the residual stream behind the layer, and the diagonal [intermediate] of h_to_4h's."""
+    [1, hidden, hidden] of the residual stream behind the layer, and the diagonal [intermediate] of h_to_4h's. With a
+    sequential residual another [1, hidden, hidden], of dense's, in front of the MLP."""
 
     def __init__(self, folder: Path, digests: Mapping[str, str] | None = None) -> None:
         """`digests` are the files' SHA-256 by name, of an earlier process that put them there."""
@@ -52,7 +53,7 @@ class Sensitivity:
         self.digests = dict(digests or {})
 
     def get(self, layer: int, kind: str) -> Tensor:
-        """`kind` is QKV, RESIDUAL or UP.
+        """`kind` is QKV, RESIDUAL, UP or, with a sequential residual, DENSE.
 
         Raises:
             IntegrityError: the file is gone, or not what was put.
@@ -70,7 +71,8 @@ class Sensitivity:
 
     def of(self, layer: int, linear: str) -> Tensor:
         """G at one linear's output."""
-        return self.get(layer, linear if linear in (QKV, UP) else RESIDUAL)
+        own = linear in (QKV, UP) or self._path(layer, linear).name in self.digests
+        return self.get(layer, linear if own else RESIDUAL)
 
     def put(self, layer: int, kind: str, G: Tensor) -> None:
         path, content = self._path(layer, kind), io.BytesIO()
@@ -181,11 +183,20 @@ def _layer_back(
         UP: torch.zeros(config.intermediate_size, dtype=torch.float64, device=x.device),
         RESIDUAL: torch.zeros(1, d, d, dtype=torch.float64, device=x.device),
     }
+    kinds = [QKV, UP]
+    if not config.parallel_residual:
+        kinds.append(DENSE)
+        sums[DENSE] = torch.zeros_like(sums[RESIDUAL])
     for i in range(len(x)):
         seen: dict[str, Tensor] = {}
         at_input, behind = x[i].detach().requires_grad_(True), gradient[i]
         y = block(at_input, rotary, seen.__setitem__)
-        at_input_gradient, of_qkv, of_up = torch.autograd.grad(y, [at_input, seen[QKV], seen[UP]], behind)
+        at_input_gradient, of_qkv, of_up, *of_dense = torch.autograd.grad(
+            y, [at_input, *(seen[kind] for kind in kinds)], behind
+        )
+        for written in of_dense:
+            at_dense = written.flatten(0, 1)
+            sums[DENSE][0] += at_dense.T @ at_dense
         rows = behind.flatten(0, 1)
         sums[RESIDUAL][0] += rows.T @ rows
         by_head = of_qkv.flatten(0, 1).unflatten(1, (heads, -1)).transpose(0, 1)

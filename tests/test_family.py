@@ -1,0 +1,179 @@
+"""GPT-NeoX models that are not Pythia, against Hugging Face's GPTNeoXForCausalLM: in torch, as a graph, quantised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from models import Exported, InMemory, export_model, hugging_face, on_disk, small_config
+from transformers import GPTNeoXConfig
+from transformers.activations import ACT2FN
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
+
+from pythia_export.block import Block, Rotary, activate, final_norm, head
+from pythia_export.graph.decoder import _activation, _Tape, build_decoder
+from pythia_export.graph.layout import layout
+from pythia_export.graph.rotary import rotary_tables
+from pythia_export.neox import ACTIVATIONS, NeoXConfig
+from pythia_export.recipe import Export, Quantize
+from pythia_export.rope import Rope
+
+ROPES = {
+    "linear": Rope("linear", (("factor", 4.0),)),
+    "dynamic": Rope("dynamic", (("factor", 2.0),)),
+    "llama3": Rope(
+        "llama3",
+        (
+            ("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0),
+            ("original_max_position_embeddings", 16),
+        ),
+    ),
+    "yarn": Rope("yarn", (("factor", 4.0), ("original_max_position_embeddings", 16))),
+    "yarn untruncated": Rope(
+        "yarn", (("factor", 4.0), ("beta_fast", 8.0), ("beta_slow", 2.0), ("mscale", 2.0), ("mscale_all_dim", 0.5),
+                 ("truncate", False))
+    ),
+    "yarn stretched": Rope("yarn", (("factor", 4.0), ("attention_factor", 1.5))),
+}  # fmt: skip
+BASE = small_config()
+VARIANTS = {
+    "sequential": replace(BASE, parallel_residual=False),
+    "no attention bias": replace(BASE, attention_bias=False),
+    "tied": replace(BASE, tied_head=True, hidden_act="gelu_new"),
+    "odd rotary": replace(BASE, rotary_pct=0.35, hidden_act="relu2"),  # 11 dimensions of 32: 12 turn
+    "RedPajama": replace(BASE, parallel_residual=False, rotary_pct=1.0, hidden_size=160, num_heads=2),
+    "20B": replace(BASE, hidden_size=192, num_heads=2, hidden_act="gelu_fast"),
+    "yarn": replace(BASE, rope=ROPES["yarn"], hidden_act="quick_gelu"),
+    "all at once": replace(
+        BASE, parallel_residual=False, attention_bias=False, tied_head=True, hidden_act="silu", rotary_pct=0.5,
+        rope=ROPES["linear"],
+    ),
+}  # fmt: skip
+OURS = {"architectures", "model_type", "torch_dtype", "rope_parameters"}
+BATCH, LENGTH = 3, 16
+
+
+def relative(got: np.ndarray, expected: np.ndarray, mask: np.ndarray) -> float:
+    seen = mask.astype(bool)
+    return float(np.abs(got - expected)[seen].max() / np.abs(expected[seen]).max())
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def oracle(request, tmp_path_factory):
+    """One variant: its float weights, exported, a left-padded batch, and Hugging Face's logits."""
+    config = VARIANTS[request.param]
+    model = hugging_face(config)
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(0, config.vocab_size, (BATCH, LENGTH)), np.ones((BATCH, LENGTH), np.int64)
+    mask[1, :3] = mask[2, :7] = 0
+    positions = np.clip(mask.cumsum(1) - 1, 0, None)
+    with torch.no_grad():
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        logits = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}).logits.numpy()
+    source = InMemory(config, on_disk(model))
+    graph = export_model(source, tmp_path_factory.mktemp("graph"), Quantize(method="none"), Export())
+    return source, graph, ids, mask, logits
+
+
+@pytest.mark.parametrize("rotary", ["custom", "onnx"])
+def test_the_graph_is_what_hugging_face_computes(oracle, rotary):
+    source, graph, ids, mask, logits = oracle
+    export = Export(rotary=rotary)
+    graph = replace(graph, model=build_decoder(graph.config, graph.places, export), export=export)
+    (graph.folder / "model.onnx").write_bytes(graph.model.SerializeToString())
+    onnx.checker.check_model(str(graph.folder / "model.onnx"), full_check=True)
+    session = graph.session()
+    assert relative(session.run(None, graph.feeds(ids, mask))[0], logits, mask) <= 1e-5
+    past, steps = None, []
+    for t in range(LENGTH):
+        out = session.run(None, graph.feeds(ids[:, t : t + 1], mask[:, : t + 1], past))
+        past = out[1:]
+        steps.append(out[0])
+    assert relative(np.concatenate(steps, 1), logits, mask) <= 1e-5
+
+
+def test_the_block_is_what_hugging_face_computes(oracle):
+    source, _, ids, _, logits = oracle
+    config, read = source.config, source.tensor
+    rotary = Rotary.of(config, LENGTH, torch.float32)
+    x = read("gpt_neox.embed_in.weight")[torch.from_numpy(ids[:1])]
+    for layer in range(config.num_layers):
+        x = Block(config, layer, read)(x, rotary)
+    assert relative(head(final_norm(x, config, read), read).numpy(), logits[:1], np.ones((1, LENGTH))) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_scaled_rotary_tables_are_those_of_transformers(name):
+    """Of 96 dimensions and a base other than 10,000, so that some are scaled, some are not, some are between."""
+    config = replace(small_config(), hidden_size=384, rotary_pct=1.0, rotary_base=500.0, rope=ROPES[name])
+    embedding = GPTNeoXRotaryEmbedding(GPTNeoXConfig(**{k: v for k, v in config.to_dict().items() if k not in OURS}))
+    for expected, table in zip(embedding(torch.zeros(1), torch.arange(64)[None]), rotary_tables(config), strict=True):
+        assert np.abs(expected[0, :, :48].numpy() - table).max() < 2e-5  # float32 angles
+
+
+def test_every_activation_is_that_of_transformers():
+    x = torch.linspace(-12, 12, 4001)
+    for name in ACTIVATIONS:
+        expected = ACT2FN[name](x)
+        assert (activate(x, ACTIVATIONS[name]) - expected).abs().max() <= 2e-6, name
+        tape = _Tape(layout(BASE, Quantize(method="none"), "float32"))
+        y = _activation(tape, ACTIVATIONS[name], onnx.TensorProto.FLOAT, "/mlp", "x")
+        ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [4001]) for n in ("x", y)]
+        graph = onnx.helper.make_graph(tape.nodes, name, ends[:1], ends[1:], list(tape.initializers.values()))
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        assert np.abs(session.run(None, {"x": x.numpy()})[0] - expected.numpy()).max() <= 2e-6, name
+
+
+def test_config_json_comes_back_from_either_spelling():
+    for config in [*VARIANTS.values(), *(replace(BASE, rope=rope) for rope in ROPES.values())]:
+        both = config.to_dict()
+        old = {k: v for k, v in both.items() if k != "rope_parameters"}
+        new = {k: v for k, v in both.items() if k not in ("rope_scaling", "rotary_pct", "rotary_emb_base")}
+        assert NeoXConfig.from_dict(both) == NeoXConfig.from_dict(old) == NeoXConfig.from_dict(new) == config
+
+
+# Quantised
+
+WINDOWS = np.random.default_rng(0).integers(0, BASE.vocab_size, (32, 32))
+LAYERED = {name: replace(VARIANTS[name], num_layers=2) for name in ("sequential", "no attention bias", "all at once")}
+
+
+def distance(source: InMemory, exported: Exported, ids: np.ndarray) -> float:
+    """Mean divergence of the stored weights' predictions from the original's, in nats a token."""
+    found = []
+    for read in (source.tensor, exported.reader().tensor):
+        config = source.config
+        rotary = Rotary.of(config, ids.shape[1], torch.float32)
+        x = read("gpt_neox.embed_in.weight")[torch.from_numpy(ids)]
+        for layer in range(config.num_layers):
+            x = Block(config, layer, read)(x, rotary)
+        found.append(head(final_norm(x, config, read), read).double().log_softmax(-1))
+    return float((found[0].exp() * (found[0] - found[1])).sum(-1).mean())
+
+
+@pytest.fixture(scope="module", params=LAYERED)
+def layered(request) -> InMemory:
+    config = LAYERED[request.param]
+    return InMemory(config, on_disk(hugging_face(config)))
+
+
+def test_each_step_of_the_quantiser_gains(layered, tmp_path):
+    """On text that was not calibrated on: rounding to nearest, GPTQ, its error correction, and what the loss feels."""
+    common = {"bits": 3, "group_size": 32, "embedding": "float32", "head": {"method": "none"}}
+    held_out = np.random.default_rng(1).integers(0, BASE.vocab_size, (64, 32))
+    steps = {
+        "rtn": Quantize(method="rtn", **common),
+        "gptq": Quantize(error_correction=False, fisher=False, **common),
+        "corrected": Quantize(fisher=False, **common),
+        "fisher": Quantize(**common),
+    }
+    found = {}
+    for name, quantize in steps.items():
+        (tmp_path / name).mkdir()
+        found[name] = distance(layered, export_model(layered, tmp_path / name, quantize, Export(), WINDOWS), held_out)
+    assert found["fisher"] < found["corrected"] < found["gptq"] < found["rtn"]
