@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from . import artifact, runtime
+from .download import download_artifact
 from .runtime.sampling import Sampling
 
 CHUNK_LOGITS = 1 << 17  # logits in work at a time: 1 MiB in float64
@@ -23,6 +25,16 @@ CHUNK_LOGITS = 1 << 17  # logits in work at a time: 1 MiB in float64
 class Artifact(artifact.Artifact):
     """A directory that `pythia-export run` or `export` wrote. `Artifact.open(path)` reads its manifest, `check()`
     hashes its files; the graph is opened when it is first needed, on the provider that the recipe targets."""
+
+    @classmethod
+    def from_hub(cls, repo: str, revision: str = "main") -> Self:
+        """Fetch an artifact that `pythia-export push` put on the hub, into the hub's cache, and open it there.
+
+        Raises:
+            SourceError: no such repository or revision, offline and not in the cache, or it holds no artifact.
+            IntegrityError: a file is not what the hub lists or the manifest says.
+        """
+        return cls.open(download_artifact(repo, revision))
 
     @cached_property
     def session(self) -> runtime.Session:

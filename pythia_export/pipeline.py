@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import onnx
 import torch
 from pydantic import ValidationError
 
-from .artifact import Artifact, Publisher, Staging, explained, held, write_atomically
+from .artifact import Artifact, Publisher, Staging, explained, held, is_snapshot, write_atomically
 from .checkpoint import Accept, Checkpoint, Pulled, open_checkpoint
 from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
@@ -293,7 +293,7 @@ def verify(
         Unwritten: it, or `per_token`, could no longer be written when the proof was made.
     """
     computes = device_called(device)
-    with held(artifact):
+    with nullcontext() if is_snapshot(artifact) else held(artifact):  # the cache is the client's: no lock file there
         return _verify_held(artifact, tokens, against, nearest, per_token, computes, progress)
 
 
@@ -308,7 +308,10 @@ def _verify_held(
 ) -> dict[str, Any]:
     opened = Artifact.open(artifact)
     opened.require_graph()
-    opened.require_writable()
+    if opened.is_snapshot:
+        progress.note(f"{opened.folder} lies in the hub's cache: the proof is printed and not put into it.")
+    else:
+        opened.require_writable()
     if per_token is not None:
         require_parquet()
     if nearest and not opened.recipe.uses_gptq:
@@ -339,7 +342,8 @@ def _verify_held(
         del beside  # unmapped before its folder goes
     reports = _reports(opened.manifest, opened.read_json("quantization.json"), proof.parity)
     try:
-        opened.replace_files({name: text.encode() for name, text in reports.items()})
+        if not opened.is_snapshot:
+            opened.replace_files({name: text.encode() for name, text in reports.items()})
         if per_token is not None:
             with explained(per_token):
                 write_atomically(per_token, token_table(proof.figures, windows))

@@ -18,7 +18,7 @@ FLOORS = [
      "device"},
     {"quantize", "block", "graph", "hub", "tokenizer"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime"},
-    {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "serve", "footprint"},
+    {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "download", "serve", "footprint"},
     {"pipeline", "planning", "bench", "sweep"},
     {"cli", "console", "github", "tables", "__main__"},
 ]  # fmt: skip
@@ -32,7 +32,8 @@ ALLOWED = {
     ("suite", "neox"), ("device", "errors"), ("generation", "errors"), ("generation", "neox"),
     ("generation", "strict_json"),
     ("block", "graph"),  # the rotary tables are those that the graph stores
-    ("runtime", "artifact"),  # a session opens an artifact; for type checkers alone
+    ("runtime", "artifact"),  # a session opens an artifact, and asks what lies in the hub's cache
+    ("api", "download"),
     ("footprint", "stream"),  # how many tokens its backward pass reads
     ("cli", "console"), ("cli", "github"), ("cli", "tables"), ("__main__", "cli"),
 }  # fmt: skip
@@ -40,7 +41,7 @@ ALLOWED = {
 # Opening, checking and running an artifact need none of these (nor does anything they import).
 WITHOUT_TORCH = {
     "errors", "strict_json", "neox", "recipe", "suite", "progress", "machine", "kernels", "artifact", "runtime",
-    "graph", "api", "serve", "tokenizer", "generation", "rope",
+    "graph", "api", "serve", "tokenizer", "generation", "rope", "download",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import IntegrityError, SourceError
 from .pending import current
+from .snapshot import is_own_file
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -62,7 +63,7 @@ def is_inside(name: str) -> bool:
 
 def size_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
     path = current(folder, name, entry["sha256"])
-    if any(p.is_symlink() for p in (path, *path.parents) if folder in p.parents):
+    if not is_own_file(folder, path.relative_to(folder).as_posix()):
         return "a symbolic link; an artifact holds its own files"
     if not path.is_file():
         return "missing"

@@ -23,6 +23,7 @@ from .disk import explained, fsync, write_atomically
 from .manifest import MANIFEST, check_manifest, hash_fault, is_inside, json_bytes, size_fault
 from .pending import current, give_names, pending, remove_strays
 from .siblings import is_stale, siblings
+from .snapshot import is_snapshot
 
 GRAPH = "model.onnx"  # of every layout; what `quantize` writes has none
 
@@ -105,6 +106,11 @@ class Artifact:
             return False
 
     @property
+    def is_snapshot(self) -> bool:
+        """Whether it lies in the hub's cache, where nothing may be written."""
+        return is_snapshot(self.folder)
+
+    @property
     def has_graph(self) -> bool:
         return GRAPH in self.manifest["files"]
 
@@ -118,6 +124,11 @@ class Artifact:
 
     def require_writable(self) -> None:
         """Before a long part whose result goes into the artifact; OutputError where that cannot be written."""
+        if self.is_snapshot:
+            raise OutputError(
+                f"{self.folder} lies in the hub's cache, which is not written to",
+                hint=f"`cp -rL {self.folder} DIR` makes a copy that is yours.",
+            )
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise OutputError(f"{self.folder} cannot be written", hint="Copy the artifact to where it can be.")
 
@@ -192,6 +203,8 @@ class Artifact:
         for name in files:
             if name == MANIFEST or not is_inside(name):
                 raise ValueError(f"{name!r} cannot be a file of an artifact")
+        if self.is_snapshot:
+            self.require_writable()
         if not self._is_unchanged():
             raise OutputError(
                 f"{self.folder} was replaced since it was opened; nothing was written into it",

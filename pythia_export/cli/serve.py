@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import ArtifactFolder, app, examples, progress_bars, say, show
+from .shared import ArtifactFolder, app, artifact_called, examples, progress_bars, say, show
 
 
 @app.command(
@@ -21,7 +21,9 @@ from .shared import ArtifactFolder, app, examples, progress_bars, say, show
 def serve(
     artifact: ArtifactFolder,
     other: Annotated[
-        Path | None, typer.Argument(metavar="[OTHER]", help="A second one, of the same vocabulary, to set beside it.")
+        Path | None, typer.Argument(
+            metavar="[OTHER]", callback=artifact_called, help="A second one, of the same vocabulary, to set beside it."
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes any that is free.")] = 0,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,

@@ -73,7 +73,27 @@ app = typer.Typer(
 )
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")]
-ArtifactFolder = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A directory that `run` or `export` wrote.")]
+
+
+def artifact_called(name: Path | None) -> Path | None:
+    """Return the folder of an artifact; OWNER/NAME[@REVISION] is fetched from the hub, into its cache."""
+    from ..download import download_artifact, repository_named
+
+    asked = None if name is None else repository_named(str(name))
+    if asked is None:
+        return name
+    with progress_bars() as progress:
+        return download_artifact(*asked, progress=progress)
+
+
+ArtifactFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="ARTIFACT",
+        callback=artifact_called,
+        help="A directory that `run` or `export` wrote, or OWNER/NAME[@REVISION] of the hub.",
+    ),
+]
 AdapterFolder = Annotated[
     Path | None,
     typer.Option("--adapter", metavar="DIR", help="A LoRA adapter in PEFT's form, merged as the checkpoint is read."),

@@ -29,6 +29,7 @@ from ..neox import EMBEDDING, LINEARS, NeoXConfig, cache_parts
 from ..progress import SILENT, Progress
 from ..recipe import Export
 from ..runtime.onnxruntime import onnxruntime
+from ..runtime.snapshot import as_blobs
 from .metrics import relative_error
 from .reference import Tensors
 
@@ -186,11 +187,10 @@ class _Taps:
         if library is not None:
             options.register_custom_ops_library(str(library))
         options.log_severity_level = 3
+        graph_bytes, folder = as_blobs(copy.SerializeToString(), folder)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         providers = ["CUDAExecutionProvider"] if export.target == "cuda" else []
-        self._session = ort.InferenceSession(
-            copy.SerializeToString(), options, providers=[*providers, "CPUExecutionProvider"]
-        )
+        self._session = ort.InferenceSession(graph_bytes, options, providers=[*providers, "CPUExecutionProvider"])
         room = TOKENS if kv_cache(export) == "shared" else 0
         shape, kept = (1, config.num_heads, room, config.head_dim), export.cache_dtype
         self._past = {

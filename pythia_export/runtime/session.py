@@ -27,6 +27,7 @@ from ..errors import EnvironmentProblem, IntegrityError, RecipeError, ResourceEr
 from ..neox import NeoXConfig, cache_bytes, cache_parts
 from .cache import Cache, aligned_zeros
 from .onnxruntime import Provider, onnxruntime, open_graph
+from .snapshot import as_blobs
 from .speed import MODEL, provider_of, speed_of
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Session:
         self.speed, self.why, library = speed_of(graph, provider, native)
         # GroupQueryAttention rotates by the place in the cache, where it rotates by itself (graph/ops.py).
         self._rotates_by_place = self.speed != "native" and b"do_rotary" in graph and config.rotary_dim % 16 == 0
-        self._session = open_graph(self._ort, graph, folder, threads, provider, library)
+        self._session = open_graph(self._ort, *as_blobs(graph, folder), threads, provider, library)
         self.providers: list[str] = self._session.get_providers()
         self._device = provider
         parts = [f"{layer}.{part}" for layer in range(config.num_layers) for part in cache_parts(kv_dtype)]
