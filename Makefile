@@ -1,5 +1,6 @@
 # make demo   the main job on the embedded checkpoint, offline once the dependencies are installed
 # make test   every test that needs no GPU and no hub
+# make test-fuzz  a million damaged recipes, manifests, records, headers and operators' shapes; none may escape
 # make test-consumers   artifacts in onnxruntime-genai, Optimum, transformers.js, Node, Chromium and C++; installs them first
 # make sweep-demo   trains a small model, quantises its checkpoints at 2, 3, 4 and 8 bits, and plots what that costs it
 # make test-slurm  sweeps on a real Slurm in build/slurm, killed at random; as root it installs Debian's packages first
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NVCC := build/nvcc/nvidia/cu13/bin/nvcc
 
-.PHONY: demo sweep-demo test test-consumers test-slurm consumers lint kernels cuda venv clean
+.PHONY: demo sweep-demo test test-fuzz test-consumers test-slurm consumers lint kernels cuda venv clean
 
 demo: $(STAMP) kernels
 	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
@@ -41,6 +42,10 @@ lint: $(STAMP)
 test-consumers: consumers kernels
 	@echo "test    one artifact in every consumer, and the page of serve"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/test_consumers.py tests/test_serve_browser.py
+
+test-fuzz: $(STAMP) kernels
+	@echo "test    a million damaged inputs (about ten minutes of one core)"
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py
 
 # Whatever happens, interruption included, it is taken down again.
 test-slurm: $(STAMP)

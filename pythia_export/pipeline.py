@@ -24,7 +24,7 @@ from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
 from .corpus.overlap import require_held_out
 from .device import DeviceName, described, device_called, memory_of
-from .errors import OutputError, PythiaExportError, RecipeError, ResourceError, SourceError
+from .errors import IntegrityError, OutputError, PythiaExportError, RecipeError, ResourceError, SourceError
 from .generation import GENERATION, Generation
 from .graph.consumers import config_json, genai_config_json
 from .graph.decoder import build_decoder, kv_cache
@@ -54,6 +54,7 @@ from .stream import (
     remove_work,
     require_begun,
 )
+from .strict_json import read_object, shown
 from .tokenizer import tokenizer_files
 from .weights import WeightsReader, WeightsWriter
 
@@ -354,21 +355,25 @@ def _verify_held(
 
 def _tell_of_other_text(opened: Artifact, windows: Windows, progress: Progress) -> None:
     """As many tokens as the artifact was proved on before, and others: a file changed, or its path leads elsewhere."""
-    if "parity.json" in opened.manifest["files"]:
-        before = opened.read_json("parity.json").get("corpus") or {}  # of another version perhaps
-        if before.get("tokens") == windows.ids.size and before.get("sha256") != windows.sha256:
-            progress.note(f"The held-out text ({windows.source}) is not what this artifact was proved on before.")
+    try:
+        before = opened.parity
+    except IntegrityError as e:  # what is proved now takes its place
+        progress.note(f"{e}: it is replaced")
+        return
+    if before is not None and before.corpus.tokens == windows.ids.size and before.corpus.sha256 != windows.sha256:
+        progress.note(f"The held-out text ({windows.source}) is not what this artifact was proved on before.")
 
 
 def _read_parity(path: Path) -> dict[str, Any]:
     """Another artifact's parity.json, or the artifact itself."""
-    path = path / "parity.json" if path.is_dir() else path
+    hint = "--against takes another artifact's parity.json."
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        path = path / "parity.json" if path.is_dir() else path
+        found = read_object(path, error=SourceError, hint=hint)
     except FileNotFoundError:
-        raise SourceError(f"{path}: no such file", hint="--against takes another artifact's parity.json.") from None
-    except (OSError, ValueError) as e:
-        raise SourceError(f"{path}: cannot be read as JSON: {e}") from e
+        raise SourceError(f"{path}: no such file", hint=hint) from None
+    except (OSError, ValueError) as e:  # a name that is too long, or of no file system
+        raise SourceError(f"{shown(str(path))}: {getattr(e, 'strerror', None) or e}", hint=hint) from e
     check_comparable(found, str(path))
     return found
 

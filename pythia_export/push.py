@@ -43,10 +43,10 @@ def push(
         validate_repo_id(repo)
     opened.check()
     described = opened.manifest["files"]
-    parity = opened.read_json("parity.json") if "parity.json" in described else None
+    parity = opened.parity
     files = {name: entry["size"] for name, entry in described.items()}
     files[MANIFEST] = (opened.folder / MANIFEST).stat().st_size
-    going = Push(repo, files, None, None if parity is None else parity["passed"])
+    going = Push(repo, files, None, None if parity is None else parity.passed)
     if dry_run:
         return going
     if hub.offline():

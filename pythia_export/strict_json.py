@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from .errors import IntegrityError, PythiaExportError
 LARGEST = 100_000_000  # bytes, as safetensors allows of a header; the records of a real artifact have a few million
 DEEPEST = 64  # levels of arrays and objects; ours have eight
 LONGEST_NUMBER = 64  # characters; tokenizers write a length of 31 digits that stands for "no limit"
-_HALF = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]|[\ud800-\udfff]")
 
 
 def read_json(
@@ -69,7 +67,8 @@ def parse_json(
         found = json.loads(
             text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
         )
-        _require_sound(found, strings=_HALF.search(text) is not None)
+        # Bytes were decoded: only an escape can spell half of a character.
+        _require_sound(found, strings="\\ud" in text or "\\uD" in text or isinstance(data, str))
     except RecursionError:
         raise error(f"{where}: not JSON that is read here: nested deeper than {DEEPEST} levels", hint=hint) from None
     except ValueError as e:  # of json, of the decoder, and those below

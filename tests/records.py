@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 from rich.console import Console
 
+from pythia_export.artifact.records import PARITY_SCHEMA as SCHEMA
 from pythia_export.neox import LINEARS
-from pythia_export.parity import SCHEMA
 from pythia_export.parity.gates import judge
 from pythia_export.recipe import Gates, load_recipe
 from pythia_export.report.text import verdict

@@ -28,7 +28,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ALLOWED = {
     ("strict_json", "errors"), ("rope", "errors"), ("rope", "strict_json"),
     ("neox", "errors"), ("neox", "strict_json"), ("neox", "rope"),
-    ("recipe", "errors"), ("recipe", "neox"), ("recipe", "suite"), ("suite", "errors"),
+    ("recipe", "errors"), ("recipe", "strict_json"), ("recipe", "neox"), ("recipe", "suite"), ("suite", "errors"),
     ("suite", "neox"), ("device", "errors"), ("generation", "errors"), ("generation", "neox"),
     ("generation", "strict_json"),
     ("block", "graph"),  # the rotary tables are those that the graph stores

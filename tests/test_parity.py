@@ -12,9 +12,10 @@ import pytest
 import torch
 from models import InMemory, export_model, hugging_face, on_disk, small_config
 
+from pythia_export.artifact.records import PARITY_SCHEMA as SCHEMA
 from pythia_export.corpus import Subset, Windows
 from pythia_export.errors import EnvironmentProblem, SourceError
-from pythia_export.parity import SCHEMA, cost, export, reference
+from pythia_export.parity import cost, export, reference
 from pythia_export.parity.against import check_comparable, compare, require_same
 from pythia_export.parity.divergence import first_divergence
 from pythia_export.parity.metrics import TokenFigures
@@ -238,7 +239,7 @@ def test_half_a_proof_is_refused_by_name(proofs, lacks):
     for key in sections:
         section = section[key]
     del section[name]
-    with pytest.raises(SourceError, match=f"there.json: not a whole parity.json; it lacks .*{name}"):
+    with pytest.raises(SourceError, match=f"there.json: no `{lacks}`.*not a whole parity.json"):
         check_comparable(other, "there.json")
 
 

@@ -105,7 +105,7 @@ def test_gptq_needs_calibration_text_and_rtn_does_not():
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(None, "no such recipe file"), ("[model", "not TOML"), (b"\xff", "cannot be read"), ("", "`model` is required")],
+    [(None, "no such file"), ("[model", "not TOML"), (b"\xff", "cannot be read"), ("", "`model` is required")],
 )
 def test_a_file_that_is_no_recipe(text, said, tmp_path):
     path = tmp_path / "r.toml"

@@ -17,18 +17,18 @@ from ..errors import IntegrityError, OutputError, PythiaExportError, SourceError
 from ..generation import GENERATION, Generation, read_generation
 from ..neox import NeoXConfig
 from ..recipe import Recipe, parse_recipe
-from ..strict_json import read_json
+from ..strict_json import read_json, shown
 from ..tokenizer import SETTINGS, read_tokenizer
 from .disk import explained, fsync, write_atomically
 from .manifest import MANIFEST, check_manifest, hash_fault, is_inside, json_bytes, size_fault
 from .pending import current, give_names, pending, remove_strays
+from .records import PARITY, PARITY_SCHEMA, QUANTIZATION, QUANTIZATION_SCHEMA, Parity, Quantization, checked
 from .siblings import is_stale, siblings
 from .snapshot import is_snapshot
 
 GRAPH = "model.onnx"  # of every layout; what `quantize` writes has none
 
-# What a record of any version has.
-_PARTS = {"quantization.json": ("method", "bits_per_weight", "linears", "layers"), "parity.json": ("schema",)}
+FEWEST_BITS = 2  # of any weight that is stored
 
 
 Fault = Callable[[Path, str, dict[str, Any]], str | None]
@@ -76,7 +76,7 @@ class Artifact:
                     hint="Copy the artifact again, or export it again.",
                 )
             self.manifest = now
-            for read_before in ("config", "generation", "recipe", "tokenizer_settings"):
+            for read_before in ("config", "quantization", "generation", "recipe", "tokenizer_settings"):
                 self.__dict__.pop(read_before, None)
 
     def _faults(self, fault: Fault, names: Iterable[str]) -> dict[str, str]:
@@ -140,28 +140,94 @@ class Artifact:
             )
         return current(self.folder, name, self.manifest["files"][name]["sha256"])
 
+    def require_size(self, name: str, expected: int) -> None:
+        """IntegrityError where a file is not as large as recipe and configuration make it."""
+        found = self.manifest["files"].get(name, {}).get("size")
+        if found is None or found < expected:
+            raise IntegrityError(
+                f"{self.folder / name}: {shown(found)} bytes; its recipe and config.json lay out {expected:,}",
+                hint="Copy the artifact again, or export it again.",
+            )
+
     def read_json(self, name: str) -> Any:
         """The parsed content of one JSON file of the manifest.
 
         Raises:
-            IntegrityError: it is not JSON, or a record of ours that lacks a part.
+            IntegrityError: it is not JSON as `strict_json` takes it.
         """
         try:
-            found = read_json(self.file(name))
+            return read_json(self.file(name), hint="Copy the artifact again, or export it again.")
         except FileNotFoundError:  # it got its name between our two calls
-            found = read_json(self.file(name))
-        needed = _PARTS.get(name, ())
-        missing = [part for part in needed if not isinstance(found, dict) or part not in found]
-        if missing:
+            return read_json(self.file(name), hint="Copy the artifact again, or export it again.")
+
+    @cached_property
+    def config(self) -> NeoXConfig:
+        """The model's configuration.
+
+        Raises:
+            IntegrityError: it is none, or describes more weights than the artifact's files can hold.
+        """
+        where = self.folder / "config.json"
+        try:
+            config = NeoXConfig.from_dict(self.read_json("config.json"), str(where))
+        except SourceError as e:  # of a checkpoint; here it is the artifact that is damaged
+            raise IntegrityError(str(e), hint=e.hint) from e
+        least, held = config.parameters * FEWEST_BITS // 8, sum(e["size"] for e in self.manifest["files"].values())
+        if least > held:
             raise IntegrityError(
-                f"{self.folder / name} has no `{missing[0]}`; {', '.join(needed)} were expected",
+                f"{where}: {config.num_layers:,} layers of these sizes have {config.parameters:,} parameters, "
+                f"which take {least:,} bytes or more; the artifact's files have {held:,}",
+                hint="Copy the artifact again, or export it again.",
+            )
+        return config
+
+    @cached_property
+    def quantization(self) -> Quantization:
+        """How the weights were rounded, by quantization.json.
+
+        Raises:
+            IntegrityError: it is not there, lacks a field, or is of another number of layers than config.json.
+            SourceError: it is of a newer schema.
+        """
+        where, raw = self.folder / QUANTIZATION, self.read_json(QUANTIZATION)
+        schema = _schema(raw, where)
+        if schema > QUANTIZATION_SCHEMA:
+            raise SourceError(
+                f"{where}: schema {shown(schema)}; this version of pythia-export reads schema {QUANTIZATION_SCHEMA}",
+                hint="A newer pythia-export may read it.",
+            )
+        found = checked(Quantization, raw, where)
+        told, there = sorted(x.layer for x in found.layers), self.config.num_layers
+        beyond = [x.name for x in found.linears if x.layer is not None and x.layer >= there]
+        if told != list(range(there)) or beyond:
+            what = f"names {beyond[0]}" if beyond else f"tells of {len(told):,} layers"
+            raise IntegrityError(
+                f"{where}: {what}; config.json has {there:,} layers",
                 hint="Copy the artifact again, or export it again.",
             )
         return found
 
-    @cached_property
-    def config(self) -> NeoXConfig:
-        return NeoXConfig.from_dict(self.read_json("config.json"), str(self.folder / "config.json"))
+    @property
+    def parity_schema(self) -> int | None:
+        """The schema of what was proved; None where nothing was.
+
+        Raises:
+            IntegrityError: parity.json has none.
+        """
+        if PARITY not in self.manifest["files"]:
+            return None
+        return _schema(self.read_json(PARITY), self.folder / PARITY)
+
+    @property
+    def parity(self) -> Parity | None:
+        """What was proved; None where nothing was, or by a version of another `parity_schema`.
+
+        Raises:
+            IntegrityError: parity.json lacks a field, or holds something else in one.
+        """
+        if self.parity_schema != PARITY_SCHEMA:
+            return None
+        return checked(Parity, self.read_json(PARITY), self.folder / PARITY)
 
     @cached_property
     def generation(self) -> Generation:
@@ -245,7 +311,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         SourceError, IntegrityError: as `Artifact.open`.
     """
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except (OSError, ValueError) as e:  # a name too long, or of no file system
+        raise SourceError(f"{shown(str(folder))}: {getattr(e, 'strerror', None) or e}") from e
+    if not there:
         found = "is not a directory" if folder.exists() else "no such directory"
         raise SourceError(f"{folder}: {found}; an artifact is a directory with a {MANIFEST}", hint=_aside(folder))
     try:
@@ -257,6 +327,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         ) from None
     check_manifest(manifest, folder / MANIFEST)
     return manifest
+
+
+def _schema(raw: Any, where: Path) -> int:
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if type(found) is not int:
+        raise IntegrityError(
+            f"{where}: an object with a number `schema` was expected",
+            hint="Copy the artifact again, or export it again.",
+        )
+    return found
 
 
 def _aside(out: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,23 +25,22 @@ from .shared import (
 def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     """Hash every file again and show where the artifact comes from, what it holds and what was proved of it."""
     from ..artifact import Artifact
+    from ..graph.files import data_name
     from ..graph.layout import layout
     from ..graph.targets import warnings
-    from ..parity import SCHEMA
     from ..runtime import speed_here
     from ..tables import artifact_view
 
     opened = Artifact.open(artifact)
     opened.check()
 
-    def read(name: str) -> Any:
-        return opened.read_json(name) if name in opened.manifest["files"] else None
-
-    quantization, parity, speed = read("quantization.json"), read("parity.json"), ("none", "there is no graph")
-    if opened.has_graph:
-        speed = speed_here(opened)
+    quantization = opened.quantization.to_json() if "quantization.json" in opened.manifest["files"] else None
+    proved, parity = opened.parity_schema, None if opened.parity is None else opened.parity.to_json()
     q, chosen = opened.recipe.quantize, opened.recipe.export
-    warned = warnings(layout(opened.config, q, chosen.dtype), chosen)
+    places = layout(opened.config, q, chosen.dtype)
+    opened.require_size(data_name(opened.recipe), places.nbytes)
+    speed = speed_here(opened) if opened.has_graph else ("none", "there is no graph")
+    warned = warnings(places, chosen)
     if as_json:
         here = {"speed": speed[0], "why": speed[1], "warnings": warned}
         print_json({"manifest": opened.manifest, "here": here, "quantization": quantization, "parity": parity})
@@ -50,8 +49,8 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     show("")
     if not opened.has_graph:
         show(f"No graph yet. `pythia-export export {artifact} --out DIR` builds one.")
-    elif parity is None or parity["schema"] != SCHEMA:
-        found = "Not verified" if parity is None else "Verified by another version"
+    elif parity is None:
+        found = "Not verified" if proved is None else "Verified by another version"
         show(f"{found}. `pythia-export verify {artifact}` proves it.")
     else:
         print_verdict(parity, quantization)

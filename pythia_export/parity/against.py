@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SourceError
-from . import SCHEMA
+from ..artifact.records import PARITY_SCHEMA as SCHEMA
+from ..artifact.records import Parity, checked
+from ..errors import IntegrityError, SourceError
+from ..strict_json import shown
 from .statistics import bootstrap, mean_json, mean_of_clusters
 
 _HINT = "Run `verify` on both with the same recipe text, number of tokens and version of pythia-export."
 Json = Mapping[str, Any]
-
-
-_KEPT = {"tokens", "nll_original", "nll_quantized", "kld", "same_top"}  # of cost.sums
 
 
 def check_comparable(other: Json, where: str) -> None:
@@ -33,15 +32,12 @@ def check_comparable(other: Json, where: str) -> None:
         SourceError: not a whole parity.json, or of another version of the schema.
     """
     if not isinstance(other, Mapping) or other.get("schema") != SCHEMA:
-        found = other.get("schema") if isinstance(other, Mapping) else type(other).__name__
-        raise SourceError(f"{where}: schema {found!r}; a parity.json of schema {SCHEMA} was expected", hint=_HINT)
+        found = other.get("schema") if isinstance(other, Mapping) else other
+        raise SourceError(f"{where}: schema {shown(found)}; a parity.json of schema {SCHEMA} was expected", hint=_HINT)
     try:
-        whole = other["corpus"]["sha256"] and other["source"]["commit"] and other["export"]["runs"]
-        missing = _KEPT - set(other["cost"]["sums"]) if whole else {"export.runs"}
-    except (KeyError, TypeError) as e:
-        missing = {str(e)}
-    if missing:
-        raise SourceError(f"{where}: not a whole parity.json; it lacks {', '.join(sorted(missing))}", hint=_HINT)
+        checked(Parity, other, where)
+    except IntegrityError as e:
+        raise SourceError(f"{e}: not a whole parity.json", hint=_HINT) from e
 
 
 def require_same(source: Json, corpus: Json, other: Json) -> None:

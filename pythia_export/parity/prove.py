@@ -20,6 +20,7 @@ from typing import Any
 import onnx
 import torch
 
+from ..artifact.records import PARITY_SCHEMA as SCHEMA
 from ..corpus import Windows
 from ..device import CPU
 from ..graph.decoder import kv_cache, with_accuracy_level
@@ -28,7 +29,7 @@ from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
 from ..recipe import Export, Gates, Quantize
 from ..runtime import Session
-from . import SCHEMA, cost, export
+from . import cost, export
 from .against import compare, require_same
 from .divergence import first_divergence
 from .export import Run

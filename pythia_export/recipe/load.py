@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..errors import RecipeError
+from ..strict_json import shown
 from .schema import Recipe
 from .section import Section
+from .toml import read_toml
 
 
 def load_recipe(name: str) -> Recipe:
@@ -23,24 +24,24 @@ def load_recipe(name: str) -> Recipe:
         RecipeError: no such recipe, not TOML, an unknown key, a value out of range.
     """
     path = Path(name)
-    if path.name == name and path.suffix != ".toml" and not path.is_file():
+    if path.name == name and path.suffix != ".toml" and not _is_file(path):
         shipped = recipe_names()
         if name not in shipped:
             near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.4)
             raise RecipeError(
-                f"no recipe called `{name}`",
+                f"no recipe called {shown(name)}",
                 hint=f"Did you mean {', '.join(near)}?" if near else "`pythia-export recipes` lists them.",
             )
         path = recipes_folder() / f"{name}.toml"
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe file", hint="`pythia-export recipes` lists shipped ones.") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise RecipeError(f"{path}: cannot be read: {e}") from e
-    except tomllib.TOMLDecodeError as e:
-        raise RecipeError(f"{path}: not TOML: {e}") from e
+    raw = read_toml(path, "`pythia-export recipes` lists shipped ones.")
     return _anchor(parse_recipe(raw, str(path)), path.absolute().parent)  # artifacts are proved from anywhere
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -85,10 +86,11 @@ def explain(where: str, error: Any, schema: type[Section]) -> str:
         return f"{where}: `{dotted}` is required and missing"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("tuple_type", "model_type"):  # of Python, and a file is TOML
-        kind = "an array of tables" if place[-1] == "override" else "an array" if error["type"] == "tuple_type" else ""
+        tables = place[-1:] == ["override"]
+        kind = "an array of tables" if tables else "an array" if error["type"] == "tuple_type" else ""
         message = f"{kind or 'a table'} was expected"
     given = error.get("input")
-    found = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
+    found = f" (found {shown(given)})" if isinstance(given, str | int | float | bool) else ""
     return f"{where}: {f'`{dotted}`: ' if dotted else ''}{message}{found}"
 
 

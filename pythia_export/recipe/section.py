@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,12 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 def _expanded(path: Path) -> Path:
+    """What no file system takes is a mistake of the recipe."""
+    name = os.fspath(path)
+    if "\0" in name:
+        raise ValueError("holds a NUL character, which no file system takes")
+    if len(os.fsencode(name)) > 4095 or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise ValueError("is longer than file systems take: 255 bytes a name, 4,095 in all")
     try:
         return path.expanduser()
     except RuntimeError as e:

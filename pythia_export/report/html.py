@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +19,56 @@ from .words import Json
 
 def render_report(manifest: Json, quantization: Json, parity: Json) -> str:
     """One HTML page from the artifact's three records. `manifest` may be one that is not yet published (no `files`)."""
-    environment = Environment(
+    linears = quantization["linears"]
+    word, scope = words.verdict(parity)
+    return (
+        _templates()
+        .get_template("report.html.j2")
+        .render(
+            words=words,
+            name=manifest["source"]["name"],
+            source=manifest["source"],
+            treatment=words.treatment(quantization),
+            verdict=word,
+            scope=scope,
+            questions=words.QUESTIONS,
+            export_sentence=words.export_sentence(parity),
+            cost_sentence=words.cost_sentence(parity, quantization["method"] != "none"),
+            parity=parity,
+            corpus=parity["corpus"],
+            export=parity["export"],
+            cost=parity["cost"],
+            against=parity["against"],
+            look=[line for line in (words.look_in_graph(parity), words.look_in_weights(parity)) if line],
+            export_plot=_export_plot(parity),
+            cost_plot=_cost_plot(parity),
+            parts=_parts(parity),
+            quantization=quantization,
+            method=words.method_name(quantization["method"]),
+            findings=findings,
+            panels=depth_panels(linears),
+            residual=residual_panel(quantization.get("layers") or []),
+            heads=head_maps(linears),
+            weighed=any(x.get("expected_cost") is not None for x in linears),
+            raised=(quantization.get("allocation") or {}).get("raised") or (),
+            bars=_recovered(linears),
+            groups=list(_by_layer(quantization)),
+            compared=any(x["loss"] is not None and x["method"] != "rtn" for x in linears),
+            facts=_facts(manifest, parity),
+            recipe=words.recipe_toml(manifest["recipe"]),
+            program=f"pythia-export {__version__}",
+        )
+    )
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,  # a name misspelt in the template is an error, not a blank
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    linears = quantization["linears"]
-    word, scope = words.verdict(parity)
-    return environment.get_template("report.html.j2").render(
-        words=words,
-        name=manifest["source"]["name"],
-        source=manifest["source"],
-        treatment=words.treatment(quantization),
-        verdict=word,
-        scope=scope,
-        questions=words.QUESTIONS,
-        export_sentence=words.export_sentence(parity),
-        cost_sentence=words.cost_sentence(parity, quantization["method"] != "none"),
-        parity=parity,
-        corpus=parity["corpus"],
-        export=parity["export"],
-        cost=parity["cost"],
-        against=parity["against"],
-        look=[line for line in (words.look_in_graph(parity), words.look_in_weights(parity)) if line],
-        export_plot=_export_plot(parity),
-        cost_plot=_cost_plot(parity),
-        parts=_parts(parity),
-        quantization=quantization,
-        method=words.method_name(quantization["method"]),
-        findings=findings,
-        panels=depth_panels(linears),
-        residual=residual_panel(quantization.get("layers") or []),
-        heads=head_maps(linears),
-        weighed=any(x.get("expected_cost") is not None for x in linears),
-        raised=(quantization.get("allocation") or {}).get("raised") or (),
-        bars=_recovered(linears),
-        groups=list(_by_layer(quantization)),
-        compared=any(x["loss"] is not None and x["method"] != "rtn" for x in linears),
-        facts=_facts(manifest, parity),
-        recipe=words.recipe_toml(manifest["recipe"]),
-        program=f"pythia-export {__version__}",
     )
 
 

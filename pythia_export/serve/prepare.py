@@ -66,7 +66,6 @@ def ready(folder: Path) -> Ready:
     if floats <= UNPACKED_BYTES:
         unpack(model)
 
-    files = artifact.manifest["files"]
     source = artifact.manifest["source"]
     weights = artifact.file(data_name(recipe))
     about = {
@@ -75,7 +74,7 @@ def ready(folder: Path) -> Ready:
         "treatment": _treatment(recipe.quantize.method, recipe.quantize.bits, recipe.quantize.group_size),
         "bits_per_weight": places.bits_per_weight,
         "unpacked": floats <= UNPACKED_BYTES,
-        "passed": artifact.read_json("parity.json")["passed"] if "parity.json" in files else None,
+        "passed": None if artifact.parity is None else artifact.parity.passed,
         "weights": {"path": DATA_FILE, "bytes": weights.stat().st_size},
         "layers": config.num_layers,
         "heads": config.num_heads,

@@ -16,7 +16,7 @@ group_size = [-1, 128]
 from __future__ import annotations
 
 import itertools
-import tomllib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,7 +26,9 @@ from ..errors import RecipeError
 from ..recipe import Calibration, Export, Model, Quantize, Recipe, Text
 from ..recipe.load import explain
 from ..recipe.section import NonEmpty, Section
+from ..recipe.toml import read_toml
 
+MOST_COMBINATIONS = 10_000  # of one table: a checkpoint takes minutes for each
 DIMENSIONS = frozenset(Quantize.model_fields) - {"override", "bits_per_weight"}
 
 
@@ -137,15 +139,7 @@ def load(path: Path) -> SweepFile:
     Raises:
         RecipeError: no such file, not TOML, an unknown key, a value out of range, an empty product.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file", hint="docs/sweeps.md shows one.") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise RecipeError(f"{path}: cannot be read: {e}") from e
-    except tomllib.TOMLDecodeError as e:
-        raise RecipeError(f"{path}: not TOML: {e}") from e
-    return parse(raw, path.absolute().parent, str(path))
+    return parse(read_toml(path, "docs/sweeps.md shows one."), path.absolute().parent, str(path))
 
 
 def parse(raw: dict[str, Any], folder: Path, where: str = "sweep") -> SweepFile:
@@ -187,6 +181,12 @@ def _product(given: Any, where: str) -> Any:
         for key, values in swept.items():
             if not values:
                 raise RecipeError(f"{where}: `quantize.{key}` is an empty list: there is nothing to do")
+        combinations = math.prod(map(len, swept.values()))
+        if combinations > MOST_COMBINATIONS:
+            raise RecipeError(
+                f"{where}: `quantize` has {combinations:,} combinations; {MOST_COMBINATIONS:,} are the most",
+                hint="Sweep over fewer values, or name the wanted ones as [[quantize]] tables.",
+            )
         for combination in itertools.product(*swept.values()):
             found.append(table | dict(zip(swept, combination, strict=True)))
     return found
