@@ -38,7 +38,9 @@ def put(folder: Path, config: dict, generation: dict | None) -> None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
 
 
-@pytest.mark.parametrize("of_config", [0, 5, [0, 199], [7], None, ABSENT], ids=str)
+@pytest.mark.parametrize(
+    "of_config", [0, 5, [0, 199], [7], None, ABSENT], ids=lambda v: "absent" if v is ABSENT else str(v)
+)
 @pytest.mark.parametrize(
     "generation", [None, {}, {"eos_token_id": 3}, {"eos_token_id": [0, 199, 0]}, {"eos_token_id": None}], ids=str
 )
