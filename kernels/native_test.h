@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -28,7 +29,21 @@ struct Random {
     for (size_t i = 0; i < n; ++i) x[i] = by * draw(bits);
     return x;
   }
+  // A number that arithmetic stumbles over: infinite, none, subnormal, or large enough for sums and squares to overflow.
+  float hostile() {
+    const float of[] = {INFINITY, -INFINITY, NAN, -NAN, 0.0f, -0.0f, 1e-45f, -1e-40f, FLT_MIN, FLT_MAX, -FLT_MAX, 3e38f, 1e22f, -1e19f};
+    return of[bits() % (sizeof of / sizeof *of)];
+  }
+  // One number in `every` of x [n], and one at least, becomes hostile.
+  void spoil(float* x, size_t n, size_t every) {
+    if (!n) return;
+    for (size_t i = 0; i < n; ++i)
+      if (bits() % every == 0) x[i] = hostile();
+    x[bits() % n] = hostile();
+  }
 };
+
+inline bool same_number(float x, float y) { return std::isnan(x) ? std::isnan(y) : !std::memcmp(&x, &y, sizeof x); }
 
 inline const Parallel kTwoThreads{[](void*, size_t n, void (*fn)(void*, size_t), void* data) {
                                     std::thread second([=] { for (size_t i = 1; i < n; i += 2) fn(data, i); });

@@ -19,7 +19,7 @@ namespace pythia {
   namespace isa {                                                \
   void attend(const Attention&, const Parallel&);                \
   void rotate(const Rotary&, const Parallel&);                   \
-  void beam(const Beam&);                                        \
+  bool beam(const Beam&);                                        \
   void widen(const uint16_t*, float*, int64_t);                  \
   void narrow(const float*, uint16_t*, int64_t);                 \
   }

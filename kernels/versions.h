@@ -17,7 +17,7 @@ struct Version {
   void (*attend)(const Attention&, const Parallel&);
   void (*rotate)(const Rotary&, const Parallel&);
   void (*product)(const Product&, const Parallel&);  // null: there is ONNX Runtime's own alone
-  void (*beam)(const Beam&);
+  bool (*beam)(const Beam&);
   void (*widen)(const uint16_t* half, float* to, int64_t count);
   void (*narrow)(const float* from, uint16_t* half, int64_t count);
 };

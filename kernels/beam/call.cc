@@ -3,8 +3,6 @@
 int pythia_beam(const pythia::Beam* beam) {
   const pythia::Version* version = pythia::chosen();
   if (!version) return 1;
-  const bool fits = beam->width <= pythia::kBeamWidth && beam->places <= pythia::kBeamPlaces;
-  if (!fits || beam->apart > pythia::kBeamApart) return 2;
-  version->beam(*beam);
-  return 0;
+  if (!pythia::in_range(*beam, pythia::kBeamPlaces)) return 2;
+  return version->beam(*beam) ? 0 : 3;
 }

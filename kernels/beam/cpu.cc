@@ -42,9 +42,10 @@ void look(const Beam& b, const Row& row, const Owed& owed, int64_t r, int64_t k,
     const Floats other = smaller(larger(wanted > near ? near + all(1) : near - all(1), all(0)), top);
     const Floats value = (near - zero) * scale, other_value = (other - zero) * scale;
     const Floats lost = (target - value) * pivot, other_lost = (target - other_value) * pivot, cost = load(row.cost + s);
-    store(found.cost + s, lost * lost + cost), store(found.error + s, free - value), store(found.code + s, near);
+    // smaller: a NaN becomes infinite.
+    store(found.cost + s, smaller(lost * lost + cost, none)), store(found.error + s, free - value), store(found.code + s, near);
     // No second code at the end of the grid, nor to one that is exact.
-    const Floats other_cost = ((near == other) | (near == wanted)) ? none : other_lost * other_lost + cost;
+    const Floats other_cost = ((near == other) | (near == wanted)) ? none : smaller(other_lost * other_lost + cost, none);
     store(second.cost + s, other_cost), store(second.error + s, free - other_value), store(second.code + s, other);
   }
   const size_t bytes = size_t(W) * sizeof(float);
@@ -72,8 +73,8 @@ void rank(const Choices& found, int64_t count, int32_t* ranks) {
   }
 }
 
-// Rounds place k; `factor` is its row of the factor, filled up.
-void take(const Beam& b, const float* factor, Row& row, const Owed& owed, Owed& next, int64_t r, int64_t k) {
+// Rounds place k; `factor` is its row of the factor, filled up. False: no choice has a finite cost.
+bool take(const Beam& b, const float* factor, Row& row, const Owed& owed, Owed& next, int64_t r, int64_t k) {
   Choices found;
   int32_t ranks[2 * kWidest], chosen[2 * kWidest];
   const int64_t W = b.width;
@@ -88,6 +89,7 @@ void take(const Beam& b, const float* factor, Row& row, const Owed& owed, Owed& 
     row.cost[s] = found.cost[i] - least;
     row.errors[k][s] = found.error[i], row.codes[k][s] = uint8_t(found.code[i]), row.parents[k][s] = uint8_t(parent);
   }
+  return least - least == 0;  // of an infinite one that is NaN
 }
 
 // The columns apart follow their roundings.
@@ -102,12 +104,13 @@ void follow(const Beam& b, T* kept, const int64_t* origin, T* before) {
 
 }  // namespace
 
-void beam(const Beam& b) {
+bool beam(const Beam& b) {
   const int64_t W = b.width, m = b.places;
   float errors_before[kBeamWidth * kBeamApart], factor[kBeamPlaces][kLongest] = {};
   uint8_t codes_before[kBeamWidth * kBeamApart];
   for (int64_t i = 0; i < m; ++i) std::memcpy(factor[i], b.factor + i * b.factor_stride, size_t(i) * sizeof(float));
   Row row{};
+  bool finite = true;
   for (int64_t r = 0; r < b.rows; ++r) {
     float *cost = b.cost + r * W, *errors = b.errors + r * W * b.window;
     uint8_t* codes = b.codes + r * W * b.window;
@@ -118,7 +121,7 @@ void beam(const Beam& b) {
     for (int64_t s = 0; s < W; ++s)
       for (int64_t i = 0; i < m; ++i) (*owed)[s][i] = b.owed[(r * W + s) * m + i] + settled[i];
     for (int64_t k = m - 1; k >= 0; --k) {
-      take(b, factor[k], row, *owed, *next, r, k);
+      finite &= take(b, factor[k], row, *owed, *next, r, k);
       std::swap(owed, next);
     }
     std::memcpy(cost, row.cost, size_t(W) * sizeof(float));
@@ -138,6 +141,7 @@ void beam(const Beam& b) {
       follow(b, codes, origin, codes_before);
     }
   }
+  return finite;
 }
 
 }  // namespace PYTHIA_ISA

@@ -37,7 +37,7 @@ __device__ inline void look(const Beam& b, int64_t here, float pivot, float owed
     const float code = second ? other : near, value = __fmul_rn(__fsub_rn(code, zero), scale);
     const float lost = __fmul_rn(__fsub_rn(target, value), pivot);
     const int64_t at = second * b.width + s;
-    found.cost[at] = second && none ? INFINITY : __fadd_rn(__fmul_rn(lost, lost), cost);
+    found.cost[at] = second && none ? INFINITY : fminf(__fadd_rn(__fmul_rn(lost, lost), cost), INFINITY);  // a NaN becomes infinite
     found.error[at] = __fsub_rn(free, value), found.code[at] = uint8_t(code);
   }
 }
@@ -127,7 +127,8 @@ int launch(const Beam& b, cudaStream_t stream) {
 
 int pythia_cuda_beam(const pythia::Beam* beam, void* stream) {
   using namespace pythia::cuda;
-  if (beam->width > pythia::kBeamWidth || beam->places > kPlaces) return -1;
+  if (!pythia::in_range(*beam, kPlaces)) return -1;
+  if (!beam->rows) return 0;
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   return beam->width <= 8 ? launch<8>(*beam, on) : beam->width <= 16 ? launch<16>(*beam, on) : launch<64>(*beam, on);
 }

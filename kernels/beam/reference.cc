@@ -21,8 +21,10 @@ struct Rounding {
   std::vector<uint8_t> codes_before;
 };
 
-void row(const Beam& b, int64_t r) {
+// False: at some place no choice has a finite cost.
+bool row(const Beam& b, int64_t r) {
   const int64_t W = b.width, m = b.places;
+  bool finite = true;
   std::vector<Rounding> carried;
   for (int64_t s = 0; s < W; ++s) {
     const int64_t at = r * W + s;
@@ -40,18 +42,20 @@ void row(const Beam& b, int64_t r) {
     std::vector<Choice> choices(size_t(2 * W));
     for (int64_t s = 0; s < W; ++s) {
       const float target = carried[size_t(s)].owed[size_t(k)] / pivot + free, wanted = target / scale + zero;
-      const float near = std::nearbyint(std::min(std::max(wanted, 0.0f), top));
+      const float near = std::nearbyint(std::min(std::max(0.0f, wanted), top));  // a NaN becomes 0
       const float other = std::min(std::max(wanted > near ? near + 1 : near - 1, 0.0f), top);
       for (int64_t i : {s, W + s}) {
         const float code = i < W ? near : other, value = (code - zero) * scale, lost = (target - value) * pivot;
         // No second code at the end of the grid, nor to one that is exact.
         const bool none = i >= W && (near == other || near == wanted);
-        choices[size_t(i)] = {none ? INFINITY : lost * lost + carried[size_t(s)].cost, free - value, int64_t(code), s, i};
+        const float cost = std::min(INFINITY, lost * lost + carried[size_t(s)].cost);  // a NaN becomes infinite
+        choices[size_t(i)] = {none ? INFINITY : cost, free - value, int64_t(code), s, i};
       }
     }
     std::sort(choices.begin(), choices.end(), [](const Choice& x, const Choice& y) {
       return x.cost != y.cost ? x.cost < y.cost : x.index < y.index;
     });
+    finite &= std::isfinite(choices[0].cost);
     std::vector<Rounding> next;
     for (int64_t s = 0; s < W; ++s) {
       const Choice& choice = choices[size_t(s)];
@@ -72,12 +76,15 @@ void row(const Beam& b, int64_t r) {
     uint8_t* codes = std::copy(one.codes.begin(), one.codes.end(), b.codes + at * b.window + b.first);
     std::copy(one.codes_before.begin(), one.codes_before.end(), codes);
   }
+  return finite;
 }
 
 }  // namespace
 
-void beam_reference(const Beam& b) {
-  for (int64_t r = 0; r < b.rows; ++r) row(b, r);
+bool beam_reference(const Beam& b) {
+  bool finite = true;
+  for (int64_t r = 0; r < b.rows; ++r) finite &= row(b, r);
+  return finite;
 }
 
 }  // namespace pythia

@@ -15,6 +15,17 @@ struct Case {
   size_t qkvs = 0, angles = 0, biases = 0, outs = 0, cache_bytes = 0, scales = 0;  // how many there are of each
   int64_t positions = 0;
   int64_t hidden = 0;  // places whose bias is -3e4: a query that sees no other has scores of few digits
+
+  // Hostile numbers among the fresh queries, keys and values of one head, and among its past where that holds floats.
+  void spoil(Random& random, int64_t row) {
+    const int64_t b = row / a.heads, h = row % a.heads;
+    for (int64_t t = 0; t < 3 * a.fresh; ++t)
+      if (random.upto(1)) random.spoil(qkv.get() + ((b * 3 * a.fresh + t) * a.heads + h) * a.head_dim, size_t(a.head_dim), 20);
+    if (a.cache == CacheType::kFloat32)
+      for (auto* cache : {&key, &value})
+        random.spoil(reinterpret_cast<float*>(cache->get()) + row * a.room * a.head_dim, size_t(a.room * a.head_dim), 50);
+    if (scales) random.spoil(key_scale.get() + row * a.room, size_t(a.room), 5);
+  }
 };
 
 // A call of `fresh` tokens after `past`, for one of the suite's heads or another.
@@ -82,6 +93,18 @@ struct Cached {
         value(copied(c.value, c.cache_bytes)),
         key_scale(copied(c.key_scale, c.scales)),
         value_scale(copied(c.value_scale, c.scales)) {}
+
+  // With the fresh tokens of one row of the batch and head left out; -1: of none.
+  Cached without(const Attention& a, int64_t row) const {
+    Cached rest = *this;
+    if (row < 0) return rest;
+    const size_t place = key.size() / size_t(a.batch * a.heads * a.room);
+    const size_t first = size_t(row * a.room + a.total - a.fresh), fresh = size_t(a.fresh);
+    for (auto* of : {&rest.key, &rest.value}) std::fill_n(of->begin() + int64_t(first * place), fresh * place, char(0));
+    for (auto* of : {&rest.key_scale, &rest.value_scale})
+      if (!of->empty()) std::fill_n(of->begin() + int64_t(first), fresh, 0.0f);
+    return rest;
+  }
 
   void restore(Case& c) const {
     std::copy(key.begin(), key.end(), c.key.get());

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import NumericsError
 from .gptq import Factor, gptq
 from .grid import Quantized
 
@@ -35,7 +36,7 @@ def gptq_coupled(
     """Quantise W [out, in] against a factored Hessian and G [blocks, out / blocks, out / blocks].
 
     Raises:
-        NumericsError: W holds a NaN or an infinity.
+        NumericsError: W or G holds a NaN or an infinity, or numbers so large that squares of errors overflow.
     """
     blocks, size, _ = G.shape
     L, order = _row_factor(G)
@@ -66,4 +67,10 @@ def _row_factor(G: Tensor) -> tuple[Tensor, Tensor]:
     order = torch.argsort(diagonal, dim=1, stable=True)
     damped = G + torch.diag_embed((DAMP * diagonal.mean(1, keepdim=True) + 1e-30).expand_as(diagonal))
     placed = torch.take_along_dim(torch.take_along_dim(damped, order[:, :, None], 1), order[:, None, :], 2)
-    return torch.linalg.cholesky(placed), order
+    L, info = torch.linalg.cholesky_ex(placed)
+    if info.any() or not torch.isfinite(L.diagonal(dim1=1, dim2=2)).all():
+        raise NumericsError(
+            "the sensitivity of the loss to its outputs is no positive definite matrix: a gradient overflowed",
+            hint="`quantize.fisher = false` does without; but look at the checkpoint's weights first.",
+        )
+    return L, order

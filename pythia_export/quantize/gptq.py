@@ -23,6 +23,7 @@ Four things differ from the paper's code:
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -42,10 +43,11 @@ SHARED_OUT = 1 << 22  # weights from which threads gain more than they lose by w
 
 @dataclass(frozen=True)
 class Factor:
-    """``(H + damp * mean(diag H) I)[order][:, order] = L L^T``, the mean that of inputs which are not dead.
+    """``(H + damp * mean(diag H) I)[order][:, order] = unit L L^T``, the mean that of inputs which are not dead.
 
     L: [in, in] lower, in H's dtype. order: [in], the column at each place; columns are rounded from the last place to
-    the first. dead: [in] bool, columns whose input is always zero. damp: relative, the one that worked.
+    the first. dead: [in] bool, columns whose input is always zero. damp: relative, the one that worked. unit: a power
+    of 4 near the mean, so that squares of L neither overflow nor vanish, and no bit of anything else changes.
     """
 
     L: Tensor
@@ -53,6 +55,7 @@ class Factor:
     dead: Tensor
     act_order: bool
     damp: float
+    unit: float = 1.0
 
     @property
     def importance(self) -> Tensor:
@@ -74,22 +77,29 @@ def factor(H: Tensor, act_order: bool, damp: float, max_damp: float) -> Factor:
     dead = diagonal <= 0  # an input that is always zero: any weight is exact, and zero is the cheapest
     mean = diagonal[~dead].mean() if not dead.all() else torch.ones_like(diagonal[0])
     diagonal = torch.where(dead, mean, diagonal)
+    unit = _power_of_4(float(mean))
     columns = torch.arange(len(H), device=H.device)
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else columns
     order = order.flip(0)
     while True:
         L = H[order[:, None], order]
         L.diagonal().copy_((diagonal + damp * mean)[order])
+        L /= unit
         info = torch.zeros((), dtype=torch.int32, device=H.device)
         torch.linalg.cholesky_ex(L, out=(L, info))
         if not info and torch.isfinite(L.diagonal()).all():
-            return Factor(L, order, dead, act_order, damp)
+            return Factor(L, order, dead, act_order, damp, unit)
         if damp * 2 > max_damp * (1 + 1e-9):
             raise NumericsError(
                 f"the Hessian is not positive definite even with damp {damp:g} (max_damp {max_damp:g})",
                 hint="Calibrate on more tokens, raise `quantize.max_damp`, or give this linear method = 'rtn'.",
             )
         damp *= 2
+
+
+def _power_of_4(x: float) -> float:
+    """The nearest one that a float32's square holds; 1 for what is not a positive number."""
+    return 4.0 ** min(62, max(-62, round(math.log(x, 4)))) if 0 < x < math.inf else 1.0
 
 
 def gptq(
@@ -109,10 +119,10 @@ def gptq(
     Computes in W's dtype, float32 or float64, on W's device, where the factor lies as well.
 
     Raises:
-        NumericsError: W holds a NaN or an infinity.
+        NumericsError: W holds a NaN or an infinity, or numbers so large that the squares of their errors overflow.
     """
     if not torch.isfinite(W).all():
-        raise NumericsError("a weight is NaN or infinite")
+        raise NumericsError("a weight, or what it has to make up for, is NaN or infinite")
     size = group_size if group_size > 0 else W.shape[1]
     L, importance = factor.L.to(W.dtype), factor.importance.to(W.dtype) if clip else None
     search = _Grid(bits, size, symmetric, importance, scale_dtype, beam)
@@ -210,7 +220,7 @@ def correction(missing: Tensor, factor: Factor, tokens: int) -> Tensor:
     """
     share = fitted_share(len(factor.L), tokens)
     step = torch.empty_like(missing)
-    step[:, factor.order] = torch.cholesky_solve(missing[:, factor.order].T, factor.L).T.mul_(share)
+    step[:, factor.order] = torch.cholesky_solve(missing[:, factor.order].T / factor.unit, factor.L).T.mul_(share)
     step[:, factor.dead] = 0
     return step
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..device import described
 from ..errors import EnvironmentProblem
-from ..kernels import kernels_path
+from ..kernels import kernels_path, library_fault
+
+OVERFLOW = 3  # what pythia_beam says of weights whose rounding errors' squares are not finite
 
 
 class _Block(ctypes.Structure):
@@ -36,6 +38,9 @@ def _library(device: str) -> ctypes.CDLL | None:
     if path is None:
         return None
     try:
+        fault = library_fault(path)
+        if fault is not None:
+            raise OSError(fault)
         library = ctypes.CDLL(str(path))
         library.pythia_beam.argtypes = [ctypes.POINTER(_Block)]
         if device == "cuda":
@@ -52,12 +57,13 @@ def _library(device: str) -> ctypes.CDLL | None:
 def round_block(
     top: int, first: int, apart: int, free: Tensor, settled: Tensor, scale: Tensor, zero: Tensor, factor: Tensor,
     owed: Tensor, cost: Tensor, errors: Tensor, codes: Tensor,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """Round a block of places [places, rows] in place.
 
     free, settled, scale, zero: [places, rows] float32. factor: [places, places]. owed: [rows * width, places].
     cost: [rows, width]. errors, codes: [rows * width, window], float32 and uint8, the block from column `first`, and
-    the `apart` columns behind it move with their roundings. top: the largest code.
+    the `apart` columns behind it move with their roundings. top: the largest code. False: some row has no rounding of
+    finite cost left (a GPU says so in `cost` alone, where none is finite then).
 
     Raises:
         EnvironmentProblem: PYTHIA_KERNELS_ISA names a version that does not run here; the GPU refuses the kernel.
@@ -81,6 +87,8 @@ def round_block(
             )
     else:
         refused = library.pythia_beam(ctypes.byref(block))
+        if refused == OVERFLOW:
+            return False
         if refused == 1:
             raise EnvironmentProblem(
                 "PYTHIA_KERNELS_ISA names a version of the kernels that this processor or this build does not have",
@@ -89,3 +97,4 @@ def round_block(
     if refused:
         at_most = "64 and 32" if device.type == "cuda" else "64, 64 and 256"
         raise ValueError(f"a beam of width {width}, {places} places, {apart} apart; at most {at_most}")
+    return True

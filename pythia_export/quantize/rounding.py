@@ -23,10 +23,24 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..errors import NumericsError
 from . import native
 from .grid import to_codes
 
 APART = 128  # columns; with more the losses were the same
+
+
+HUGE = (
+    "Such numbers are most often what training leaves behind when it diverges: look at the checkpoint. "
+    "method = 'none' for this linear (`quantize.override`) stores it as it is."
+)
+
+
+def too_large(W: Tensor) -> NumericsError:
+    return NumericsError(
+        f"the error of rounding weights as large as {W.abs().max():.3g} is more than {str(W.dtype)[6:]} holds",
+        hint=HUGE,
+    )
 
 
 class Rounding(Protocol):
@@ -39,7 +53,11 @@ class Rounding(Protocol):
         """[n - first, out] of the places from `first`, where the last block began, to the end."""
 
     def codes(self) -> Tensor:
-        """[n, out] uint8, once all places are rounded."""
+        """[n, out] uint8, once all places are rounded.
+
+        Raises:
+            NumericsError: weights were so large that errors, or their squares, are no finite numbers.
+        """
 
 
 class Nearest:
@@ -69,6 +87,8 @@ class Nearest:
         return self._errors[first:]
 
     def codes(self) -> Tensor:
+        if not torch.isfinite(self._errors).all():
+            raise too_large(self._free)
         return self._codes
 
 
@@ -99,10 +119,12 @@ class Beam:
         owed = self._errors[:, apart] @ self._L[last : self._edge, first:last]
         if self._native:
             begin, columns = first - self._base, self._edge - last
-            native.round_block(
+            finite = native.round_block(
                 self._top, begin, columns, self._free[first:last], of_settled, scale, zero,
                 self._L[first:last, first:last], owed, self._cost, self._errors, self._codes,
             )  # fmt: skip
+            if not finite:
+                raise too_large(self._free)
         else:
             self._round_in_torch(first, last, scale, zero, owed.unflatten(0, self._cost.shape) + of_settled.T[:, None])
         self._first = first
@@ -139,6 +161,7 @@ class Beam:
         # always zero would crowd out others.
         cost[..., 1].masked_fill_((near == other) | (near == wanted), torch.inf)
         cost = cost.add_(self._cost[..., None]).flatten(1)
+        cost = torch.where(cost < torch.inf, cost, torch.inf)  # a NaN has no place in an order
         self._cost, chosen = cost.topk(self._width, largest=False, sorted=False)
         self._cost -= self._cost.amin(1, keepdim=True)  # differences alone matter, and small numbers tell them finer
         errors = (free - values.flatten(1).gather(1, chosen)).flatten()
@@ -169,6 +192,8 @@ class Beam:
 
     def codes(self) -> Tensor:
         self._settle(self._first)
+        if not torch.isfinite(self._cost.amin(1)).all():  # once a row has no finite cost it never has again
+            raise too_large(self._free)
         return self._settled_codes
 
     def _best(self) -> Tensor:

@@ -6,6 +6,7 @@ its Hessians and the calibration activations (or, beyond a budget, a chunk of th
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ from ..quantize.coupled import gptq_coupled
 from ..quantize.gptq import WEIGHTS_AT_ONCE, Factor, correction, factor, gptq, row_errors
 from ..quantize.grid import Quantized
 from ..quantize.packing import pack, pack_rows, round_rows
+from ..quantize.rounding import HUGE
 from ..quantize.rtn import rtn
 from ..recipe import Quantize
 from ..weights import WeightsReader, WeightsWriter
@@ -329,7 +331,7 @@ class _Job:
         began, scheme, quantize = time.perf_counter(), plan.scheme, self.quantize
         grid = (scheme.bits, scheme.group_size, scheme.symmetric)
         scale_dtype = getattr(torch, self.out.dtype)
-        target, damp, G = W, None, self._felt(plan)
+        target, damp, dead, G = W, None, 0, self._felt(plan)
         try:
             result = nearest = rtn(W, *grid, scale_dtype)
             if plan.method == "gptq":
@@ -339,13 +341,14 @@ class _Job:
                     target = torch.addmm(W, W, correction(problem.drift, L, problem.tokens).to(W.dtype))
                 elif problem.missing is not None:
                     target = W + correction(problem.missing, L, problem.tokens).to(W.dtype)
-                damp = L.damp
+                damp, dead = L.damp, int(L.dead.sum())
                 # Of h_to_4h's many outputs, behind a GELU, only the diagonal is kept: their coupling gained nothing.
                 if G is None or G.ndim == 1:
                     result = gptq(target, L, *grid, quantize.clip, scale_dtype, quantize.beam)
                 else:
                     result = gptq_coupled(target, L, G, *grid, quantize.clip, scale_dtype, quantize.beam)
                 del L
+            losses = _losses(plan, W, target, nearest, result, problem, G, self.config)
         except PythiaExportError as e:
             raise type(e)(f"{plan.name}: {e}", hint=e.hint) from e
         record = {
@@ -354,8 +357,9 @@ class _Job:
             "shape": list(plan.shape),
             "method": plan.method,
             **scheme.model_dump(),
-            **_losses(plan, W, target, nearest, result, problem, G, self.config),
+            **losses,
             "damp": damp,
+            "dead_inputs": dead,
             "tokens": problem.tokens if problem is not None else 0,
         }
         self.linears.append(record | {"seconds": round(time.perf_counter() - began, 3)})
@@ -413,6 +417,12 @@ def _losses(
             expected_cost(E, H, G) for E in (W, target - result.dequantize(), W - nearest.dequantize())
         )
         found["expected_cost"] = lost
+    if not all(map(math.isfinite, (whole, lost, lost_by_rtn))):
+        raise NumericsError(
+            f"the error of rounding weights as large as {W.abs().max():.3g}, on inputs as large as "
+            f"{float(problem.H.diagonal().max()) ** 0.5:.3g}, is more than {str(W.dtype)[6:]} holds",
+            hint=HUGE,
+        )
     whole = max(whole, 1e-300)
     return {
         "rtn_loss": lost_by_rtn / whole,

@@ -108,8 +108,9 @@ class Observed:
             x[i] = table[torch.tensor(ids[part], device=self.device)].float()
         return x
 
-    def moments(self, m: int, n: int) -> Moments:
-        return Moments(m, n, self.device)
+    def moments(self, m: int, n: int, about_mean: bool = True) -> Moments:
+        """About the mean where a bias makes up for it, which error correction alone asks for."""
+        return Moments(m, n, self.device, about_mean=about_mean and self.wanted is not None)
 
     def first_stage(self, block: Block) -> dict[str, Problem]:
         """QKV and h_to_4h of a parallel layer whose weights are still the original ones.
@@ -165,6 +166,8 @@ class Observed:
         mean_mixed, mean_up = of_mixed.mean.double(), of_up.mean.double()
         lack = lacks_up.mean_x.double() - block.weights(f"{prefix}.{DOWN}.bias").double() - W_up.double() @ mean_up
         H, H_up, across = of_mixed.centred(), of_up.centred(), between.centred()
+        across[H.diagonal() <= 0] = 0  # of what does not vary there is rounding alone
+        across[:, H_up.diagonal() <= 0] = 0
         A, B = W_mixed.to(H.dtype), W_up.to(H_up.dtype)
         missing = lacks_mixed.centred().sub_(A @ H).sub_((B.to(across.dtype) @ across.T).to(H.dtype))
         lacking = lacks_up.centred().sub_(B @ H_up)
@@ -225,7 +228,7 @@ class Observed:
     def head(self, W: Tensor, weights: Weights) -> Problem:
         """The output projection, which has no bias to absorb a mean."""
         d = self.config.hidden_size
-        own, cross = self.moments(d, d), self.moments(d, d)
+        own, cross = self.moments(d, d, False), self.moments(d, d, False)
         with tensor_cores(self.device):
             for i, x in enumerate(self.x):
                 h = final_norm(x, self.config, weights)
