@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tokenizers import Tokenizer, models
 
 from pythia_export.artifact.manifest import check_manifest
 from pythia_export.artifact.read import Artifact
 from pythia_export.checkpoint.header import read_header
 from pythia_export.checkpoint.shards import read_index
 from pythia_export.errors import PythiaExportError
+from pythia_export.generation import read_generation
 from pythia_export.neox import NeoXConfig
 from pythia_export.parity.against import check_comparable, compare, require_same
 from pythia_export.recipe import load_recipe
@@ -46,11 +48,12 @@ from pythia_export.stream.journal import Journal
 from pythia_export.strict_json import parse_json
 from pythia_export.sweep.schema import load as load_sweep
 from pythia_export.tables import artifact_view, losses_table
+from pythia_export.tokenizer import open_folder, tokenizer_files
 
 WRITTEN = Path(__file__).with_name("written")
 RECORDS = ("manifest.json", "quantization.json", "parity.json", "config.json")
 SECONDS = 5.0  # of CPU time, for one input: the slowest sound one takes a tenth
-PRINTED, RENDERED = 5, 100  # of so many inputs that are accepted one is printed as on a terminal, and one as pages
+PRINTED, RENDERED = 20, 100  # of so many inputs that are accepted one is printed as on a terminal, and one as pages
 MEMORY = Path("/dev/shm")  # a file system in memory, where there is one
 A_BATCH = 2000  # operator calls in one process
 
@@ -195,8 +198,16 @@ class Subjects:
     def __init__(self, rng: random.Random, scratch: Path) -> None:
         self.rng, self.scratch, self.accepted = rng, scratch, 0
         self.sound = {name.partition(".")[0]: json.loads((WRITTEN / name).read_text()) for name in RECORDS}
+        # Shorter lists: their other entries are read alike.
         linears = self.sound["quantization"]["linears"]
-        self.sound["quantization"]["linears"] = [*linears[:4], linears[-1]]  # others are read alike
+        self.sound["quantization"]["linears"] = [linears[0], linears[3], linears[-1]]
+        linears[0]["heads"], manifest, parity = linears[0]["heads"][:2], self.sound["manifest"], self.sound["parity"]
+        manifest["files"] = {name: manifest["files"][name] for name in (*RECORDS[1:], "model.onnx_data")}
+        manifest["versions"] = parity["versions"] = {"python": "3.11.7", "torch": "2.13.0"}
+        for name, values in parity["cost"]["sums"].items():
+            parity["cost"]["sums"][name] = values[:2]
+        for run in parity["export"]["runs"]:
+            run["splits"] = run["splits"][:2]
         self.trees = {name: Tree(value) for name, value in self.sound.items()}
         checkpoint = {"a": ("F16", [4, 8]), "b": ("F32", [3]), "c": ("BF16", [2, 2, 2]), "d": ("I64", [])}
         header, at = {}, 0
@@ -217,6 +228,21 @@ class Subjects:
         self.trees["journal"] = Tree(
             {"fingerprint": fingerprint, "layers": layers, "linears": linears[:4], "sensitivity": True}
         )
+        self.config_read = NeoXConfig.from_dict(self.sound["config"])
+        self.trees["generation"] = Tree(
+            {"bos_token_id": 0, "eos_token_id": [0, 1], "pad_token_id": 1, "do_sample": True, "temperature": 0.7}
+            | {"top_k": 50, "top_p": 0.9, "repetition_penalty": 1.1, "stop_strings": ["END"], "min_length": 1}
+        )
+        token = {"content": "<|end|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        self.trees["tokenizer"] = Tree(
+            {"tokenizer_class": "GPTNeoXTokenizer", "eos_token": "<|end|>", "bos_token": token, "add_bos_token": True}
+            | {"added_tokens_decoder": {"4": token | {"special": True}}, "extra_special_tokens": ["<|a|>"]}
+            | {"additional_special_tokens": ["<|b|>", token], "chat_template": "{{ x }}", "model_max_length": 10**30}
+        )
+        self.tokens = scratch / "tokens"
+        self.tokens.mkdir()
+        vocabulary = {"a": 0, "b": 1, "ab": 2, "<|end|>": 3}
+        Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")])).save(str(self.tokens / "tokenizer.json"))
         self.folders = {name: scratch / name.partition(".")[0] for name in RECORDS}
         for folder in self.folders.values():
             folder.mkdir()
@@ -315,6 +341,20 @@ class Subjects:
     def read_index(self, data: bytes) -> None:
         read_index(self.written("index.json", data))
 
+    def generation(self) -> bytes:
+        return _text(self.trees["generation"].damaged(self.rng), self.rng)
+
+    def read_generation(self, data: bytes) -> None:
+        raw = parse_json(data, "generation_config.json")
+        json.dumps(dict(read_generation(raw, self.config_read, self.sound["config"], "folder").raw), allow_nan=False)
+
+    def tokenizer(self) -> bytes:
+        return _text(self.trees["tokenizer"].damaged(self.rng), self.rng)
+
+    def read_tokenizer(self, data: bytes) -> None:
+        (self.tokens / "tokenizer_config.json").write_bytes(data)
+        tokenizer_files(open_folder(self.tokens), 2048)
+
     def journal(self) -> bytes:
         return _text(self.trees["journal"].damaged(self.rng), self.rng)
 
@@ -357,7 +397,8 @@ SHARES = {
     "parity": (14, "parity", "parity"), "parity of --against": (4, "parity", "against"),
     "config": (17, "config", "config"), "recipe": (10, "recipe", "recipe"), "sweep": (3, "sweep", "sweep"),
     "safetensors header": (16, "header", "header"), "index of shards": (2, "index", "index"),
-    "journal": (2, "journal", "journal"),
+    "journal": (2, "journal", "journal"), "tokenizer's settings": (1, "tokenizer", "tokenizer"),
+    "generation's settings": (2, "generation", "generation"),
 }  # fmt: skip
 
 

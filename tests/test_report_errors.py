@@ -33,7 +33,6 @@ def recorded(layers=3, heads=2):
     quantization["layers"] = [
         {"layer": i, "residual_error": e, "seconds": 1.5 + i} for i, e in enumerate((1e-3, 4e-3, 0.021)[:layers])
     ]
-    quantization["sensitivity"] = {"tokens": 16384, "seconds": 41.3}
     quantization["allocation"] = {"asked": 4.25, "reached": 4.249, "raised": ["gpt_neox.layers.0.attention.dense"]}
     return manifest, quantization | {"schema": 2}, parity
 
@@ -196,9 +195,7 @@ def test_expected_costs_are_a_column_and_the_three_largest_a_sentence():
     text = Page(page).text
     assert "expected to cost 0.00470 nats a token in 12 linears, most in layers.2.mlp.dense_4h_to_h (0.00340), " in text
     assert "layers.1.attention.dense (0.00120), layers.0.attention.query_key_value (10⁻⁵)." in text
-    assert (
-        "was measured on 16,384 tokens in 41 s" in text and "weighed in the blocks by how much the loss feels" in text
-    )
+    assert "weighed in the blocks by how much the loss feels" in text
 
 
 def test_the_budget_is_said_and_its_linears_marked():
@@ -236,7 +233,7 @@ TRACES = (
 def test_what_was_not_recorded_leaves_no_trace(how):
     manifest, quantization, parity = records(method=how) if how in ("rtn", "none") else records()
     if how == "null":
-        quantization |= dict.fromkeys(("layers", "sensitivity", "allocation"))
+        quantization |= dict.fromkeys(("layers", "allocation"))
         for x in quantization["linears"]:
             x |= {"heads": None, "expected_cost": None}
     page, card = render_report(manifest, quantization, parity), model_card(manifest, quantization, parity)

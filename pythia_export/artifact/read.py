@@ -225,9 +225,10 @@ class Artifact:
         Raises:
             IntegrityError: parity.json lacks a field, or holds something else in one.
         """
-        if self.parity_schema != PARITY_SCHEMA:
+        if PARITY not in self.manifest["files"]:
             return None
-        return checked(Parity, self.read_json(PARITY), self.folder / PARITY)
+        where, raw = self.folder / PARITY, self.read_json(PARITY)
+        return checked(Parity, raw, where) if _schema(raw, where) == PARITY_SCHEMA else None
 
     @cached_property
     def generation(self) -> Generation:

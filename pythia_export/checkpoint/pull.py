@@ -26,6 +26,7 @@ from .adapter_folder import AdapterFiles, find_adapter
 from .convert import converted, sha256
 from .duplicates import compare, described
 from .files import fetched_object, require_fetched
+from .header import read_header
 from .kinds import ADAPTER_CONFIG, recognised, require_plain_config
 from .shards import PICKLE, SINGLE, Weights, choose
 
@@ -140,6 +141,9 @@ def _local(folder: Path, name: str, revision: str, accept: Accept, progress: Pro
     chosen = _chosen(there, str(folder), folder.joinpath, accept.pickles, lambda: _two_deep(folder))
     for n in (*chosen.names, *there & {TOKENIZER}):
         require_fetched(folder / n)
+    if chosen.format == "safetensors":
+        for n in chosen.names:
+            read_header(folder / n)
     hashes = {n: sha256(folder / n) for n in (CONFIG, *chosen.names)}
     digest = hashlib.sha256()
     for n, of_file in hashes.items():

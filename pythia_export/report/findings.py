@@ -68,17 +68,10 @@ def costliest(quantization: Json) -> str:
         return ""
     worst = sorted(known, key=lambda x: float(x["expected_cost"]), reverse=True)[:_NAMED]
     names = ", ".join(f"{_short(x['name'])} ({power(x['expected_cost'])})" for x in worst)
-    said = (
+    return (
         f"Rounding is expected to cost {power(sum(x['expected_cost'] for x in known))} nats a token "
         f"in {len(known)} linears, most in {names}."
     )
-    measured = quantization.get("sensitivity")
-    if measured:
-        said += (
-            f" How much the loss feels each output was measured on {measured['tokens']:,} tokens "
-            f"in {measured['seconds']:,.0f} s."
-        )
-    return said
 
 
 def budget(quantization: Json) -> str:

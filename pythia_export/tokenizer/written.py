@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..strict_json import parse_json
 from .chat import DEFAULT, chat_templates
 from .files import ADDED_TOKENS, CHAT_TEMPLATE, CHAT_TEMPLATES, SETTINGS, SPECIAL_TOKENS, TOKENIZER
 from .folder import FolderTokenizer
@@ -67,7 +68,7 @@ def _tokenizer_json(of: FolderTokenizer) -> bytes:
     path = of.folder / TOKENIZER
     if not of.changed and path.is_file():
         data = path.read_bytes()
-        raw = json.loads(data)
+        raw = parse_json(data, str(path))
         if raw.get("truncation") is None and raw.get("padding") is None:
             return data
     return f"{of.tokenizer.to_str(pretty=True)}\n".encode()
