@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 
 from .artifact import Artifact, Publisher, Staging, explained, held, is_snapshot, write_atomically
-from .checkpoint import Accept, Checkpoint, Pulled, open_checkpoint
+from .checkpoint import Accept, Checkpoint, Pulled, moved, open_checkpoint, require_recorded
 from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
 from .corpus import Windows, calibration_windows, verify_windows
@@ -57,8 +57,9 @@ from .stream import (
 from .strict_json import read_object, shown
 from .tokenizer import tokenizer_files
 from .weights import WeightsReader, WeightsWriter
+from .whereabouts import Elsewhere, is_path, last_part, located, remember, without_paths
 
-ACCEPT = Accept()
+ACCEPT, HERE = Accept(), Elsewhere()
 GENAI = "genai_config.json"
 
 
@@ -240,7 +241,8 @@ def export(
     }  # fmt: skip
     chosen = source.recipe.export.model_dump() | {k: v for k, v in changes.items() if v is not None}
     try:
-        recipe = source.recipe.model_copy(update={"export": Export(**chosen)})
+        known = located(source.recipe, source.manifest["source"]["commit"], source.folder, needed=())
+        recipe = known.model_copy(update={"export": Export(**chosen)})
     except ValidationError as e:
         first = e.errors()[0]
         reason = first["msg"].removeprefix("Value error, ")
@@ -278,24 +280,27 @@ def verify(
     against: Path | None = None,
     nearest: bool = False,
     per_token: Path | None = None,
+    elsewhere: Elsewhere = HERE,
     device: DeviceName = "cpu",
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Prove a published artifact against its source again, and put `parity.json` and the report into it.
 
     `against` is the parity.json of another artifact, to be compared with; `nearest` rounds the checkpoint to nearest
-    and scores that beside GPTQ; `per_token` is a Parquet file to write, one row a token. torch computes on `device`.
+    and scores that beside GPTQ; `per_token` is a Parquet file to write, one row a token. `elsewhere`
+    says where local sources lie now: they are accepted by the hashes that the artifact recorded. torch computes on
+    `device`.
 
     Raises:
         EnvironmentProblem: `per_token` without pyarrow, or a `device` that is not there.
         RecipeError: `nearest` where nothing was rounded by GPTQ.
-        SourceError: the checkpoint changed, or `against` is of another text or another checkpoint.
+        SourceError: the checkpoint is another one or is not found; `against` is of another text or checkpoint.
         OutputError: the artifact cannot be written, or another process is writing to it.
         Unwritten: it, or `per_token`, could no longer be written when the proof was made.
     """
     computes = device_called(device)
     with nullcontext() if is_snapshot(artifact) else held(artifact):  # the cache is the client's: no lock file there
-        return _verify_held(artifact, tokens, against, nearest, per_token, computes, progress)
+        return _verify_held(artifact, tokens, against, nearest, per_token, elsewhere, computes, progress)
 
 
 def _verify_held(
@@ -304,6 +309,7 @@ def _verify_held(
     against: Path | None,
     nearest: bool,
     per_token: Path | None,
+    elsewhere: Elsewhere,
     computes: torch.device,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -320,14 +326,12 @@ def _verify_held(
     other = None if against is None else _read_parity(against)
     opened.check()
     recipe, origin = opened.recipe, opened.manifest["source"]
+    recipe = located(recipe, origin["commit"], opened.folder, elsewhere)
     # Which weights these are was settled when the artifact was made.
     pulled = pull_checkpoint(_pinned(recipe, origin["commit"]), accept=Accept(duplicates="unasked"), progress=progress)
-    if pulled.commit != origin["commit"]:
-        raise SourceError(
-            f"{pulled.name} at {recipe.model.revision} is {pulled.commit}; this artifact is of {origin['commit']}",
-            hint="The checkpoint changed since. Run the recipe again.",
-        )
-    checkpoint = open_checkpoint(pulled, progress)
+    source = open_checkpoint(require_recorded(pulled, origin, opened.config), progress)
+    if (told := moved(recipe.model, origin["commit"], progress)) is not None:
+        progress.note(told)
     section = recipe.verify if tokens is None else recipe.verify.model_copy(update={"tokens": tokens})
     windows = verify_windows(section, opened.tokenizer(), opened.config, progress)
     _tell_of_other_text(opened, windows, progress)
@@ -335,10 +339,10 @@ def _verify_held(
     reader = WeightsReader(opened.file(data_name(opened.recipe)), places, opened.config)
     model = onnx.load(opened.file(MODEL), load_external_data=False)
     subject = Subject(
-        origin, checkpoint, reader, opened.config, model, opened.folder, recipe.quantize, recipe.export, computes
+        origin, source, reader, opened.config, model, opened.folder, recipe.quantize, recipe.export, computes
     )
     with tempfile.TemporaryDirectory(prefix="pythia-export-rtn-") as scratch, memory_of(computes):
-        beside = _rounded_to_nearest(checkpoint, recipe, Path(scratch), progress) if nearest else None
+        beside = _rounded_to_nearest(source, recipe, Path(scratch), progress) if nearest else None
         proof = prove(subject, windows, recipe.verify.gates, progress, nearest=beside, against=other)
         del beside  # unmapped before its folder goes
     reports = _reports(opened.manifest, opened.read_json("quantization.json"), proof.parity)
@@ -516,10 +520,14 @@ class _Job:
 
 
 def _manifest(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[str, Any]:
+    """What is published of a recipe; where its local files lie is kept on this machine alone."""
+    source = carried["source"]
+    remember(recipe, source["commit"])
     return {
         "versions": versions(),
         **carried,
-        "recipe": recipe.model_dump(mode="json"),
+        "source": source | {"name": last_part(source["name"]) if is_path(source["name"]) else source["name"]},
+        "recipe": without_paths(recipe).model_dump(mode="json"),
         "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.cache_dtype},
     }
 

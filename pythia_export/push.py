@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,10 @@ from . import hub
 from .artifact import MANIFEST, Artifact
 from .errors import IntegrityError, OutputError
 from .progress import SILENT, Progress
+from .whereabouts import is_path
+
+# Keys that a path stood under in some version, of ours and of tokenizers'.
+_PLACES = {"name", "path", "adapter", "source", "name_or_path", "tokenizer_file", "special_tokens_map_file"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ def push(
     Raises:
         SourceError: no artifact, without a graph (of `quantize`), or the hub refuses.
         IntegrityError: a file that is not what its manifest says, or that the hub lists otherwise than it was sent.
-        OutputError: offline.
+        OutputError: offline, or a record names a path of the machine that the artifact was made on.
     """
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -42,6 +47,7 @@ def push(
     with hub.told(repo, "main"):
         validate_repo_id(repo)
     opened.check()
+    _require_no_paths(opened)
     described = opened.manifest["files"]
     parity = opened.parity
     files = {name: entry["size"] for name, entry in described.items()}
@@ -55,6 +61,33 @@ def push(
     listing = hub.list_revision(repo, commit, progress=progress)
     _require_same(listing, {name: entry["sha256"] for name, entry in described.items()}, files)
     return Push(repo, files, url, going.passed)
+
+
+def _require_no_paths(opened: Artifact) -> None:
+    """What earlier versions wrote, or was changed by hand: a path has people's and machines' names in it."""
+    records = {MANIFEST: {k: v for k, v in opened.manifest.items() if k != "files"}}
+    names = [name for name in ("parity.json", "tokenizer_config.json") if name in opened.manifest["files"]]
+    records |= {name: opened.read_json(name) for name in names}
+    for name, record in records.items():
+        for place, text in _strings(record):
+            if is_path(text) and len(text) > 1 and place.rpartition(".")[2] in _PLACES:
+                raise OutputError(
+                    f"{opened.folder / name} has a path of the machine that it was made on: {place} is {text!r}",
+                    hint=f"`pythia-export export {opened.folder} --out NEW`, then `verify NEW`, make it again with "
+                    "names and hashes alone.",
+                )
+
+
+def _strings(record: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a record, and the key that it is under."""
+    if isinstance(record, str):
+        yield place, record
+    elif isinstance(record, dict):
+        for key, value in record.items():
+            yield from _strings(value, f"{place}.{key}" if place else key)
+    elif isinstance(record, list):
+        for value in record:
+            yield from _strings(value, place)
 
 
 def _commit(opened: Artifact, repo: str, private: bool, files: dict[str, int], progress: Progress) -> tuple[str, str]:

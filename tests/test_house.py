@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "strict_json", "rope", "neox", "generation", "recipe", "suite", "progress", "machine", "kernels",
      "device"},
     {"quantize", "block", "graph", "hub", "tokenizer"},
-    {"checkpoint", "corpus", "weights", "artifact", "runtime"},
+    {"checkpoint", "corpus", "weights", "artifact", "runtime", "whereabouts"},
     {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "download", "serve", "footprint"},
     {"pipeline", "planning", "bench", "sweep"},
     {"cli", "console", "github", "tables", "__main__"},

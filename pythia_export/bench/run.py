@@ -25,7 +25,9 @@ from ..corpus import verify_windows
 from ..errors import EnvironmentProblem, PythiaExportError, RecipeError
 from ..machine import cores, machine
 from ..progress import SILENT, Progress
+from ..recipe import Recipe
 from ..runtime import speed_here
+from ..whereabouts import located
 from . import process
 from .job import Job
 from .line_up import Contestant, chosen, interpreters_for
@@ -182,14 +184,18 @@ def _text(artifact: Artifact, tokens: int, scratch: Path, progress: Progress) ->
     """What the text is, or why there is none; its windows in a file."""
     if not tokens:
         return {"why": "no text was asked for"}, None
-    section = artifact.recipe.verify
     try:
+        section = _located(artifact, "verify.path").verify
         windows = verify_windows(section, artifact.tokenizer(), artifact.config, progress)
     except PythiaExportError as e:
         return {"why": str(e)}, None
     ids = windows.ids[: -(-tokens // section.sequence_length)]
     np.save(scratch / "windows.npy", ids)
     return {"source": windows.source, "tokens": int(ids.size), "windows": len(ids)}, str(scratch / "windows.npy")
+
+
+def _located(artifact: Artifact, needed: str) -> Recipe:
+    return located(artifact.recipe, artifact.manifest["source"]["commit"], artifact.folder, needed=(needed,))
 
 
 def _with_checkpoint(
@@ -201,8 +207,9 @@ def _with_checkpoint(
     origin, model = artifact.manifest["source"], artifact.recipe.model
     if model.adapter is not None:
         return job, "its checkpoint is merged with an adapter as it is read, which only pythia-export does"
-    pinned = model if model.id in (None, "demo") else model.model_copy(update={"revision": origin["commit"]})
     try:
+        model = _located(artifact, "model.path").model
+        pinned = model if model.id in (None, "demo") else model.model_copy(update={"revision": origin["commit"]})
         pulled = pull(pinned, accept=Accept(duplicates="unasked"), progress=progress)
     except PythiaExportError as e:
         return job, f"no checkpoint: {e}"

@@ -2,7 +2,9 @@
 
 from .open import Checkpoint, open_checkpoint
 from .pull import Accept, Pulled, demo_folder, evict, pull, tokenizer_of
+from .same import moved, require_recorded
 
 __all__ = [
-    "Accept", "Checkpoint", "Pulled", "demo_folder", "evict", "open_checkpoint", "pull", "tokenizer_of",
+    "Accept", "Checkpoint", "Pulled", "demo_folder", "evict", "moved", "open_checkpoint", "pull", "require_recorded",
+    "tokenizer_of",
 ]  # fmt: skip

@@ -231,6 +231,7 @@ def export(
         "pythia-export verify build/new --against build/old/parity.json",
         "pythia-export verify build/demo --rtn --per-token tokens.parquet",
         "pythia-export verify build/demo --junit parity.xml",
+        "pythia-export verify downloaded --checkpoint my-finetune",
     )
 )
 def verify(
@@ -246,6 +247,15 @@ def verify(
     per_token: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a Parquet table, one row a token (needs pyarrow).")
     ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where its original lies now; accepted by the recorded hashes.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the original's adapter lies now; likewise.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where the recipe's local held-out text lies now.")
+    ] = None,
     device: Device = "cpu",
     junit: JUnit = None,
     as_json: Json = False,
@@ -255,6 +265,7 @@ def verify(
     Exit code 10: a gate did not pass. It failed, or it is inconclusive: then more --tokens decide.
     """
     from .. import pipeline
+    from ..whereabouts import Elsewhere
 
     for file in (junit, per_token):
         require_writable(file, artifact)
@@ -262,7 +273,8 @@ def verify(
     with progress_bars() as progress:
         try:
             parity = pipeline.verify(
-                artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token, device=device,
+                artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token,
+                elsewhere=Elsewhere(checkpoint, adapter, text), device=device,
                 progress=progress,
             )  # fmt: skip
         except pipeline.Unwritten as e:
