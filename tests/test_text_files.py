@@ -277,12 +277,12 @@ def test_a_long_document_is_tokenised_in_slices_as_whole_and_no_further_than_nee
     words = ["été", "naïve", "don't", "x=1", "\n\n", "   ", "\t", "<|endoftext|>", "日本語", "12", "...", " "]
     text = "".join(rng.choice(words, 4000).tolist())
     monkeypatch.setattr(packing, "SLICE", 97)
-    for size in (97, 10, 1000):
+    for size in (97, 300, 1000):
         monkeypatch.setattr(packing, "SLICE", size)
         pieces = list(packing.slices(text))
         assert "".join(pieces) == text and len(pieces) > 5
         assert [i for piece in pieces for i in tokenizer.encode(piece).ids] == tokenizer.encode(text).ids
-    assert list(packing.slices("x" * 5000)) == ["x" * 5000], "there is nowhere to cut"
+    assert list(packing.slices("x" * 5000)) == ["x" * 2000] * 2 + ["x" * 1000], "nowhere to cut, and held within bounds"
     path = put(tmp_path, "a.jsonl", json.dumps({"text": text}) + "\n")
     read: list[int] = []
     monkeypatch.setattr(packing, "slices", lambda t, inner=packing.slices: (read.append(len(s)) or s for s in inner(t)))
