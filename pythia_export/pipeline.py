@@ -418,7 +418,12 @@ class _Job:
         self.tokenizer = self.checkpoint.tokenizer()
         for note in self.checkpoint.generation.notes:
             self.progress.note(note)
-        self.layout: Layout = lay_out(self.config, self.recipe.quantize, self.recipe.export.dtype)
+        asked, chosen = self.recipe.quantize, self.recipe.export
+        exact = asked.exactly(self.checkpoint.dtype) if chosen.dtype == "float32" else asked
+        if exact != asked:
+            self.progress.note(f"Embedding and head are stored as float32: the weights are {self.checkpoint.dtype}.")
+            self.recipe = self.recipe.model_copy(update={"quantize": exact})
+        self.layout: Layout = lay_out(self.config, exact, chosen.dtype)
         require_fit(self.config, self.layout, self.recipe.export)
         require_overrides_match(self.config, self.recipe.quantize)
         self.calibration: Windows | None = None

@@ -241,6 +241,31 @@ def test_a_step_with_the_weights_of_another_is_refused_before_it_is_fetched(hub,
     assert taken["record"]["same_weights_as"] == ["step3000"] and "taken all the same" in taken["notes"][0]
     asked = [line for line in hub.requests if line.startswith("HEAD ")]
     assert not any(commit_of(REPO, "step3000") in line for line in asked), "hashes of a commit are asked for once"
+    offline = {"hub": "http://127.0.0.1:9", "home": tmp_path, "offline": True}
+    (again,) = pulls(f"{REPO}@step5000", **offline, accept={"duplicates": "tell"})
+    assert again["record"] == taken["record"], "what was found is recorded offline too"
+    (refused,) = pulls(f"{REPO}@step5000", **offline)
+    assert refused["code"] == 3 and "step5000 has the weights of step3000" in refused["error"]
+    (other,) = pulls(f"{REPO}@step3000", **offline)
+    assert "is not in the cache" in other["error"], "and what it shares with others is not known from names alone"
+
+
+MOVED = """
+import json, sys
+from pythia_export.checkpoint import moved
+from pythia_export.recipe import Model
+print(json.dumps([moved(Model(id=asked[0], revision=asked[1]), asked[2]) for asked in json.loads(sys.argv[1])]))
+"""
+
+
+def test_a_branch_that_moved_since_is_told(hub, tmp_path):
+    here, before = commit_of(REPO, "main"), commit_of(REPO, "step1000")
+    asked = [[REPO, "main", here], [REPO, "main", before], [REPO, "main", f"{before}+sha256:0"], [REPO, before, before]]
+    (found,) = run(MOVED, json.dumps([*asked, ["demo", "main", "x"]]), hub=hub, home=tmp_path)
+    said = f"{REPO}: main is {here[:12]} now; this artifact was made of {before[:12]}"
+    assert found == [None, said, said, None, None]
+    (found,) = run(MOVED, json.dumps(asked), hub="http://127.0.0.1:9", home=tmp_path, offline=True)
+    assert found == [None] * 4, "offline nothing is asked"
 
 
 def test_equal_by_design_is_no_duplicate(hub, tmp_path, made):

@@ -35,11 +35,10 @@ class Comparison:
 def compare(listing: Listing, names: tuple[str, ...], progress: Progress = SILENT) -> Comparison | None:
     """Hold the weights of a step to those of every other; None where there are no steps to compare.
 
-    What is equal by design does not count: main and the last step, step0 and step1, branches of one commit.
+    Offline, to those that were asked for before: what was found then is found again. What is equal by design does not
+    count: main and the last step, step0 and step1, branches of one commit.
     """
-    if listing.offline:
-        return None
-    commits = hub.branches(listing.repo, progress)
+    commits = _branches(listing, progress)
     own = [name for name, commit in commits.items() if commit == listing.commit]
     steps = {name: commit for name, commit in commits.items() if _STEP.fullmatch(name)}
     if not any(_STEP.fullmatch(name) for name in own) or "main" in own:
@@ -52,16 +51,33 @@ def compare(listing: Listing, names: tuple[str, ...], progress: Progress = SILEN
         by_design |= {"step0", "step1"}
     others = {n: c for n, c in {**steps, "main": commits.get("main")}.items() if c and n not in by_design}
     known = _Ledger(listing.repo)
-    known.add(listing.commit, {name: listing.files[name].digest for name in names})
     missing = sorted({c for c in others.values() if not known.has(c, names)})
-    failed = _learn(known, listing, missing, names, progress) if missing else 0
-    known.save()
+    if listing.offline:
+        failed = len(missing)
+    else:
+        known.add(listing.commit, {name: listing.files[name].digest for name in names})
+        failed = _learn(known, listing, missing, names, progress) if missing else 0
+        known.save()
     same: dict[str, list[str]] = {}
     for name in sorted(others, key=_number):
-        shared = [f for f in names if known.digest(others[name], f) == listing.files[f].digest]
+        own_digests = ((f, listing.files[f].digest) for f in names)
+        shared = [f for f, digest in own_digests if digest is not None and known.digest(others[name], f) == digest]
         if shared:
             same[name] = shared
     return Comparison(len(others) - failed, same, failed)
+
+
+def _branches(listing: Listing, progress: Progress) -> dict[str, str]:
+    """Commit of each branch; offline, as they were when they were last asked for."""
+    path = hub.kept("branches") / f"{listing.repo.replace('/', '--')}.json"
+    if listing.offline:
+        with suppress(OSError, IntegrityError):
+            return {str(name): str(commit) for name, commit in read_object(path).items()}
+        return {}
+    commits = hub.branches(listing.repo, progress)
+    with suppress(OSError):  # a cache that can only be read
+        hub.write_kept(path, json.dumps(commits).encode())
+    return commits
 
 
 def described(listing: Listing, names: tuple[str, ...], found: Comparison) -> str:

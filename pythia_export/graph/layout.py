@@ -159,10 +159,10 @@ class _Tensor:
     parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
-def _linear(plan: LinearPlan, dtype: str) -> Iterator[_Tensor]:
+def _linear(plan: LinearPlan, dtype: str, head: str = "float16") -> Iterator[_Tensor]:
     out, fan_in = plan.shape
     if plan.method == "none":
-        yield _Tensor(f"{plan.name}.weight", "float16" if plan.name == HEAD else dtype, (fan_in, out))
+        yield _Tensor(f"{plan.name}.weight", head if plan.name == HEAD else dtype, (fan_in, out))
     else:
         bits = plan.scheme.stored_bits
         yield _Tensor(f"{plan.name}.qweight", "uint8", (out, plan.blocks, plan.block_size * bits // 8))
@@ -285,7 +285,7 @@ def layout(config: NeoXConfig, quantize: Quantize, dtype: str) -> Layout:
                 place(tensor)
     for part in ("weight", "bias"):
         place(_Tensor(f"{FINAL_NORM}.{part}", dtype, (d,)))
-    for tensor in _linear(linears[HEAD], dtype):
+    for tensor in _linear(linears[HEAD], dtype, quantize.head.dtype):
         place(tensor)
     return Layout(slots, linears, fused, wholes)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from ..neox import HEAD
 from .section import NonEmpty, Section
@@ -40,10 +40,19 @@ class Override(Section):
 class Head(Section):
     """The output projection: by far the largest single linear of the small models."""
 
-    method: Method = Field("gptq", description="`none` keeps the head in float16")
+    method: Method = Field("gptq", description="`none` keeps the head in float, as `dtype` says")
     bits: Bits = 8
     group_size: GroupSize = 128
     symmetric: bool = True
+    dtype: Literal["float16", "float32"] = Field("float16", description="of a head with method = `none`")
+
+    @model_serializer(mode="wrap")
+    def _as_recipes_were(self, dump: Any) -> Any:
+        """Without what none of them had, so that what was recorded before compares equal."""
+        found = dump(self)
+        if found.get("dtype") == "float16":
+            del found["dtype"]
+        return found
 
 
 class Quantize(Section):
@@ -103,6 +112,15 @@ class Quantize(Section):
         if self.bits_per_weight is not None and self.method != "gptq":
             raise ValueError("bits_per_weight measures on calibration text: it needs method = 'gptq'")
         return self
+
+    def exactly(self, dtype: str) -> Quantize:
+        """For a source of `dtype`: where nothing is quantised, embedding and head keep every value, unless the recipe
+        says otherwise."""
+        if self.method != "none" or dtype == "float16":
+            return self
+        head = self.head if "dtype" in self.head.model_fields_set else self.head.model_copy(update={"dtype": "float32"})
+        embedding = self.embedding if "embedding" in self.model_fields_set else "float32"
+        return self.model_copy(update={"head": head, "embedding": embedding})
 
     def linear(self, name: str) -> tuple[Method, Scheme]:
         """Method and scheme of one linear, by its on-disk name without `.weight`."""
