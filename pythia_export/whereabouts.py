@@ -118,8 +118,10 @@ def located(
 
 
 def _there(path: Path) -> bool:
-    """Whether something lies at a path, or at a pattern of paths."""
-    return path.exists() or bool(glob.glob(str(path)))
+    """Whether something lies at a path, at a pattern of paths, or at what the names of a memory map begin with."""
+    if path.exists() or path.with_name(f"{path.name}.idx").exists():
+        return True
+    return next(glob.iglob(str(path), recursive=True), None) is not None
 
 
 def _paths(recipe: Recipe) -> Iterator[tuple[str, Path]]:

@@ -18,7 +18,7 @@ from pythia_export.checkpoint import demo_folder
 from pythia_export.errors import OutputError, RecipeError, SourceError
 from pythia_export.push import push
 from pythia_export.recipe import load_recipe
-from pythia_export.whereabouts import Elsewhere
+from pythia_export.whereabouts import Elsewhere, located, remember, without_paths
 
 RECIPE = """
 [model]
@@ -212,3 +212,23 @@ def test_an_adapter_changes_what_is_quantised(made):
     error = (stored.tensor(name) - (base + 2 * B @ A)).abs().mean()
     assert error < 0.2 * (2 * B @ A).abs().mean() < (stored.tensor(name) - base).abs().mean()
     assert isinstance(error, torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [("texts", "file"), ("texts/*.txt", "file"), ("texts/**/*.jsonl", "file"), ("order/document", "training-order")],
+)
+def test_texts_of_a_folder_a_pattern_or_a_prefix_are_found_again(path, source, home, tmp_path):
+    for name in ("texts/a.txt", "texts/b.jsonl", "order/document.idx", "order/document.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a.toml").write_text(f"""
+        model = {{ id = "demo" }}
+        quantize = {{ method = "rtn" }}
+        verify = {{ source = "{source}", path = "{path}" }}
+    """)
+    recipe = load_recipe(str(tmp_path / "a.toml"))
+    remember(recipe, "0" * 40)
+    published = without_paths(recipe)
+    assert published.verify.path == Path(Path(path).name)
+    assert located(published, "0" * 40, tmp_path / "elsewhere" / "artifact") == recipe
