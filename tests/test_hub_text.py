@@ -379,5 +379,6 @@ def test_a_recipe_that_was_pulled_runs_without_the_hub(hub, tmp_path):
     assert manifest["calibration"]["sha256"] == pulled["texts"]["calibration"]["sha256"]
     assert manifest["calibration"]["source"] == pulled["texts"]["calibration"]["source"]
     parity = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert manifest["calibration"]["end_tokens"] == 0 == parity["corpus"]["end_tokens"], "counted, and none there"
     assert pulled["texts"]["verify"]["sha256"] in json.dumps(parity)
     assert 'subsets = ["Github"]' in (tmp_path / "out" / "README.md").read_text(), "the recipe on the card"

@@ -328,6 +328,7 @@ class Corpus(Record):
     windows: Count
     sequence_length: Count
     n_bytes: Count
+    end_tokens: Count | None = None  # older records lack it
 
 
 class Verdict(Record):
@@ -413,6 +414,7 @@ class Calibration(Record):
     sha256: str
     windows: Count
     sequence_length: Count
+    end_tokens: Count | None = None  # older records lack it
 
 
 class Cache(Record):
