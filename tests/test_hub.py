@@ -250,6 +250,18 @@ def test_a_step_with_the_weights_of_another_is_refused_before_it_is_fetched(hub,
     assert "is not in the cache" in other["error"], "and what it shares with others is not known from names alone"
 
 
+def test_the_tensors_of_another_step_are_found_in_other_files_too(hub, tmp_path, made):
+    """Of what was pulled here, whatever files they lie in: the hub tells nothing but the hashes of files."""
+    hub.repositories[REPO]["step6000"] = in_shards(made["step3000"], tmp_path / "shards")
+    hub.repositories[REPO]["step7000"] = in_shards(made["step3000"], tmp_path / "pickles", "pickle")
+    first, refused = pulls(f"{REPO}@step3000", f"{REPO}@step6000", hub=hub, home=tmp_path / "home")
+    assert first["record"]["same_weights_as"] == []
+    assert refused["code"] == 3 and "step6000 has the tensors of step3000, in files of another" in refused["error"]
+    assert "--allow-duplicate-revision" in refused["hint"]
+    (taken,) = pulls(f"{REPO}@step7000", hub=hub, home=tmp_path / "home", accept={"duplicates": "tell"})
+    assert taken["record"]["same_weights_as"] == ["step3000", "step6000"] and "taken all the same" in taken["notes"][-1]
+
+
 MOVED = """
 import json, sys
 from pythia_export.checkpoint import moved

@@ -25,11 +25,13 @@ THREADS = 8
 
 @dataclass(frozen=True)
 class Comparison:
-    """`same` is revision -> the files that it shares with ours; `compared` other revisions were looked at."""
+    """`same` is revision -> the files that it shares with ours; `compared` other revisions were looked at. `others`
+    are all that should differ, revision -> commit."""
 
     compared: int
     same: dict[str, list[str]]
     unknown: int
+    others: dict[str, str]
 
 
 def compare(listing: Listing, names: tuple[str, ...], progress: Progress = SILENT) -> Comparison | None:
@@ -64,7 +66,7 @@ def compare(listing: Listing, names: tuple[str, ...], progress: Progress = SILEN
         shared = [f for f, digest in own_digests if digest is not None and known.digest(others[name], f) == digest]
         if shared:
             same[name] = shared
-    return Comparison(len(others) - failed, same, failed)
+    return Comparison(len(others) - failed, same, failed, others)
 
 
 def _branches(listing: Listing, progress: Progress) -> dict[str, str]:

@@ -24,8 +24,9 @@ from ..recipe import Model
 from ..tokenizer import TOKENIZER, FolderTokenizer, has_tokenizer, is_tokenizer_file, open_folder
 from .adapter_folder import AdapterFiles, find_adapter
 from .convert import converted, sha256
-from .duplicates import compare, described
+from .duplicates import Comparison, compare, described
 from .files import fetched_object, require_fetched
+from .fingerprint import fingerprint, same_tensors
 from .header import read_header
 from .kinds import ADAPTER_CONFIG, recognised, require_plain_config
 from .shards import PICKLE, SINGLE, Weights, choose
@@ -167,8 +168,10 @@ def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> P
     listing = hub.list_revision(repo, revision, progress=progress)
     chosen = _choose(listing, accept, progress)
     record: dict[str, Any] = {"format": chosen.format}
+    compared = None
     if accept.duplicates != "unasked":
-        record |= _compared(listing, chosen, accept, progress)
+        compared = compare(listing, chosen.names, progress)
+        record |= _compared(listing, chosen, compared, accept, progress)
     config = read_config(hub.fetch(listing, [CONFIG], progress, f"Reading {CONFIG} of {repo}")[CONFIG])
     needed = [n for n in (chosen.index,) if n is not None]
     needed += [n for n in (CONFIG, GENERATION, *chosen.names) if n in listing.files]
@@ -181,6 +184,12 @@ def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> P
     if tokenizer is not None and tokenizer[0].commit != listing.commit:
         record["tokenizer"] = {"revision": tokenizer[0].revision, "commit": tokenizer[0].commit}
     weights, places = _as_safetensors({n: paths[n] for n in chosen.names}, chosen, hashes, progress)
+    if compared is not None and not compared.same:
+        same = same_tensors(listing, compared.others, fingerprint(weights, str(listing)))
+        if same:
+            said = f"{listing} has the tensors of {', '.join(same)}, in files of another order or form"
+            _refuse_or_tell(said, accept, progress)
+            record["same_weights_as"] = same
     return Pulled(
         folder, repo, revision, listing.commit, weights, places, tokenizer[1] if tokenizer is not None else None, record
     )
@@ -251,8 +260,9 @@ def _offline_hint(listing: Listing) -> str:
     return "Its files are not all in the cache: pull it once without --offline." if listing.offline else ""
 
 
-def _compared(listing: Listing, chosen: Weights, accept: Accept, progress: Progress) -> dict[str, Any]:
-    found = compare(listing, chosen.names, progress)
+def _compared(
+    listing: Listing, chosen: Weights, found: Comparison | None, accept: Accept, progress: Progress
+) -> dict[str, Any]:
     if found is None:
         return {}
     if found.unknown:
@@ -260,15 +270,18 @@ def _compared(listing: Listing, chosen: Weights, accept: Accept, progress: Progr
             f"{listing}: the hashes of {found.unknown} other revisions could not be had; they are not compared"
         )
     if found.same:
-        said = described(listing, chosen.names, found)
-        if accept.duplicates == "refuse":
-            raise SourceError(
-                said,
-                hint="One of them is not what its name says. Choose another step, or insist with "
-                "--allow-duplicate-revision.",
-            )
-        progress.note(f"{said}: taken all the same")
+        _refuse_or_tell(described(listing, chosen.names, found), accept, progress)
     return {"compared_revisions": found.compared, "same_weights_as": sorted(found.same)}
+
+
+def _refuse_or_tell(said: str, accept: Accept, progress: Progress) -> None:
+    if accept.duplicates == "refuse":
+        raise SourceError(
+            said,
+            hint="One of them is not what its name says. Choose another step, or insist with "
+            "--allow-duplicate-revision.",
+        )
+    progress.note(f"{said}: taken all the same")
 
 
 def _sha256(listing: Listing, name: str) -> str | None:
