@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +79,7 @@ def dequantize(
         places = layout(config, recipe.quantize, recipe.export.dtype)
         weights = data_name(recipe)
         reader = WeightsReader(opened.file(weights), places, config)
-        specs = list(tensors(config))
+        specs = list(tensors(replace(config, tied_head=False)))  # rounded, head and embedding are two matrices
         total = sum(_nbytes(spec, dtype) for spec in specs)
         _require_space(staging.folder, total)
         shards = _shards(specs, dtype, shard_bytes)
@@ -89,7 +89,8 @@ def dequantize(
         if len(shards) > 1:
             where = {spec.name: name for name, shard in shards.items() for spec in shard}
             _write_json(staging.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-        _write_json(staging.folder / "config.json", opened.read_json("config.json") | {"torch_dtype": dtype})
+        settings = opened.read_json("config.json") | {"torch_dtype": dtype, "tie_word_embeddings": False}
+        _write_json(staging.folder / "config.json", settings)
         for name in opened.manifest["files"]:
             if name == "generation_config.json" or is_tokenizer_file(name):
                 (staging.folder / name).parent.mkdir(exist_ok=True)

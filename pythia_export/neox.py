@@ -147,10 +147,15 @@ class NeoXConfig:
         rope = _Fields(fields.object("rope_parameters"), where, "rope_parameters.")
 
         def rotary(old: str, new: str, default: float, most: float) -> float:
-            """In the spelling of transformers 4 or 5; with both, they must agree."""
-            spelt = {name: fields.number(name, most=most) for name in (old, new)}
-            spelt[f"rope_parameters.{new}"] = rope.number(new, most=most)
+            """In the spelling of transformers 4 or 5; with both, they must agree.
+
+            Outside `rope_parameters` transformers writes the new name and reads the old one, whose default it takes.
+            """
+            spelt = {old: fields.number(old, most=most), f"rope_parameters.{new}": rope.number(new, most=most)}
             given = {name: value for name, value in spelt.items() if value is not None}
+            repeated = fields.number(new, most=most)
+            if repeated is not None:
+                given = (given or {f"{old} (left out)": float(default)}) | {new: repeated}
             if len(set(given.values())) > 1:
                 said = ", ".join(f"{name} is {value:g}" for name, value in given.items())
                 raise SourceError(f"{where}: {said}: two spellings of one thing that disagree")

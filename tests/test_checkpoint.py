@@ -228,6 +228,11 @@ FAULTS = {
         "a positive number was expected",
     ),
     "a head_dim of its own": (lambda f: configured(f, head_dim=5), SourceError, "head_dim is 5"),
+    "a share in the spelling that nobody reads": (
+        lambda f: configured(f, rotary_pct=None, rope_parameters=None, partial_rotary_factor=1.0),
+        SourceError,
+        "rotary_pct (left out) is 0.25, partial_rotary_factor is 1",
+    ),
     "two heads": (lambda f: configured(f, tie_word_embeddings=True), SourceError, "ties the head to the embedding"),
     "header no JSON": (lambda f: flipped(f, 8), IntegrityError, "not JSON"),
     "two tensors on one place": (overlapping, IntegrityError, "overlaps"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from models import InMemory, export_model, hugging_face, on_disk, small_config
 
+from pythia_export.block import DENSE
 from pythia_export.device import CPU
 from pythia_export.errors import RecipeError, ResourceError
 from pythia_export.graph.layout import QKV, layout
@@ -200,15 +203,18 @@ def test_one_row_a_pass_is_the_textbook_of_both_sides():
 # Sensitivity
 
 
-def test_sensitivity_is_the_fisher_information_of_the_models_own_tokens(tmp_path):
+@pytest.mark.parametrize("parallel", [True, False])
+def test_sensitivity_is_the_fisher_information_of_the_models_own_tokens(parallel, tmp_path):
     """The oracle sums over every token that could be drawn, with autograd through Hugging Face's model."""
-    original = source(2)
-    config, ids = original.config, WINDOWS[:1, :8].repeat(400, axis=0)
+    config = replace(small_config(layers=2), parallel_residual=parallel)
+    original = InMemory(config, on_disk(hugging_face(config)))
+    ids = WINDOWS[:1, :8].repeat(400, axis=0)
     found = Sensitivity(tmp_path)
     measure_sensitivity(original, ids, found, memory_gb=1.0)
     model, outputs = hugging_face(config), {}
     layer = model.gpt_neox.layers[0]
-    for name, module in ((QKV, layer.attention.query_key_value), (UP, layer.mlp.dense_h_to_4h)):
+    seen = [(QKV, layer.attention.query_key_value), (UP, layer.mlp.dense_h_to_4h), (DENSE, layer.attention.dense)]
+    for name, module in seen[: 2 if parallel else 3]:
         module.register_forward_hook(lambda m, x, y, name=name: outputs.update({name: y}))
     layer.register_forward_hook(lambda m, x, y: outputs.update({RESIDUAL: y[0] if type(y) is tuple else y}))
     log_p = model(torch.from_numpy(ids[:1])).logits[0].log_softmax(-1)
@@ -222,7 +228,12 @@ def test_sensitivity_is_the_fisher_information_of_the_models_own_tokens(tmp_path
                 expected[name] = expected[name] + log_p[place, token].exp().item() * (rows.T @ rows) / ids.shape[1]
     heads, width = config.num_heads, 3 * config.head_dim
     qkv = torch.stack([expected[QKV][h * width : (h + 1) * width, h * width : (h + 1) * width] for h in range(heads)])
-    for kind, oracle in ((QKV, qkv), (RESIDUAL, expected[RESIDUAL][None]), (UP, expected[UP].diagonal())):
+    oracles = {QKV: qkv, RESIDUAL: expected[RESIDUAL][None], UP: expected[UP].diagonal()}
+    if not parallel:  # what dense writes is read by the MLP as well
+        oracles[DENSE] = expected[DENSE][None]
+        assert float((expected[DENSE] - expected[RESIDUAL]).norm() / expected[RESIDUAL].norm()) > 0.5
+    assert torch.equal(found.of(0, DENSE), found.get(0, RESIDUAL if parallel else DENSE))
+    for kind, oracle in oracles.items():
         got = found.get(0, kind).double()
         assert got.shape == oracle.shape
         assert float((got - oracle).norm() / oracle.norm()) < 0.2, kind  # 400 draws of each token

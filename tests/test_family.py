@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from models import Exported, InMemory, export_model, hugging_face, on_disk, small_config
-from transformers import GPTNeoXConfig
+from models import Exported, InMemory, export_model, hugging_face, on_disk, save_checkpoint, small_config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.activations import ACT2FN
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
 
+from pythia_export.artifact import Artifact
 from pythia_export.block import Block, Rotary, activate, final_norm, head
+from pythia_export.dequantize import dequantize
+from pythia_export.errors import RecipeError
 from pythia_export.graph.decoder import _activation, _Tape, build_decoder
 from pythia_export.graph.layout import layout
 from pythia_export.graph.rotary import rotary_tables
+from pythia_export.kernels import kernels_path
 from pythia_export.neox import ACTIVATIONS, NeoXConfig
-from pythia_export.recipe import Export, Quantize
+from pythia_export.parity.divergence import first_divergence
+from pythia_export.parity.suspects import suspects
+from pythia_export.pipeline import run
+from pythia_export.recipe import Export, Quantize, Recipe
 from pythia_export.rope import Rope
+from pythia_export.runtime import Session
+from pythia_export.stream import allocate
 
 ROPES = {
     "linear": Rope("linear", (("factor", 4.0),)),
@@ -88,6 +101,12 @@ def test_the_graph_is_what_hugging_face_computes(oracle, rotary):
     onnx.checker.check_model(str(graph.folder / "model.onnx"), full_check=True)
     session = graph.session()
     assert relative(session.run(None, graph.feeds(ids, mask))[0], logits, mask) <= 1e-5
+    if rotary == "custom" and (library := kernels_path()) is not None:
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(str(library))
+        path = str(graph.folder / "model.onnx")
+        native = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        assert relative(native.run(None, graph.feeds(ids, mask))[0], logits, mask) <= 1e-5
     past, steps = None, []
     for t in range(LENGTH):
         out = session.run(None, graph.feeds(ids[:, t : t + 1], mask[:, : t + 1], past))
@@ -140,7 +159,8 @@ def test_config_json_comes_back_from_either_spelling():
 # Quantised
 
 WINDOWS = np.random.default_rng(0).integers(0, BASE.vocab_size, (32, 32))
-LAYERED = {name: replace(VARIANTS[name], num_layers=2) for name in ("sequential", "no attention bias", "all at once")}
+SMALL = {"hidden_size": 64, "num_heads": 2, "intermediate_size": 128}
+LAYERED = {name: replace(VARIANTS[name], **SMALL) for name in ("sequential", "no attention bias", "all at once")}
 
 
 def distance(source: InMemory, exported: Exported, ids: np.ndarray) -> float:
@@ -177,3 +197,81 @@ def test_each_step_of_the_quantiser_gains(layered, tmp_path):
         (tmp_path / name).mkdir()
         found[name] = distance(layered, export_model(layered, tmp_path / name, quantize, Export(), WINDOWS), held_out)
     assert found["fisher"] < found["corrected"] < found["gptq"] < found["rtn"]
+
+
+def test_no_operator_of_a_graph_differs_and_no_weight_is_suspect(layered, tmp_path):
+    exported = export_model(layered, tmp_path, Quantize(method="rtn", group_size=32), Export())
+    window = WINDOWS[0].repeat(2)
+    found = first_divergence(exported.model, tmp_path, exported.reader(), layered.config, exported.export, window)
+    per_layer = 9 if layered.config.parallel_residual else 10
+    operators = 3 + layered.config.num_layers * per_layer
+    assert found["op"] is None and found["checked"] in (2 * operators, 4 * operators)
+    quantize = Quantize(method="rtn", group_size=32)
+    assert suspects(layered, exported.reader(), layered.config, quantize, window)["first"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"parallel_residual": False}, "model's is sequential"),
+        ({"attention_bias": False}, "attention_bias = false"),
+    ],
+)
+def test_two_products_are_refused_where_layers_cannot_be_folded(changes, said):
+    with pytest.raises(RecipeError, match=f"products = 2: .*{said}"):
+        layout(replace(BASE, **changes), Quantize(products=2), "float32")
+
+
+def test_a_budget_of_bits_is_met_with_a_sequential_residual(tmp_path):
+    config = LAYERED["sequential"]
+    source, quantize = (
+        InMemory(config, on_disk(hugging_face(config))),
+        Quantize(bits=3, group_size=32, bits_per_weight=7.0),
+    )
+    resolved, found = allocate(source, quantize, "float32", WINDOWS, 1.0, tmp_path)
+    assert found.raised and found.reached <= 7.0 and resolved.bits_per_weight is None
+
+
+# The whole way
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """RedPajama's residual with everything else that differs from Pythia, by `run` as anyone would."""
+    folder = tmp_path_factory.mktemp("family")
+    config = VARIANTS["all at once"]
+    words = Tokenizer(WordLevel({chr(c): c - 32 for c in range(32, 127)}, unk_token="?"))
+    words.pre_tokenizer = Split("", "isolated")
+    words.save(str(folder / "tokenizer.json"))
+    save_checkpoint(hugging_face(config), config, folder / "model", folder / "tokenizer.json")
+    text = {"source": "python-stdlib", "sequence_length": 32}
+    recipe = Recipe(
+        model={"path": folder / "model"},
+        calibration=text | {"samples": 8},
+        quantize={"bits": 4, "group_size": 32},
+        verify=text | {"tokens": 256},
+    )
+    run(recipe, folder / "out")
+    return folder / "out"
+
+
+def test_the_way_from_recipe_to_artifact_is_whole(published):
+    artifact = Artifact.open(published)
+    assert artifact.config == VARIANTS["all at once"]
+    parity = artifact.read_json("parity.json")
+    assert len(parity["export"]["runs"]) > 1 and all(way["max_abs"] <= 1e-4 for way in parity["export"]["runs"])
+    assert parity["cost"]["kld"]["mean"] < 0.01
+    theirs = GPTNeoXConfig.from_pretrained(published)
+    assert (theirs.use_parallel_residual, theirs.attention_bias, theirs.hidden_act) == (False, False, "silu")
+    assert theirs.rope_scaling == {"rope_type": "linear", "factor": 4.0} and theirs.tie_word_embeddings
+
+
+def test_transformers_computes_what_the_artifact_computes(published, tmp_path):
+    """The dequantised checkpoint has two ends, since each was rounded in a form of its own."""
+    dequantize(published, tmp_path / "plain")
+    model, info = GPTNeoXForCausalLM.from_pretrained(tmp_path / "plain", output_loading_info=True)
+    assert not any(info.values()) and not model.config.tie_word_embeddings
+    session = Session.open(Artifact.open(published), threads=1)
+    with torch.no_grad():
+        found = model.eval()(torch.from_numpy(WINDOWS[:2])).logits.numpy()
+    np.testing.assert_allclose(found, session.logits(WINDOWS[:2]), rtol=0, atol=1e-4)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,10 +154,10 @@ def test_changed_inputs_are_refused_with_the_fields_that_differ(job, tmp_path):
     assert json.loads((out / "quantization.json").read_text())["linears"][0]["bits"] == 3
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_layer_that_is_read_back_computes_what_it_computed(dtype, tmp_path):
+@pytest.mark.parametrize(("dtype", "parallel"), [("float32", True), ("float16", True), ("float16", False)])
+def test_a_layer_that_is_read_back_computes_what_it_computed(dtype, parallel, tmp_path):
     """In float16 norms and biases are rounded when they are stored; both runs must compute with what is stored."""
-    config = small_config(layers=3)
+    config = replace(small_config(layers=3), parallel_residual=parallel)
     source = InMemory(config, {name: t + 1e-5 for name, t in on_disk(hugging_face(config)).items()})
     windows, quantize = np.random.default_rng(0).integers(0, 96, (16, 32)), Quantize(bits=4, group_size=32)
     places, found = layout(config, quantize, dtype), []

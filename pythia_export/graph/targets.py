@@ -7,6 +7,7 @@ from ..neox import EMBEDDING, NeoXConfig
 from ..recipe import Export
 from .layout import EMBEDDING_BLOCK, Layout
 
+CUDA_HEAD_DIM = 256  # of our kernel, and of ONNX Runtime's GroupQueryAttention
 WEB_BYTES = 2**31 - 1  # the longest ArrayBuffer that every browser makes; ONNX Runtime Web reads a file into one
 
 
@@ -21,6 +22,11 @@ def require_fit(config: NeoXConfig, layout: Layout, export: Export) -> None:
         raise RecipeError(
             f"rotary = '{export.rotary}': heads of {config.head_dim} dimensions; ONNX Runtime's GroupQueryAttention "
             "takes multiples of 8",
+            hint="Use rotary = 'onnx'.",
+        )
+    if export.target == "cuda" and config.head_dim > CUDA_HEAD_DIM and export.rotary != "onnx":
+        raise RecipeError(
+            f"target = 'cuda': heads of {config.head_dim} dimensions; attention on a GPU takes at most {CUDA_HEAD_DIM}",
             hint="Use rotary = 'onnx'.",
         )
     table = layout.slots.get(f"{EMBEDDING}.qweight")

@@ -71,7 +71,9 @@ class Quantize(Section):
         True, description="make up for the error of the layers before, against the activations of the original model"
     )
     joint_hessian: bool = Field(
-        True, description="round dense knowing that 4h_to_h will make up for its errors; with error_correction only"
+        True,
+        description="round dense knowing that 4h_to_h will make up for its errors; with error_correction and a "
+        "parallel residual only",
     )
     hessian: Literal["quantized", "original"] = Field(
         "quantized",

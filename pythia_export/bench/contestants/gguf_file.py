@@ -15,6 +15,7 @@ import numpy as np
 from gguf import GGUFWriter
 
 from ...neox import IGNORED_BUFFERS, NeoXConfig
+from ...rope import PLAIN
 
 _NAMES = {
     "gpt_neox.embed_in": "token_embd",
@@ -31,6 +32,17 @@ _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def write_gguf(config: NeoXConfig, weights: list[Path], path: Path) -> None:
+    """
+    Raises:
+        ValueError: llama.cpp's graph of GPT-NeoX does not compute this model.
+    """
+    if config.activation not in ("gelu", "gelu_tanh") or config.rope != PLAIN or config.tied_head:
+        raise ValueError(
+            f"llama.cpp's GPT-NeoX has GELU, plain rotary embedding and a head of its own; this model has "
+            f"{config.hidden_act}, {config.rope.type} and tie_word_embeddings = {str(config.tied_head).lower()}"
+        )
+    if not config.attention_bias:
+        raise ValueError("llama.cpp's GPT-NeoX has biases in attention; this model has attention_bias = false")
     writer = GGUFWriter(path, "gptneox")
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden_size)
@@ -39,7 +51,7 @@ def write_gguf(config: NeoXConfig, weights: list[Path], path: Path) -> None:
     writer.add_rope_dimension_count(config.rotary_dim)
     writer.add_rope_freq_base(config.rotary_base)
     writer.add_head_count(config.num_heads)
-    writer.add_parallel_residual(True)
+    writer.add_parallel_residual(config.parallel_residual)
     writer.add_layer_norm_eps(config.layer_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
