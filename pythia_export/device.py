@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from .errors import EnvironmentProblem, RecipeError, ResourceError
+from .memory import memory_fault
 
 DeviceName = Literal["cpu", "cuda"]
 CPU = torch.device("cpu")
@@ -69,7 +70,7 @@ def as_multiplied(x: torch.Tensor) -> torch.Tensor:
 def memory_of(device: torch.device) -> Iterator[None]:
     """
     Raises:
-        ResourceError: within, the GPU's memory did not suffice.
+        ResourceError: within, memory did not suffice, the GPU's or this machine's.
     """
     try:
         yield
@@ -78,3 +79,8 @@ def memory_of(device: torch.device) -> Iterator[None]:
             f"the memory of {described(device)} is too small: {str(e).partition('. ')[0]}",
             hint="Free it of other programs, or leave `--device cuda` out: the CPU needs one layer at a time as well.",
         ) from e
+    except Exception as e:
+        fault = memory_fault(e)
+        if fault is None:
+            raise
+        raise fault from e

@@ -4,6 +4,26 @@
 from __future__ import annotations
 
 EXIT_GATE = 10  # a gate of the recipe failed: a verdict, not an error
+EXIT_SWEEP = 11  # jobs of a sweep are left
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+# Every exit code of the command line; docs/errors.md has the same table, with what belongs to each.
+EXIT_CODES = {
+    0: "done",
+    1: "a fault of this program",
+    2: "usage or recipe",
+    3: "source",
+    4: "integrity",
+    5: "numerics",
+    6: "environment",
+    7: "resources",
+    8: "output",
+    EXIT_GATE: "gate",
+    EXIT_SWEEP: "a sweep with jobs left",
+    75: "interrupted between layers",
+    EXIT_INTERRUPTED: "interrupted",
+    143: "ended by SIGTERM",
+}
 
 
 class PythiaExportError(Exception):
@@ -56,3 +76,9 @@ class OutputError(PythiaExportError):
     """The output directory exists, is read-only or is a link."""
 
     exit_code = 8
+
+
+class Interrupted(PythiaExportError):
+    """Ctrl-C, after the layer at hand was finished: what is done is kept, and `--resume` goes on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later

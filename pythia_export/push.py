@@ -10,7 +10,7 @@ from typing import Any
 
 from . import hub
 from .artifact import MANIFEST, Artifact
-from .errors import IntegrityError, OutputError
+from .errors import IntegrityError, OutputError, RecipeError, SourceError
 from .progress import SILENT, Progress
 from .whereabouts import is_path
 
@@ -38,10 +38,13 @@ def push(
     Raises:
         SourceError: no artifact, without a graph (of `quantize`), or the hub refuses.
         IntegrityError: a file that is not what its manifest says, or that the hub lists otherwise than it was sent.
+        RecipeError: `repo` is not OWNER/NAME.
         OutputError: offline, or a record names a path of the machine that the artifact was made on.
     """
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise RecipeError(f"{repo!r} is no repository of the hub: OWNER/NAME was expected")
     opened = Artifact.open(artifact)
     opened.require_graph()
     with hub.told(repo, "main"):
@@ -58,8 +61,12 @@ def push(
     if hub.offline():
         raise OutputError(f"nothing can be pushed to {repo}: the hub is not asked", hint="Leave --offline out.")
     commit, url = _commit(opened, repo, private, files, progress)
-    listing = hub.list_revision(repo, commit, progress=progress)
-    _require_same(listing, {name: entry["sha256"] for name, entry in described.items()}, files)
+    try:
+        listing = hub.list_revision(repo, commit, progress=progress)
+        _require_same(listing, {name: entry["sha256"] for name, entry in described.items()}, files)
+    except (SourceError, IntegrityError) as e:
+        hint = "The commit is there. Pushing again sends what is missing, and checks it anew."
+        raise type(e)(f"{url} was made, but its check failed: {e}", hint=hint) from e
     return Push(repo, files, url, going.passed)
 
 
@@ -98,7 +105,7 @@ def _commit(opened: Artifact, repo: str, private: bool, files: dict[str, int], p
     api, source = HfApi(), opened.manifest["source"]
     operations: list[Any] = [CommitOperationAdd(name, opened.folder / name) for name in files]
     total = sum(files.values())
-    with hub.told(repo, "main"), progress.track(f"Pushing to {repo}", total, "bytes") as advance:
+    with hub.told(repo, "main", writing=True), progress.track(f"Pushing to {repo}", total, "bytes") as advance:
         api.create_repo(repo, private=private, exist_ok=True)
         for operation in operations:  # a file that is there already is not sent again
             name = operation.path_in_repo

@@ -14,8 +14,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pythia_export"
 
 FLOORS = [
-    {"errors", "strict_json", "rope", "neox", "generation", "recipe", "suite", "progress", "machine", "kernels",
-     "device"},
+    {"errors", "memory", "strict_json", "rope", "neox", "generation", "recipe", "suite", "progress", "machine",
+     "kernels", "device"},
     {"quantize", "block", "graph", "hub", "tokenizer"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime", "whereabouts"},
     {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "download", "serve", "footprint"},
@@ -29,8 +29,8 @@ ALLOWED = {
     ("strict_json", "errors"), ("rope", "errors"), ("rope", "strict_json"),
     ("neox", "errors"), ("neox", "strict_json"), ("neox", "rope"),
     ("recipe", "errors"), ("recipe", "strict_json"), ("recipe", "neox"), ("recipe", "suite"), ("suite", "errors"),
-    ("suite", "neox"), ("device", "errors"), ("generation", "errors"), ("generation", "neox"),
-    ("generation", "strict_json"),
+    ("suite", "neox"), ("device", "errors"), ("device", "memory"), ("memory", "errors"),
+    ("generation", "errors"), ("generation", "neox"), ("generation", "strict_json"),
     ("block", "graph"),  # the rotary tables are those that the graph stores
     ("runtime", "artifact"),  # a session opens an artifact, and asks what lies in the hub's cache
     ("api", "download"),

@@ -18,6 +18,7 @@ import sys
 import tarfile
 import threading
 import time
+from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -173,6 +174,50 @@ def own(folder, node_modules, tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server, tmp_path / "own"
         server.shutdown()
+
+
+def test_clients_that_stall_keep_no_thread_for_ever(server, monkeypatch):
+    """Ones that never ask, ones whose question drips, and ones that do not take their answer."""
+    monkeypatch.setattr(serve.server, "ASK_SECONDS", 0.5)
+    monkeypatch.setattr(serve.server, "SEND_SECONDS", 0.5)
+    before, clients = threading.active_count(), []
+    for i in range(20):
+        client = socket.create_connection(server.server_address)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        if i % 2:
+            client.sendall(b"GET /artifacts/0/model.onnx_data HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        clients.append(client)
+    until = time.monotonic() + 20
+    for _ in range(8):
+        for client in clients[::2]:
+            with suppress(OSError):
+                client.sendall(b"G")
+        time.sleep(0.1)
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.05)
+    assert threading.active_count() <= before
+    assert ask(server, "/")[0] == 200
+    for client in clients:
+        client.close()
+
+
+def test_more_connections_than_are_answered_at_once_wait_for_their_turn(server, monkeypatch):
+    monkeypatch.setattr(serve.server, "ASK_SECONDS", 1.0)
+    idle = [socket.create_connection(server.server_address) for _ in range(serve.server.CONNECTIONS + 10)]
+    before = time.monotonic()
+    assert ask(server, "/")[0] == 200 and time.monotonic() - before < 10
+    assert threading.active_count() < serve.server.CONNECTIONS + 20
+    for client in idle:
+        client.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_in_the_place_of_a_file_does_not_block(own):
+    server, folder = own
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+    status, _, body = ask(server, "/artifacts/0/tokenizer.json")
+    assert status == 410 and b"no plain file" in body
 
 
 @pytest.mark.parametrize("name", ["model.onnx_data", "tokenizer.json"])

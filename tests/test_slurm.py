@@ -25,8 +25,7 @@ from typing import Any
 
 import pytest
 
-from pythia_export.cli.sweep import EXIT_INCOMPLETE
-from pythia_export.errors import EnvironmentProblem, OutputError, ResourceError
+from pythia_export.errors import EXIT_SWEEP, EnvironmentProblem, OutputError, ResourceError
 from pythia_export.sweep.folder import Folder
 
 DEMO = Path(__file__).parent.parent / "demo"
@@ -372,7 +371,7 @@ def test_a_driver_that_is_killed_while_it_submits(
 
 def test_a_job_over_its_memory_gets_twice_as_much_and_is_then_put_down(models: dict[str, str], tmp_path: Path) -> None:
     sweep = one_task(models, tmp_path, "memory_gb = 0.1\nhours = 0.5\nattempts = 2")
-    assert sweep.run("slurm") == EXIT_INCOMPLETE
+    assert sweep.run("slurm") == EXIT_SWEEP
     assert sorted(memory(line) for line in sweep.accounted()) == ["102M", "204M"]
     failed = sweep.failures()
     assert len(failed) == 3
@@ -397,7 +396,7 @@ def test_a_job_over_its_time_gets_twice_as_much_and_is_then_put_down(models: dic
         until(lambda: sweep.folder.running())
         slurm("scancel", "--signal=USR2", *sweep.queue("--states=RUNNING"))
         until(lambda: not sweep.folder.running())
-    assert driver.end() == EXIT_INCOMPLETE, sweep.said
+    assert driver.end() == EXIT_SWEEP, sweep.said
     limits = sorted(re.findall(r"TimeLimit=(\d+)", "".join(sweep.accounted())))
     assert limits == ["1", "2"]
     failed = sweep.failures()
@@ -417,7 +416,7 @@ def test_what_sbatch_refuses_is_put_down_in_its_words(
     sweep = Sweep(
         tmp_path, {"huge": f"{huge.parent}/{{revision}}", "c": models["c"]}, QUANTIZE, "", revisions="main"
     )  # fmt: skip
-    assert sweep.run("slurm") == EXIT_INCOMPLETE
+    assert sweep.run("slurm") == EXIT_SWEEP
     failed = sweep.failures()
     assert len(failed) == 3
     for record in failed:
@@ -445,7 +444,7 @@ def test_local_processes_find_the_same(models: dict[str, str], inline: dict[str,
 
 def test_a_job_that_slurm_finds_over_its_time_is_put_down(deaf: tuple[Sweep, Driver]) -> None:
     sweep, driver = deaf
-    assert driver.end() == EXIT_INCOMPLETE, sweep.said
+    assert driver.end() == EXIT_SWEEP, sweep.said
     assert "JobState=TIMEOUT" in "".join(sweep.accounted())
     failed = sweep.failures()
     assert len(failed) == 3

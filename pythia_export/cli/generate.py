@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import PythiaExportError, RecipeError
-from .shared import INTERRUPTED, ArtifactFolder, app, examples, printing, say, say_error, stderr
+from ..errors import EXIT_INTERRUPTED, PythiaExportError, RecipeError
+from .shared import ArtifactFolder, app, examples, printing, say, say_error, stderr
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -71,7 +71,7 @@ def generate(
     else:
         finished = run(_piped() if prompt is None else prompt)
         if not finished:
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def _tell(generation: Generation, sample: bool, temperature: float | None) -> None:

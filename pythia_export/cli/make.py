@@ -25,6 +25,7 @@ from .shared import (
     Resume,
     accepted,
     app,
+    ends_in_junit,
     examples,
     print_json,
     print_verdict,
@@ -70,7 +71,7 @@ def run(
     from .. import pipeline
 
     require_writable(junit, out)
-    with progress_bars() as progress:
+    with ends_in_junit(junit, f"run {recipe}"), progress_bars() as progress:
         outcome = pipeline.run(
             recipe_called(recipe, adapter), out, overwrite=overwrite, resume=resume,
             accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
@@ -270,7 +271,7 @@ def verify(
     for file in (junit, per_token):
         require_writable(file, artifact)
     unwritten = None
-    with progress_bars() as progress:
+    with ends_in_junit(junit, f"verify {artifact}"), progress_bars() as progress:
         try:
             parity = pipeline.verify(
                 artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token,

@@ -18,14 +18,13 @@ from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import OutputError, PythiaExportError
+from ..errors import EXIT_INTERRUPTED, Interrupted, OutputError, PythiaExportError
+from ..memory import memory_fault
 
 if TYPE_CHECKING:
     from ..checkpoint import Accept
     from ..progress import Progress
     from ..recipe import Model, Recipe
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class _Commands(TyperGroup):
@@ -45,19 +44,19 @@ class _Commands(TyperGroup):
             resumes = ctx.invoked_subcommand in ("run", "quantize")
             further = "; --resume goes on after the last finished layer" if resumes else ""
             say(f"Interrupted. What was there before is intact{further}.")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         except PythiaExportError as e:
             fail(e, ctx.params.get("debug", False))
-        except MemoryError as e:
-            from ..errors import ResourceError
-
-            hint = "Fewer calibration samples, or a shorter sequence_length; `pythia-export plan` estimates the need."
-            fail(ResourceError(f"not enough memory: {e}".removesuffix(": "), hint=hint), ctx.params.get("debug", False))
         except ModuleNotFoundError as e:
             from ..errors import EnvironmentProblem
 
             problem = EnvironmentProblem(f"this command needs {e.name}, which is not installed", hint=_REINSTALL)
             fail(problem, ctx.params.get("debug", False))
+        except Exception as e:
+            fault = memory_fault(e)
+            if fault is None:
+                raise
+            fail(fault, ctx.params.get("debug", False))
 
 
 _REINSTALL = "pip install pythia-export, in a virtual environment of its own."
@@ -192,6 +191,27 @@ def require_writable(file: Path | None, artifact: Path) -> None:
         raise OutputError(f"{file}: the folder {folder} cannot be written", hint="Choose another place.")
 
 
+@contextmanager
+def ends_in_junit(file: Path | None, what: str) -> Iterator[None]:
+    """Around work whose verdict goes to `file`: if none comes of it, why is written there, as an error."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except BaseException as e:
+        if file is not None:
+            from ..artifact import write_atomically
+            from ..report.junit import junit_of_error
+
+            known = e if isinstance(e, PythiaExportError) else memory_fault(e)
+            kind, said = type(known or e).__name__, str(known or e) or "interrupted"
+            try:
+                write_atomically(file, junit_of_error(what, kind, said, known.hint if known else "").encode())
+            except (OSError, PythiaExportError) as unwritten:
+                say(f"{file} could not be written: {unwritten}")
+        raise
+
+
 def fail(error: PythiaExportError, debug: bool) -> None:
     if debug:
         traceback.print_exc()
@@ -202,7 +222,8 @@ def fail(error: PythiaExportError, debug: bool) -> None:
 def say_error(error: PythiaExportError) -> None:
     if isinstance(error.__cause__, BrokenPipeError):
         return  # `| head` has what it wanted; the exit code says the rest
-    say(f"Error: {error}" + (f"\nHint: {error.hint}" if error.hint else ""))
+    kind = "" if isinstance(error, Interrupted) else "Error: "
+    say(f"{kind}{error}" + (f"\nHint: {error.hint}" if error.hint else ""))
 
 
 def print_verdict(parity: dict[str, Any], quantization: dict[str, Any] | None) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .shared import INTERRUPTED, Json, app, examples, print_json, progress_bars, say, show
+from ..errors import EXIT_INTERRUPTED, EXIT_SWEEP
+from .shared import Json, app, examples, print_json, progress_bars, say, show
 
 if TYPE_CHECKING:
     from ..sweep.folder import Folder
@@ -21,8 +22,6 @@ app.add_typer(sweep, name="sweep", rich_help_panel=None)
 
 SweepName = Annotated[Path, typer.Argument(metavar="SWEEP.TOML", help="Models x revisions x quantisations.")]
 SweepFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that `sweep run` worked in.")]
-
-EXIT_INCOMPLETE = 11  # some jobs failed, or are left: a state, not an error
 
 
 @sweep.command(
@@ -89,13 +88,13 @@ def run(
             outcome = run_sweep(asked, Folder(out), engine=engine, workers=workers, again=again, progress=progress)
     except KeyboardInterrupt:
         say("Interrupted. What is done is kept; the same command goes on from there.")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         print_json(outcome.to_json())
     else:
         show(run_view(outcome, out))
     if outcome.done < outcome.jobs:
-        raise typer.Exit(EXIT_INCOMPLETE)
+        raise typer.Exit(EXIT_SWEEP)
 
 
 @sweep.command(

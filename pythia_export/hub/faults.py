@@ -21,6 +21,10 @@ UNREACHABLE_ATTEMPTS = 2  # a name that does not resolve or a refused connection
 LONGEST_WAIT = 310.0  # seconds: the hub counts requests in windows of five minutes
 _PASSING = (408, 429, 500, 502, 503, 504)
 _CUT = {"ChunkedEncodingError", "RemoteProtocolError", "ReadError", "ReadTimeout", "IncompleteRead"}
+_WRITE_TOKEN = (
+    "HF_TOKEN, or `hf auth login`, gives a token that may write there: https://huggingface.co/settings/tokens. "
+    "The name's first half must be yours, or an organisation's that you belong to."
+)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -46,7 +50,7 @@ def again(call: Callable[[], T], what: str, progress: Progress = SILENT) -> T:
 
 
 @contextmanager
-def told(repo: str, revision: str) -> Iterator[None]:
+def told(repo: str, revision: str, *, writing: bool = False) -> Iterator[None]:
     """What the client raises, as errors of ours that say what to do."""
     try:
         yield
@@ -63,6 +67,8 @@ def told(repo: str, revision: str) -> Iterator[None]:
                 f"{repo} at {revision}: the cache cannot be used: {e.strerror}: {e.filename}",
                 hint="Mend its permissions, or point HF_HOME at another folder.",
             ) from e
+        if writing and _status(e) in (401, 403, 404):
+            raise SourceError(f"{repo}: the hub refuses to be written ({_first_line(e)})", hint=_WRITE_TOKEN) from e
         raise SourceError(f"{repo} at {revision}: {_problem(e)}", hint=_hint(e, repo)) from e
 
 
@@ -70,6 +76,20 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The chain, and errors that others hold: urllib3's `reason`, requests' first argument. Innermost first."""
+    seen: list[BaseException] = []
+    left = list(_chain(error))
+    while left:
+        one = left.pop(0)
+        if one in seen:
+            continue
+        seen.append(one)
+        left += [x for x in (getattr(one, "reason", None), *one.args) if isinstance(x, BaseException)]
+        left += _chain(one.__cause__ or one.__context__)
+    return reversed(seen)
 
 
 def _status(error: BaseException) -> int | None:
@@ -124,6 +144,8 @@ def _problem(error: Exception) -> str:
         "HFValidationError": "not the name of a repository",
     }
     known = next((names[type(e).__name__] for e in _chain(error) if type(e).__name__ in names), None)
+    if known is None and _status(error) in (401, 403):
+        known = "the hub refuses access"
     return f"{known} ({_first_line(error)})" if known else f"the hub cannot be read: {_first_line(error)}"
 
 
@@ -135,10 +157,16 @@ def _hint(error: Exception, repo: str) -> str:
         return suggestion(repo)
     if "HFValidationError" in kinds:
         return "A repository is owner/name; a directory is read as a checkpoint where it exists."
+    if "GatedRepoError" in kinds or _status(error) in (401, 403):
+        return "HF_TOKEN, or `hf auth login`, gives a token that may read it: https://huggingface.co/settings/tokens."
     return "Check the connection and HF_ENDPOINT; what was pulled before is used with --offline."
 
 
 def _first_line(error: BaseException | None) -> str:
     """What the hub answered, where the client wraps it in an error of its own."""
-    answer = next((e for e in _chain(error) if _own_status(e) is not None), error)
+    answer = next((e for e in _chain(error) if _own_status(e) is not None), None)
+    if answer is None:  # no answer: what the system said, which requests wraps in a page of its own objects
+        answer = next((e for e in _causes(error) if isinstance(e, OSError) and e.strerror), error)
+        if isinstance(answer, OSError) and answer.strerror:
+            return answer.strerror
     return next(iter(str(answer).strip().splitlines()), type(answer).__name__)

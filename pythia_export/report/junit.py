@@ -54,6 +54,18 @@ def junit(parity: Json) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
 
 
+def junit_of_error(what: str, kind: str, message: str, hint: str) -> str:
+    """One suite with one case, an error: what a CI system shows where no verdict came of it."""
+    suites = ElementTree.Element("testsuites", name="pythia-export parity")
+    counts = {"tests": "1", "failures": "0", "errors": "1", "skipped": "0"}
+    suite = ElementTree.SubElement(suites, "testsuite", counts, name=_text(what))
+    case = ElementTree.SubElement(suite, "testcase", name=_text(what), classname="pythia-export")
+    found = ElementTree.SubElement(case, "error", type=kind, message=_text(message))
+    found.text = _text("\n".join(line for line in (message, hint) if line))
+    ElementTree.indent(suites)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
+
+
 def _text(text: str) -> str:
     """Without the control characters that XML 1.0 cannot hold, escaped or not."""
     return "".join(c if c in "\t\n" or (c >= " " and c not in "\ufffe\uffff") else "\ufffd" for c in text)

@@ -6,10 +6,16 @@ a page of somebody else whose name was made to point here (DNS rebinding) is ref
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
+import socket
+import stat
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -75,6 +81,12 @@ def routes(models: Sequence[Ready], modules: Mapping[str, Path]) -> dict[str, Co
     return table
 
 
+# A page asks for some twenty files, a browser by six connections at once. A client that stalls gives its thread back.
+CONNECTIONS = 64
+ASK_SECONDS = 10.0  # until a whole request has come, however slowly its bytes drip
+SEND_SECONDS = 60.0  # until it has taken the next mebibyte of the answer
+
+
 class Server(ThreadingHTTPServer):
     """`serve_forever` answers until it is shut down; `url` is what a browser opens. `port` 0 takes any free one.
 
@@ -83,9 +95,11 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True  # a download under way does not keep the process
+    request_queue_size = CONNECTIONS
 
     def __init__(self, table: Mapping[str, Content], port: int = 0) -> None:
         self.table = table
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
         try:
             super().__init__((ADDRESS, port), _Handler)
         except (OSError, OverflowError) as e:
@@ -94,9 +108,24 @@ class Server(ThreadingHTTPServer):
                 f"port {port} of {ADDRESS} cannot be had: {reason}", hint="--port 0 takes any that is free."
             ) from e
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(timeout=ASK_SECONDS):  # by then those that only stall are gone
+            return self.shutdown_request(request)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A page that was closed is no error of ours."""
-        if not isinstance(sys.exception(), ConnectionError):
+        """A page that was closed, or that stalls, is no error of ours."""
+        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
     @property
@@ -104,8 +133,40 @@ class Server(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/"
 
 
+class _Request(io.RawIOBase):
+    """What a client sends, until a moment (of `time.monotonic`); then TimeoutError."""
+
+    def __init__(self, connection: socket.socket, until: float) -> None:
+        self._connection, self._until = connection, until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(max(0.001, self._until - time.monotonic()))
+        return self._connection.recv_into(buffer)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Opened without waiting for anybody, as a pipe without a writer would have it.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no plain file")
+    return os.fdopen(descriptor, "rb")
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Request(self.connection, time.monotonic() + ASK_SECONDS))
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -129,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(HTTPStatus.OK, content.kind, io.BytesIO(content.body), body)
         name = content.body.name
         try:
-            file = content.body.open("rb")
+            file = _opened(content.body)
         except OSError as e:
             return self._say(HTTPStatus.GONE, f"{name} cannot be read any more: {e.strerror}. {AGAIN}", body)
         with file:  # its state is asked of what is open: that is what will be sent, whatever takes the name
@@ -148,6 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(file.seek(0, io.SEEK_END)))
         self.end_headers()
         if body:
+            self.connection.settimeout(SEND_SECONDS)
             file.seek(0)
             shutil.copyfileobj(file, self.wfile, 1 << 20)
 

@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from ..recipe import Quantize
 from ..weights import WeightsReader, WeightsWriter
 from .activations import place
 from .folded import Folded
+from .interruption import finishing_layers
 from .journal import Journal
 from .observe import Observed
 from .placed import Placed
@@ -151,6 +152,9 @@ def _stream(
             journal.check(first.writer, source.config.num_layers)
             jobs[0].layers = [entry.layer for entry in journal.finished]
             jobs[0].linears = [record for entry in journal.finished for record in entry.linears]
+        # Without a journal nothing is kept that could be resumed.
+        finishing = finishing_layers(progress) if journal is not None else nullcontext()
+        interrupted = stack.enter_context(finishing)
         for layer in range(source.config.num_layers):
             if journal is not None and layer < len(journal.finished):
                 layers.go_past(layer)
@@ -164,6 +168,8 @@ def _stream(
                     sensitivity = None if felt is None else felt.digests
                     journal.commit(jobs[0].layers[-1], jobs[0].linears[before:], weights, sensitivity)
             advance(4 * len(outputs))
+            if interrupted is not None:
+                interrupted(layer + 1, source.config.num_layers)
         layers.finish()
         advance(len(outputs))
     seconds = round(time.perf_counter() - began, 2)

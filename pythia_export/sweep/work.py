@@ -13,12 +13,11 @@ import torch
 
 from ..device import device_called
 from ..errors import PythiaExportError, ResourceError
+from ..memory import memory_fault
 from ..progress import SILENT, Progress
 from .folder import DISK_FULL, Folder, now
 from .jobs import SCHEMA, Job
 from .measure import Shared
-
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # torch's words, in a RuntimeError
 
 
 def work(
@@ -122,9 +121,7 @@ def _known(error: Exception) -> PythiaExportError:
     said = str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return ResourceError(f"no space left: {said}", hint="Of the disk, or of the temporary directory, TMPDIR.")
-    if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
-        return ResourceError(f"not enough memory: {said}".removesuffix(": "))
-    return PythiaExportError(f"{type(error).__name__}: {said}")
+    return memory_fault(error) or PythiaExportError(f"{type(error).__name__}: {said}")
 
 
 class _Logged:
