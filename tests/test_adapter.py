@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -205,6 +206,23 @@ def test_what_is_not_merged_is_refused_by_name(kind, base, tmp_path):
     with pytest.raises(PythiaExportError, match=said) as caught:
         merged(base, folder)
     assert isinstance(caught.value, SourceError | IntegrityError)
+
+
+def test_a_head_tied_to_the_embedding_is_not_parted_from_it(base, tmp_path):
+    tied = shutil.copytree(base, tmp_path / "tied")
+    config = json.loads((tied / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    whole = load_file(tied / "model.safetensors")
+    save_file({n: x for n, x in whole.items() if not n.startswith("embed_out")}, tied / "model.safetensors")
+    checkpoint = merged(tied, adapter(tmp_path / "dense", lora()))
+    assert torch.equal(checkpoint.tensor("embed_out.weight"), whole["gpt_neox.embed_in.weight"])
+    of_embedding = {"base_model.model.gpt_neox.embed_in.weight": torch.ones(96, 128)}
+    with pytest.raises(SourceError, match="whose head is tied to the base's embedding"):
+        merged(tied, adapter(tmp_path / "embedding", lora() | of_embedding))
+    A, B = torch.ones(4, 128), torch.ones(96, 4)
+    of_head = {"base_model.model.embed_out.lora_A.weight": A, "base_model.model.embed_out.lora_B.weight": B}
+    with pytest.raises(SourceError, match="embed_out has a LoRA; it is no linear layer of the base"):
+        merged(tied, adapter(tmp_path / "head", of_head))
 
 
 def test_a_folder_without_an_adapter_is_said(base, tmp_path):

@@ -16,7 +16,7 @@ from transformers import GPTNeoXForCausalLM, GPTNeoXModel
 from pythia_export.checkpoint import open_checkpoint, pull
 from pythia_export.errors import IntegrityError, NumericsError, PythiaExportError, SourceError
 from pythia_export.neox import tensors
-from pythia_export.recipe import Model
+from pythia_export.recipe import Model, Verify
 
 CONFIG = small_config(layers=2)
 LAYER = "gpt_neox.layers.0"
@@ -332,3 +332,21 @@ def test_what_trainers_leave_beside_a_checkpoint_does_no_harm(folder, made):
         (folder / name).write_bytes(b"")
     shutil.copytree(made, folder / "checkpoint-500")
     assert opened(folder).config == CONFIG
+
+
+def test_a_pointer_for_a_text_or_in_an_artifact_is_said(tmp_path):
+    from pythia_export.artifact.manifest import size_fault
+    from pythia_export.corpus.find import find_file
+
+    (tmp_path / "text.jsonl").write_bytes(POINTER)
+    with pytest.raises(SourceError, match="text.jsonl: a git-lfs pointer"):
+        find_file(Verify(source="file", path=tmp_path / "text.jsonl"))
+    (tmp_path / "model.onnx_data").write_bytes(POINTER)
+    said = size_fault(tmp_path, "model.onnx_data", {"size": 4485272, "sha256": "0" * 64})
+    assert said == "a git-lfs pointer (`git lfs pull` fetches the file); the manifest says 4,485,272 bytes"
+
+
+def test_a_snapshot_of_the_hubs_cache_is_called_as_its_repository(made, tmp_path):
+    there = tmp_path / "models--someone--small-neox" / "snapshots" / ("0" * 40)
+    shutil.copytree(made, there)
+    assert pull(Model(path=there)).name == "someone/small-neox"

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import IntegrityError, SourceError
+from ..git_lfs import is_pointer
 from ..strict_json import shown
 from .pending import current
 from .records import Manifest, checked
@@ -64,7 +65,10 @@ def size_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
     if not path.is_file():
         return "missing"
     size = path.stat().st_size
-    return None if size == entry["size"] else f"{size:,} bytes; the manifest says {entry['size']:,}"
+    if size == entry["size"]:
+        return None
+    instead = "a git-lfs pointer (`git lfs pull` fetches the file)" if is_pointer(path) else f"{size:,} bytes"
+    return f"{instead}; the manifest says {entry['size']:,} bytes"
 
 
 def hash_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:

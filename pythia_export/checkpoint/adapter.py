@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import IntegrityError, NumericsError, SourceError
-from ..neox import IGNORED_BUFFERS
+from ..neox import EMBEDDING, HEAD, IGNORED_BUFFERS
 from .adapter_folder import AdapterFiles
 from .files import fetched_object
 from .header import read_header
@@ -157,6 +157,8 @@ def open_adapter(files: AdapterFiles, shapes: Mapping[str, tuple[int, ...]]) -> 
             raise IntegrityError(f"{where}: {module} has lora_{next(iter(half))} alone", hint="Copy the adapter again.")
         pairs[module] = half["A"], half["B"]
         _require_fitting(module, *pairs[module], settings.rank_of(module), shapes, where)
+    if f"{EMBEDDING}.weight" in whole and f"{HEAD}.weight" not in shapes:
+        raise SourceError(f"{where}: an embedding of its own, whose head is tied to the base's embedding", hint=_MERGE)
     for name, tensor in whole.items():
         if tensor.shape != shapes[name]:
             raise _other_base(f"{name} is {list(tensor.shape)}; the base's is {list(shapes[name])}", where)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
+from ..git_lfs import require_fetched
 from ..progress import SILENT, Progress
 from .convert import converted, sha256
-from .files import fetched_object, require_fetched
+from .files import fetched_object
 from .kinds import ADAPTER_CONFIG, recognised
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from .. import hub, suite
 from ..errors import PythiaExportError, SourceError
 from ..generation import GENERATION, Generation, read_generation
+from ..git_lfs import require_fetched
 from ..hub import Listing
 from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
@@ -25,7 +26,7 @@ from ..tokenizer import TOKENIZER, FolderTokenizer, has_tokenizer, is_tokenizer_
 from .adapter_folder import AdapterFiles, find_adapter
 from .convert import converted, sha256
 from .duplicates import Comparison, compare, described
-from .files import fetched_object, require_fetched
+from .files import fetched_object
 from .fingerprint import fingerprint, same_tensors
 from .header import read_header
 from .kinds import ADAPTER_CONFIG, recognised, require_plain_config
@@ -90,7 +91,7 @@ def pull(model: Model, *, accept: Accept = DEFAULT, progress: Progress = SILENT)
 
 def _base(model: Model, accept: Accept, progress: Progress) -> Pulled:
     if model.path is not None:
-        return _local(model.path, Path(os.path.abspath(model.path)).name, model.revision, accept, progress)
+        return _local(model.path, _name_of(model.path), model.revision, accept, progress)
     assert model.id is not None
     if model.id == "demo":
         revisions = sorted(p.name for p in demo_folder().glob("*") if (p / CONFIG).is_file())
@@ -118,6 +119,14 @@ def _with_adapter(base: Pulled, folder: Path, accept: Accept, progress: Progress
         adapter=adapter,
         base=base,
     )
+
+
+def _name_of(folder: Path) -> str:
+    """The last part of its path; of a snapshot in the hub's cache the repository's name."""
+    whole = Path(os.path.abspath(folder))
+    repository = whole.parent.parent.name if whole.parent.name == "snapshots" else ""
+    kind, _, name = repository.partition("--")
+    return name.replace("--", "/") if kind == "models" and name else whole.name
 
 
 def _local(folder: Path, name: str, revision: str, accept: Accept, progress: Progress) -> Pulled:

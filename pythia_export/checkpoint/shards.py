@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import IntegrityError, SourceError
+from ..git_lfs import require_fetched
 from ..strict_json import read_object, shown
-from .files import require_fetched
 
 Format = Literal["safetensors", "pickle"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

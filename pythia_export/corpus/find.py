@@ -17,6 +17,7 @@ from rich.filesize import decimal
 
 from .. import hub
 from ..errors import SourceError
+from ..git_lfs import require_fetched
 from ..progress import SILENT, Progress
 from ..recipe import Text
 from .formats import KINDS, READ, kind_of
@@ -92,6 +93,7 @@ def _local(path: Path) -> Found:
 
 
 def _opened(path: Path, name: str) -> Opened:
+    require_fetched(path)
     return Opened(name, name, lambda: path.open("rb"), path)
 
 

@@ -130,7 +130,7 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
         *_findings(quantization),
         "## Use",
         "With pythia-export, from this folder:",
-        _fence(f"pythia-export generate . --prompt '{prompt}'\npythia-export verify .   # prove it again", "sh"),
+        _fence(f"pythia-export generate . --prompt '{prompt}'\n{_verify(recipe)}   # prove it again", "sh"),
         "With ONNX Runtime alone (`pip install onnxruntime tokenizers`):",
         _fence(_ONNXRUNTIME.replace("PROMPT", prompt), "python"),
         *(_optimum(prompt) if manifest["layout"]["kv_dtype"] == recipe["export"]["dtype"] else ()),
@@ -147,6 +147,13 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
     if _licence(recipe) is None:
         parts.append("The licence is that of the source checkpoint.")
     return "\n\n".join(parts) + "\n"
+
+
+def _verify(recipe: Json) -> str:
+    """With a place for each source that the reader has to have."""
+    model, text = recipe["model"], recipe["verify"].get("path")
+    sources = (("checkpoint", model.get("path")), ("adapter", model.get("adapter")), ("text", text))
+    return "".join(("pythia-export verify .", *(f" --{option} {path}" for option, path in sources if path)))
 
 
 def _front_matter(manifest: Json, quantization: Json) -> str:

@@ -1,0 +1,32 @@
+"""Files that git has in place of large ones: a clone without git-lfs holds pointers of three lines.
+
+https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .errors import SourceError
+
+_START = b"version https://git-lfs.github.com/spec/"
+
+
+def is_pointer(path: Path) -> bool:
+    with path.open("rb") as f:
+        return f.read(len(_START)) == _START
+
+
+def require_fetched(path: Path) -> None:
+    """SourceError where a file is a pointer to the one that git-lfs would have fetched."""
+    if not is_pointer(path):
+        return
+    with path.open("rb") as f:
+        size = re.search(rb"^size (\d{1,18})$", f.read(400), re.MULTILINE)
+    of = f" of {int(size[1]):,} bytes" if size else ""
+    raise SourceError(
+        f"{path}: a git-lfs pointer to a file{of}, not the file itself: the repository was cloned without git-lfs",
+        hint=f"`git lfs install` once, then `git lfs pull` in {path.parent}; of a model on the hub, "
+        "`pythia-export pull OWNER/NAME` fetches all files.",
+    )
