@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -61,6 +62,7 @@ from .whereabouts import Elsewhere, is_path, last_part, located, remember, witho
 
 ACCEPT, HERE = Accept(), Elsewhere()
 GENAI = "genai_config.json"
+WORSE_THAN_CHANCE = 1.1  # times the logarithm of the vocabulary: an untrained model has about 1
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def run(
                 )  # fmt: skip
                 with memory_of(job.device):
                     parity = prove(subject, held_out, recipe.verify.gates, progress).parity
+            _tell_of_another_models_text(parity, job.config, progress)
             manifest = job.manifest(recipe.export)
             _write_reports(journal.output, manifest, quantization, parity)
             _publish(publisher, journal, recipe, manifest)
@@ -345,6 +348,7 @@ def _verify_held(
         beside = _rounded_to_nearest(source, recipe, Path(scratch), progress) if nearest else None
         proof = prove(subject, windows, recipe.verify.gates, progress, nearest=beside, against=other)
         del beside  # unmapped before its folder goes
+    _tell_of_another_models_text(proof.parity, opened.config, progress)
     reports = _reports(opened.manifest, opened.read_json("quantization.json"), proof.parity)
     try:
         if not opened.is_snapshot:
@@ -355,6 +359,16 @@ def _verify_held(
     except (OutputError, ResourceError) as e:
         raise Unwritten(e, proof.parity) from e
     return proof.parity
+
+
+def _tell_of_another_models_text(parity: dict[str, Any], config: NeoXConfig, progress: Progress) -> None:
+    """A model that has learnt anything does better than a guess; with another model's tokenizer none does."""
+    nats, guess = parity["cost"]["nll_original"], math.log(config.vocab_size)
+    if nats > WORSE_THAN_CHANCE * guess:
+        progress.note(
+            f"The original itself reads the held-out text worse than by chance ({nats:.2f} nats a token; a guess among "
+            f"{config.vocab_size:,} tokens has {guess:.2f}). Are tokenizer and text this model's?"
+        )
 
 
 def _tell_of_other_text(opened: Artifact, windows: Windows, progress: Progress) -> None:
@@ -416,7 +430,7 @@ class _Job:
             self.checkpoint: Checkpoint = pull(self.recipe.model, accept=self.accept, progress=self.progress)
         self.config: NeoXConfig = self.checkpoint.config
         self.tokenizer = self.checkpoint.tokenizer()
-        for note in self.checkpoint.generation.notes:
+        for note in self.checkpoint.notes():
             self.progress.note(note)
         asked, chosen = self.recipe.quantize, self.recipe.export
         exact = asked.exactly(self.checkpoint.dtype) if chosen.dtype == "float32" else asked

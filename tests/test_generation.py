@@ -15,10 +15,13 @@ from transformers import AutoConfig, GenerationConfig, GPTNeoXForCausalLM
 from typer.testing import CliRunner
 
 from pythia_export import Artifact, cli, pipeline
+from pythia_export.checkpoint.fit import misfits
 from pythia_export.checkpoint.pull import read_model
 from pythia_export.errors import SourceError
+from pythia_export.progress import SILENT
 from pythia_export.recipe import parse_recipe
 from pythia_export.runtime import Sampling, generate_batch
+from pythia_export.tokenizer import open_folder
 
 DEMO = Path(__file__).parent.parent / "demo" / "main"
 HERE = Path(__file__).parent / "consumers"
@@ -175,3 +178,54 @@ def test_optimum_and_genai_end_there_too(chat, expected):
         done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert json.loads(done.stdout.splitlines()[-1])["alone"] == [expected]
+
+
+def notes(folder: Path, change=None, **settings: object) -> list[str]:
+    """What is told of a checkpoint whose tokenizer.json was changed, or tokenizer_config.json."""
+    tokenizer = json.loads((DEMO / "tokenizer.json").read_text())
+    if change:
+        change(tokenizer)
+    for name in ("config.json", "generation_config.json"):
+        shutil.copyfile(DEMO / name, folder / name)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPTNeoXTokenizer", **settings}))
+    return misfits(open_folder(folder), read_model(folder)[0])
+
+
+def test_a_tokenizer_that_is_not_the_models_is_told_where_its_files_say_so(tmp_path):
+    assert notes(tmp_path) == []
+
+    def another_models(t: dict) -> None:
+        """Its end of text stands elsewhere, as GPT-2's does."""
+        end, other = "<|endoftext|>", next(name for name, at in t["model"]["vocab"].items() if at == 4095)
+        t["model"]["vocab"] |= {end: 4095, other: 0}
+        t["added_tokens"][0]["id"] = 4095
+
+    told = notes(tmp_path, another_models)
+    assert len(told) == 2 and "no special token" in told[0] and "'<|endoftext|>' (id 4095), the model's 0" in told[1]
+    assert "is it this model's tokenizer" in told[1].lower()
+    (told,) = notes(tmp_path, pad_token="[PAD]")
+    assert "goes to id 4,096 ('[PAD]'), the model to 4,095" in told
+
+
+def test_a_tokenizer_with_other_ids_shows_in_the_proof(tmp_path):
+    """The same tokens in another order: no file can tell, the held-out text does."""
+    shutil.copytree(DEMO, tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    names = list(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"] = {names[0]: 0, **{name: at for at, name in enumerate(reversed(names[1:]), 1)}}
+    path.write_text(json.dumps(tokenizer))
+    said: list[str] = []
+
+    class Heard(type(SILENT)):
+        def note(self, message: str) -> None:
+            said.append(message)
+
+    recipe = {
+        "model": {"path": str(tmp_path / "checkpoint")},
+        "quantize": {"method": "rtn", "bits": 8},
+        "verify": {"source": "python-stdlib", "tokens": 128, "sequence_length": 64},
+    }
+    pipeline.run(parse_recipe(recipe), tmp_path / "artifact", progress=Heard())
+    assert any("worse than by chance" in note and "8.32" in note for note in said), said

@@ -17,6 +17,7 @@ from ..neox import EMBEDDING, HEAD, IGNORED_BUFFERS, NeoXConfig, TensorSpec, ten
 from ..progress import SILENT, Progress
 from ..tokenizer import FolderTokenizer
 from .adapter import Adapter, open_adapter
+from .fit import misfits
 from .header import read_header
 from .kinds import require_plain_tensors
 from .names import by_table_name, require_merged
@@ -72,6 +73,10 @@ class Checkpoint:
             IntegrityError: one of its files is not what its name says.
         """
         return open_tokenizer(self.pulled.tokenizer_folder or self.pulled.folder)
+
+    def notes(self) -> list[str]:
+        """What a user should know of its tokenizer and of how its texts end; raises as `tokenizer_folder`."""
+        return [*self.generation.notes, *misfits(self.tokenizer_folder, self.config)]
 
     def tokenizer(self) -> Tokenizer:
         """Text to token ids; raises as `tokenizer_folder`."""
