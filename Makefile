@@ -1,7 +1,7 @@
 # make demo   the main job on the embedded checkpoint, offline once the dependencies are installed
 # make test   every test that needs no GPU and no hub
 # make test-fuzz  a million damaged recipes, manifests, records, headers and operators' shapes; none may escape
-# make test-consumers   artifacts in onnxruntime-genai, Optimum, transformers.js, Node, Chromium and C++; installs them first
+# make test-consumers   artifacts in onnxruntime-genai, Optimum, transformers 5, transformers.js, Node, Chromium and C++; installs them first
 # make sweep-demo   trains a small model, quantises its checkpoints at 2, 3, 4 and 8 bits, and plots what that costs it
 # make test-slurm  sweeps on a real Slurm in build/slurm, killed at random; as root it installs Debian's packages first
 # make lint   ruff, mypy, and the schemas of action.yml and the workflows
@@ -56,8 +56,8 @@ test-slurm: $(STAMP)
 
 consumers: $(STAMP) build/consumers/.installed
 
-build/consumers/.installed: tests/consumers/install.sh tests/consumers/package.json tests/consumers/requirements.txt
-	@echo "consumers  installing onnxruntime-genai, transformers.js, Chromium and headers for C++, for their tests"
+build/consumers/.installed: tests/consumers/install.sh tests/consumers/package.json $(wildcard tests/consumers/requirements*.txt)
+	@echo "consumers  installing onnxruntime-genai, transformers 5, transformers.js, Chromium and headers for C++, for their tests"
 	@tests/consumers/install.sh build/consumers $(PYTHON)
 
 kernels: $(STAMP)

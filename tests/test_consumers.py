@@ -20,16 +20,18 @@ import numpy as np
 import onnxruntime
 import pytest
 from processes import script
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from pythia_export import kernels_path, pipeline
 from pythia_export.artifact import Artifact
 from pythia_export.recipe import parse_recipe
 from pythia_export.runtime import Session, generate, generate_batch
+from pythia_export.tokenizer import open_folder, tokenizer_files
 
 HERE = Path(__file__).parent / "consumers"
 TOOLS = Path(__file__).parent.parent / "build" / "consumers"
 GENAI = TOOLS / "venv" / "bin" / "python"
+TRANSFORMERS = TOOLS / "transformers5" / "bin" / "python"
 MODULES = TOOLS / "node_modules"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_js = pytest.mark.skipif(not (MODULES / "@huggingface").is_dir(), reason="no transformers.js: make test-consumers")
@@ -117,6 +119,83 @@ def test_optimum(folder, expected):
 def test_onnxruntime_genai(folder, expected):
     got = by([GENAI, HERE / "genai_run.py"], folder)
     assert got["alone"] == expected and got["together"] == expected
+
+
+TEXTS = [
+    *(Path(module.__file__).read_text(encoding="utf-8")[:4000] for module in (json, shutil, subprocess, threading)),
+    "a\r\nb  c <|endoftext|> x        y\n\n\n  z", "日本語 テキスト\u00a0x 🏳️‍🌈 ok", "  leading", "trailing  ",
+    "<|padding|>",     "\tif x:\n\t\treturn\n", "<|user|>hi <|im_end|><added>",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizers(folder, tmp_path_factory) -> dict[str, Path]:
+    """The artifact, and one whose tokenizer has what fine-tunes add; as transformers 5 writes them."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("tokenizers") / "chat"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("<|user|>", special=True), AddedToken("<|im_end|>", special=True), "<added>"])
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(source / "tokenizer.json"))
+    settings = {
+        "backend": "tokenizers", "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "is_local": True,
+        "extra_special_tokens": ["<|user|>"], "tokenizer_class": "GPTNeoXTokenizer", "model_max_length": 512,
+    }  # fmt: skip
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    shutil.copytree(folder, out)
+    for name, data in tokenizer_files(open_folder(source), 512).items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(data)
+    return {"plain": folder, "chat": out}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.json"
+    path.write_text(json.dumps(TEXTS))
+    return path
+
+
+def ids_of(folder: Path) -> list[list[int]]:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return [tokenizer.encode(text).ids for text in TEXTS]
+
+
+@pytest.mark.skipif(not TRANSFORMERS.is_file(), reason="no transformers 5: make test-consumers")
+def test_transformers_5_gives_the_ids_of_tokenizer_json(tokenizers, texts):
+    line = [TRANSFORMERS, HERE / "tokenizer_run.py", texts, *tokenizers.values()]
+    plain, chat = answer(subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=300))
+    for got, folder in ((plain, tokenizers["plain"]), (chat, tokenizers["chat"])):
+        assert got["ids"] == ids_of(folder) and got["names"] == ["attention_mask", "input_ids"]
+    assert plain["length"] == 4096, "no padding token beyond the embedding"
+    assert (
+        chat["length"] == 4099
+        and chat["special"]["eos_token"] == "<|im_end|>"
+        and chat["special"].get("pad_token") is None
+    )
+    assert set(chat["chat"]) == {"default", "tool_use"}
+
+
+@pytest.mark.skipif(not GENAI.is_file(), reason="no onnxruntime-genai: make test-consumers")
+def test_onnxruntime_genai_gives_the_ids_of_tokenizer_json(tokenizers, texts):
+    line = [GENAI, HERE / "genai_tokenizer_run.py", texts, *tokenizers.values()]
+    found = answer(subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=300))
+    assert found == [ids_of(folder) for folder in tokenizers.values()]
+
+
+@needs_js
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node")
+def test_transformers_js_gives_the_ids_of_tokenizer_json(tokenizers, texts):
+    script = TOOLS / "tokenizer_js.mjs"  # beside the modules that it imports
+    shutil.copyfile(HERE / "tokenizer_js.mjs", script)
+    line = ["node", script, texts, *tokenizers.values()]
+    found = answer(subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=300))
+    for got, folder in zip(found, tokenizers.values(), strict=True):
+        assert got["ids"] == ids_of(folder) and got["names"] == ["attention_mask", "input_ids"]
+    assert found[1]["chat"], "a template that is in a file of its own alone is not found"
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,11 @@ def tokenizer_files(of: FolderTokenizer, max_positions: int) -> dict[str, bytes]
 
 
 def settings_json(of: FolderTokenizer, templates: Mapping[str, str], max_positions: int) -> dict[str, Any]:
-    """Return tokenizer_config.json. It holds the chat templates too: transformers.js looks for them nowhere else."""
+    """Return tokenizer_config.json.
+
+    It holds the chat template too: transformers.js looks for it nowhere else. Those with names are in files alone:
+    onnxruntime-genai opens no artifact with a list of templates here.
+    """
     found = {
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # the generic class would add token types
@@ -51,10 +55,8 @@ def settings_json(of: FolderTokenizer, templates: Mapping[str, str], max_positio
     found["add_prefix_space"] = bool(getattr(of.tokenizer.pre_tokenizer, "add_prefix_space", False))
     if of.named:
         found["extra_special_tokens"] = dict(of.named)
-    if set(templates) == {DEFAULT}:
+    if DEFAULT in templates:
         found["chat_template"] = templates[DEFAULT]
-    elif templates:
-        found["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
     return {**_tokens(of), **dict(sorted(found.items())), "tokenizer_class": "PreTrainedTokenizerFast"}
 
 

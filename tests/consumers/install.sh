@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# onnxruntime-genai, transformers.js, Chromium and the headers of ONNX Runtime for tests/test_consumers.py, in the folder
+# onnxruntime-genai, transformers 5, transformers.js, Chromium and the headers of ONNX Runtime for tests/test_consumers.py, in the folder
 # that is given.
 # What cannot be had is said, and its tests are skipped, visibly; the next call tries again.
 set -uo pipefail
@@ -34,6 +34,11 @@ mkdir -p "$folder" && cp "$here/package.json" "$folder/" && folder="$(cd "$folde
 { "$python" -m venv "$folder/venv" &&
     "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"; } ||
     { rm -rf "$folder/venv"; lack "onnxruntime-genai cannot be installed"; }
+# Another: a newer transformers than the one that Optimum takes.
+{ "$python" -m venv "$folder/transformers5" &&
+    "$folder/transformers5/bin/python" -m pip install --quiet --disable-pip-version-check \
+        -r "$here/requirements-transformers5.txt"; } ||
+    { rm -rf "$folder/transformers5"; lack "transformers 5 cannot be installed"; }
 # Without scripts: one of them would fetch CUDA libraries.
 (cd "$folder" && npm install --ignore-scripts --no-audit --no-fund --silent) || lack "transformers.js cannot be installed"
 if ! { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome; } >/dev/null; then
