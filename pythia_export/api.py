@@ -8,9 +8,9 @@ artifact.generate("def main(", max_new_tokens=32)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -94,6 +94,34 @@ class Artifact(artifact.Artifact):
         sampling = Sampling.asked(self.generation, sample, temperature, top_k, top_p, seed)
         ends = (*((stop,) if isinstance(stop, str) else stop), *self.generation.stop_strings)
         return runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, ends)
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        max_new_tokens: int = 128,
+        *,
+        sample: bool = False,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """Answer a conversation, in the chat template of the checkpoint: `artifact.chat("Who are you?")`.
+
+        `messages` have a `role` and a `content`, as ``[{"role": "user", "content": "Who are you?"}]``, which a plain
+        text stands for. The rest as `stream`.
+
+        Raises:
+            RecipeError: the checkpoint has no chat template, or it refuses the messages; and as `generate`.
+        """
+        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        sampling = Sampling.asked(self.generation, sample, temperature, top_k, top_p, seed)
+        ends = (*((stop,) if isinstance(stop, str) else stop), *self.generation.stop_strings)
+        prompt = self.chat_prompt(conversation)
+        return "".join(
+            runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, ends, chat=True)
+        )
 
     def score(self, text: str) -> np.ndarray:
         """Natural logarithm of the probability of each token of `text` but the first, [T - 1] float64.

@@ -229,3 +229,14 @@ def test_a_tokenizer_with_other_ids_shows_in_the_proof(tmp_path):
     }
     pipeline.run(parse_recipe(recipe), tmp_path / "artifact", progress=Heard())
     assert any("worse than by chance" in note and "8.32" in note for note in said), said
+
+
+def test_a_chat_is_answered_in_the_checkpoints_own_template(chat):
+    artifact = Artifact.open(chat[1])
+    messages = [{"role": "user", "content": "write a function"}]
+    assert artifact.chat_prompt(messages) == "user: write a function\ndef "
+    answer = artifact.generate("user: write a function\ndef ", NEW)
+    assert artifact.chat("write a function", NEW) == artifact.chat(messages, NEW) == answer
+    line = ["generate", str(chat[1]), "--chat", "-p", "write a function", "--max-new-tokens", str(NEW)]
+    done = CliRunner().invoke(cli.app, line)
+    assert done.exit_code == 0 and done.stdout == f"{answer}\n", done.output

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from pythia_export.errors import IntegrityError, SourceError
-from pythia_export.tokenizer import has_tokenizer, open_folder, read_tokenizer, tokenizer_files
+from pythia_export.errors import IntegrityError, RecipeError, SourceError
+from pythia_export.tokenizer import has_tokenizer, open_folder, read_tokenizer, render_chat, tokenizer_files
 
 DEMO = Path(__file__).parent.parent / "demo" / "main"
 TEXTS = [
@@ -216,3 +216,41 @@ def test_files_that_are_none_are_named(tmp_path, written):
         with pytest.raises(IntegrityError, match="tokenizer|JSON|object"):
             open_folder(tmp_path / "here")
         shutil.rmtree(tmp_path / "here")
+
+
+CHATS = [
+    [{"role": "user", "content": "Who <are> you?"}],
+    [{"role": "system", "content": "é"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b\n"}],
+]
+TEMPLATES = [
+    "{% for m in messages %}{{ m.role }}: {{ m['content'] | trim }}{{ eos_token }}\n{% endfor %}",
+    "{%- for m in messages %}\n  {%- if m.role == 'system' %}{% continue %}{% endif %}\n"
+    "    {% if loop.first %}\n{{ bos_token }}{{ m | tojson }}\n    {% endif %}\n"
+    "{% generation %}{{ m.content }}{% endgeneration %}{%- endfor %}\n"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "{{ additional_special_tokens | join(',') }}{{ tools is none }}{{ messages[-1].role }}{{ pad_token is defined }}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_is_written_out_as_transformers_does(template, written):
+    folder, out = written(nothing, NEOX | {"additional_special_tokens": TWO, "chat_template": template})
+    theirs, settings = AutoTokenizer.from_pretrained(folder), json.loads((out / "tokenizer_config.json").read_text())
+    tokens = {role: value for role, value in settings.items() if role.endswith(("_token", "_tokens"))}
+    for chat in CHATS:
+        expected = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert render_chat(settings["chat_template"], chat, tokens) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "error"),
+    [
+        ("{% for m in %}", IntegrityError), ("{{ raise_exception('roles must alternate') }}", RecipeError),
+        ("{{ messages[7].content.x }}", RecipeError), ("{{ 1 / 0 }}", RecipeError), ("{% include 'x' %}", RecipeError),
+        ("{{ messages.__class__.__mro__ }}", RecipeError), ("{{ messages.append(1) }}", RecipeError),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", RecipeError), ("{{ ''.__init__.__globals__ }}", RecipeError),
+    ],
+)  # fmt: skip
+def test_a_chat_template_runs_in_a_sandbox_and_its_errors_are_told(template, error):
+    with pytest.raises(error, match="chat template"):
+        render_chat(template, CHATS[0], {})

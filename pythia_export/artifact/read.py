@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from ..errors import IntegrityError, OutputError, PythiaExportError, SourceError
+from ..errors import IntegrityError, OutputError, PythiaExportError, RecipeError, SourceError
 from ..generation import GENERATION, Generation, read_generation
 from ..neox import NeoXConfig
 from ..recipe import Recipe, parse_recipe
 from ..strict_json import read_json, shown
-from ..tokenizer import SETTINGS, read_tokenizer
+from ..tokenizer import SETTINGS, read_tokenizer, render_chat
 from .disk import explained, fsync, write_atomically
 from .manifest import MANIFEST, check_manifest, hash_fault, is_inside, json_bytes, size_fault
 from .pending import current, give_names, pending, remove_strays
@@ -250,6 +250,24 @@ class Artifact:
         named = self.tokenizer_settings.get(role)
         text = named.get("content") if isinstance(named, dict) else named
         return self.tokenizer().token_to_id(text) if isinstance(text, str) else None
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Return a conversation, messages of a `role` and a `content`, in the checkpoint's chat template.
+
+        Raises:
+            RecipeError: the checkpoint has no template, or its template refuses the messages.
+            IntegrityError: the template cannot be read.
+        """
+        settings = self.tokenizer_settings
+        template = settings.get("chat_template")
+        if not isinstance(template, str):
+            raise RecipeError(
+                f"{self.folder} has no chat template: this model continues texts",
+                hint="Leave --chat out, and give a text that its answer would follow.",
+            )
+        named = {role: value for role, value in settings.items() if role.endswith(("_token", "_tokens"))}
+        tokens = {role: v.get("content") if isinstance(v, dict) else v for role, v in named.items()}
+        return render_chat(template, messages, tokens)
 
     @cached_property
     def tokenizer_settings(self) -> dict[str, Any]:

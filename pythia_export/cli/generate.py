@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         "pythia-export generate build/demo",
         "pythia-export generate build/demo --prompt 'import '",
         "pythia-export generate models/160m --temperature 0.8 --top-p 0.95 --seed 1 < prompt.txt",
+        "pythia-export generate me/my-chat-int4 --chat --prompt 'Who are you?'",
         "pythia-export generate build/demo --prompt 'def f(' --stop $'\\n\\n' --stop 'class '",
     )
 )
@@ -43,6 +44,9 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest that sum to p.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes the draws repeatable.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a user's message, put into the checkpoint's chat template.")
+    ] = False,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     native: Annotated[bool, typer.Option(help="By the native kernels, where they are built.")] = True,
 ) -> None:
@@ -61,13 +65,22 @@ def generate(
     ends = (*(stop or ()), *generation.stop_strings)
     tokenizer, session = opened.tokenizer(), runtime.Session.open(opened, native=native)
 
+    conversation: list[dict[str, str]] = []
+
     def run(text: str) -> bool:
-        return _continue(session, tokenizer, text, max_new_tokens, sampling, ends)
+        if not chat:
+            ids = runtime.encode_prompt(tokenizer, text)
+            return _continue(session, tokenizer, ids, max_new_tokens, sampling, ends, begin=text)[0]
+        asked = [*conversation, {"role": "user", "content": text}]
+        ids = runtime.encode_prompt(tokenizer, opened.chat_prompt(asked), chat=True)
+        finished, answer = _continue(session, tokenizer, ids, max_new_tokens, sampling, ends)
+        conversation[:] = [*asked, {"role": "assistant", "content": answer}]
+        return finished
 
     if prompt is None and sys.stdin is None:  # whoever started the command closed it
         raise RecipeError("there is no prompt: stdin is closed", hint="Give it by --prompt.")
     if prompt is None and sys.stdin.isatty():
-        _again_and_again(run)
+        _again_and_again(run, chat)
     else:
         finished = run(_piped() if prompt is None else prompt)
         if not finished:
@@ -92,11 +105,12 @@ def _piped() -> str:
         raise RecipeError(f"the prompt on stdin is not {e.encoding}: {e}", hint="Convert it: iconv -t UTF-8.") from None
 
 
-def _again_and_again(run: Callable[[str], bool]) -> None:
+def _again_and_again(run: Callable[[str], bool], chat: bool) -> None:
     """A prompt a line, until the end of the input. What is wrong with one prompt does not end the others."""
     with suppress(ImportError):
         import readline  # noqa: F401 (lines can be edited, and had again by the arrows)
-    say("A prompt a line; Ctrl-C ends a text, Ctrl-D ends this. Pythia continues texts, it does not answer.")
+    what = "It answers, and remembers." if chat else "Pythia continues texts, it does not answer."
+    say(f"A prompt a line; Ctrl-C ends a text, Ctrl-D ends this. {what}")
     while True:
         try:
             if prompt := input("> "):
@@ -111,15 +125,16 @@ def _again_and_again(run: Callable[[str], bool]) -> None:
 
 
 def _continue(
-    session: Session, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling, stop: tuple[str, ...]
-) -> bool:
-    """False where Ctrl-C ended it."""
+    session: Session, tokenizer: Tokenizer, ids: list[int], max_new_tokens: int, sampling: Sampling,
+    stop: tuple[str, ...], begin: str = "",
+) -> tuple[bool, str]:  # fmt: skip
+    """Print what follows, on a terminal behind its beginning; return it, and False where Ctrl-C ended it."""
     from .. import runtime
 
-    ids, text = runtime.encode_prompt(tokenizer, prompt), runtime.StreamDecoder(tokenizer, stop)
+    text, pieces = runtime.StreamDecoder(tokenizer, stop), []
     steps = runtime.generate_batch(session, tokenizer, [ids], max_new_tokens, sampling, stop)
-    if sys.stderr.isatty():
-        stderr().print(prompt, end="", style="dim", soft_wrap=True, markup=False, highlight=False)
+    if begin and sys.stderr.isatty():
+        stderr().print(begin, end="", style="dim", soft_wrap=True, markup=False, highlight=False)
     began = time.perf_counter()
     first, n, finished = began, 0, True
     try:
@@ -129,12 +144,14 @@ def _continue(
             n += 1
             if n == 1:
                 first = time.perf_counter()
+            pieces.append(text.push(token))
             with printing():
-                typer.echo(text.push(token), nl=False)
+                typer.echo(pieces[-1], nl=False)
     except KeyboardInterrupt:
         finished = False
+    pieces.append(text.finish())
     with printing():
-        typer.echo(text.finish())
+        typer.echo(pieces[-1])
     decoding = time.perf_counter() - first
     speed = f"{(n - 1) / decoding:,.1f} tokens/s" if n > 1 and decoding > 0 else "too few for a speed"
     at = session.speed if session.speed == "native" else f"{session.speed} speed: {session.why}"
@@ -142,4 +159,4 @@ def _continue(
         f"{'' if finished else 'interrupted; '}{n} tokens, {speed}; {len(ids)} tokens of prompt in "
         f"{first - began:.2f} s ({at})"
     )
-    return finished
+    return finished, "".join(pieces)

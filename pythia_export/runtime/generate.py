@@ -159,23 +159,26 @@ def _steps(
         logits = session.step(cache, fed)[:, -1]
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Token ids; RecipeError where bytes that were no UTF-8 became lone surrogates on the way here."""
+def encode_prompt(tokenizer: Tokenizer, prompt: str, chat: bool = False) -> list[int]:
+    """Token ids; RecipeError where bytes that were no UTF-8 became lone surrogates on the way here.
+
+    A `chat` has its special tokens already: the tokenizer puts none around it.
+    """
     try:
         prompt.encode()
     except UnicodeEncodeError as e:
         raise RecipeError(
             f"the prompt is not UTF-8: character {e.start + 1:,} of it is none", hint="Convert it: iconv -t UTF-8."
         ) from None
-    return list(tokenizer.encode(prompt).ids)
+    return list(tokenizer.encode(prompt, add_special_tokens=not chat).ids)
 
 
 def generate_text(
     session: Session, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
+    stop: Sequence[str] = (), chat: bool = False,
 ) -> Iterator[str]:  # fmt: skip
     """Yield pieces of text as they become certain; a stop string itself is not among them. Raises as `generate`."""
-    ids = encode_prompt(tokenizer, prompt)
+    ids = encode_prompt(tokenizer, prompt, chat)
     steps = generate_batch(session, tokenizer, [ids], max_new_tokens, sampling, stop)
     return _texts(steps, StreamDecoder(tokenizer, stop))
 

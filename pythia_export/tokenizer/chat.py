@@ -1,13 +1,15 @@
-"""Chat templates, in the three places where transformers looks for them."""
+"""Chat templates: the three places where transformers looks for them, and a conversation written out by one."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from ..errors import IntegrityError
+from ..errors import IntegrityError, RecipeError
 from .files import CHAT_TEMPLATE, CHAT_TEMPLATES
 
 DEFAULT = "default"
@@ -52,3 +54,49 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise IntegrityError(f"{path}: a chat template cannot be read: {e}") from e
+
+
+def render_chat(template: str, messages: Sequence[Mapping[str, Any]], tokens: Mapping[str, Any]) -> str:
+    """Return a conversation as the model reads it, up to where its answer begins; as transformers renders it.
+
+    `messages` have a `role` and a `content`; `tokens` are the tokenizer's special tokens by role. A template is a
+    program of somebody else's: it runs in jinja's sandbox, which lets it change nothing and reach no module.
+
+    Raises:
+        RecipeError: the template refuses these messages.
+        IntegrityError: it is no template.
+    """
+    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node, Scope
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %}: around what the model wrote, for who trains it; nothing here."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Parser) -> Node:
+            scope = Scope(lineno=next(parser.stream).lineno)
+            scope.body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return scope
+
+    def refuse(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    sandbox.filters["tojson"] = _json
+    sandbox.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    given = {"tools": None, "documents": None, "add_generation_prompt": True, **tokens}
+    try:
+        return sandbox.from_string(template).render(messages=[dict(m) for m in messages], **given)
+    except TemplateSyntaxError as e:
+        raise IntegrityError(f"the chat template cannot be read: line {e.lineno}: {e.message}") from e
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as e:
+        raise RecipeError(f"the chat template refuses this conversation: {e}") from e
+
+
+def _json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    """As transformers has it: jinja's own escapes HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
