@@ -14,9 +14,10 @@ from test_checkpoint import configured, edit, opened, split
 from transformers import GPTNeoXForCausalLM, GPTNeoXModel
 
 from pythia_export.checkpoint import open_checkpoint, pull
-from pythia_export.errors import IntegrityError, NumericsError, PythiaExportError, SourceError
+from pythia_export.cli.make import model_called
+from pythia_export.errors import IntegrityError, NumericsError, PythiaExportError, RecipeError, SourceError
 from pythia_export.neox import tensors
-from pythia_export.recipe import Model, Verify
+from pythia_export.recipe import Model, Verify, parse_recipe
 
 CONFIG = small_config(layers=2)
 LAYER = "gpt_neox.layers.0"
@@ -350,3 +351,15 @@ def test_a_snapshot_of_the_hubs_cache_is_called_as_its_repository(made, tmp_path
     there = tmp_path / "models--someone--small-neox" / "snapshots" / ("0" * 40)
     shutil.copytree(made, there)
     assert pull(Model(path=there)).name == "someone/small-neox"
+
+
+def test_a_path_is_no_name_of_a_model(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_called("model/../model").path and model_called("owner/name").id == "owner/name"
+    for missing in ("./nothing", "../nothing", str(tmp_path / "nothing")):
+        with pytest.raises(SourceError, match="no such checkpoint directory"):
+            pull(model_called(missing))
+    with pytest.raises(SourceError, match="a file; a checkpoint is a folder"):
+        pull(model_called("model/config.json"))
+    with pytest.raises(RecipeError, match="'./model' is a path; a local checkpoint is given by `path`"):
+        parse_recipe({"model": {"id": "./model"}, "verify": {"source": "python-stdlib"}})

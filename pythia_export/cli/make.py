@@ -41,6 +41,7 @@ from .shared import (
 
 if TYPE_CHECKING:
     from ..pipeline import Outcome
+    from ..recipe import Model
 
 
 @app.command(
@@ -129,13 +130,11 @@ def pull(
     same weights. A recipe that was pulled runs with --offline.
     """
     from .. import pipeline
-    from ..recipe import Model, recipe_names
+    from ..recipe import recipe_names
     from ..tables import checkpoint_view
 
     recipe = recipe_called(what) if what in recipe_names() or what.endswith(".toml") else None
-    here = recipe is None and Path(what).is_dir() and os.sep in what  # `demo` is a model's name, `./demo` a directory's
-    model = Model(path=Path(what)) if here else Model.named(what) if recipe is None else recipe.model
-    model = with_adapter(model, adapter)
+    model = with_adapter(model_called(what) if recipe is None else recipe.model, adapter)
     with progress_bars() as progress:
         opened = pipeline.pull(model, accept=accepted(no_pickle, allow_duplicate_revision), progress=progress)
         texts = pipeline.read_texts(recipe, opened, progress) if recipe is not None else {}
@@ -148,6 +147,14 @@ def pull(
     else:
         stderr().print(checkpoint_view(opened, texts))
         show(str(pulled.folder))
+
+
+def model_called(what: str) -> Model:
+    """A folder's or a model's: `demo` is a model's name, `./demo` a folder's, whether it is there or not."""
+    from ..recipe import Model
+
+    here = what.startswith((".", "/", "~")) or (os.sep in what and Path(what).exists())
+    return Model(path=Path(what)) if here else Model.named(what)
 
 
 @app.command(

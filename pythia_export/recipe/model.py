@@ -33,6 +33,8 @@ class Model(Section):
         name = given.get("id") if isinstance(given, dict) else None
         if not isinstance(name, str) or not name:
             return given
+        if name.startswith((".", "/", "~")):
+            raise ValueError(f"`id` {name!r} is a path; a local checkpoint is given by `path`")
         revision = given.get("revision")
         if "@" in name and revision is not None:
             raise ValueError(f"`id` names a revision, {name!r}, and `revision` another, {revision!r}")
