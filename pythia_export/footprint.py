@@ -53,7 +53,7 @@ def rounding_operations(config: NeoXConfig, quantize: Quantize) -> float:
     if quantize.method != "gptq":
         return 20.0 * config.parameters  # a look at every weight, a few times
     d, ff = config.hidden_size, config.intermediate_size
-    joint = quantize.joint_hessian and quantize.error_correction
+    joint = quantize.joint_hessian and quantize.error_correction and config.parallel_residual
     factors = 2 * (d**3 + ff**3 / 3 + (ff**3 / 3 + d * ff * ff if joint else 0))
     columns = 2.0 * (3 * d * d * d + d * d * d + ff * d * d + d * ff * ff)
     chosen = CHOICE * quantize.beam if quantize.beam > 1 else 0.0  # of each weight

@@ -186,6 +186,8 @@ class NeoXConfig:
                 f"{where}: rotary_pct {config.rotary_pct} of head_dim {config.head_dim} turns "
                 f"{config.rotary_dim} dimensions; 2 to {config.head_dim} were expected"
             )
+        if config.rotary_base < 1 or config.rotary_base == 1 and config.rope.type == "yarn":
+            raise SourceError(f"{where}: rotary_emb_base is {config.rotary_base:g}; more than 1 was expected")
         if raw.get("head_dim") not in (None, config.head_dim):
             raise SourceError(
                 f"{where}: head_dim is {shown(raw['head_dim'])}; hidden_size / num_attention_heads is {config.head_dim}"

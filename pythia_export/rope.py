@@ -63,12 +63,12 @@ class Rope:
                 if name in _NEEDED[kind]:
                     raise SourceError(f"{where}: rope_type {kind!r} needs `{name}`, which is not there")
                 continue
-            wanted = "true or false" if name == "truncate" else "a positive number"
+            wanted = "true or false" if name == "truncate" else "a positive number, from 1e-6 to 1e9,"
             if name == "truncate":
                 right = isinstance(value, bool)
             else:
                 right = not isinstance(value, bool) and isinstance(value, int | float)
-                right = right and 0 <= value < 1e9 and (value > 0 or name in _MAY_BE_ZERO)
+                right = right and (1e-6 <= value <= 1e9 or value == 0 and name in _MAY_BE_ZERO)
             if not right:
                 raise SourceError(f"{where}: {name} is {shown(value)}; {wanted} was expected")
             settings.append((name, value))

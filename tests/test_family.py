@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbeddin
 from pythia_export.artifact import Artifact
 from pythia_export.block import Block, Rotary, activate, final_norm, head
 from pythia_export.dequantize import dequantize
-from pythia_export.errors import RecipeError
+from pythia_export.errors import RecipeError, SourceError
 from pythia_export.graph.decoder import _activation, _Tape, build_decoder
+from pythia_export.graph.files import DATA_FILE
 from pythia_export.graph.layout import layout
 from pythia_export.graph.rotary import rotary_tables
 from pythia_export.kernels import kernels_path
@@ -33,7 +35,8 @@ from pythia_export.pipeline import run
 from pythia_export.recipe import Export, Quantize, Recipe
 from pythia_export.rope import Rope
 from pythia_export.runtime import Session
-from pythia_export.stream import allocate
+from pythia_export.stream import Output, allocate, quantize_together
+from pythia_export.weights import WeightsWriter
 
 ROPES = {
     "linear": Rope("linear", (("factor", 4.0),)),
@@ -156,6 +159,39 @@ def test_config_json_comes_back_from_either_spelling():
         assert NeoXConfig.from_dict(both) == NeoXConfig.from_dict(old) == NeoXConfig.from_dict(new) == config
 
 
+GARBAGE = {
+    "rope_scaling": [
+        "linear", {"type": []}, {"type": "su"}, {"factor": 2.0}, {"type": "linear"}, {"type": "linear", "factor": "4"},
+        {"type": "linear", "factor": 1e-320}, {"type": "linear", "factor": float("nan")},
+        {"type": "linear", "factor": 2.0, "rope_type": "dynamic"}, {"rope_type": "longrope", "factor": 2.0},
+        {"type": "yarn", "factor": 4.0, "beta_fast": -1}, {"type": "yarn", "factor": 4.0, "truncate": 1},
+        {"type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
+         "original_max_position_embeddings": 16},
+    ],
+    "rope_parameters": [{"rope_type": "proportional"}, {"rope_type": "linear", "factor": None}],
+    "hidden_act": [None, [], "prelu", "selu", "GELU"],
+    "use_parallel_residual": [None, 0, "false"],
+    "attention_bias": [None, 1],
+    "tie_word_embeddings": [None, "no"],
+    "rotary_emb_base": [0.5, 1e-300],
+    "rotary_pct": [0.01, 1.5],
+    "head_dim": [64, "32"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in GARBAGE.items() for value in values])
+def test_what_the_family_does_not_have_is_refused_by_name(field, value):
+    given = {k: v for k, v in BASE.to_dict().items() if k != "rope_parameters"} | {field: value}
+    with pytest.raises(SourceError) as caught:
+        NeoXConfig.from_dict(given, "config.json")
+    assert field in str(caught.value) or caught.value.hint
+
+
+def test_a_plain_scaling_is_plain():
+    for plain in ({"type": "default"}, {"rope_type": "default"}, {}, None):
+        assert NeoXConfig.from_dict(BASE.to_dict() | {"rope_scaling": plain}) == BASE
+
+
 # Quantised
 
 WINDOWS = np.random.default_rng(0).integers(0, BASE.vocab_size, (32, 32))
@@ -197,6 +233,22 @@ def test_each_step_of_the_quantiser_gains(layered, tmp_path):
         (tmp_path / name).mkdir()
         found[name] = distance(layered, export_model(layered, tmp_path / name, quantize, Export(), WINDOWS), held_out)
     assert found["fisher"] < found["corrected"] < found["gptq"] < found["rtn"]
+
+
+def test_quantisations_of_one_pass_are_those_of_each_alone(tmp_path):
+    config = LAYERED["sequential"]
+    source, made = InMemory(config, on_disk(hugging_face(config))), []
+    chosen = [Quantize(bits=b, group_size=32, hessian="original", error_correction=False) for b in (4, 3)]
+    with ExitStack() as stack:
+        outputs = []
+        for i, quantize in enumerate(chosen):
+            places = layout(config, quantize, "float32")
+            outputs.append(Output(quantize, places, stack.enter_context(WeightsWriter(tmp_path / str(i), places))))
+        quantize_together(source, outputs, "float32", WINDOWS)
+    for i, quantize in enumerate(chosen):
+        (tmp_path / f"alone{i}").mkdir()
+        made.append(export_model(source, tmp_path / f"alone{i}", quantize, Export(), WINDOWS))
+        assert (made[i].folder / DATA_FILE).read_bytes() == (tmp_path / str(i)).read_bytes()
 
 
 def test_no_operator_of_a_graph_differs_and_no_weight_is_suspect(layered, tmp_path):
