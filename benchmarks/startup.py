@@ -73,7 +73,9 @@ def main() -> None:
 
 
 def measured(artifact: Path) -> dict:
-    done = subprocess.run([sys.executable, "-c", PROBE, str(artifact)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PROBE, str(artifact)], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 

@@ -75,7 +75,10 @@ def command(*args: object) -> tuple[str, float, float]:
     with tempfile.NamedTemporaryFile() as file:
         began = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-c", COMMAND, file.name, *map(str, args)], stdout=subprocess.PIPE, text=True, check=True
+            [sys.executable, "-P", "-c", COMMAND, file.name, *map(str, args)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
         return done.stdout, time.perf_counter() - began, int(Path(file.name).read_text()) * 1024 / 1e6
 

@@ -1,13 +1,16 @@
-"""Pythia checkpoints in, proved ONNX artifacts out. Importing the package costs nothing; its modules do the work."""
+"""Pythia checkpoints in, proved ONNX artifacts out. Importing the package imports nothing; its modules do the work.
+
+Nothing at all: before `python -m pythia_export` gets to leave the current folder (interpreter.py), this file is read.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from .kernels import kernels_path
-
+TYPE_CHECKING = False  # of `typing`, which would be imported
 if TYPE_CHECKING:
+    from typing import Any
+
     from .api import Artifact
+    from .kernels import kernels_path
 
 __all__ = ["Artifact", "kernels_path"]
 __version__ = "0.1.0"
@@ -19,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from .api import Artifact
 
         return Artifact
+    if name == "kernels_path":
+        from .kernels import kernels_path
+
+        return kernels_path
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""``python -m pythia_export`` is the ``pythia-export`` command.
+"""The `pythia-export` command, and ``python -m pythia_export``.
 
-Nothing is imported before Ctrl-C is heard: an interrupted start is no traceback.
+Nothing is imported before Ctrl-C is heard, so that an interrupted start is no traceback, and before the current folder is
+left, so that no module in it is taken for another.
 """
 
 import sys
@@ -9,6 +10,10 @@ import sys
 def main() -> None:
     """Entry point of the command."""
     try:
+        from .interpreter import fill_standard_streams, leave_current_folder
+
+        leave_current_folder()
+        fill_standard_streams()
         from .cli import main as command
 
         command()

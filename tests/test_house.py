@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "pythia_export"
 
 FLOORS = [
     {"errors", "memory", "git_lfs", "strict_json", "rope", "neox", "generation", "recipe", "suite", "progress",
-     "machine", "kernels", "device"},
+     "machine", "kernels", "device", "interpreter"},
     {"quantize", "block", "graph", "hub", "tokenizer"},
     {"checkpoint", "corpus", "weights", "artifact", "runtime", "whereabouts"},
     {"stream", "parity", "report", "dequantize", "evaluate", "api", "push", "download", "serve", "footprint"},

@@ -10,19 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RecipeError
+from ..interpreter import isolated_environment
 
 _LLAMA = ("llama_cpp", "gguf")
 _TORCH = ("transformers", "torch")
 _OPTIMUM = ("optimum.onnxruntime", "optimum.exporters.onnx", *_TORCH)
-_FIND = """
-import importlib.util, json, sys
-def missing(name):
-    try:
-        return importlib.util.find_spec(name) is None
-    except ModuleNotFoundError:
-        return True
-print(json.dumps([name for name in sys.argv[1:] if missing(name)]))
-"""
+_FIND = Path(__file__).resolve().parent / "find.py"
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,9 @@ def interpreters_for(peers: Iterable[Contestant], others: Sequence[Path]) -> dic
 
 def _missing(python: Path, modules: list[str]) -> list[str]:
     try:
-        done = subprocess.run([python, "-c", _FIND, *modules], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [python, _FIND, *modules], capture_output=True, text=True, timeout=120, env=isolated_environment()
+        )
         found: list[str] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as e:
         raise RecipeError(

@@ -7,7 +7,6 @@ with its reason, and the others go on.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from ..artifact import Artifact, unwinding_on_sigterm
 from ..checkpoint import Accept, pull
 from ..corpus import verify_windows
 from ..errors import EnvironmentProblem, PythiaExportError, RecipeError
+from ..interpreter import isolated_environment
 from ..machine import cores, machine
 from ..progress import SILENT, Progress
 from ..recipe import Recipe
@@ -223,7 +223,7 @@ def in_own_process(what: What, python: Path, job: Job) -> dict[str, Any]:
     """Raises:
     Failed: the process ended without a result.
     """
-    environment = os.environ | {
+    environment = isolated_environment() | {
         "OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
     }  # fmt: skip
     if python != Path(sys.executable):
@@ -232,7 +232,7 @@ def in_own_process(what: What, python: Path, job: Job) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     job.write(task)
     done = subprocess.run(
-        [python, process.__file__, what, task, result],
+        [python, Path(process.__file__).resolve(), what, task, result],
         capture_output=True,
         text=True,
         errors="replace",

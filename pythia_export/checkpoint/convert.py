@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,9 +13,12 @@ from pathlib import Path
 
 from .. import hub
 from ..errors import IntegrityError, ResourceError
+from ..interpreter import isolated_environment
+from ..neox import IGNORED_BUFFERS
 from ..progress import SILENT, Progress
 from .header import read_header
 
+_SCRIPT = Path(__file__).resolve().parent / "unpickle.py"
 _CHUNK = 1 << 22
 
 
@@ -30,7 +34,7 @@ def converted(pickle: Path, digest: str | None = None, progress: Progress = SILE
 
     Raises:
         IntegrityError: no state dict of dense floats; what else it holds was not executed.
-        ResourceError: it does not fit on the disk.
+        ResourceError: it does not fit on the disk, or into memory.
     """
     folder = hub.kept("converted")
     out = folder / f"{digest or sha256(pickle)}.safetensors"
@@ -50,10 +54,14 @@ def converted(pickle: Path, digest: str | None = None, progress: Progress = SILE
     progress.note(f"{pickle.name} is a pickle: its tensors are converted to safetensors, in a process of its own")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as scratch:
         made = Path(scratch) / out.name
-        command = [sys.executable, "-m", f"{__package__}.unpickle", str(pickle.resolve()), str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        command = [sys.executable, str(_SCRIPT), str(pickle.resolve()), str(made), *IGNORED_BUFFERS]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=isolated_environment())
         if done.returncode:
             said = next(iter(reversed(done.stderr.strip().splitlines())), f"exit code {done.returncode}")
+            if done.returncode == -signal.SIGKILL or "MemoryError" in said or "allocate memory" in said:
+                raise ResourceError(
+                    f"{pickle}: no memory to convert it: {said}", hint="Use a machine with more, or safetensors."
+                )
             raise IntegrityError(
                 f"{pickle}: cannot be read as tensors alone: {said}",
                 hint="Nothing in it was executed. Fetch it again, or choose a revision with safetensors. Of a model "

@@ -1,13 +1,13 @@
 """A process of its own that turns one pickled state dict into safetensors and does nothing else.
 
-    python -m pythia_export.checkpoint.unpickle pytorch_model.bin out.safetensors
+    python unpickle.py pytorch_model.bin out.safetensors [ENDING ...]
 
 A pickle can call anything. torch reads it with `weights_only`, which knows tensors and plain containers and refuses the
 rest; should that ever fail, it fails here and not beside the user's artifact. The file is mapped, and tensors are
 written one by one: memory stays at the largest of them. Pickles from before torch 1.6 cannot be mapped; they are
-read whole. A state dict inside another dict, as trainers save it beside their counters, is found. Buffers that are
-derived from the configuration are left out. Whether the tensors are a model's is for the reader of what is written to
-judge. What went wrong is one line on stderr, with exit code 1.
+read whole. A state dict inside another dict, as trainers save it beside their counters, is found. Tensors whose
+name has one of the endings, buffers that are derived from the configuration, are left out. Whether the tensors are a
+model's is for the reader of what is written to judge. What went wrong is one line on stderr, with exit code 1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from typing import Any
 
 import torch
 
-from ..neox import IGNORED_BUFFERS
-
 _HEADER = {
     torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
     torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL",
@@ -32,9 +30,9 @@ _HEADER = {
 _NESTED = ("state_dict", "model", "module", "model_state_dict")
 
 
-def convert(source: Path, out: Path) -> None:
+def convert(source: Path, out: Path, ignored: tuple[str, ...] = ()) -> None:
     state = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
-    kept = {name: x for name, x in _tensors(state).items() if not str(name).endswith(IGNORED_BUFFERS)}
+    kept = {name: x for name, x in _tensors(state).items() if not str(name).endswith(ignored)}
     for name, tensor in kept.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name!r} is a {type(tensor).__name__}; a tensor was expected")
@@ -69,7 +67,7 @@ def _tensors(state: Any) -> dict[Any, Any]:
 
 if __name__ == "__main__":
     try:
-        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+        convert(Path(sys.argv[1]), Path(sys.argv[2]), tuple(sys.argv[3:]))
     except Exception as e:
         lines = str(e).strip().splitlines() or [""]
         named = next((line.strip() for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])

@@ -27,6 +27,7 @@ class ScoringSession(Session):
 
     inputs = (*Session.inputs, _TARGETS)
     outputs = (*Session.outputs, *_SCORES)
+    operators = Session.operators | {("", "GatherElements"), ("", "LogSoftmax")}
 
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int | None = None, native: bool = True) -> ScoringSession:

@@ -30,6 +30,7 @@ def unpacked_bytes(model: onnx.ModelProto) -> int:
 
 def require_keep(model: onnx.ModelProto) -> None:
     """Make num_logits_to_keep an input without a default, in place: ONNX Runtime Web cannot set one that has."""
+    model.graph.input.append(helper.make_tensor_value_info(KEEP, TensorProto.INT64, []))
     kept = [tensor for tensor in model.graph.initializer if tensor.name != KEEP]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

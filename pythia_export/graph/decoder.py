@@ -86,8 +86,9 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
     Outputs: logits [batch, sequence, vocab] float32 and the extended cache. `export.rotary` chooses whether
     attention stays a call of pythia.RotaryAttention ("custom") or its body stands in the graph.
 
-    An input with a default, which a runtime may leave out: num_logits_to_keep [] int64, how many of the last tokens
-    get logits; 0, the default, is all. A prompt needs one, and the head is a large part of a small model's work.
+    num_logits_to_keep [] int64 says how many of the last tokens get logits; 0 is all. A prompt needs one, and the head
+    is a large part of a small model's work. It is a constant of the graph: as an input with a default every runtime
+    warns of it at load. Who wants to set it declares it as an input (runtime/graph.py, `settable`).
     """
     kind = _TYPES[export.dtype]
     tape = _Tape(layout)
@@ -117,13 +118,15 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
             of_cache = TensorProto.FLOAT if scale else _TYPES[export.cache_dtype]
             inputs.append(value(f"past_key_values.{layer}.{part}", of_cache, cache[:3] if scale else cache))
             outputs.append(value(f"present.{layer}.{part}", of_cache, grown[:3] if scale else grown))
-    inputs.append(value(KEEP, TensorProto.INT64, ()))  # last: it is also an initializer, its default
     converted = export.cache_dtype if export.cache_dtype != export.dtype else None
     graph = helper.make_graph(tape.nodes, "gpt_neox", inputs, outputs, list(tape.initializers.values()))
     graph.value_info.extend(tape.values)
     model = helper.make_model(
         graph,
-        functions=[rotary_attention(config, export.rotary == "onnx", converted), *_called(tape.nodes)],
+        functions=[
+            rotary_attention(config, export.rotary == "onnx", converted, called=export.rotary == "custom"),
+            *_called(tape.nodes),
+        ],
         opset_imports=[helper.make_opsetid(*pair) for pair in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))],
         producer_name="pythia-export",
         ir_version=10,
@@ -175,7 +178,7 @@ def _shared_inputs(tape: _Tape, kind: int) -> list[str]:
     bias = tape.node("Where", "/mask/bias/Where", [padding, hide, show])
     axes = tape.constant("axes12", TensorProto.INT64, [2], [1, 2])
     bias4 = tape.node("Unsqueeze", "/mask/bias/Unsqueeze", [bias, axes])
-    new = tape.node("Shape", "/mask/new", ["input_ids"], start=1, end=2)
+    new = tape.node("Shape", "/mask/new", ["position_ids"], start=1, end=2)  # used here, so that tools keep the input
     ones = tape.constant("one64", TensorProto.INT64, [1], [1])
     shape = tape.node("Concat", "/mask/bias/shape", [batch, ones, new, total64], axis=0)
     expanded = tape.node("Expand", "/mask/bias/Expand", [bias4, shape])

@@ -25,6 +25,9 @@ tokens included, so that prefill and decode agree.
 Rotation is relative, so a body may turn by the place in the cache where `position_ids` counts from the first token
 that is not padding: outputs agree, cached keys differ by that row's constant turn.
 
+Every body reads every input. Tools that tidy a function (onnxslim) remove an input that its body does not read, and
+leave the calls as they were. For their sake constants are tensors, too: of a `value_float` they make a double.
+
 What a body costs: where A and C are one type GroupQueryAttention writes into a shared buffer. Where they differ no ONNX
 Runtime operator does, so each call copies the buffer, and what is valid of it again as A. The native kernel does not.
 """
@@ -65,22 +68,29 @@ def matmul_nbits() -> onnx.FunctionProto:
         }}""")
 
 
-def rotary_attention(config: NeoXConfig, standard: bool, cache: str | None = None) -> onnx.FunctionProto:
+def rotary_attention(
+    config: NeoXConfig, standard: bool, cache: str | None = None, called: bool = True
+) -> onnx.FunctionProto:
     """The function body for one geometry, of standard ONNX operators or (faster) over GroupQueryAttention.
 
-    `cache` is C where it differs from A; None where both are one type.
+    `cache` is C where it differs from A; None where both are one type. `called` False is for a body that will stand in
+    the graph itself, where an input that it does not need costs nothing.
     """
     if cache is not None:
-        body = _rotate(config) + _by_head(config) + _converted(cache) + _attend(config, cache)
+        body = _rotate(config) + _by_head(config) + _PAST_OF_LENGTHS + _converted(cache) + _attend(config, cache)
     elif standard:
-        body = _rotate(config) + _by_head(config) + _GROWING + _attend(config, cache)
+        body = _rotate(config) + _by_head(config) + _PAST + _GROWING + _attend(config, cache)
     elif config.rotary_dim % 16 == 0:
         # GroupQueryAttention rotates by itself only where its tables' width is a multiple of 8.
-        body = """
+        packed = "qkv_shaped" if called else "qkv"
+        body = (
+            (_shaped(config) if called else "")
+            + f"""
         attention, present_key, present_value = com.microsoft.GroupQueryAttention <
             num_heads: int = @num_heads, kv_num_heads: int = @num_heads, do_rotary: int = 1>
-            (qkv, "", "", past_key, past_value, seqlens_k, total_length, cos, sin, "", attention_bias)
+            ({packed}, "", "", past_key, past_value, seqlens_k, total_length, cos, sin, "", attention_bias)
         """
+        )
     else:
         body = (
             _rotate(config)
@@ -128,8 +138,19 @@ def _rotate(config: NeoXConfig) -> str:
     """
 
 
+def _shaped(config: NeoXConfig) -> str:
+    """qkv as it is, [B, T, 3 * hidden], by the T of position_ids, whose numbers GroupQueryAttention does not need."""
+    return f"""
+        tokens = Shape <start: int = 1, end: int = 2> (position_ids)
+        rows = Constant <value_ints: ints = [0]> ()
+        packed_width = Constant <value_ints: ints = [{3 * config.hidden_size}]> ()
+        qkv_shape = Concat <axis: int = 0> (rows, tokens, packed_width)
+        qkv_shaped = Reshape (qkv, qkv_shape)
+    """
+
+
 def _by_head(config: NeoXConfig) -> str:
-    """query, key, value [B, heads, T, head_dim] A; total, past, new: how many tokens, [] int64."""
+    """query, key, value [B, heads, T, head_dim] A; total, new: how many tokens, [] int64. `past` comes next."""
     return f"""
         q4, k4 = Split <axis: int = 2, num_outputs: int = 2> (qk_rotated)
         v_by_head = Constant <value_ints: ints = [0, 0, {config.num_heads}, {config.head_dim}]> ()
@@ -142,9 +163,20 @@ def _by_head(config: NeoXConfig) -> str:
         second_axis = Constant <value_ints: ints = [1]> ()
         new_1d = Shape <start: int = 1, end: int = 2> (position_ids)
         new = Squeeze (new_1d, first_axis)
-        past = Sub (total, new)
     """
 
+
+_PAST = """
+        past = Sub (total, new)
+"""
+# Of every row's total_length - 1, for the sake of seqlens_k, which these bodies would not read otherwise.
+_PAST_OF_LENGTHS = """
+        newest = ReduceMax <keepdims: int = 0> (seqlens_k)
+        newest_64 = Cast <to: int = 7> (newest)
+        one_token = Constant <value_int: int = 1> ()
+        before_newest = Sub (new, one_token)
+        past = Sub (newest_64, before_newest)
+"""
 
 # A body goes on by storing the new tokens, which gives keys, values [B, heads, total, head_dim] to read, and attends.
 _GROWING = """
@@ -170,9 +202,9 @@ def _converted(cache: str) -> str:
     if cache == "int8":
         text += """
         last_axis = Constant <value_ints: ints = [-1]> ()
-        most = Constant <value_float: float = 127.0> ()
-        none = Constant <value_float: float = 0.0> ()
-        unit = Constant <value_float: float = 1.0> ()
+        most = Constant <value: tensor = float {127.0}> ()
+        none = Constant <value: tensor = float {0.0}> ()
+        unit = Constant <value: tensor = float {1.0}> ()
         """
     for part in ("key", "value"):
         if cache == "int8":
@@ -232,15 +264,15 @@ def _attend(config: NeoXConfig, cache: str | None) -> str:
         row_flat = Range (past, total, one)
         row = Unsqueeze (row_flat, second_axis)
         future = Greater (column, row)
-        lowest = Constant <value_float: float = {LOWEST}> ()
-        nought = Constant <value_float: float = 0.0> ()
+        lowest = Constant <value: tensor = float {{{LOWEST}}}> ()
+        nought = Constant <value: tensor = float {{0.0}}> ()
         hidden_value = CastLike (lowest, {read})
         none_value = CastLike (nought, {read})
         causal = Where (future, hidden_value, none_value)
         bias = CastLike (attention_bias, {read})
         mask = Add (bias, causal)
         keys_t = Transpose <perm: ints = [0, 1, 3, 2]> (keys)
-        scale_f = Constant <value_float: float = {1 / math.sqrt(config.head_dim)!r}> ()
+        scale_f = Constant <value: tensor = float {{{1 / math.sqrt(config.head_dim)!r}}}> ()
         scale = CastLike (scale_f, {read})
         query_scaled = Mul ({read}, scale)
         products = MatMul (query_scaled, keys_t){by_key}

@@ -10,13 +10,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import EnvironmentProblem, IntegrityError
+from ..errors import EnvironmentProblem, IntegrityError, ResourceError
+from ..kernels import library_fault
+from .graph import OURS, without_function
 
 Provider = Literal["cpu", "cuda"]
+OLDEST = (1, 23)  # what older ones make of our graphs: docs/consumers.md, "The oldest ONNX Runtime"
 _EXECUTION_PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],  # the CPU computes shapes
 }
+
+
+_REBUILD = "Build it anew here (`make kernels`, `make cuda`), or delete it: the graph runs without."
 
 
 @remembered
@@ -24,7 +30,8 @@ def onnxruntime() -> Any:
     """The module, imported on first use.
 
     Raises:
-        EnvironmentProblem: no distribution of it, or two that overwrite each other's files.
+        EnvironmentProblem: no distribution of it, or two that overwrite each other's files; one that is broken, or
+            older than our graphs need.
     """
     installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
     if len(installed) == 2:
@@ -36,14 +43,26 @@ def onnxruntime() -> Any:
         )
     try:
         import onnxruntime
-    except ImportError as e:
-        raise EnvironmentProblem(f"ONNX Runtime cannot be imported: {e}", hint="pip install onnxruntime-gpu") from e
+    except Exception as e:  # its own code runs, and libraries load: anything may be raised
+        said = str(e).strip() or type(e).__name__
+        raise EnvironmentProblem(f"ONNX Runtime cannot be imported: {said}", hint="pip install onnxruntime-gpu") from e
     if not hasattr(onnxruntime, "InferenceSession"):  # what uninstalling one of the two leaves
         raise EnvironmentProblem(
             f"the installation of ONNX Runtime is broken: {', '.join(installed) or 'a folder without a package'}",
             hint="pip install --force-reinstall --no-deps onnxruntime-gpu",
         )
+    if _version(onnxruntime.__version__) < OLDEST:
+        raise EnvironmentProblem(
+            f"ONNX Runtime {onnxruntime.__version__} is installed; {'.'.join(map(str, OLDEST))} or newer is needed",
+            hint=f"pip install --upgrade {' '.join(installed) or 'onnxruntime-gpu'}",
+        )
     return onnxruntime
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Major and minor number; of what has none, what passes for new: a build of someone's own."""
+    parts = text.split(".")[:2]
+    return tuple(map(int, parts)) if len(parts) == 2 and all(part.isdecimal() for part in parts) else OLDEST
 
 
 def require_provider(provider: Provider, probe: bytes) -> None:
@@ -60,13 +79,17 @@ def open_graph(
 ) -> Any:
     options = ort.SessionOptions()
     if library is not None:
+        if fault := library_fault(library):
+            raise EnvironmentProblem(f"{library} cannot be loaded: it {fault}", hint=_REBUILD)
         try:
             options.register_custom_ops_library(str(library))
         except Exception as e:
             raise EnvironmentProblem(
                 f"{library} cannot be loaded: {e}",
-                hint="Build it anew here (`make kernels`, `make cuda`), or delete it: the graph runs without.",
+                hint=_REBUILD,
             ) from e
+        # Without its function the operator is the library's, or nobody's: never one and said to be the other.
+        graph = without_function(graph, "RotaryAttention")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors; they are raised as well
     options.intra_op_num_threads = threads or _threads()
@@ -80,6 +103,15 @@ def open_graph(
             raise EnvironmentProblem(
                 f"{folder}: ONNX Runtime {ort.__version__} on {provider} lacks a kernel: {e}"
             ) from e
+        if library is not None and f"{OURS}:" in str(e) and "is not a registered function/op" in str(e):
+            raise EnvironmentProblem(
+                f"{library} registers no operator of ours with ONNX Runtime {ort.__version__}: {e}", hint=_REBUILD
+            ) from e
+        if is_memory(e):
+            raise ResourceError(
+                f"{folder}: no memory to open the graph: {e}",
+                hint="Close other programs, or use fewer bits, a smaller embedding or a smaller model.",
+            ) from e
         raise IntegrityError(f"{folder}: ONNX Runtime {ort.__version__} refuses the graph: {e}") from e
     finally:
         ort.set_default_logger_severity(2)
@@ -91,6 +123,11 @@ def open_graph(
             "installed; or choose the CPU explicitly.",
         )
     return session
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether ONNX Runtime, which raises one class for many things, ran out of memory."""
+    return isinstance(error, MemoryError) or "alloc" in str(error).lower()
 
 
 def _preload_cuda(ort: Any) -> str:

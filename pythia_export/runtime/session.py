@@ -17,24 +17,27 @@ Left padding: the mask tells the real tokens, and a token's position counts the 
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ..errors import EnvironmentProblem, IntegrityError, RecipeError, ResourceError
+from ..errors import EnvironmentProblem, IntegrityError, NumericsError, RecipeError, ResourceError
 from ..neox import NeoXConfig, cache_bytes, cache_parts
 from .cache import Cache, aligned_zeros
-from .onnxruntime import Provider, onnxruntime, open_graph
+from .graph import KEEP, OPERATORS, read_graph, require_files, require_ours, settable
+from .onnxruntime import Provider, is_memory, onnxruntime, open_graph
 from .snapshot import as_blobs
 from .speed import MODEL, provider_of, speed_of
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
 
+_FEWER = "Use fewer rows or fewer tokens."
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
-_KEEP = "num_logits_to_keep"  # has a default: all
 
 
 class Session:
@@ -42,16 +45,21 @@ class Session:
     `speed` is "native", "function" or, for a graph without an operator of ours, "stock"; `why` explains it.
 
     `Session(model, folder, config, ...)` opens a graph that need not be published: `model` is its bytes or its path,
-    `folder` holds the files that its external tensors name. `native` False leaves our kernels out.
+    `folder` holds the files that its external tensors name; where `named` is given, these alone. `native` False leaves
+    our kernels out. `trust_graph` True lets the graph hold operators that we do not write.
 
     Raises:
-        EnvironmentProblem: the kernels are built and do not load, both ONNX Runtime distributions are installed, or the
-            provider is not to be had.
-        IntegrityError: ONNX Runtime refuses the graph, or the graph's inputs and outputs are not the configuration's.
+        EnvironmentProblem: the kernels are built and do not load, both ONNX Runtime distributions are installed, or one
+            that is too old, or the provider is not to be had.
+        IntegrityError: the graph is garbled, holds an operator that we do not write, or names data outside the folder
+            (all of which is found before ONNX Runtime sees it); ONNX Runtime refuses the graph; or its inputs and
+            outputs are not the configuration's.
+        ResourceError: there is no memory for its weights.
     """
 
-    inputs: tuple[str, ...] = (*_TOKENS, _KEEP)  # of the graph, and its outputs, beside the cache
+    inputs: tuple[str, ...] = (*_TOKENS, KEEP)  # of the graph, and its outputs, beside the cache
     outputs: tuple[str, ...] = ("logits",)
+    operators: frozenset[tuple[str, str]] = OPERATORS  # that it may hold: (domain, name)
 
     def __init__(
         self,
@@ -64,6 +72,8 @@ class Session:
         threads: int | None = None,
         provider: Provider = "cpu",
         native: bool = True,
+        named: Collection[str] | None = None,
+        trust_graph: bool = False,
     ) -> None:
         if kv_cache not in ("shared", "growing") or kv_dtype not in ("float32", "float16", "int8"):
             raise IntegrityError(
@@ -76,6 +86,13 @@ class Session:
         self.kv_dtype = np.dtype(kv_dtype)
         self._ort = onnxruntime()
         graph = model if isinstance(model, bytes) else model.read_bytes()
+        where = f"{folder} (graph)" if isinstance(model, bytes) else str(model)
+        contents = read_graph(graph, where)
+        require_files(contents, folder, named, where)
+        if not trust_graph:
+            require_ours(contents, where, self.operators)
+        graph = settable(graph, contents)
+        self.keeps = KEEP in contents.inputs | contents.initializers  # tools that fold constants take it out
         self.speed, self.why, library = speed_of(graph, provider, native)
         # GroupQueryAttention rotates by the place in the cache, where it rotates by itself (graph/ops.py).
         self._rotates_by_place = self.speed != "native" and b"do_rotary" in graph and config.rotary_dim % 16 == 0
@@ -97,6 +114,7 @@ class Session:
         model_bytes: bytes | None = None,
         provider: Provider | None = None,
         native: bool = True,
+        trust_graph: bool = False,
     ) -> Self:
         """Open a published artifact on the provider its recipe targets, or on `provider`.
 
@@ -118,6 +136,8 @@ class Session:
             threads=threads,
             provider=provider or provider_of(artifact),
             native=native,
+            named=artifact.manifest["files"],
+            trust_graph=trust_graph,
         )
 
     def logits(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
@@ -152,9 +172,7 @@ class Session:
             values = {past: self._to_device(empty(past)) for past in self._present_of}
         except (MemoryError, OSError, OverflowError, RuntimeError) as e:
             nbytes = cache_bytes(self.config, self.kv_dtype.name, batch * room)
-            raise ResourceError(
-                f"no memory for a KV cache of {nbytes:,} bytes: {e}", hint="Use fewer rows or fewer tokens."
-            ) from e
+            raise ResourceError(f"no memory for a KV cache of {nbytes:,} bytes: {e}", hint=_FEWER) from e
         return Cache(batch, max_len, values, self._bind(values))
 
     def step(
@@ -166,17 +184,22 @@ class Session:
 
         Raises:
             RecipeError: the cache has no room for T more tokens.
+            NumericsError: a logit is NaN or infinite.
             EnvironmentProblem: padding lies between a row's tokens, which ONNX Runtime's own attention gets wrong.
         """
         batch, new = _two_dimensions(ids)
         kept = new if keep is None else min(keep, new)
         if kept < 1:
             raise ValueError(f"logits of the last {keep} tokens; 1 or more was expected")
-        logits = np.empty((batch, kept, self.config.vocab_size), np.float32)
-        on_device = self._to_device(logits)
+        try:
+            logits = np.empty((batch, kept if self.keeps else new, self.config.vocab_size), np.float32)
+            on_device = self._to_device(logits)
+        except (MemoryError, RuntimeError) as e:
+            raise ResourceError(f"no memory for the logits of {batch} rows of {kept} tokens: {e}", hint=_FEWER) from e
         cache.bind({}, {"logits": on_device})
         self._advance(cache, ids, mask, kept)
-        return logits if self._device == "cpu" else np.asarray(on_device.numpy())
+        found = logits if self._device == "cpu" else np.asarray(on_device.numpy())
+        return _finite(found[:, found.shape[1] - kept :], cache.mask[:, -kept:])
 
     def _advance(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None, kept: int) -> None:
         """Append `ids` to the cache; what is wanted of the last `kept` tokens is bound already."""
@@ -188,16 +211,21 @@ class Session:
         positions = np.clip(np.cumsum(total, axis=1) - 1, 0, None)[:, cache.length :]
         tokens = zip(_TOKENS, (ids, total, positions), strict=True)
         inputs = {name: self._to_device(np.ascontiguousarray(array, np.int64)) for name, array in tokens}
-        cache.bind(inputs | {_KEEP: self._ort.OrtValue.ortvalue_from_numpy(np.array(kept, np.int64))}, {})
+        if self.keeps:
+            inputs[KEEP] = self._ort.OrtValue.ortvalue_from_numpy(np.array(kept, np.int64))
+        cache.bind(inputs, {})
         binding = cache._binding
         try:
             self._session.run_with_iobinding(binding)
-        except RuntimeError as e:
-            if "alloc" in str(e).lower():
-                raise ResourceError(
-                    f"no memory to run {batch} rows of {new} tokens: {e}", hint="Use fewer rows or fewer tokens."
-                ) from e
-            raise
+        except Exception as e:  # a class of ONNX Runtime's own, by the status of the node
+            if is_memory(e):
+                raise ResourceError(f"no memory to run {batch} rows of {new} tokens: {e}", hint=_FEWER) from e
+            if self._device == "cuda" and "CUDA" in str(e):
+                raise EnvironmentProblem(f"the GPU failed: {e}", hint="Check `nvidia-smi` and the driver.") from e
+            raise IntegrityError(
+                f"ONNX Runtime {self._ort.__version__} opened the graph and cannot run it: {e}",
+                hint="Copy the artifact again, or export it again.",
+            ) from e
         if self.kv_cache == "growing":
             cache._values = dict(zip(cache._values, binding.get_outputs(), strict=False))  # in the order of binding
             cache._binding = self._bind(cache._values)
@@ -251,7 +279,8 @@ class Session:
         graph = self._session
         values = (*graph.get_inputs(), *graph.get_overridable_initializers(), *graph.get_outputs())
         found = {value.name for value in values}
-        expected = {*self.inputs, *self.outputs, *self._present_of, *self._present_of.values()}
+        inputs = {name for name in self.inputs if name != KEEP or self.keeps}
+        expected = {*inputs, *self.outputs, *self._present_of, *self._present_of.values()}
         if found != expected:
             missing, extra = sorted(expected - found), sorted(found - expected)
             raise IntegrityError(
@@ -266,6 +295,22 @@ class Session:
                 f"{folder}: the graph caches {cached.type}, its manifest says {wanted}",
                 hint="Has manifest.json been edited? `pythia-export export` writes both anew.",
             )
+
+
+def _finite(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Logits [B, K, V] as they are; NumericsError where one of a real token is NaN or infinite."""
+    with np.errstate(all="ignore"):
+        if math.isfinite(float(logits.sum())):  # one pass; a sum may overflow where no term did
+            return logits
+    bad = ~np.isfinite(logits) & (mask != 0)[:, :, None]
+    if bad.any():
+        row, at, token = np.argwhere(bad)[0]
+        raise NumericsError(
+            f"{bad.sum():,} of {logits.size:,} logits are not finite, the first that of token {token} at place {at} of "
+            f"row {row}",
+            hint="The weights are at fault, or activations overflow: `pythia-export verify` names the operator.",
+        )
+    return logits
 
 
 def _two_dimensions(ids: np.ndarray) -> tuple[int, int]:

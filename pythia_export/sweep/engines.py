@@ -16,6 +16,7 @@ import torch
 
 from ..device import device_called
 from ..errors import EnvironmentProblem
+from ..interpreter import isolated_environment
 from ..machine import cores
 from ..progress import Progress
 from .folder import Folder
@@ -151,6 +152,7 @@ class Local:
     ) -> None:
         submitit = load_submitit()
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.update(isolated_environment())  # submitit starts one with this process's own, and that one the next
         self._call = Call(folder, resources, evict)
         device_called(resources.device)
         self._gpus = visible_gpus() if resources.device == "cuda" else []

@@ -15,8 +15,10 @@ import json
 import logging
 import math
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -113,7 +115,8 @@ class Slurm:
         folder = self._folder.output(submission)
         folder.mkdir(parents=True)
         (folder / "orders.json").write_text(json.dumps([asdict(order) for order in orders]))
-        executor = self._submitit.AutoExecutor(folder=folder, cluster="slurm")
+        python = f"{shlex.quote(sys.executable)} -P"  # not from the folder where the job runs (interpreter.py)
+        executor = self._submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_python=python)
         minutes = math.ceil(60 * hours)
         executor.update_parameters(
             name=self._name, timeout_min=minutes, mem_gb=memory_gb, cpus_per_task=self._resources.cores,
