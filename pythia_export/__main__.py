@@ -1,7 +1,7 @@
 """The `pythia-export` command, and ``python -m pythia_export``.
 
-Nothing is imported before Ctrl-C is heard, so that an interrupted start is no traceback, and before the current folder is
-left, so that no module in it is taken for another.
+Nothing is imported before Ctrl-C is heard, so that an interrupted start is no traceback, nor before the current folder
+is left, so that no module in it is taken for another.
 """
 
 import sys

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -19,12 +20,17 @@ from . import artifact, runtime
 from .download import download_artifact
 from .runtime.sampling import Sampling
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 CHUNK_LOGITS = 1 << 17  # logits in work at a time: 1 MiB in float64
 
 
 class Artifact(artifact.Artifact):
     """A directory that `pythia-export run` or `export` wrote. `Artifact.open(path)` reads its manifest, `check()`
     hashes its files; the graph is opened when it is first needed, on the provider that the recipe targets."""
+
+    trust_graph = False
 
     @classmethod
     def from_hub(cls, repo: str, revision: str = "main") -> Self:
@@ -36,17 +42,42 @@ class Artifact(artifact.Artifact):
         """
         return cls.open(download_artifact(repo, revision))
 
+    @classmethod
+    def open(cls, path: Path | str, *, trust_graph: bool = False) -> Self:
+        """Read the manifest and hold the directory to it by name and size; `check` also re-hashes.
+
+        Graphs with operators that pythia-export does not write are refused, unless `trust_graph` says who answers for
+        them.
+
+        Raises:
+            SourceError: no such directory, no manifest, or a schema that this version does not know.
+            IntegrityError: a file that is missing or is not what the manifest says.
+        """
+        opened = super().open(path)
+        opened.trust_graph = trust_graph
+        return opened
+
     @cached_property
     def session(self) -> runtime.Session:
-        return runtime.Session.open(self)
+        return runtime.Session.open(self, trust_graph=self.trust_graph)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return self.tokenizer()
 
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = ..., *, sample: bool = ..., temperature: float | None = ...,
+                 top_k: int | None = ..., top_p: float | None = ..., seed: int | None = ...,
+                 stop: Sequence[str] = ...) -> str: ...  # fmt: skip
+
+    @overload
+    def generate(self, prompt: list[str] | tuple[str, ...], max_new_tokens: int = ..., *, sample: bool = ...,
+                 temperature: float | None = ..., top_k: int | None = ..., top_p: float | None = ...,
+                 seed: int | None = ..., stop: Sequence[str] = ...) -> list[str]: ...  # fmt: skip
+
     def generate(
         self,
-        prompt: str,
+        prompt: str | list[str] | tuple[str, ...],
         max_new_tokens: int = 128,
         *,
         sample: bool = False,
@@ -55,23 +86,22 @@ class Artifact(artifact.Artifact):
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
-    ) -> str:
-        """What follows the prompt; `stream` gives it piece by piece.
+    ) -> str | list[str]:
+        """What follows the prompt; `stream` gives it piece by piece. Of a list of prompts, a list of texts, computed as
+        one batch.
 
         Raises:
             RecipeError: an empty prompt, a sampling value out of range, or more tokens than the model has positions.
+            NumericsError: the model computes a NaN or an infinity.
+            TypeError: prompts that are no text.
         """
-        pieces = self.stream(
-            prompt,
-            max_new_tokens,
-            sample=sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-        )
-        return "".join(pieces)
+        sampling = Sampling.asked(self.generation, sample, temperature, top_k, top_p, seed)
+        prompts = _texts(prompt)
+        if not prompts:
+            return []
+        ends = self._ends(stop)
+        found = runtime.generate_texts(self.session, self._tokenizer, prompts, max_new_tokens, sampling, ends)
+        return found[0] if isinstance(prompt, str) else found
 
     def stream(
         self,
@@ -92,7 +122,9 @@ class Artifact(artifact.Artifact):
         tokens and stop strings of that file always hold. Raises as `generate`.
         """
         sampling = Sampling.asked(self.generation, sample, temperature, top_k, top_p, seed)
-        ends = (*((stop,) if isinstance(stop, str) else stop), *self.generation.stop_strings)
+        if not isinstance(prompt, str):
+            raise TypeError(f"stream takes one prompt, a str, not {_kind(prompt)}; generate takes several")
+        ends = self._ends(stop)
         return runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, ends)
 
     def chat(
@@ -117,18 +149,27 @@ class Artifact(artifact.Artifact):
         """
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         sampling = Sampling.asked(self.generation, sample, temperature, top_k, top_p, seed)
-        ends = (*((stop,) if isinstance(stop, str) else stop), *self.generation.stop_strings)
+        ends = self._ends(stop)
         prompt = self.chat_prompt(conversation)
         return "".join(
             runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, ends, chat=True)
         )
+
+    def _ends(self, stop: Sequence[str]) -> tuple[str, ...]:
+        return (*((stop,) if isinstance(stop, str) else stop), *self.generation.stop_strings)
 
     def score(self, text: str) -> np.ndarray:
         """Natural logarithm of the probability of each token of `text` but the first, [T - 1] float64.
 
         A text longer than the context is read in windows of `config.max_positions` tokens, each of which begins with
         the last token of the one before. ``exp(-mean)`` of the result is the perplexity.
+
+        Raises:
+            NumericsError: the model computes a NaN or an infinity.
+            TypeError: no text.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"score takes one text, a str, not {_kind(text)}")
         ids = np.array(self._tokenizer.encode(text).ids, np.int64)
         window, found = self.config.max_positions, []
         for start in range(0, len(ids) - 1, window - 1):
@@ -142,6 +183,46 @@ class Artifact(artifact.Artifact):
                 found.append(came - np.log(np.exp(x).sum(-1)))
         return np.concatenate(found) if found else np.empty(0)
 
-    def logits(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
-        """Logits [B, S, vocab] float32 of `ids` [B, S] int64; the mask [B, S] is 0 at padding, which stands left."""
-        return self.session.logits(ids, attention_mask)
+    def logits(self, ids: ArrayLike, attention_mask: ArrayLike | None = None) -> np.ndarray:
+        """Logits [B, S, vocab] float32 of `ids` [B, S], an array or lists; the mask [B, S] is 0 at padding, which
+        stands left.
+
+        Raises:
+            TypeError, ValueError: not whole numbers, or not rows of one length.
+            IntegrityError: an id outside the model's vocabulary.
+            NumericsError: the model computes a NaN or an infinity.
+        """
+        mask = None if attention_mask is None else _whole_numbers(attention_mask, "the mask")
+        return self.session.logits(_whole_numbers(ids, "ids"), mask)
+
+
+def _texts(prompt: str | list[str] | tuple[str, ...]) -> list[str]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list | tuple) or not all(isinstance(text, str) for text in prompt):
+        raise TypeError(f"generate takes a prompt, a str, or a list of them, not {_kind(prompt)}")
+    return list(prompt)
+
+
+def _whole_numbers(given: ArrayLike, what: str) -> np.ndarray:
+    try:
+        found = np.asarray(given)
+    except ValueError:
+        raise ValueError(
+            f"{what} in rows of several lengths; [batch, tokens] was expected: pad the shorter rows on the left, with "
+            "any id, and give an attention_mask that is 0 there"
+        ) from None
+    if found.dtype.kind not in "iu":
+        raise TypeError(f"{what} of {_kind(given)}; whole numbers [batch, tokens] were expected")
+    if found.ndim != 2:
+        raise ValueError(f"{what} of shape {found.shape}; [batch, tokens] was expected, for one row [[1, 2, 3]]")
+    return found.astype(np.int64)
+
+
+def _kind(value: object) -> str:
+    """What it is, in the words of a message."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
+    if isinstance(value, list | tuple) and value:
+        return f"a {type(value).__name__} of {type(value[0]).__name__}"
+    return f"a {type(value).__name__}"

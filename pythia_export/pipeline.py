@@ -43,7 +43,7 @@ from .quantize import native
 from .recipe import Export, Model, Recipe
 from .report.card import model_card
 from .report.html import render_report
-from .runtime import require_provider
+from .runtime import check_graph, require_provider
 from .stream import (
     Allocation,
     Journal,
@@ -340,6 +340,7 @@ def _verify_held(
     _tell_of_other_text(opened, windows, progress)
     places = lay_out(opened.config, recipe.quantize, recipe.export.dtype)
     reader = WeightsReader(opened.file(data_name(opened.recipe)), places, opened.config)
+    check_graph(opened)
     model = onnx.load(opened.file(MODEL), load_external_data=False)
     subject = Subject(
         origin, source, reader, opened.config, model, opened.folder, recipe.quantize, recipe.export, computes

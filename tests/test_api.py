@@ -14,7 +14,7 @@ import pytest
 
 import pythia_export
 from pythia_export import Artifact, api, pipeline
-from pythia_export.errors import RecipeError
+from pythia_export.errors import IntegrityError, RecipeError
 from pythia_export.recipe import parse_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +55,54 @@ def test_text_is_continued_whole_or_in_pieces(artifact):
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(RecipeError, match="512 positions"):
         artifact.generate("def main(", 600)
+
+
+def test_a_list_of_prompts_gives_a_list_of_texts(artifact):
+    prompts = ["def main(", "import ", "class Node:\n    def __init__"]
+    assert artifact.generate(prompts, 12) == [artifact.generate(prompt, 12) for prompt in prompts]
+    assert artifact.generate(tuple(prompts[:1]), 12, stop=["("]) == [artifact.generate(prompts[0], 12, stop="(")]
+    assert artifact.generate([], 12) == []
+
+
+def test_ids_may_be_lists(artifact):
+    ids = [[5, 6, 7], [8, 9, 10]]
+    assert (artifact.logits(ids) == artifact.logits(np.array(ids))).all()
+    assert (artifact.logits(np.array(ids, np.uint16)) == artifact.logits(ids)).all()
+    alone = artifact.logits([[9, 10]])
+    padded = artifact.logits([[0, 9, 10], [5, 6, 7]], [[0, 1, 1], [1, 1, 1]])
+    assert np.abs(padded[:1, 1:] - alone).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "says"),
+    [
+        (lambda a: a.generate([1, 2]), TypeError, "a str, or a list of them, not a list of int"),
+        (lambda a: a.generate(None), TypeError, "not a NoneType"),
+        (lambda a: a.generate("x", "5"), TypeError, "max_new_tokens is a whole number, not a str"),
+        (lambda a: a.stream(["x"]), TypeError, "stream takes one prompt, a str, not a list of str"),
+        (lambda a: a.score(["x"]), TypeError, "score takes one text, a str, not a list of str"),
+        (lambda a: a.score(b"x"), TypeError, "not a bytes"),
+        (lambda a: a.logits([1, 2]), ValueError, r"ids of shape \(2,\); \[batch, tokens\] was expected"),
+        (lambda a: a.logits([[1, 2], [3]]), ValueError, "several lengths.*pad the shorter rows on the left"),
+        (lambda a: a.logits([[0.5]]), TypeError, "whole numbers"),
+        (lambda a: a.logits("x"), TypeError, "ids of a str; whole numbers"),
+        (lambda a: a.logits([[1, 2]], [[True, True]]), TypeError, "the mask of a list of list"),
+        (lambda a: a.logits([[10**6]]), IntegrityError, "vocabulary is 0 to"),
+    ],
+)
+def test_what_is_no_text_and_no_ids_says_what_was_expected(artifact, call, kind, says):
+    with pytest.raises(kind, match=says):
+        call(artifact)
+
+
+def test_who_trusts_a_graph_says_so_when_it_is_opened(artifact, folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        api.runtime.Session, "open", lambda a, *, trust_graph=False: seen.append(trust_graph) or artifact.session
+    )
+    for trust in (False, True):
+        Artifact.open(folder, trust_graph=trust).logits([[1, 2]])
+    assert seen == [False, True]
 
 
 def test_scores_are_the_log_probabilities_of_the_tokens(artifact, folder):

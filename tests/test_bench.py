@@ -14,16 +14,19 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pythia_export import cli, pipeline
+from pythia_export import Artifact, cli, pipeline
 from pythia_export.bench import line_up
 from pythia_export.bench.line_up import PEERS, Contestant, chosen, interpreters_for
 from pythia_export.bench.measure import nll
 from pythia_export.bench.run import bench
-from pythia_export.errors import RecipeError
+from pythia_export.errors import IntegrityError, NumericsError, RecipeError
+from pythia_export.evaluate.scores import ScoringSession
+from pythia_export.graph.layout import layout
 from pythia_export.recipe import parse_recipe
 from pythia_export.tables import bench_view
 
@@ -210,6 +213,31 @@ def test_peers_in_interpreters_of_their_own(artifact, cost, python, peer, figure
     result = bench(artifact, peers=[peer], peer_pythons=[python], **SHORT)
     assert result["absent"] == []
     assert rows(result)[peer]["perplexity"] == pytest.approx(cost[figure], rel=within)
+
+
+def test_an_error_of_ours_keeps_its_class_on_the_way_out_of_its_process(artifact, tmp_path, monkeypatch):
+    """Here a scale that is NaN: what it computes is none either."""
+    broken = tmp_path / "broken"
+    shutil.copytree(artifact, broken)
+    data, opened = broken / "model.onnx_data", Artifact.open(broken)
+    places = layout(opened.config, opened.recipe.quantize, opened.recipe.export.dtype)
+    slot = next(slot for name, slot in places.slots.items() if name.endswith("final_layer_norm.weight"))
+    raw = bytearray(data.read_bytes())
+    raw[slot.offset : slot.offset + slot.nbytes] = np.full(slot.nbytes // 4, np.nan, "f4").tobytes()
+    data.write_bytes(raw)
+    with pytest.raises(NumericsError, match="logits are not finite"):
+        bench(broken, peers=None, text_tokens=0, repeats=1, prompt_tokens=8, new_tokens=2, contexts=[8])
+
+
+def test_a_graph_that_is_not_ours_is_given_to_nobody(artifact, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(artifact, other)
+    model = onnx.load(other / "model.onnx", load_external_data=False)
+    model.graph.node.append(onnx.helper.make_node("RandomNormal", [], ["r"], name="dice", shape=[1]))
+    Artifact.open(other).replace_files({"model.onnx": model.SerializeToString()})
+    for run in (bench, pipeline.verify, lambda folder: ScoringSession.of(Artifact.open(folder))):
+        with pytest.raises(IntegrityError, match="node dice is RandomNormal"):
+            run(other)
 
 
 def test_contexts_beyond_the_model_are_an_error_before_anything_runs(artifact):

@@ -66,6 +66,13 @@ def test_without_a_stdin_a_prompt_has_to_be_given(folder):
     assert subprocess.run([*line, "-p", PROMPT], capture_output=True).returncode == 0
 
 
+def test_without_a_stderr_the_text_is_written(folder):
+    wanted = Artifact.open(folder).generate(PROMPT, 6) + "\n"
+    line = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command(folder, "--max-new-tokens", "6", "-p", PROMPT)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, wanted)
+
+
 def test_an_interrupted_text_is_kept(folder):
     slow = "import time, runpy, sys; from pythia_export.runtime import Session; step = Session.step\n"
     slow += "def later(*args, **kw):\n    time.sleep(0.05)\n    return step(*args, **kw)\n"

@@ -382,6 +382,27 @@ def test_a_gutted_onnx_runtime_is_explained(tmp_path: Path) -> None:
     assert "broken" in python(script) and "--force-reinstall" in python(script)
 
 
+@pytest.mark.parametrize(
+    "insides", ["__version__ = '1.21.1'; InferenceSession = None", "raise AttributeError('_ARRAY_API')"]
+)
+def test_an_onnx_runtime_that_is_too_old_or_cannot_be_imported_is_explained(insides: str, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text(insides)
+    script = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        from pythia_export.errors import EnvironmentProblem
+        from pythia_export.runtime.onnxruntime import onnxruntime
+        try:
+            onnxruntime()
+        except EnvironmentProblem as e:
+            print(e, e.hint)
+    """
+    said = python(script)
+    wanted = "ONNX Runtime 1.21.1 is installed; 1.23 or newer is needed pip install --upgrade"
+    assert said.startswith(wanted if "1.21" in insides else "ONNX Runtime cannot be imported: _ARRAY_API")
+
+
 def test_peak_memory_is_this_process_and_not_its_parent() -> None:
     block = np.ones(300_000_000, np.uint8)  # resident here, in the parent
     script = """

@@ -107,16 +107,17 @@ class Decoder {
     return cache;
   }
 
-  // Append `ids` [rows, any number] to the `past` tokens in the cache; return the likeliest next token of each row.
+  // Append `ids` [rows, any number] to the `past` tokens in the cache; return the likeliest next token of each row. The
+  // graph gives logits of all of them: docs/consumers.md tells how to have those of the last alone.
   Ids step(Ids& ids, const Ids& padding, int64_t past, std::vector<Ort::Value>& cache) {
     const int64_t rows = padding.size(), fresh = ids.size() / rows, total = past + fresh;
-    Ids mask, positions, keep = {1};  // logits of the last token alone
+    Ids mask, positions;
     for (const int64_t padded : padding) {
       // The mask is of all tokens. A token's position counts the real tokens before it.
       for (int64_t at = 0; at < total; ++at) mask.push_back(at >= padded);
       for (int64_t at = past; at < total; ++at) positions.push_back(std::max<int64_t>(0, at - padded));
     }
-    std::vector<const char*> input_names = {"input_ids", "attention_mask", "position_ids", "num_logits_to_keep"};
+    std::vector<const char*> input_names = {"input_ids", "attention_mask", "position_ids"};
     std::vector<const char*> output_names = {"logits"};
     for (const std::string& name : inputs_) input_names.push_back(name.c_str());
     for (const std::string& name : outputs_) output_names.push_back(name.c_str());
@@ -124,17 +125,18 @@ class Decoder {
     inputs.push_back(tensor(ids, {rows, fresh}));
     inputs.push_back(tensor(mask, {rows, total}));
     inputs.push_back(tensor(positions, {rows, fresh}));
-    inputs.push_back(tensor(keep, {}));
     std::move(cache.begin(), cache.end(), std::back_inserter(inputs));
 
     std::vector<Ort::Value> outputs = session_.Run(Ort::RunOptions(), input_names.data(), inputs.data(), inputs.size(),
                                                    output_names.data(), output_names.size());
     std::move(outputs.begin() + 1, outputs.end(), cache.begin());  // what is present now is past in the next step
 
-    const float* logits = outputs[0].GetTensorData<float>();  // [rows, 1, vocabulary]
+    const float* logits = outputs[0].GetTensorData<float>();  // [rows, fresh, vocabulary]
     Ids next;
-    for (int64_t row = 0; row < rows; ++row, logits += vocabulary_) {
+    for (int64_t row = 0; row < rows; ++row) {
+      logits += (fresh - 1) * vocabulary_;  // to those of the row's last token
       next.push_back(std::max_element(logits, logits + vocabulary_) - logits);
+      logits += vocabulary_;
     }
     return next;
   }

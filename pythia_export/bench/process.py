@@ -30,14 +30,18 @@ def main() -> None:
 
     job = import_module(f"{package.name}.bench.job").Job.read(job_file)
     measure = import_module(f"{package.name}.bench.measure").measure
-    began = time.perf_counter()
-    contestant = import_module(f"{package.name}.bench.contestants.{job.module}")
-    if what == "prepare":
-        contestant.prepare(job)
-        result: dict[str, Any] = {}
-    else:
-        figures = measure(job, began, contestant.open_contestant)
-        result = {"figures": figures, "versions": _versions(contestant.PACKAGES)}
+    ours = import_module(f"{package.name}.errors").PythiaExportError
+    result: dict[str, Any] = {}
+    try:
+        began = time.perf_counter()
+        contestant = import_module(f"{package.name}.bench.contestants.{job.module}")
+        if what == "prepare":
+            contestant.prepare(job)
+        else:
+            figures = measure(job, began, contestant.open_contestant)
+            result = {"figures": figures, "versions": _versions(contestant.PACKAGES)}
+    except ours as e:
+        result = {"error": [type(e).__name__, str(e), e.hint]}
     result_file.write_text(json.dumps(result))
 
 

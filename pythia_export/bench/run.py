@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import errors
 from ..artifact import Artifact, unwinding_on_sigterm
 from ..checkpoint import Accept, pull
 from ..corpus import verify_windows
@@ -26,7 +27,7 @@ from ..interpreter import isolated_environment
 from ..machine import cores, machine
 from ..progress import SILENT, Progress
 from ..recipe import Recipe
-from ..runtime import speed_here
+from ..runtime import check_graph, speed_here
 from ..whereabouts import located
 from . import process
 from .job import Job
@@ -38,7 +39,11 @@ CONTEXTS = (512, 1500)  # beside that of the prompt, as far as the model's conte
 
 
 class Failed(Exception):
-    """What a contestant's process said last."""
+    """What a contestant's process said last; `error` where it is an error of ours."""
+
+    def __init__(self, message: str, error: PythiaExportError | None = None) -> None:
+        super().__init__(message)
+        self.error = error
 
 
 def bench(
@@ -62,10 +67,11 @@ def bench(
 
     Raises:
         RecipeError: the tokens do not fit into the model's context; a peer or an interpreter that there is not.
-        EnvironmentProblem: our own runtime fails.
+        EnvironmentProblem: our own runtime fails; or the error that it ends in.
     """
     opened = Artifact.open(artifact)
     opened.require_graph()
+    check_graph(opened)  # others will open it, too
     at = _contexts(prompt_tokens, new_tokens, contexts, opened.config.max_positions)
     bits, speed = opened.recipe.quantize.bits, speed_here(opened)
     ours = _ours(opened, native=speed[0] == "native")
@@ -149,6 +155,8 @@ class _Turns:
             return in_own_process(what, self.where[contestant.name], job)
         except Failed as e:
             if contestant.module == "ours":
+                if e.error is not None:
+                    raise e.error from e
                 raise EnvironmentProblem(f"the measurement of {contestant.name} failed: {e}") from e
             self.absent[contestant.name] = f"{'could not be prepared' if what == 'prepare' else 'failed'}: {e}"
             return None
@@ -241,6 +249,9 @@ def in_own_process(what: What, python: Path, job: Job) -> dict[str, Any]:
     if done.returncode or not result.is_file():
         raise Failed(_reason(done))
     found: dict[str, Any] = json.loads(result.read_text())
+    if "error" in found:
+        kind, message, hint = found["error"]
+        raise Failed(message, getattr(errors, kind)(message, hint=hint))
     return found
 
 

@@ -49,6 +49,9 @@ def generate(
     ] = False,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     native: Annotated[bool, typer.Option(help="By the native kernels, where they are built.")] = True,
+    trust_graph: Annotated[
+        bool, typer.Option("--trust-graph", help="Run operators that pythia-export does not write, too.")
+    ] = False,
 ) -> None:
     """Continue a prompt; the text appears as it comes, its speed on stderr at the end.
 
@@ -63,7 +66,8 @@ def generate(
     sampling = runtime.Sampling.asked(generation, sample, temperature, top_k, top_p, seed)
     _tell(generation, sample, temperature)
     ends = (*(stop or ()), *generation.stop_strings)
-    tokenizer, session = opened.tokenizer(), runtime.Session.open(opened, native=native)
+    tokenizer = opened.tokenizer()
+    session = runtime.Session.open(opened, native=native, trust_graph=trust_graph)
 
     conversation: list[dict[str, str]] = []
 
@@ -133,7 +137,7 @@ def _continue(
 
     text, pieces = runtime.StreamDecoder(tokenizer, stop), []
     steps = runtime.generate_batch(session, tokenizer, [ids], max_new_tokens, sampling, stop)
-    if begin and sys.stderr.isatty():
+    if begin and sys.stderr is not None and sys.stderr.isatty():
         stderr().print(begin, end="", style="dim", soft_wrap=True, markup=False, highlight=False)
     began = time.perf_counter()
     first, n, finished = began, 0, True

@@ -285,6 +285,8 @@ def print_json(value: Any) -> None:
 
 
 def say(message: str) -> None:
+    if sys.stderr is None:  # whoever started the command closed it
+        return
     try:
         stderr().print(message, markup=False, highlight=False, soft_wrap=True)
     except OSError:  # nobody hears it: no reason to lose the exit code too

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..artifact import Artifact
-from ..runtime import MODEL, Session
+from ..runtime import MODEL, Session, check_graph
 
 PART = 512  # classes at most
 _TARGETS, _SCORES = "score.targets", ("score.tops", "score.of_log_softmax", "score.came")
@@ -32,6 +32,7 @@ class ScoringSession(Session):
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int | None = None, native: bool = True) -> ScoringSession:
         """Open a published artifact."""
+        check_graph(artifact)
         model = onnx.load_from_string(artifact.file(MODEL).read_bytes())
         append_scores(model.graph, artifact.config.vocab_size)
         return cls.open(artifact, threads=threads, native=native, model_bytes=model.SerializeToString())

@@ -131,7 +131,7 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
         "## Use",
         "With pythia-export, from this folder:",
         _fence(f"pythia-export generate . --prompt '{prompt}'\n{_verify(recipe)}   # prove it again", "sh"),
-        "With ONNX Runtime alone (`pip install onnxruntime tokenizers`):",
+        "With ONNX Runtime alone, 1.23 or newer (`pip install 'onnxruntime>=1.23' tokenizers`):",
         _fence(_ONNXRUNTIME.replace("PROMPT", prompt), "python"),
         *(_optimum(prompt) if manifest["layout"]["kv_dtype"] == recipe["export"]["dtype"] else ()),
         *(_genai(prompt) if manifest["layout"]["kv_dtype"] != "int8" else ()),

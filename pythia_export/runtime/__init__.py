@@ -2,10 +2,10 @@
 
 from ..machine import peak_memory_bytes
 from .cache import Cache
-from .generate import StreamDecoder, encode_prompt, generate, generate_batch, generate_text
+from .generate import StreamDecoder, encode_prompt, generate, generate_batch, generate_text, generate_texts
 from .onnxruntime import require_provider
 from .sampling import Sampling
-from .session import Session
+from .session import Session, check_graph
 from .speed import MODEL, speed_here
 
 __all__ = [
@@ -14,10 +14,12 @@ __all__ = [
     "Sampling",
     "Session",
     "StreamDecoder",
+    "check_graph",
     "encode_prompt",
     "generate",
     "generate_batch",
     "generate_text",
+    "generate_texts",
     "peak_memory_bytes",
     "require_provider",
     "speed_here",

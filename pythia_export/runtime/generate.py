@@ -109,6 +109,8 @@ def generate_batch(
     sampling = sampling or Sampling()
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise RecipeError("an empty prompt", hint="Begin with the document separator, <|endoftext|>, for free text.")
+    if not isinstance(max_new_tokens, int):
+        raise TypeError(f"max_new_tokens is a whole number, not a {type(max_new_tokens).__name__}")
     if max_new_tokens < 1:
         raise RecipeError(f"max_new_tokens {max_new_tokens}; a number of 1 or more was expected")
     longest, positions = max(map(len, prompts)), session.config.max_positions
@@ -181,6 +183,20 @@ def generate_text(
     ids = encode_prompt(tokenizer, prompt, chat)
     steps = generate_batch(session, tokenizer, [ids], max_new_tokens, sampling, stop)
     return _texts(steps, StreamDecoder(tokenizer, stop))
+
+
+def generate_texts(
+    session: Session, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int,
+    sampling: Sampling | None = None, stop: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """Return what follows each of several prompts, computed as one batch. Raises as `generate`."""
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    decoders, found = [StreamDecoder(tokenizer, stop) for _ in prompts], ["" for _ in prompts]
+    for step in generate_batch(session, tokenizer, ids, max_new_tokens, sampling, stop):
+        for row, token in enumerate(step):
+            if token is not None:
+                found[row] += decoders[row].push(token)
+    return [text + decoder.finish() for text, decoder in zip(found, decoders, strict=True)]
 
 
 def _texts(steps: Iterator[list[int | None]], decoder: StreamDecoder) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..errors import EnvironmentProblem, IntegrityError, ResourceError
 from ..kernels import library_fault
+from ..memory import memory_fault
 from .graph import OURS, without_function
 
 Provider = Literal["cpu", "cuda"]
@@ -127,7 +128,7 @@ def open_graph(
 
 def is_memory(error: Exception) -> bool:
     """Whether ONNX Runtime, which raises one class for many things, ran out of memory."""
-    return isinstance(error, MemoryError) or "alloc" in str(error).lower()
+    return memory_fault(error) is not None
 
 
 def _preload_cuda(ort: Any) -> str:

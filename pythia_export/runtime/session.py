@@ -297,6 +297,18 @@ class Session:
             )
 
 
+def check_graph(artifact: Artifact) -> None:
+    """Look at an artifact's graph as `Session` does: for those who give it to others to open.
+
+    Raises:
+        IntegrityError: it is garbled, holds an operator that we do not write, or names data outside the artifact.
+    """
+    path = artifact.file(MODEL)
+    contents = read_graph(path.read_bytes(), str(path))
+    require_files(contents, artifact.folder, artifact.manifest["files"], str(path))
+    require_ours(contents, str(path))
+
+
 def _finite(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Logits [B, K, V] as they are; NumericsError where one of a real token is NaN or infinite."""
     with np.errstate(all="ignore"):
