@@ -10,14 +10,14 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from .artifact.records import Parity
 from .report import words
 from .report.summary import summary
-from .report.words import Json
 
 _LEVELS = {"failed": "error", "inconclusive": "warning"}
 
 
-def announce(parity: Json, environment: Mapping[str, str] = os.environ) -> list[str]:
+def announce(parity: Parity, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Append to the files that the runner names; return the annotations, for a stream that it reads.
 
     Raises:
@@ -30,24 +30,22 @@ def announce(parity: Json, environment: Mapping[str, str] = os.environ) -> list[
     return list(_annotations(parity)) if environment.get("GITHUB_ACTIONS") == "true" else []
 
 
-def _outputs(parity: Json) -> str:
-    cost = parity["cost"]
+def _outputs(parity: Parity) -> str:
+    cost = parity.cost
     found = {
         "verdict": words.verdict(parity)[0].lower(),
-        "ppl_ratio": cost["ppl_ratio"]["value"],
-        "delta_nll": cost["delta_nll"]["mean"],
-        "kld_mean": cost["kld"]["mean"],
-        "same_top": cost["same_top"]["value"],
+        "ppl_ratio": cost.ppl_ratio.value,
+        "delta_nll": cost.delta_nll.mean,
+        "kld_mean": cost.kld.mean,
+        "same_top": cost.same_top.value,
     }
     return "".join(f"{name}={'' if value is None else value}\n" for name, value in found.items())
 
 
-def _annotations(parity: Json) -> Iterator[str]:
-    for gate in parity["gates"]:
-        if not gate["passed"]:
-            yield _command(
-                _LEVELS[gate["outcome"]], f"Gate {gate['name']}: {gate['outcome']}", words.gate_sentence(gate)
-            )
+def _annotations(parity: Parity) -> Iterator[str]:
+    for gate in parity.gates:
+        if not gate.passed:
+            yield _command(_LEVELS[gate.outcome], f"Gate {gate.name}: {gate.outcome}", words.gate_sentence(gate))
     for line in (words.look_in_graph(parity), words.look_in_weights(parity)):
         if line:
             yield _command("notice", "Look first", line)

@@ -18,7 +18,19 @@ import onnx
 import torch
 from pydantic import ValidationError
 
-from .artifact import Artifact, Publisher, Staging, explained, held, is_snapshot, write_atomically
+from .artifact import (
+    MANIFEST,
+    Artifact,
+    Parity,
+    Publisher,
+    Quantization,
+    Staging,
+    explained,
+    held,
+    is_snapshot,
+    write_atomically,
+)
+from .artifact.records import QUANTIZATION, Origin, checked
 from .checkpoint import Accept, Checkpoint, Pulled, moved, open_checkpoint, require_recorded
 from .checkpoint import evict as evict_checkpoint
 from .checkpoint import pull as pull_checkpoint
@@ -68,15 +80,15 @@ WORSE_THAN_CHANCE = 1.1  # times the logarithm of the vocabulary: an untrained m
 @dataclass(frozen=True)
 class Outcome:
     folder: Path
-    quantization: dict[str, Any] | None
-    parity: dict[str, Any] | None
+    quantization: Quantization | None
+    parity: Parity | None
     seconds: dict[str, float]
 
 
 class Unwritten(PythiaExportError):
     """`fault`, after a proof was made: `parity` is that proof."""
 
-    def __init__(self, fault: PythiaExportError, parity: dict[str, Any]) -> None:
+    def __init__(self, fault: PythiaExportError, parity: Parity) -> None:
         super().__init__(str(fault), hint=fault.hint)
         self.exit_code = fault.exit_code
         self.parity = parity
@@ -210,8 +222,7 @@ def _finish_interrupted(recipe: Recipe, out: Path, resume: bool, progress: Progr
     progress.note(f"{out} was published before its run was interrupted: there is nothing left to do.")
     opened = Artifact.open(out)
     opened.check()
-    parity = opened.read_json("parity.json") if "parity.json" in opened.manifest["files"] else None
-    return Outcome(out, opened.read_json("quantization.json"), parity, {})
+    return Outcome(out, opened.quantization, opened.parity, {})
 
 
 def _work_folder(out: Path) -> Path:
@@ -273,7 +284,7 @@ def export(
         source.require_unchanged()
         carried: dict[str, Any] = {k: source.manifest[k] for k in ("source", "calibration") if k in source.manifest}
         staging.publish(_manifest(recipe, carried, recipe.export))
-    return Outcome(staging.out, source.read_json("quantization.json"), None, {"export": time.perf_counter() - began})
+    return Outcome(staging.out, source.quantization, None, {"export": time.perf_counter() - began})
 
 
 def verify(
@@ -286,7 +297,7 @@ def verify(
     elsewhere: Elsewhere = HERE,
     device: DeviceName = "cpu",
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> Parity:
     """Prove a published artifact against its source again, and put `parity.json` and the report into it.
 
     `against` is the parity.json of another artifact, to be compared with; `nearest` rounds the checkpoint to nearest
@@ -315,7 +326,7 @@ def _verify_held(
     elsewhere: Elsewhere,
     computes: torch.device,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Parity:
     opened = Artifact.open(artifact)
     opened.require_graph()
     if opened.is_snapshot:
@@ -350,7 +361,8 @@ def _verify_held(
         proof = prove(subject, windows, recipe.verify.gates, progress, nearest=beside, against=other)
         del beside  # unmapped before its folder goes
     _tell_of_another_models_text(proof.parity, opened.config, progress)
-    reports = _reports(opened.manifest, opened.read_json("quantization.json"), proof.parity)
+    described = checked(Origin, opened.manifest, opened.folder / MANIFEST)
+    reports = _reports(described, opened.quantization, proof.parity)
     try:
         if not opened.is_snapshot:
             opened.replace_files({name: text.encode() for name, text in reports.items()})
@@ -362,9 +374,9 @@ def _verify_held(
     return proof.parity
 
 
-def _tell_of_another_models_text(parity: dict[str, Any], config: NeoXConfig, progress: Progress) -> None:
+def _tell_of_another_models_text(parity: Parity, config: NeoXConfig, progress: Progress) -> None:
     """A model that has learnt anything does better than a guess; with another model's tokenizer none does."""
-    nats, guess = parity["cost"]["nll_original"], math.log(config.vocab_size)
+    nats, guess = parity.cost.nll_original, math.log(config.vocab_size)
     if nats > WORSE_THAN_CHANCE * guess:
         progress.note(
             f"The original itself reads the held-out text worse than by chance ({nats:.2f} nats a token; a guess among "
@@ -473,7 +485,7 @@ class _Job:
         self.recipe = self.recipe.model_copy(update={"quantize": resolved})
         self.layout = lay_out(self.config, resolved, self.recipe.export.dtype)
 
-    def quantize_into(self, journal: Journal) -> dict[str, Any]:
+    def quantize_into(self, journal: Journal) -> Quantization:
         recipe = self.recipe
         ids = self.calibration.ids if self.calibration is not None else None
         memory_gb = recipe.calibration.memory_gb if recipe.calibration is not None else 0.0
@@ -485,13 +497,14 @@ class _Job:
             )  # fmt: skip
         if self.allocation is not None:
             record["allocation"] = self.allocation.to_json()
-        _write_json(folder / "quantization.json", record)
+        quantization = Quantization.model_validate(record)
+        _write_json(folder / QUANTIZATION, quantization.to_json())
         _write_json(folder / "config.json", config_json(self.config, recipe))
         _write_json(folder / GENERATION, dict(self.checkpoint.generation.raw))
         for name, data in tokenizer_files(self.checkpoint.tokenizer_folder, self.config.max_positions).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
-        return record
+        return quantization
 
     def _fingerprint(self) -> dict[str, Any]:
         """Everything that the quantised bytes depend on."""
@@ -573,18 +586,16 @@ def _save(model: onnx.ModelProto, folder: Path) -> None:
     onnx.checker.check_model(str(folder / MODEL), full_check=True)
 
 
-def _reports(manifest: dict[str, Any], quantization: dict[str, Any], parity: dict[str, Any]) -> dict[str, str]:
+def _reports(origin: Origin, quantization: Quantization, parity: Parity) -> dict[str, str]:
     return {
-        "parity.json": json.dumps(parity, indent=2, allow_nan=False) + "\n",
-        "report.html": render_report(manifest, quantization, parity),
-        "README.md": model_card(manifest, quantization, parity),
+        "parity.json": json.dumps(parity.to_json(), indent=2, allow_nan=False) + "\n",
+        "report.html": render_report(origin, quantization, parity),
+        "README.md": model_card(origin, quantization, parity),
     }
 
 
-def _write_reports(
-    folder: Path, manifest: dict[str, Any], quantization: dict[str, Any], parity: dict[str, Any]
-) -> None:
-    for name, text in _reports(manifest, quantization, parity).items():
+def _write_reports(folder: Path, manifest: dict[str, Any], quantization: Quantization, parity: Parity) -> None:
+    for name, text in _reports(Origin.model_validate(manifest), quantization, parity).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 

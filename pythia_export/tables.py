@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from .artifact import Artifact
+    from .artifact import Artifact, Quantization
+    from .artifact.records import LinearRecord
     from .checkpoint import Checkpoint
     from .corpus import Windows
     from .dequantize import Dequantized
@@ -60,7 +61,7 @@ def linears_table(linears: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def artifact_view(
-    artifact: Artifact, quantization: Mapping[str, Any] | None, speed: tuple[str, str], warnings: Iterable[str]
+    artifact: Artifact, quantization: Quantization | None, speed: tuple[str, str], warnings: Iterable[str]
 ) -> RenderableType:
     """Provenance, files and the quantisation's summary. That the hashes hold is for the caller to have checked.
 
@@ -96,18 +97,18 @@ def _warned(warnings: Iterable[str]) -> list[RenderableType]:
     return [part for warning in warnings for part in ("", f"Warning: {warning}")]
 
 
-def losses_table(quantization: Mapping[str, Any]) -> Table:
+def losses_table(quantization: Quantization) -> Table:
     """Output error of each kind of linear, the mean and the worst over the layers, beside round-to-nearest's."""
-    kinds: dict[str, list[Mapping[str, Any]]] = {}
-    for linear in quantization["linears"]:
-        if linear["method"] != "none" and linear["loss"] is not None:
-            kinds.setdefault(_kind(linear["name"]), []).append(linear)
-    title = f"Quantised by {quantization['method']}, {quantization['bits_per_weight']:.2f} bits a weight"
+    kinds: dict[str, list[LinearRecord]] = {}
+    for linear in quantization.linears:
+        if linear.loss is not None:
+            kinds.setdefault(_kind(linear.name), []).append(linear)
+    title = f"Quantised by {quantization.method}, {quantization.bits_per_weight:.2f} bits a weight"
     table = new_table(title, "Linear", ">Count", ">Loss", ">Worst", ">RTN's", ">Recovered")
     for kind, linears in kinds.items():
-        losses = [x["loss"] for x in linears]
-        rtn = [x["rtn_loss"] for x in linears if x["rtn_loss"] is not None]
-        recovered = [x["recovered"] for x in linears if x["recovered"] is not None]
+        losses = [x.loss for x in linears if x.loss is not None]
+        rtn = [x.rtn_loss for x in linears if x.rtn_loss is not None]
+        recovered = [x.recovered for x in linears if x.recovered is not None]
         table.add_row(
             kind,
             str(len(linears)),

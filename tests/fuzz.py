@@ -32,6 +32,7 @@ from tokenizers import Tokenizer, models
 
 from pythia_export.artifact.manifest import check_manifest
 from pythia_export.artifact.read import Artifact
+from pythia_export.artifact.records import Origin, Parity, Quantization, checked
 from pythia_export.checkpoint.header import read_header
 from pythia_export.checkpoint.shards import read_index
 from pythia_export.errors import PythiaExportError
@@ -228,6 +229,8 @@ class Subjects:
         self.trees["journal"] = Tree(
             {"fingerprint": fingerprint, "layers": layers, "linears": linears[:4], "sensitivity": True}
         )
+        self.quantized = Quantization.model_validate(self.sound["quantization"])
+        self.proof = Parity.model_validate(self.sound["parity"])
         self.config_read = NeoXConfig.from_dict(self.sound["config"])
         self.trees["generation"] = Tree(
             {"bos_token_id": 0, "eos_token_id": [0, 1], "pad_token_id": 1, "do_sample": True, "temperature": 0.7}
@@ -257,36 +260,34 @@ class Subjects:
         raw = parse_json(data, str(where))
         check_manifest(raw, where)
         opened = Artifact(self.folders["manifest.json"], raw)
-        recipe = opened.recipe
+        _ = opened.recipe
         self.print(artifact_view(opened, None, ("none", "no graph"), ()))
         if self.page():
-            rendered = raw | {"recipe": recipe.model_dump(mode="json")}
-            self.render(rendered, self.sound["quantization"], self.sound["parity"])
+            self.render(raw, self.quantized, self.proof)
 
     def quantization(self) -> bytes:
         return _text(self.trees["quantization"].damaged(self.rng), self.rng)
 
     def read_quantization(self, data: bytes) -> None:
         opened = self.with_file("quantization.json", data)
-        found = opened.quantization.to_json()
+        found = opened.quantization
         self.print(losses_table(found))
         if self.page():
-            self.render(self.sound["manifest"], found, self.sound["parity"])
+            self.render(self.sound["manifest"], found, self.proof)
 
     def parity(self) -> bytes:
         return _text(self.trees["parity"].damaged(self.rng), self.rng)
 
     def read_parity(self, data: bytes) -> None:
         opened = self.with_file("parity.json", data)
-        parity = opened.parity
-        if parity is None:
+        found = opened.parity
+        if found is None:
             return
-        found = parity.to_json()
-        self.print(verdict(found, self.sound["quantization"]))
+        self.print(verdict(found, self.quantized))
         junit(found)
         summary(found)
         if self.page():
-            self.render(self.sound["manifest"], self.sound["quantization"], found)
+            self.render(self.sound["manifest"], self.quantized, found)
 
     def read_against(self, data: bytes) -> None:
         raw, sound = parse_json(data, "there.json"), self.sound["parity"]
@@ -387,8 +388,9 @@ class Subjects:
 
     @staticmethod
     def render(manifest: Any, quantization: Any, parity: Any) -> None:
-        render_report(manifest, quantization, parity).encode()
-        model_card(manifest, quantization, parity).encode()
+        origin = checked(Origin, manifest, "manifest.json")
+        render_report(origin, quantization, parity).encode()
+        model_card(origin, quantization, parity).encode()
 
 
 # kind: (of so many inputs, who makes one, who reads it)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 from rich.console import Console
 
+from pythia_export import tables
 from pythia_export.artifact.records import PARITY_SCHEMA as SCHEMA
+from pythia_export.artifact.records import Origin, Parity, Quantization
 from pythia_export.neox import LINEARS
 from pythia_export.parity.gates import judge
 from pythia_export.recipe import Gates, load_recipe
-from pythia_export.report.text import verdict
+from pythia_export.report import card, depth, heads, html, text
+from pythia_export.report import findings as of_findings
+from pythia_export.report import junit as junit_of
+from pythia_export.report import summary as summary_of
+from pythia_export.report import words as of_words
 
+WRITTEN = json.loads(Path(__file__).with_name("written").joinpath("parity.json").read_text())  # by production
 HOSTILE = '</title><script>alert("1")</script>|`[x](http://evil.example)\n# <img src=x onerror=alert(1)>'
 GATES = Gates(export_max_abs=1e-4, decode_max_abs=1e-4, ppl_ratio=1.05, kld_mean=0.05, same_top=0.9)
 
@@ -37,7 +46,14 @@ def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
             )
     if linears:
         linears.append(linear("embed_out", None, 3e-5, 2.7e-5, method, bits=8, group_size=128, shape=[4096, 128]))
-    quantization = {"schema": 1, "method": method, "bits_per_weight": 4.625, "seconds": 9.0, "linears": linears}
+    quantization = {
+        "schema": 1,
+        "method": method,
+        "bits_per_weight": 4.625,
+        "seconds": 9.0,
+        "linears": linears,
+        "layers": [],
+    }
     level_0 = {
         "name": "level 0", "gated": True, "accuracy_level": 0,
         "speed": "function", "why": "native kernels were not wanted",
@@ -78,6 +94,7 @@ def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
         },
         "seconds": 31.0,
     }  # fmt: skip
+    parity = completed(parity, WRITTEN)
     parity["gates"] = judge(gates, parity)
     parity["passed"] = all(gate["passed"] for gate in parity["gates"])
     recipe = load_recipe("demo").model_dump(mode="json")
@@ -90,6 +107,13 @@ def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
         "layout": {"kv_cache": "shared", "kv_dtype": "float32"},
     }
     return manifest, quantization, parity
+
+
+def completed(made, written):
+    """What is made up, with what production writes in the place of what is not."""
+    if not isinstance(made, dict) or not isinstance(written, dict):
+        return made
+    return {key: completed(made[key], written.get(key)) if key in made else written[key] for key in made | written}
 
 
 def everything():
@@ -106,9 +130,77 @@ def everything():
     cost["suspects"] = {"limit": 2.0, "first": weights, "worst": [weights]}
     parity["against"] = {
         "created": "2025-01-01T00:00:00Z", "machine": "another machine", "tokens": 65408, "delta_nll": estimate,
-        "kld": estimate, "same_top": estimate, "export": {"max_abs": 1.9e-5, "other_max_abs": 1.7e-5},
+        "kld": estimate, "same_top": estimate, "versions": {}, "clusters": cost["clusters"],
+        "export": dict.fromkeys(("max_abs", "decode_max_abs"), 1.9e-5)
+        | dict.fromkeys(("other_max_abs", "other_decode_max_abs"), 1.7e-5),
     }  # fmt: skip
     return manifest, quantization, parity
+
+
+class Part:
+    """A part of a record, with the fields that a test says; types are checked where whole records are read."""
+
+    def __init__(self, fields: dict) -> None:
+        vars(self).update({name: part(value) for name, value in fields.items()})
+
+    def __getattr__(self, name):  # a field that is not said
+        return None
+
+
+def part(value):
+    if isinstance(value, dict):
+        return Part(value)
+    return [part(x) for x in value] if isinstance(value, list) else value
+
+
+class OfParts:
+    """The functions of a module of reports, for parts of records."""
+
+    def __init__(self, module) -> None:
+        self._module = module
+
+    def __getattr__(self, name):
+        found = getattr(self._module, name)
+        if not callable(found) or name == "recipe_toml":  # which takes what TOML holds
+            return found
+        return lambda *given: found(*map(part, given))
+
+
+words, findings = OfParts(of_words), OfParts(of_findings)
+depth_panels, residual_panel = OfParts(depth).depth_panels, OfParts(depth).residual_panel
+head_maps, losses_table = OfParts(heads).head_maps, OfParts(tables).losses_table
+
+
+def typed(*, manifest=None, quantization=None, parity=None):
+    """One of the three, as what reads the file gives it."""
+    if manifest is not None:
+        return Origin.model_validate(manifest)
+    if parity is not None:
+        passed = all(gate["passed"] for gate in parity["gates"])
+        return Parity.model_validate(completed(parity, WRITTEN) | {"passed": passed})
+    return Quantization.model_validate(quantization)
+
+
+def all_typed(manifest, quantization, parity):
+    hostile = any(x["name"] == HOSTILE for x in quantization["linears"])  # no record could be read with such a name
+    rounded = part(quantization) if hostile else typed(quantization=quantization)
+    return typed(manifest=manifest), rounded, typed(parity=parity)
+
+
+def render_report(manifest, quantization, parity) -> str:
+    return html.render_report(*all_typed(manifest, quantization, parity))
+
+
+def model_card(manifest, quantization, parity) -> str:
+    return card.model_card(*all_typed(manifest, quantization, parity))
+
+
+def junit(parity) -> str:
+    return junit_of.junit(typed(parity=parity))
+
+
+def summary(parity) -> str:
+    return summary_of.summary(typed(parity=parity))
 
 
 class Page(HTMLParser):
@@ -147,5 +239,7 @@ class Page(HTMLParser):
 
 def printed(parity, quantization, width=100) -> str:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(verdict(parity, quantization))
+    console.print(
+        text.verdict(typed(parity=parity), None if quantization is None else typed(quantization=quantization))
+    )
     return console.export_text()

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from models import SMALL_RECIPE
 from processes import pythia_export
+from records import junit, summary, typed
 from typer.testing import CliRunner
 
 from pythia_export import cli, pipeline
@@ -23,8 +24,6 @@ from pythia_export.artifact import Artifact
 from pythia_export.checkpoint import demo_folder
 from pythia_export.errors import OutputError, ResourceError
 from pythia_export.github import announce
-from pythia_export.report.junit import junit
-from pythia_export.report.summary import summary
 
 ROOT = Path(__file__).parent.parent
 # One gate that passes, one that cannot, and one for which the text is too short.
@@ -90,14 +89,15 @@ def test_each_gate_that_did_not_pass_is_annotated_by_its_outcome(job):
 def test_an_annotation_is_one_line_whatever_it_says(parity):
     gate = parity["gates"][0] | {"passed": False, "outcome": "failed", "run": HOSTILE}
     (line,) = announce(
-        parity | {"gates": [gate], "cost": parity["cost"] | {"suspects": None}}, {"GITHUB_ACTIONS": "true"}
+        typed(parity=parity | {"gates": [gate], "passed": False, "cost": parity["cost"] | {"suspects": None}}),
+        {"GITHUB_ACTIONS": "true"},
     )
     assert "\n" not in line and line.count("::error") == 2  # the runner looks for a command at the start of a line
     assert "50 %25: a,b%0A" in line
 
 
 def test_elsewhere_nothing_is_announced(parity):
-    assert announce(parity, {"GITHUB_ACTIONS": "false", "PATH": "/bin"}) == []
+    assert announce(typed(parity=parity), {"GITHUB_ACTIONS": "false", "PATH": "/bin"}) == []
 
 
 def test_junit_has_a_case_a_gate_and_says_what_was_found(parity):
@@ -136,7 +136,11 @@ def test_the_summary_says_the_verdict_first_and_holds_every_gate(parity):
 
 def test_a_summary_shows_the_comparison(parity):
     found = {"mean": 0.001, "se": 1e-4, "dof": 9, "low": 0.0008, "high": 0.0012}
-    against = {"tokens": 1016, "delta_nll": found, "kld": found, "same_top": found}
+    against = {
+        "created": None, "machine": None, "versions": None, "tokens": 1016, "clusters": parity["cost"]["clusters"],
+        "delta_nll": found, "kld": found, "same_top": found,
+        "export": dict.fromkeys(("max_abs", "decode_max_abs", "other_max_abs", "other_decode_max_abs"), 1e-5),
+    }  # fmt: skip
     assert "| KL divergence from the original | +0.00100 | +0.00080 to +0.00120 |" in summary(
         parity | {"against": against}
     )
@@ -224,7 +228,9 @@ def test_a_proof_that_can_no_longer_be_written_is_told_all_the_same(job, parity,
     assert (tmp_path / "j.xml").read_text() == junit(found)
     passed = parity | {"passed": True, "gates": parity["gates"][:1]}
     for kind, code in ((ResourceError, 7), (OutputError, 8)):
-        monkeypatch.setattr(pipeline, "verify", Mock(side_effect=pipeline.Unwritten(kind("full"), passed)))
+        monkeypatch.setattr(
+            pipeline, "verify", Mock(side_effect=pipeline.Unwritten(kind("full"), typed(parity=passed)))
+        )
         done = CliRunner().invoke(cli.app, command)
         assert done.exit_code == code and json.loads(done.stdout) == passed and "Error: full" in done.stderr
 

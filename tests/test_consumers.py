@@ -349,7 +349,7 @@ def test_an_artifact_goes_from_one_layout_to_the_other_and_back(folder, tmp_path
     moved.check()
     tokenizer = moved.tokenizer()
     assert list(generate(Session.open(moved), tokenizer, tokenizer.encode(PROMPTS[0]).ids, NEW)) == expected[0]
-    assert pipeline.verify(tmp_path / "other", tokens=256)["export"]["runs"], "proved where it lies now"
+    assert pipeline.verify(tmp_path / "other", tokens=256).export.runs, "proved where it lies now"
 
 
 def test_weights_alone_take_a_graph_in_either_layout(tmp_path):

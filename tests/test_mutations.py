@@ -244,7 +244,7 @@ def prove_it(made: Built, checkpoint: Checkpoint, folder: Path, windows: Windows
     reader = WeightsReader(folder / DATA_FILE, made.places, config)
     origin = {"name": "demo", "revision": "main", "commit": "x"}
     subject = Subject(origin, checkpoint, reader, config, made.model, folder, QUANTIZE, EXPORT)
-    return prove(subject, windows, GATES, against=against).parity
+    return prove(subject, windows, GATES, against=against).parity.to_json()
 
 
 def edited(right: Built, change) -> Built:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from models import InMemory, export_model, hugging_face, on_disk, small_config
+from records import words
 
 from pythia_export.artifact.records import PARITY_SCHEMA as SCHEMA
 from pythia_export.corpus import Subset, Windows
@@ -25,7 +26,6 @@ from pythia_export.parity.statistics import clustered_mean
 from pythia_export.parity.table import token_table
 from pythia_export.progress import SILENT
 from pythia_export.recipe import Export, Gates, Quantize
-from pythia_export.report import words
 
 CONFIG = small_config(layers=2, vocab=96, positions=64)
 
@@ -170,7 +170,7 @@ def test_slabs_of_windows_give_the_logits_of_all_at_once(source, monkeypatch):
 
 
 def test_a_proof_holds_what_its_schema_promises(proofs):
-    parity = proofs[0].parity
+    parity = proofs[0].parity.to_json()
     assert parity["schema"] == SCHEMA and parity["passed"] and parity["gates"] == []
     assert json.loads(json.dumps(parity, allow_nan=False)) == parity
     assert parity["source"]["commit"] == "c0ffee" and parity["against"] is None
@@ -185,13 +185,13 @@ def test_a_proof_holds_what_its_schema_promises(proofs):
 
 def test_two_artifacts_are_compared_token_by_token(proofs):
     four, eight = proofs
-    found = compare(four.parity, eight.parity)
+    found = compare(four.parity.to_json(), eight.parity.to_json())
     clusters = four.figures.clusters
     for name, figure in (("delta_nll", "nll_quantized"), ("kld", "kld")):
         paired = clustered_mean(getattr(four.figures, figure) - getattr(eight.figures, figure), clusters)
         for key, value in (("mean", paired.value), ("se", paired.se), ("low", paired.low), ("high", paired.high)):
             assert found[name][key] == pytest.approx(value, rel=1e-6)
-    assert found["kld"]["mean"] > 0 > compare(eight.parity, four.parity)["kld"]["mean"]
+    assert found["kld"]["mean"] > 0 > compare(eight.parity.to_json(), four.parity.to_json())["kld"]["mean"]
     top = four.figures.same_top.mean() - eight.figures.same_top.mean()
     assert found["same_top"]["mean"] == pytest.approx(top)
 
@@ -205,19 +205,19 @@ def test_two_artifacts_are_compared_token_by_token(proofs):
     ],
 )
 def test_what_cannot_be_paired_is_refused(place, value, said, proofs):
-    other = copy.deepcopy(proofs[1].parity)
+    other = copy.deepcopy(proofs[1].parity.to_json())
     section = other
     for key in place[:-1]:
         section = section[key]
     section[place[-1]] = value
-    this = proofs[0].parity
+    this = proofs[0].parity.to_json()
     with pytest.raises(SourceError, match=said):
         require_same(this["source"], this["corpus"], other)
         compare(this, other)
 
 
 def test_another_text_is_refused_before_anything_is_measured(source, tmp_path, proofs):
-    other, measured = copy.deepcopy(proofs[0].parity), []
+    other, measured = copy.deepcopy(proofs[0].parity.to_json()), []
     other["corpus"]["sha256"] = "1" * 64
 
     class Watched(type(SILENT)):
@@ -233,7 +233,7 @@ def test_another_text_is_refused_before_anything_is_measured(source, tmp_path, p
 
 @pytest.mark.parametrize("lacks", ["cost", "export", "source", "corpus", "cost.sums", "cost.sums.kld"])
 def test_half_a_proof_is_refused_by_name(proofs, lacks):
-    other = copy.deepcopy(proofs[0].parity)
+    other = copy.deepcopy(proofs[0].parity.to_json())
     *sections, name = lacks.split(".")
     section = other
     for key in sections:
@@ -254,11 +254,11 @@ def test_rounding_to_nearest_is_scored_beside_the_artifact(source, tmp_path):
     quantize, windows = Quantize(method="rtn", group_size=32), some_windows(rows=30)
     (tmp_path / "a").mkdir()
     it = subject(source, tmp_path / "a", quantize)
-    found = prove(it, windows, Gates(), nearest=it.stored).parity["cost"]["rounding"]["kld"]
+    found = prove(it, windows, Gates(), nearest=it.stored).parity.to_json()["cost"]["rounding"]["kld"]
     assert found["artifact"] == found["rtn"] and found["saved"]["mean"] == 0 and found["recovered"]["value"] == 0
     (tmp_path / "b").mkdir()
     exact = subject(source, tmp_path / "b", Quantize(method="none", embedding="float32", head={"method": "none"}))
-    found = prove(exact, windows, Gates(), nearest=it.stored).parity["cost"]["rounding"]["kld"]
+    found = prove(exact, windows, Gates(), nearest=it.stored).parity.to_json()["cost"]["rounding"]["kld"]
     recovered = found["recovered"]
     assert recovered["value"] > 0.9 and recovered["low"] <= recovered["value"] <= recovered["high"]
 

@@ -18,7 +18,22 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import InMemory, export_model, hugging_face, on_disk, small_config
-from records import GATES, HOSTILE, Page, everything, linear, printed, records
+from records import (
+    GATES,
+    HOSTILE,
+    Page,
+    depth_panels,
+    everything,
+    head_maps,
+    linear,
+    losses_table,
+    model_card,
+    printed,
+    records,
+    render_report,
+    residual_panel,
+    words,
+)  # fmt: skip
 from rich.console import Console
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
@@ -27,13 +42,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from pythia_export.parity.gates import judge
 from pythia_export.recipe import Export, Gates, Quantize, parse_recipe
-from pythia_export.report import words
-from pythia_export.report.card import model_card
-from pythia_export.report.depth import depth_panels, residual_panel
-from pythia_export.report.heads import head_maps
-from pythia_export.report.html import render_report
 from pythia_export.report.ruler import interval_plot, ruler
-from pythia_export.tables import losses_table
 
 VARIANTS = {
     "gptq": {},

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from records import GATES, HOSTILE, everything, records
+from records import GATES, HOSTILE, everything, records, render_report
 
 from pythia_export.parity.gates import judge
 from pythia_export.recipe import Gates
-from pythia_export.report.html import render_report
 
 LOOK = Path(__file__).with_name("look.js")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

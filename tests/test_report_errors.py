@@ -6,13 +6,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from records import Page, linear, records
-
-from pythia_export.report import findings, words
-from pythia_export.report.card import model_card
-from pythia_export.report.depth import residual_panel
-from pythia_export.report.heads import head_maps
-from pythia_export.report.html import render_report
+from records import Page, findings, head_maps, linear, model_card, records, render_report, residual_panel, words
 
 # --- what the quantiser records beyond losses
 
@@ -233,7 +227,7 @@ TRACES = (
 def test_what_was_not_recorded_leaves_no_trace(how):
     manifest, quantization, parity = records(method=how) if how in ("rtn", "none") else records()
     if how == "null":
-        quantization |= dict.fromkeys(("layers", "allocation"))
+        quantization |= {"layers": [], "allocation": None}
         for x in quantization["linears"]:
             x |= {"heads": None, "expected_cost": None}
     page, card = render_report(manifest, quantization, parity), model_card(manifest, quantization, parity)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,11 +13,12 @@ from fuzz import RECORDS, WRITTEN, fuzz
 from typer.testing import CliRunner
 
 from pythia_export.artifact import Artifact, Staging
+from pythia_export.checkpoint import demo_folder, pull
 from pythia_export.checkpoint.pull import read_config
 from pythia_export.cli import app
 from pythia_export.errors import IntegrityError, RecipeError, SourceError
 from pythia_export.parity.against import check_comparable
-from pythia_export.recipe import load_recipe
+from pythia_export.recipe import Model, load_recipe
 from pythia_export.sweep.schema import load as load_sweep
 
 
@@ -125,6 +128,17 @@ def test_a_checkpoints_configuration_stays_the_sources_fault(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(written("config.json") | {"rope_parameters": "many"}))
     with pytest.raises(SourceError, match="`rope_parameters` is 'many'; an object was expected"):
         read_config(tmp_path / "config.json")
+
+
+def test_a_header_is_read_before_its_gigabytes_are_hashed(tmp_path, monkeypatch):
+    shutil.copytree(demo_folder() / "main", tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    monkeypatch.setattr(
+        sys.modules["pythia_export.checkpoint.pull"], "sha256", lambda path: pytest.fail("hashed first")
+    )
+    with pytest.raises(IntegrityError, match="The file is truncated"):
+        pull(Model(path=tmp_path / "model"))
 
 
 RECIPES = {

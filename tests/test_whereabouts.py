@@ -91,7 +91,7 @@ def test_no_file_of_an_artifact_says_where_its_sources_lie(made):
 def test_an_artifact_is_verified_where_its_sources_were_left(made, tmp_path, monkeypatch):
     shutil.copytree(made / "artifact", tmp_path / "copy")
     monkeypatch.chdir(tmp_path)
-    parity = pipeline.verify(tmp_path / "copy")
+    parity = pipeline.verify(tmp_path / "copy").to_json()
     assert parity["passed"] and parity["source"]["name"] == "my-model + my-adapter"
     assert parity["corpus"] == Artifact.open(made / "artifact").read_json("parity.json")["corpus"]
 
@@ -109,7 +109,7 @@ def test_what_moved_is_asked_for_and_accepted_by_its_hashes(moved):
         assert f"--{option} " in caught.value.hint
         given[option] = there / place
     before = Artifact.open(artifact).read_json("parity.json")
-    parity = pipeline.verify(artifact, elsewhere=Elsewhere(**given))
+    parity = pipeline.verify(artifact, elsewhere=Elsewhere(**given)).to_json()
     assert parity["passed"] and parity["corpus"] == before["corpus"]
     assert parity["source"] | before["source"] == parity["source"], "under the recorded name and commit"
     assert all(str(there).encode() not in path.read_bytes() for path in artifact.rglob("*") if path.is_file())
@@ -119,7 +119,7 @@ def test_what_lies_beside_the_artifact_is_found(moved):
     there, artifact = moved
     for name in ("checkpoints/my-model", "my-adapter", "held-out.txt"):
         shutil.move(there / name, artifact.parent)
-    assert pipeline.verify(artifact)["passed"]
+    assert pipeline.verify(artifact).passed
 
 
 def changed(folder: Path) -> None:

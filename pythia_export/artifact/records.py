@@ -403,10 +403,18 @@ class FileEntry(Record):
     size: Count
 
 
+class Adapter(Record):
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+
 class Source(Checkpoint):
-    """And what the checkpoint's files were; `dtype` as they stored the weights."""
+    """And what the checkpoint's files were, and the adapter that was merged into them."""
 
     model_config = ConfigDict(extra="allow")
+
+    adapter: Adapter | None = None
 
 
 class Calibration(Record):
@@ -422,16 +430,21 @@ class Cache(Record):
     kv_dtype: Literal["float32", "float16", "int8"]
 
 
-class Manifest(Record):
-    """The content of manifest.json. `recipe` is held to its own schema where it is used."""
+class Origin(Record):
+    """What a manifest says before anything is published. `recipe` is held to its own schema where it is used."""
 
     model_config = ConfigDict(extra="allow")
 
-    version: Annotated[int, Field(alias="schema")]
-    created: str
     versions: dict[str, str]
     source: Source
     calibration: Calibration | None = None
     recipe: dict[str, Any]
     layout: Cache
+
+
+class Manifest(Origin):
+    """The content of manifest.json."""
+
+    version: Annotated[int, Field(alias="schema")]
+    created: str
     files: dict[str, FileEntry]

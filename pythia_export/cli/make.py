@@ -40,6 +40,7 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
+    from ..artifact import Parity
     from ..pipeline import Outcome
     from ..recipe import Model
 
@@ -290,7 +291,7 @@ def verify(
 
     def result() -> None:
         if as_json:
-            print_json(parity)
+            print_json(parity.to_json())
         else:
             print_verdict(parity, None)
             if unwritten is None:
@@ -300,7 +301,7 @@ def verify(
 
 
 def conclude(
-    parity: dict[str, Any], junit: Path | None, result: Callable[[], None], unwritten: PythiaExportError | None = None
+    parity: Parity, junit: Path | None, result: Callable[[], None], unwritten: PythiaExportError | None = None
 ) -> None:
     """Tell the CI system, if one is there, print the result, and exit by the gates.
 
@@ -319,13 +320,13 @@ def conclude(
         say(line)
     for fault in faults:
         say_error(fault)
-    if not parity["passed"]:
+    if not parity.passed:
         raise typer.Exit(EXIT_GATE)
     if faults:
         raise typer.Exit(faults[0].exit_code)
 
 
-def _tell_ci(parity: dict[str, Any], junit: Path | None) -> None:
+def _tell_ci(parity: Parity, junit: Path | None) -> None:
     from ..artifact import write_atomically
     from ..github import announce
     from ..report.junit import junit as as_junit
@@ -342,8 +343,8 @@ def _tell_ci(parity: dict[str, Any], junit: Path | None) -> None:
 def _outcome(outcome: Outcome) -> dict[str, Any]:
     return {
         "folder": str(outcome.folder),
-        "quantization": outcome.quantization,
-        "parity": outcome.parity,
+        "quantization": None if outcome.quantization is None else outcome.quantization.to_json(),
+        "parity": None if outcome.parity is None else outcome.parity.to_json(),
         "seconds": outcome.seconds,
     }
 

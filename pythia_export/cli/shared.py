@@ -22,6 +22,7 @@ from ..errors import EXIT_INTERRUPTED, Interrupted, OutputError, PythiaExportErr
 from ..memory import memory_fault
 
 if TYPE_CHECKING:
+    from ..artifact import Parity, Quantization
     from ..checkpoint import Accept
     from ..progress import Progress
     from ..recipe import Model, Recipe
@@ -226,7 +227,7 @@ def say_error(error: PythiaExportError) -> None:
     say(f"{kind}{error}" + (f"\nHint: {error.hint}" if error.hint else ""))
 
 
-def print_verdict(parity: dict[str, Any], quantization: dict[str, Any] | None) -> None:
+def print_verdict(parity: Parity, quantization: Quantization | None) -> None:
     from ..report.text import verdict
 
     show(verdict(parity, quantization))

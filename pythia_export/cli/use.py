@@ -34,8 +34,9 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     opened = Artifact.open(artifact)
     opened.check()
 
-    quantization = opened.quantization.to_json() if "quantization.json" in opened.manifest["files"] else None
-    proved, parity = opened.parity_schema, None if opened.parity is None else opened.parity.to_json()
+    described = opened.manifest["files"]
+    quantization = opened.quantization if "quantization.json" in described else None
+    proved, parity = opened.parity_schema, opened.parity
     q, chosen = opened.recipe.quantize, opened.recipe.export
     places = layout(opened.config, q, chosen.dtype)
     opened.require_size(data_name(opened.recipe), places.nbytes)
@@ -43,7 +44,9 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     warned = warnings(places, chosen)
     if as_json:
         here = {"speed": speed[0], "why": speed[1], "warnings": warned}
-        print_json({"manifest": opened.manifest, "here": here, "quantization": quantization, "parity": parity})
+        names = {part: f"{part}.json" for part in ("quantization", "parity")}
+        records = {part: opened.read_json(n) if n in described else None for part, n in names.items()}
+        print_json({"manifest": opened.manifest, "here": here} | records)
         return
     show(artifact_view(opened, quantization, speed, warned))
     show("")

@@ -21,6 +21,7 @@ import onnx
 import torch
 
 from ..artifact.records import PARITY_SCHEMA as SCHEMA
+from ..artifact.records import Parity
 from ..corpus import Windows
 from ..device import CPU
 from ..graph.decoder import kv_cache, with_accuracy_level
@@ -41,9 +42,9 @@ from .suspects import suspects
 
 @dataclass(frozen=True)
 class Proof:
-    """`parity` is the content of parity.json, `figures` what was found of each scored token."""
+    """`parity` is the record of the proof, `figures` what was found of each scored token."""
 
-    parity: dict[str, Any]
+    parity: Parity
     figures: TokenFigures
 
 
@@ -134,7 +135,7 @@ def prove(
     parity["gates"] = verdicts
     parity["passed"] = not unmet
     parity["seconds"] = round(time.perf_counter() - began, 2)
-    return Proof(parity, figures)
+    return Proof(Parity.model_validate(parity), figures)
 
 
 def runs(subject: Subject, shipped: Session) -> list[Run]:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
+from ..artifact.records import Origin, Parity, Quantization, Source
+from ..recipe import Recipe, parse_recipe
 from . import findings, words
 from .markdown import parity_tables, plain, table
-from .words import Json
 
 _ONNXRUNTIME = """\
 import json
@@ -103,26 +104,22 @@ _FIGURES = (
 )
 
 
-def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
-    """Markdown with the hub's metadata. `manifest` may be one that is not yet published (no `files`)."""
-    source, recipe = manifest["source"], manifest["recipe"]
-    name, treatment = source["name"], words.treatment(quantization)
-    demo = recipe["model"]["id"] == "demo"
+def model_card(origin: Origin, quantization: Quantization, parity: Parity) -> str:
+    """Return Markdown with the hub's metadata; `origin` is the artifact's manifest, published or not."""
+    source, recipe = origin.source, parse_recipe(origin.recipe)
+    name, treatment = source.name, words.treatment(quantization)
+    demo = recipe.model.id == "demo"
     prompt = "def main(" if demo else "The Pile is"
     title = f"{name.rstrip('/').rsplit('/', 1)[-1]}, {treatment}, ONNX"
     parts = [
-        _front_matter(manifest, quantization),
+        _front_matter(recipe, quantization),
         f"# {plain(title)}",
         f"{_origin(source, recipe)}, exported to ONNX with a KV cache by pythia-export {__version__}"
-        + (
-            f" at {quantization['bits_per_weight']:.2f} bits a weight (scales included)."
-            if quantization["linears"]
-            else "."
-        ),
+        + (f" at {quantization.bits_per_weight:.2f} bits a weight (scales included)." if quantization.linears else "."),
         "**{}**: {}. {} {}".format(
             *words.verdict(parity),
             words.export_sentence(parity),
-            words.cost_sentence(parity, quantization["method"] != "none"),
+            words.cost_sentence(parity, quantization.method != "none"),
         ),
         "`report.html` beside this file shows the whole proof.",
         "## Parity",
@@ -133,34 +130,34 @@ def model_card(manifest: Json, quantization: Json, parity: Json) -> str:
         _fence(f"pythia-export generate . --prompt '{prompt}'\n{_verify(recipe)}   # prove it again", "sh"),
         "With ONNX Runtime alone, 1.23 or newer (`pip install 'onnxruntime>=1.23' tokenizers`):",
         _fence(_ONNXRUNTIME.replace("PROMPT", prompt), "python"),
-        *(_optimum(prompt) if manifest["layout"]["kv_dtype"] == recipe["export"]["dtype"] else ()),
-        *(_genai(prompt) if manifest["layout"]["kv_dtype"] != "int8" else ()),
-        *(_transformers_js(prompt) if recipe["export"].get("layout") == "transformers.js" else ()),
+        *(_optimum(prompt) if origin.layout.kv_dtype == recipe.export.dtype else ()),
+        *(_genai(prompt) if origin.layout.kv_dtype != "int8" else ()),
+        *(_transformers_js(prompt) if recipe.export.layout == "transformers.js" else ()),
         "## Intended use and limitations",
         _DEMO if demo else _SUITE,
         "\n".join(f"- {limit}" for limit in (_BASE, _DEMO_TEXT if demo else _PILE, _FIGURES)),
         "## Recipe",
-        _fence(words.recipe_toml(recipe), "toml"),
+        _fence(words.recipe_toml(recipe.model_dump(mode="json")), "toml"),
         "## Provenance",
-        table(("", ""), _provenance(manifest, parity)),
+        table(("", ""), _provenance(origin, parity)),
     ]
     if _licence(recipe) is None:
         parts.append("The licence is that of the source checkpoint.")
     return "\n\n".join(parts) + "\n"
 
 
-def _verify(recipe: Json) -> str:
+def _verify(recipe: Recipe) -> str:
     """With a place for each source that the reader has to have."""
-    model, text = recipe["model"], recipe["verify"].get("path")
-    sources = (("checkpoint", model.get("path")), ("adapter", model.get("adapter")), ("text", text))
+    model = recipe.model
+    sources = (("checkpoint", model.path), ("adapter", model.adapter), ("text", recipe.verify.path))
     return "".join(("pythia-export verify .", *(f" --{option} {path}" for option, path in sources if path)))
 
 
-def _front_matter(manifest: Json, quantization: Json) -> str:
-    recipe = manifest["recipe"]
-    model = recipe["model"]["id"]
+def _front_matter(recipe: Recipe, quantization: Quantization) -> str:
+    model = recipe.model.id
     on_hub = model is not None and "/" in model
-    bits = {f"int{x['bits']}" for x in quantization["linears"] if x["layer"] is not None}
+    pythia = model is not None and model.startswith("EleutherAI/")
+    bits = {f"int{x.bits}" for x in quantization.linears if x.layer is not None}
     fields: dict[str, Any] = {
         "license": _licence(recipe),
         "library_name": "onnx",
@@ -168,9 +165,9 @@ def _front_matter(manifest: Json, quantization: Json) -> str:
         "language": ["code" if model == "demo" else "en"],
         "base_model": model if on_hub else None,
         "base_model_relation": "quantized" if on_hub else None,
-        "datasets": ["EleutherAI/pile"] if on_hub and model.startswith("EleutherAI/") else None,
+        "datasets": ["EleutherAI/pile"] if on_hub and pythia else None,
         "tags": ["onnx", "onnxruntime", "pythia", "gpt_neox", "causal-lm", "pythia-export"]
-        + ([quantization["method"]] if quantization["method"] != "none" else [])
+        + ([quantization.method] if quantization.method != "none" else [])
         + sorted(bits),
     }
     # JSON's strings and lists are YAML's.
@@ -178,20 +175,20 @@ def _front_matter(manifest: Json, quantization: Json) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _licence(recipe: Json) -> str | None:
+def _licence(recipe: Recipe) -> str | None:
     """Of the suite and of the demo; a local checkpoint's and an adapter's are not ours to state."""
-    model = recipe["model"]["id"]
-    if recipe["model"].get("adapter") is not None:
+    model = recipe.model.id
+    if recipe.model.adapter is not None:
         return None
     return "apache-2.0" if model is not None and (model == "demo" or model.startswith("EleutherAI/")) else None
 
 
-def _origin(source: Json, recipe: Json) -> str:
-    model, revision, adapter = recipe["model"]["id"], _code(source["revision"]), source.get("adapter")
-    merged = f", merged with the adapter {_code(adapter['name'])}" if adapter else ""
+def _origin(source: Source, recipe: Recipe) -> str:
+    model, revision, adapter = recipe.model.id, _code(source.revision), source.adapter
+    merged = f", merged with the adapter {_code(adapter.name)}" if adapter else ""
     if model is None or "/" not in model:
-        return f"{_code(source['name'])} at {revision}{merged}"
-    commit = source["commit"].partition("+")[0]
+        return f"{_code(source.name)} at {revision}{merged}"
+    commit = source.commit.partition("+")[0]
     return f"[{plain(model)}](https://huggingface.co/{plain(model)}) at {revision} (commit {_code(commit)}){merged}"
 
 
@@ -213,25 +210,24 @@ def _transformers_js(prompt: str) -> tuple[str, str]:
     )
 
 
-def _findings(quantization: Json) -> Iterator[str]:
+def _findings(quantization: Quantization) -> Iterator[str]:
     sentences = findings.sentences(quantization)
     if sentences:
         yield "## Where the error is"
         yield "\n".join(f"- {plain(sentence)}" for sentence in sentences)
 
 
-def _provenance(manifest: Json, parity: Json) -> list[list[str]]:
-    source, corpus, calibration = manifest["source"], parity["corpus"], manifest.get("calibration")
+def _provenance(origin: Origin, parity: Parity) -> list[list[str]]:
+    source, corpus, calibration = origin.source, parity.corpus, origin.calibration
     rows = [
-        ["Source", _code(source["name"])],
-        ["Revision", _code(source["revision"])],
-        ["Commit", _code(source["commit"])],
-        ["Held-out text", f"{plain(corpus['source'])}, SHA-256 {_code(corpus['sha256'])}"],
+        ["Source", _code(source.name)],
+        ["Revision", _code(source.revision)],
+        ["Commit", _code(source.commit)],
+        ["Held-out text", f"{plain(corpus.source)}, SHA-256 {_code(corpus.sha256)}"],
     ]
     if calibration:
-        rows.append(["Calibration text", f"{plain(calibration['source'])}, SHA-256 {_code(calibration['sha256'])}"])
-    versions = parity.get("versions") or manifest.get("versions") or {}
-    rows.append(["Versions", plain(", ".join(f"{package} {version}" for package, version in versions.items()))])
+        rows.append(["Calibration text", f"{plain(calibration.source)}, SHA-256 {_code(calibration.sha256)}"])
+    rows.append(["Versions", plain(", ".join(f"{package} {version}" for package, version in parity.versions.items()))])
     return rows
 
 

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
+from ..artifact.records import LayerRecord, LinearRecord
 from . import svg
 from .words import by_kind
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, svg.WIDTH - 12, 8, 150
 
 
-def depth_panels(linears: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+def depth_panels(linears: Sequence[LinearRecord]) -> list[tuple[str, Markup]]:
     """For each kind of linear in the blocks, its loss over the layers beside round-to-nearest's; one log scale for all.
 
     Losses of zero, or so small that their power of ten is no number, have no place on a log scale and are left out.
     """
-    blocks = [x for x in linears if x["layer"] is not None]
-    losses = [x[k] for x in blocks for k in ("rtn_loss", "loss") if _on_log_scale(x[k])]
+    blocks = [x for x in linears if x.layer is not None]
+    losses = [loss for x in blocks for loss in (x.rtn_loss, x.loss) if loss is not None and _on_log_scale(loss)]
     if not losses:
         return []
     ticks = svg.log_ticks(min(losses), max(losses))
-    last = max(x["layer"] for x in blocks)
+    last = max(x.layer or 0 for x in blocks)
     return [(name, _losses(name, of_kind, last, ticks)) for name, of_kind in by_kind(blocks).items()]
 
 
-def residual_panel(layers: Sequence[Mapping[str, Any]]) -> Markup | None:
+def residual_panel(layers: Sequence[LayerRecord]) -> Markup | None:
     """The relative squared error of the residual stream behind each layer, where it was measured.
 
     The scale is logarithmic where the errors span more than a decade, else linear from zero.
     """
-    errors = {x["layer"]: x["residual_error"] for x in layers if x["residual_error"] is not None}
+    errors = {x.layer: x.residual_error for x in layers if x.residual_error is not None}
     if not errors:
         return None
-    last, most = max(x["layer"] for x in layers), max(errors.values())
+    last, most = max(x.layer for x in layers), max(errors.values())
     above = [error for error in errors.values() if _on_log_scale(error)]
     if above and most > 10 * min(above):
         ticks = svg.log_ticks(min(above), most)
@@ -52,18 +52,18 @@ def residual_panel(layers: Sequence[Mapping[str, Any]]) -> Markup | None:
     return svg.svg(_BOTTOM + 36, "Relative squared error of the residual stream, layer by layer", marks)
 
 
-def _losses(name: str, linears: Sequence[Mapping[str, Any]], last: int, ticks: list[float]) -> Markup:
+def _losses(name: str, linears: Sequence[LinearRecord], last: int, ticks: list[float]) -> Markup:
     y = svg.log_scale(ticks[0], ticks[-1], _BOTTOM, _TOP)
     marks, radius = _axes(ticks, y, last), _radius(last)
     for linear in linears:
-        at = _x(linear["layer"], last)
-        nearest, loss = (linear[key] if _on_log_scale(linear[key]) else None for key in ("rtn_loss", "loss"))
+        at = _x(linear.layer or 0, last)
+        nearest, loss = (x if _on_log_scale(x) else None for x in (linear.rtn_loss, linear.loss))
         if nearest and loss:
             marks.append(svg.line(at, y(nearest), at, y(loss), "link"))
-        if nearest and linear["method"] != "rtn":
+        if nearest and linear.method != "rtn":
             marks.append(svg.dot(at, y(nearest), radius, "rtn"))
         if loss:
-            marks.append(svg.dot(at, y(loss), radius, "rtn" if linear["method"] == "rtn" else "got"))
+            marks.append(svg.dot(at, y(loss), radius, "rtn" if linear.method == "rtn" else "got"))
     return svg.svg(_BOTTOM + 36, f"Relative output error of {name}, layer by layer", marks)
 
 

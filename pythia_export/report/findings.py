@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .words import Json, kind, percent, power
+from ..artifact.records import LinearRecord, Quantization
+from .words import kind, percent, power
 
 _NAMED = 3  # the worst of many
 _LISTED = 6  # names that a sentence holds
@@ -27,33 +28,35 @@ class Part:
         return f"layer {self.layer} head {self.head} {self.of}"
 
 
-def parts(linears: Sequence[Json]) -> Iterator[Part]:
+def parts(linears: Sequence[LinearRecord]) -> Iterator[Part]:
     for linear in linears:
-        for head, errors in enumerate(linear.get("heads") or ()):
+        if linear.layer is None:
+            continue
+        for head, errors in enumerate(linear.heads or ()):
             for of, error in zip("qkv", errors, strict=True):
                 if error < _MEASURABLE:
-                    yield Part(linear["layer"], head, of, error)
+                    yield Part(linear.layer, head, of, error)
 
 
-def sentences(quantization: Json) -> list[str]:
+def sentences(quantization: Quantization) -> list[str]:
     """All of them."""
-    linears = quantization["linears"]
+    linears = quantization.linears
     found = (residual(quantization), worst_heads(linears), costliest(quantization), budget(quantization))
     return [sentence for sentence in found if sentence]
 
 
-def residual(quantization: Json) -> str:
-    known = [x for x in quantization.get("layers") or () if x["residual_error"] is not None]
+def residual(quantization: Quantization) -> str:
+    known = {x.layer: x.residual_error for x in quantization.layers if x.residual_error is not None}
     if not known:
         return ""
-    last = max(known, key=lambda x: int(x["layer"]))
+    last = max(known)
     return (
-        f"Behind layer {last['layer']} the residual stream differs from the original model's "
-        f"by {percent(last['residual_error'])} of its energy."
+        f"Behind layer {last} the residual stream differs from the original model's "
+        f"by {percent(known[last])} of its energy."
     )
 
 
-def worst_heads(linears: Sequence[Json]) -> str:
+def worst_heads(linears: Sequence[LinearRecord]) -> str:
     worst = sorted(parts(linears), key=lambda part: part.error, reverse=True)[:_NAMED]
     if not worst:
         return ""
@@ -61,31 +64,31 @@ def worst_heads(linears: Sequence[Json]) -> str:
     return f"Inside the fused QKV the largest relative errors are those of {names}."
 
 
-def costliest(quantization: Json) -> str:
+def costliest(quantization: Quantization) -> str:
     """By the second-order model of the loss."""
-    known = [x for x in quantization["linears"] if x.get("expected_cost") is not None]
+    known = [(x.expected_cost, x.name) for x in quantization.linears if x.expected_cost is not None]
     if not known:
         return ""
-    worst = sorted(known, key=lambda x: float(x["expected_cost"]), reverse=True)[:_NAMED]
-    names = ", ".join(f"{_short(x['name'])} ({power(x['expected_cost'])})" for x in worst)
+    worst = sorted(known, key=lambda cost_and_name: cost_and_name[0], reverse=True)[:_NAMED]
+    names = ", ".join(f"{_short(name)} ({power(cost)})" for cost, name in worst)
     return (
-        f"Rounding is expected to cost {power(sum(x['expected_cost'] for x in known))} nats a token "
+        f"Rounding is expected to cost {power(sum(cost for cost, _ in known))} nats a token "
         f"in {len(known)} linears, most in {names}."
     )
 
 
-def budget(quantization: Json) -> str:
+def budget(quantization: Quantization) -> str:
     """How a budget of bits was spent."""
-    spent = quantization.get("allocation")
+    spent = quantization.allocation
     if not spent:
         return ""
-    raised = spent["raised"]
+    raised = spent.raised
     if len(raised) > _LISTED:
         kinds = Counter(kind(name) for name in raised)
         names = f"{len(raised)} linears ({', '.join(f'{n} {of}' for of, n in kinds.most_common())})"
     else:
         names = ", ".join(map(_short, raised)) or "none"
-    return f"{spent['asked']:g} bits a weight asked for, {spent['reached']:.3f} reached; raised to 8 bits: {names}."
+    return f"{spent.asked:g} bits a weight asked for, {spent.reached:.3f} reached; raised to 8 bits: {names}."
 
 
 def _short(name: str) -> str:

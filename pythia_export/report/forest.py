@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
+from ..artifact.records import Cost, Part
 from . import svg
 
 Row = tuple[str, float | None, float | None, float | None]  # label, value, low, high
@@ -49,28 +49,29 @@ def forest(rows: Sequence[Row], limit: float | None, label: str, tick: Callable[
     return svg.svg(bottom + 20, label, marks)
 
 
-def perplexity_forest(cost: Any, limit: float | None) -> Markup | None:
+def perplexity_forest(cost: Cost, limit: float | None) -> Markup | None:
     """Change of perplexity in percent."""
 
-    def row(name: str, part: Any) -> Row:
-        value, low, high = (None if x is None else 100 * (x - 1) for x in part["ppl_ratio"].values())
+    def row(name: str, part: Part) -> Row:
+        ratio = part.ppl_ratio
+        value, low, high = (None if x is None else 100 * (x - 1) for x in (ratio.value, ratio.low, ratio.high))
         return name, value, low, high
 
     held = None if limit is None else 100 * (limit - 1)
     return forest(_rows(cost, row), held, "Change of perplexity by part of the text", _percent)
 
 
-def divergence_forest(cost: Any, limit: float | None) -> Markup | None:
+def divergence_forest(cost: Cost, limit: float | None) -> Markup | None:
     """Mean KL divergence, nats a token."""
 
-    def row(name: str, part: Any) -> Row:
-        return name, part["kld"]["mean"], part["kld"]["low"], part["kld"]["high"]
+    def row(name: str, part: Part) -> Row:
+        return name, part.kld.mean, part.kld.low, part.kld.high
 
     return forest(_rows(cost, row), limit, "KL divergence by part of the text", svg.tick_label)
 
 
-def _rows(cost: Any, row: Callable[[str, Any], Row]) -> list[Row]:
-    return [row("all of it", cost), *(row(part["name"], part) for part in cost["subsets"])]
+def _rows(cost: Cost, row: Callable[[str, Part], Row]) -> list[Row]:
+    return [row("all of it", cost), *(row(part.name, part) for part in cost.subsets)]
 
 
 def _percent(x: float) -> str:

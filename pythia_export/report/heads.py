@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
+from ..artifact.records import LinearRecord
 from . import svg
 from .findings import Part, parts
 from .words import percent
@@ -26,7 +26,7 @@ class HeadMaps:
     legend: Markup
 
 
-def head_maps(linears: Sequence[Mapping[str, Any]]) -> HeadMaps | None:
+def head_maps(linears: Sequence[LinearRecord]) -> HeadMaps | None:
     """One logarithmic scale for all three; None where no errors of heads were recorded."""
     found = list(parts(linears))
     above = [part.error for part in found if part.error > 0]
@@ -37,7 +37,7 @@ def head_maps(linears: Sequence[Mapping[str, Any]]) -> HeadMaps | None:
     if least == most:
         least = most / 10
     shade = _shade(least, most)
-    rows, columns = max(x["layer"] for x in linears if x["layer"] is not None) + 1, max(p.head for p in found) + 1
+    rows, columns = max(x.layer for x in linears if x.layer is not None) + 1, max(p.head for p in found) + 1
     panels = [
         _panel(name, of_kind, rows, columns, shade)
         for of, name in _NAMES.items()

@@ -7,45 +7,45 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from ..artifact.records import Parity
 from . import words
-from .words import Json
 
 _QUESTION_OF = {"export_max_abs": "export", "decode_max_abs": "export", "regression": "against"}
 
 
-def junit(parity: Json) -> str:
+def junit(parity: Parity) -> str:
     """One suite, named after the checkpoint; its cases are classed by the section of parity.json they judge."""
-    gates, source = parity["gates"], parity["source"]
+    gates, source = parity.gates, parity.source
     suite = ElementTree.Element(
         "testsuite",
-        name=_text(f"{source['name']} at {source['revision']}"),
+        name=_text(f"{source.name} at {source.revision}"),
         tests=str(len(gates)),
-        failures=str(sum(gate["outcome"] == "failed" for gate in gates)),
-        errors=str(sum(gate["outcome"] == "inconclusive" for gate in gates)),
+        failures=str(sum(gate.outcome == "failed" for gate in gates)),
+        errors=str(sum(gate.outcome == "inconclusive" for gate in gates)),
         skipped="0",
-        time=f"{parity['seconds']:.2f}",
-        timestamp=parity["created"].removesuffix("Z"),
+        time=f"{parity.seconds:.2f}",
+        timestamp=parity.created.removesuffix("Z"),
     )
     facts = {
-        "source.commit": source["commit"],
-        "corpus.source": parity["corpus"]["source"],
-        "corpus.sha256": parity["corpus"]["sha256"],
-        "machine": parity["machine"],
-    } | {f"version.{package}": version for package, version in parity["versions"].items()}
+        "source.commit": source.commit,
+        "corpus.source": parity.corpus.source,
+        "corpus.sha256": parity.corpus.sha256,
+        "machine": parity.machine,
+    } | {f"version.{package}": version for package, version in parity.versions.items()}
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in facts.items():
         ElementTree.SubElement(properties, "property", name=_text(name), value=_text(str(value)))
     look = {"export": words.look_in_graph(parity), "cost": words.look_in_weights(parity)}
     for gate in gates:
-        question = _QUESTION_OF.get(gate["name"], "cost")
+        question = _QUESTION_OF.get(gate.name, "cost")
         # The whole proof made all of them: a time of one gate alone would be invented.
         case = ElementTree.SubElement(
-            suite, "testcase", classname=f"pythia-export.{question}", name=gate["name"], time="0"
+            suite, "testcase", classname=f"pythia-export.{question}", name=gate.name, time="0"
         )
         said = words.gate_sentence(gate)
-        if gate["outcome"] in ("failed", "inconclusive"):
-            kind = "failure" if gate["outcome"] == "failed" else "error"
-            found = ElementTree.SubElement(case, kind, type=gate["outcome"], message=_text(said))
+        if gate.outcome in ("failed", "inconclusive"):
+            kind = "failure" if gate.outcome == "failed" else "error"
+            found = ElementTree.SubElement(case, kind, type=gate.outcome, message=_text(said))
             found.text = _text("\n".join(line for line in (said, look.get(question, look["cost"])) if line))
         ElementTree.SubElement(case, "system-out").text = _text(said)
     suites = ElementTree.Element("testsuites", name="pythia-export parity")

@@ -6,73 +6,73 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ..artifact.records import Parity, Ratio
 from . import words
-from .words import Json
 
 
-def parity_tables(parity: Json) -> Iterator[str]:
-    export, corpus, cost = parity["export"], parity["corpus"], parity["cost"]
-    tokens = f"{export['tokens']:,} tokens"
+def parity_tables(parity: Parity) -> Iterator[str]:
+    export, corpus, cost = parity.export, parity.corpus, parity.cost
+    tokens = f"{export.tokens:,} tokens"
     yield f"{words.QUESTIONS[0]} ONNX Runtime against torch on the same dequantised weights, {tokens}:"
-    runs = export["runs"]
+    runs = export.runs
     yield table(
-        ["", *(run["name"].capitalize() for run in runs)],
+        ["", *(run.name.capitalize() for run in runs)],
         [
-            ["Largest logit difference", *(words.power(s["max_abs"]) for s in runs)],
-            ["99.9 % of logits within", *(words.power(s["p999_abs"]) for s in runs)],
+            ["Largest logit difference", *(words.power(s.max_abs) for s in runs)],
+            ["99.9 % of logits within", *(words.power(s.p999_abs) for s in runs)],
             [
                 "Over the cache, batched, padded; largest difference to one pass",
-                *(words.power(s["decode_max_abs"]) for s in runs),
+                *(words.power(s.decode_max_abs) for s in runs),
             ],
-            ["Same likeliest token", *(words.share(s["same_top"]) for s in runs)],
+            ["Same likeliest token", *(words.share(s.same_top) for s in runs)],
         ],
     )
-    kld, top, delta = cost["kld"], cost["same_top"], cost["delta_nll"]
+    kld, top, delta = cost.kld, cost.same_top, cost.delta_nll
     yield (
         f"{words.QUESTIONS[1]} The artifact as it ships against the original checkpoint on "
-        f"{cost['tokens']:,} held-out tokens of {plain(corpus['source'])} "
+        f"{cost.tokens:,} held-out tokens of {plain(corpus.source)} "
         f"({words.clusters(cost)}):"
     )
     yield table(
         ["", "Original", "Artifact", "Change", "95 % interval"],
         [
             [
-                "Perplexity", words.number(cost["ppl_original"], 3), words.number(cost["ppl_quantized"], 3),
-                words.percent_change({"value": cost["ppl_ratio"]["value"], "low": None, "high": None}),
-                words.interval(cost["ppl_ratio"]["low"], cost["ppl_ratio"]["high"], _percent),
+                "Perplexity", words.number(cost.ppl_original, 3), words.number(cost.ppl_quantized, 3),
+                words.percent_change(Ratio(value=cost.ppl_ratio.value, low=None, high=None)),
+                words.interval(cost.ppl_ratio.low, cost.ppl_ratio.high, _percent),
             ],
             [
-                "Nats a token", words.number(cost["nll_original"], 4), words.number(cost["nll_quantized"], 4),
-                f"{delta['mean']:+.4f}", words.interval(delta["low"], delta["high"], "{:+.4f}".format),
+                "Nats a token", words.number(cost.nll_original, 4), words.number(cost.nll_quantized, 4),
+                f"{delta.mean:+.4f}", words.interval(delta.low, delta.high, "{:+.4f}".format),
             ],
             [
-                "Bits a byte", words.number(cost["bits_per_byte_original"], 4),
-                words.number(cost["bits_per_byte_quantized"], 4),
-                f"{cost['bits_per_byte_quantized'] - cost['bits_per_byte_original']:+.4f}", "",
+                "Bits a byte", words.number(cost.bits_per_byte_original, 4),
+                words.number(cost.bits_per_byte_quantized, 4),
+                f"{cost.bits_per_byte_quantized - cost.bits_per_byte_original:+.4f}", "",
             ],
             [
-                "KL divergence, nats a token", "", "", words.power(kld["mean"]),
-                words.interval(kld["low"], kld["high"], words.power),
+                "KL divergence, nats a token", "", "", words.power(kld.mean),
+                words.interval(kld.low, kld.high, words.power),
             ],
             [
-                "Same likeliest token", "", "", words.share(top["value"]),
-                words.interval(top["low"], top["high"], words.share),
+                "Same likeliest token", "", "", words.share(top.value),
+                words.interval(top.low, top.high, words.share),
             ],
         ],
     )  # fmt: skip
-    if parity["gates"]:
+    if parity.gates:
         yield "Gates of the recipe; an estimate passes only when the far end of its interval clears the limit:"
         yield table(
             ["Gate", "Measured", "Held to the limit", "Limit", "Verdict"],
             [
                 [
-                    words.GATES[gate["name"]][0],
-                    words.gate_value(gate["name"], gate["value"]),
-                    words.gate_value(gate["name"], gate["bound"]),
-                    words.gate_value(gate["name"], gate["limit"]),
-                    "passed" if gate["passed"] else f"**{words.outcome(gate)}**",
+                    words.GATES[gate.name][0],
+                    words.gate_value(gate.name, gate.value),
+                    words.gate_value(gate.name, gate.bound),
+                    words.gate_value(gate.name, gate.limit),
+                    "passed" if gate.passed else f"**{words.outcome(gate)}**",
                 ]
-                for gate in parity["gates"]
+                for gate in parity.gates
             ],
         )
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..artifact.records import Parity, Quantization, Ratio, Run
 from . import words
-from .words import Json
 
 _STYLES = {"Passed": "bold green", "Failed": "bold red", "Inconclusive": "bold yellow", "Measured": "bold"}
 _OUTCOMES = {"passed": "green", "failed": "bold red", "inconclusive": "yellow"}
 
 
-def verdict(parity: Json, quantization: Json | None) -> RenderableType:
+def verdict(parity: Parity, quantization: Quantization | None) -> RenderableType:
     """In the order of the page; at the end the recovered share of round-to-nearest's error, where it is known."""
     word, scope = words.verdict(parity)
     parts: list[RenderableType] = [
@@ -23,89 +25,88 @@ def verdict(parity: Json, quantization: Json | None) -> RenderableType:
         "",
         _cost(parity),
     ]
-    if parity["cost"]["subsets"]:
+    if parity.cost.subsets:
         parts += ["", _parts(parity)]
-    if parity["gates"]:
+    if parity.gates:
         parts += ["", _gates(parity)]
-    share = words.recovered(quantization["linears"]) if quantization and quantization["method"] == "gptq" else None
+    share = words.recovered(quantization.linears) if quantization and quantization.method == "gptq" else None
     if quantization is not None and share is not None:
-        n = len(quantization["linears"])
+        n = len(quantization.linears)
         parts += ["", Text(f"GPTQ recovered {100 * share:.0f} % of round-to-nearest's output error over {n} linears.")]
     return Group(*parts)
 
 
-def _export(parity: Json) -> RenderableType:
-    export = parity["export"]
-    note = f"ONNX Runtime against torch, same weights, {export['tokens']:,} tokens"
-    table = _table(*(run["name"] for run in export["runs"]))
-    for label, key, show in (
-        ("largest logit difference", "max_abs", words.power),
-        ("99.9 % of logits within", "p999_abs", words.power),
-        ("cached, batched or padded", "decode_max_abs", words.power),
-        ("same likeliest token", "same_top", words.share),
-    ):
-        table.add_row(label, *(show(run[key]) for run in export["runs"]))
+def _export(parity: Parity) -> RenderableType:
+    export = parity.export
+    note = f"ONNX Runtime against torch, same weights, {export.tokens:,} tokens"
+    table = _table(*(run.name for run in export.runs))
+    rows: tuple[tuple[str, Callable[[Run], str]], ...] = (
+        ("largest logit difference", lambda run: words.power(run.max_abs)),
+        ("99.9 % of logits within", lambda run: words.power(run.p999_abs)),
+        ("cached, batched or padded", lambda run: words.power(run.decode_max_abs)),
+        ("same likeliest token", lambda run: words.share(run.same_top)),
+    )
+    for label, shown in rows:
+        table.add_row(label, *map(shown, export.runs))
     return _titled(words.QUESTIONS[0], note, table)
 
 
-def _cost(parity: Json) -> RenderableType:
-    cost = parity["cost"]
-    note = f"against the original, {cost['tokens']:,} held-out tokens"
+def _cost(parity: Parity) -> RenderableType:
+    cost = parity.cost
+    note = f"against the original, {cost.tokens:,} held-out tokens"
     table = _table("original", "artifact", "change", "95 % interval")
-    ratio, delta, kld, top = (cost[name] for name in ("ppl_ratio", "delta_nll", "kld", "same_top"))
+    ratio, delta, kld, top = cost.ppl_ratio, cost.delta_nll, cost.kld, cost.same_top
 
     table.add_row(
-        "perplexity", words.number(cost["ppl_original"], 3), words.number(cost["ppl_quantized"], 3), *_change(ratio)
+        "perplexity", words.number(cost.ppl_original, 3), words.number(cost.ppl_quantized, 3), *_change(ratio)
     )  # fmt: skip
     table.add_row(
-        "nats a token", words.number(cost["nll_original"], 4), words.number(cost["nll_quantized"], 4),
-        f"{delta['mean']:+.4f}", words.interval(delta["low"], delta["high"], "{:+.4f}".format),
+        "nats a token", words.number(cost.nll_original, 4), words.number(cost.nll_quantized, 4),
+        f"{delta.mean:+.4f}", words.interval(delta.low, delta.high, "{:+.4f}".format),
     )  # fmt: skip
-    change = cost["bits_per_byte_quantized"] - cost["bits_per_byte_original"]
+    change = cost.bits_per_byte_quantized - cost.bits_per_byte_original
     table.add_row(
-        "bits a byte", words.number(cost["bits_per_byte_original"], 4),
-        words.number(cost["bits_per_byte_quantized"], 4), f"{change:+.4f}", "",
+        "bits a byte", words.number(cost.bits_per_byte_original, 4),
+        words.number(cost.bits_per_byte_quantized, 4), f"{change:+.4f}", "",
     )  # fmt: skip
+    table.add_row("KL divergence", "", "", words.power(kld.mean), words.interval(kld.low, kld.high, words.power))
     table.add_row(
-        "KL divergence", "", "", words.power(kld["mean"]), words.interval(kld["low"], kld["high"], words.power)
-    )
-    table.add_row(
-        "same likeliest token", "", "", words.share(top["value"]), words.interval(top["low"], top["high"], words.share)
+        "same likeliest token", "", "", words.share(top.value), words.interval(top.low, top.high, words.share)
     )
     return _titled(words.QUESTIONS[1], note, table)
 
 
-def _parts(parity: Json) -> RenderableType:
+def _parts(parity: Parity) -> RenderableType:
     table = _table("tokens", "perplexity", "95 % interval", "KL divergence")
-    for part in parity["cost"]["subsets"]:
-        name = "".join(c if c.isprintable() else " " for c in part["name"])
+    for part in parity.cost.subsets:
+        name = "".join(c if c.isprintable() else " " for c in part.name)
         table.add_row(
-            Text(name, overflow="ellipsis", no_wrap=True), f"{part['tokens']:,}",
-            *_change(part["ppl_ratio"]), words.power(part["kld"]["mean"]),
+            Text(name, overflow="ellipsis", no_wrap=True), f"{part.tokens:,}",
+            *_change(part.ppl_ratio), words.power(part.kld.mean),
         )  # fmt: skip
     return _titled("By part of the text", "change of perplexity, divergence from the original", table)
 
 
-def _change(ratio: Json) -> tuple[str, str]:
+def _change(ratio: Ratio) -> tuple[str, str]:
     """Of perplexity, in percent, and its interval."""
 
     def percent(x: float) -> str:
         return f"{100 * (x - 1):+.2f} %"
 
-    value = words.ABSENT if ratio["value"] is None else percent(ratio["value"])
-    return value, words.interval(ratio["low"], ratio["high"], percent)
+    value = words.ABSENT if ratio.value is None else percent(ratio.value)
+    return value, words.interval(ratio.low, ratio.high, percent)
 
 
-def _gates(parity: Json) -> RenderableType:
+def _gates(parity: Parity) -> RenderableType:
     table = _table("measured", "held to limit", "limit", "")
-    for gate in parity["gates"]:
-        name = gate["name"]
+    for gate in parity.gates:
+        name = gate.name
         table.add_row(
             words.GATES[name][0].lower().replace("kl ", "KL "),
-            words.gate_value(name, gate["value"]),
-            words.gate_value(name, gate["bound"]),
-            f"{words.sign(name)} {words.gate_value(name, gate['limit'])}",
-            Text(words.outcome(gate), style=_OUTCOMES[gate["outcome"]]),
+            words.gate_value(name, gate.value),
+            words.gate_value(name, gate.bound),
+            f"{words.sign(name)} {words.gate_value(name, gate.limit)}",
+            Text(words.outcome(gate), style=_OUTCOMES[gate.outcome]),
         )
     return _titled("Gates", "an estimate passes only by the far end of its interval", table)
 

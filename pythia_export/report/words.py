@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Json = Mapping[str, Any]
+from ..artifact.records import Exported, LinearRecord, Parity, Part, Quantization, Ratio, Verdict
 
 QUESTIONS = ("Did the export keep the numbers?", "What did quantisation cost?")
 ABSENT = "–"
@@ -27,31 +27,31 @@ _METHODS = {"gptq": "GPTQ", "rtn": "Round to nearest", "none": "Not quantised"}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def largest(export: Mapping[str, Any]) -> float:
+def largest(export: Exported) -> float:
     """The largest logit difference of those runs that are held to limits."""
-    return max(float(run["max_abs"]) for run in export["runs"] if run["gated"])
+    return max(float(run.max_abs) for run in export.runs if run.gated)
 
 
-def verdict(parity: Json) -> tuple[str, str]:
+def verdict(parity: Parity) -> tuple[str, str]:
     """One word and what it stands for: `("Passed", "all 3 gates")`."""
-    gates = parity["gates"]
-    failed, undecided = ([x for x in gates if x["outcome"] == outcome] for outcome in ("failed", "inconclusive"))
+    gates = parity.gates
+    failed, undecided = ([x for x in gates if x.outcome == outcome] for outcome in ("failed", "inconclusive"))
     if not gates:
         return "Measured", "the recipe sets no gate"
     if not failed and not undecided:
         return "Passed", "the one gate" if len(gates) == 1 else f"all {len(gates)} gates"
-    names = ", ".join(GATES[gate["name"]][0] for gate in failed or undecided)
+    names = ", ".join(GATES[gate.name][0] for gate in failed or undecided)
     return "Failed" if failed else "Inconclusive", f"{len(failed or undecided)} of {len(gates)} gates: {names}"
 
 
-def outcome(gate: Json) -> str:
+def outcome(gate: Verdict) -> str:
     """``passed``, ``failed``, or ``inconclusive: about 12,000 more tokens would decide``."""
-    if gate["outcome"] != "inconclusive":
-        return str(gate["outcome"])
-    more = gate["more_tokens"]
+    if gate.outcome != "inconclusive":
+        return str(gate.outcome)
+    more = gate.more_tokens
     if more is None:
         return "inconclusive"
-    return f"inconclusive: {'' if gate['name'] == 'min_tokens' else 'about '}{more:,} more tokens would decide"
+    return f"inconclusive: {'' if gate.name == 'min_tokens' else 'about '}{more:,} more tokens would decide"
 
 
 def sign(gate: str) -> str:
@@ -59,79 +59,79 @@ def sign(gate: str) -> str:
     return "≥" if gate in AT_LEAST else "≤"
 
 
-def gate_sentence(gate: Json) -> str:
+def gate_sentence(gate: Verdict) -> str:
     """``Perplexity, ratio to the original's: 1.0202, its 95 % interval ends at 1.0223; limit ≤ 1.0500: passed``."""
-    name = gate["name"]
-    measured, bound, limit = (gate_value(name, gate[key]) for key in ("value", "bound", "limit"))
-    where = f" ({gate['run']})" if gate["run"] else ""
-    if gate["confidence"] is None:
+    name = gate.name
+    measured, bound, limit = (gate_value(name, x) for x in (gate.value, gate.bound, gate.limit))
+    where = f" ({gate.run})" if gate.run else ""
+    if gate.confidence is None:
         held = ""
-    elif gate["bound"] is None:
+    elif gate.bound is None:
         held = ", without an interval"
     else:
-        held = f", its {100 * gate['confidence']:.4g} % interval ends at {bound}"
+        held = f", its {100 * gate.confidence:.4g} % interval ends at {bound}"
     return f"{', '.join(GATES[name])}: {measured}{where}{held}; limit {sign(name)} {limit}: {outcome(gate)}"
 
 
-def unmet(parity: Json) -> list[str]:
+def unmet(parity: Parity) -> list[str]:
     """A line for each gate that did not pass, and where to look first."""
-    lines = [f"Gate {gate['name']}: {outcome(gate)}" for gate in parity["gates"] if not gate["passed"]]
+    lines = [f"Gate {gate.name}: {outcome(gate)}" for gate in parity.gates if not gate.passed]
     return lines + [line for line in (look_in_graph(parity), look_in_weights(parity)) if line]
 
 
-def look_in_graph(parity: Json) -> str:
+def look_in_graph(parity: Parity) -> str:
     """Where the graph leaves the reference first; empty where nobody had to look."""
-    found = parity["export"]["first_divergence"]
+    found = parity.export.first_divergence
     if not found:
         return ""
-    if found["op"] is None:
-        said = f"Look first: none of {found['checked']} operators differs from torch by itself, on its own inputs"
-        cache = found["rounded_cache"]
+    if found.op is None:
+        said = f"Look first: none of {found.checked} operators differs from torch by itself, on its own inputs"
+        cache = found.rounded_cache
         return said + (
             "." if cache is None else f"; but the KV cache is rounded to {cache}, for which limits are wider."
         )
-    by = "has no such value" if found["error"] is None else f"differs by {power(found['error'])}, relative"
-    return f"Look first at {found['node']} ({found['way']}, {found['speed']} speed): it {by}."
+    by = "has no such value" if found.error is None else f"differs by {power(found.error)}, relative"
+    return f"Look first at {found.node} ({found.way}, {found.speed} speed): it {by}."
 
 
-def look_in_weights(parity: Json) -> str:
-    found = parity["cost"]["suspects"]
+def look_in_weights(parity: Parity) -> str:
+    found = parity.cost.suspects
     if not found:
         return ""
-    first, worst = found["first"], found["worst"][0]
+    first, worst = found.first, found.worst[0]
     if first is None:
         return (
-            f"Look first: no weights are out of line; the worst, {worst['name']}, have {worst['ratio']:.2g} times the "
+            f"Look first: no weights are out of line; the worst, {worst.name}, have {worst.ratio:.2g} times the "
             "error of round-to-nearest."
         )
     return (
-        f"Look first at the weights of {first['name']}: their output error is {power(first['error'])}, "
-        f"{first['ratio']:.2g} times that of round-to-nearest."
+        f"Look first at the weights of {first.name}: their output error is {power(first.error)}, "
+        f"{first.ratio:.2g} times that of round-to-nearest."
     )
 
 
-def export_sentence(parity: Json) -> str:
-    by = power(largest(parity["export"]))
-    if any(gate["name"] == "export_max_abs" and not gate["passed"] for gate in parity["gates"]):
+def export_sentence(parity: Parity) -> str:
+    by = power(largest(parity.export))
+    if any(gate.name == "export_max_abs" and not gate.passed for gate in parity.gates):
         return f"ONNX Runtime differs from torch on the same weights by up to {by} in a logit."
     return f"ONNX Runtime computes what torch does on the same weights, to {by} in every logit."
 
 
-def cost_sentence(parity: Json, quantized: bool = True) -> str:
-    what, ratio = "Quantisation" if quantized else "Storing the weights so", parity["cost"]["ppl_ratio"]
-    if ratio["value"] is None:
+def cost_sentence(parity: Parity, quantized: bool = True) -> str:
+    what, ratio = "Quantisation" if quantized else "Storing the weights so", parity.cost.ppl_ratio
+    if ratio.value is None:
         return f"{what} destroyed the model: the perplexity ratio is beyond what a float can hold."
-    if ratio["low"] is None or ratio["high"] is None:
+    if ratio.low is None or ratio.high is None:
         return f"{what} changes perplexity by {percent_change(ratio)}; the text allows no interval."
-    if ratio["low"] <= 1 <= ratio["high"]:
+    if ratio.low <= 1 <= ratio.high:
         return f"{what} has no effect on perplexity that could be told from none: {percent_change(ratio)}."
-    verb = "raises" if ratio["value"] > 1 else "lowers"
+    verb = "raises" if ratio.value > 1 else "lowers"
     return f"{what} {verb} perplexity: {percent_change(ratio)}."
 
 
-def percent_change(ratio: Json) -> str:
+def percent_change(ratio: Ratio) -> str:
     """``+1.70 % (95 % interval +1.51 to +1.89 %)``; two digits of the interval's width are shown."""
-    value, low, high = (None if ratio[k] is None else 100 * (ratio[k] - 1) for k in ("value", "low", "high"))
+    value, low, high = (None if x is None else 100 * (x - 1) for x in (ratio.value, ratio.low, ratio.high))
     if value is None:
         return ABSENT
     if low is None or high is None:
@@ -192,23 +192,23 @@ def interval(low: float | None, high: float | None, show: Any) -> str:
     return "no interval" if low is None or high is None else f"{show(low)} to {show(high)}"
 
 
-def clusters(cost: Json) -> str:
+def clusters(cost: Part) -> str:
     """How the intervals were made."""
-    by, count = cost["clusters"]["by"], cost["clusters"]["count"]
+    by, count = cost.clusters.by, cost.clusters.count
     return f"95 % intervals, clustered by {count:,} {by}s" + (": the text is one document" if by == "window" else "")
 
 
-def scheme(linear: Json) -> str:
+def scheme(linear: LinearRecord) -> str:
     """``int4, groups of 32``."""
-    group = "a scale a row" if linear["group_size"] == -1 else f"groups of {linear['group_size']}"
-    return f"int{linear['bits']}, {group}" + ("" if linear.get("symmetric", True) else ", asymmetric")
+    group = "a scale a row" if linear.group_size == -1 else f"groups of {linear.group_size}"
+    return f"int{linear.bits}, {group}" + ("" if linear.symmetric else ", asymmetric")
 
 
-def treatment(quantization: Json) -> str:
+def treatment(quantization: Quantization) -> str:
     """``GPTQ int4, groups of 32; head int8, groups of 128``, by what most of the linears got."""
-    trunk = [scheme(x) for x in quantization["linears"] if x["layer"] is not None]
-    head = [scheme(x) for x in quantization["linears"] if x["layer"] is None]
-    method = method_name(quantization["method"])
+    trunk = [scheme(x) for x in quantization.linears if x.layer is not None]
+    head = [scheme(x) for x in quantization.linears if x.layer is None]
+    method = method_name(quantization.method)
     if not trunk and not head:
         return method
     most = max(dict.fromkeys(trunk or head), key=(trunk or head).count)
@@ -226,23 +226,23 @@ def kind(name: str) -> str:
     return name.split(".", 3)[3] if name.startswith("gpt_neox.layers.") else name
 
 
-def by_kind(linears: Sequence[Json]) -> dict[str, list[Json]]:
+def by_kind(linears: Sequence[LinearRecord]) -> dict[str, list[LinearRecord]]:
     """Linears that have a loss, by kind, in the model's order."""
-    kinds: dict[str, list[Json]] = {}
+    kinds: dict[str, list[LinearRecord]] = {}
     for linear in linears:
-        if linear["loss"] is not None:
-            kinds.setdefault(kind(linear["name"]), []).append(linear)
+        if linear.loss is not None:
+            kinds.setdefault(kind(linear.name), []).append(linear)
     return kinds
 
 
-def recovered(linears: Sequence[Json]) -> float | None:
+def recovered(linears: Sequence[LinearRecord]) -> float | None:
     """Share of round-to-nearest's error, summed over these linears, that the method took away."""
-    pairs = [(x["rtn_loss"], x["loss"]) for x in linears if x["rtn_loss"] is not None and x["loss"] is not None]
+    pairs = [(x.rtn_loss, x.loss) for x in linears if x.rtn_loss is not None and x.loss is not None]
     nearest = sum(rtn for rtn, _ in pairs)
     return 1 - sum(loss for _, loss in pairs) / nearest if nearest else None
 
 
-def recipe_toml(recipe: Json) -> str:
+def recipe_toml(recipe: Mapping[str, Any]) -> str:
     """A recipe as the TOML that gives it again. What is not set is left out."""
     out: list[str] = []
     for name, section in recipe.items():
@@ -251,7 +251,7 @@ def recipe_toml(recipe: Json) -> str:
     return "\n".join(out).strip() + "\n"
 
 
-def _table(name: str, section: Json, out: list[str], header: str = "[{}]") -> None:
+def _table(name: str, section: Mapping[str, Any], out: list[str], header: str = "[{}]") -> None:
     nested = {k: v for k, v in section.items() if isinstance(v, Mapping)}
     tables = {
         k: v for k, v in section.items() if isinstance(v, list | tuple) and isinstance(next(iter(v), {}), Mapping)

@@ -45,7 +45,7 @@ class Allocation:
     raised: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"raised": list(self.raised)}
 
 
 def allocate(
