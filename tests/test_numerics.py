@@ -21,6 +21,7 @@ from pythia_export.quantize import native
 from pythia_export.quantize.coupled import gptq_coupled
 from pythia_export.quantize.gptq import correction, factor, gptq
 from pythia_export.recipe import Export, Quantize
+from pythia_export.stream.allocate import allocate
 from pythia_export.stream.problem import Moments
 
 WINDOWS = np.random.default_rng(0).integers(0, 96, (16, 32))
@@ -58,6 +59,12 @@ def test_one_huge_weight_is_refused_and_its_linear_named(tmp_path, linear, value
     """Costs overflowed to NaN, which no order holds, and the native beam read outside its memory."""
     with pytest.raises(NumericsError, match=r"layers\.0\.(attention|mlp)\.\w+: the (error|sensitivity)"):
         export_model(one_weight(linear, value), tmp_path, Quantize(group_size=32, **settings), Export(), WINDOWS)
+
+
+def test_a_budget_of_bits_is_not_weighed_by_costs_that_overflow(tmp_path):
+    budget = Quantize(group_size=32, bits_per_weight=6.0, head={"bits": 4, "group_size": 32})
+    with pytest.raises(NumericsError, match=f"{DOWN}: the cost of rounding weights as large as 1e"):
+        allocate(one_weight(DOWN, 1e22), budget, "float32", WINDOWS, 4.0, tmp_path)
 
 
 def test_huge_inputs_alone_are_no_overflow():

@@ -7,6 +7,7 @@ most for the bytes they take are raised, as long as they fit.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from ..block import Block
 from ..device import CPU, memory_of
-from ..errors import RecipeError
+from ..errors import NumericsError, RecipeError
 from ..graph.layout import Layout, layout
 from ..neox import EMBEDDING, NeoXConfig, layer_prefix, layer_tensors
 from ..progress import SILENT, Progress
+from ..quantize.rounding import HUGE
 from ..quantize.rtn import rtn
 from ..recipe import Override, Quantize
 from .activations import place
@@ -62,6 +64,7 @@ def allocate(
 
     Raises:
         RecipeError: fewer bits are asked for than the recipe's own, or more than 8 everywhere would take.
+        NumericsError: a weight or an activation is NaN, infinite, or so large that the cost of rounding overflows.
         ResourceError: the device's memory did not suffice.
     """
     asked = quantize.bits_per_weight
@@ -162,6 +165,10 @@ def _weigher(
             scheme = places.linears[name].scheme
             E = W - rtn(W, scheme.bits, scheme.group_size, scheme.symmetric).dequantize()
             costs.append(expected_cost(E, problem.H, felt.of(layer, linear).to(W.device)))
+        if not all(map(math.isfinite, costs)):
+            raise NumericsError(
+                f"{name}: the cost of rounding weights as large as {W.abs().max():.3g} is no finite number", hint=HUGE
+            )
         saved[name] = costs[0] - costs[1]
         return W
 
