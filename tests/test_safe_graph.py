@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pythia_export.graph.browser import require_keep
 from pythia_export.graph.decoder import build_decoder
 from pythia_export.graph.layout import layout
 from pythia_export.kernels import kernels_path
+from pythia_export.neox import ACTIVATIONS
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import Session
 from pythia_export.runtime.graph import KEEP, OPERATORS, read_graph, require_files, require_ours
@@ -69,6 +71,12 @@ def test_the_list_of_operators_is_what_the_exporter_writes():
             contents = read_graph(model.SerializeToString(), "here")
             require_ours(contents, "here")
             written |= {(domain, operator) for _, domain, operator in contents.nodes}
+    for hidden_act in ACTIVATIONS:
+        config = replace(small_config(layers=1), hidden_act=hidden_act)
+        model = build_decoder(config, layout(config, Quantize(method="none"), "float32"), Export())
+        contents = read_graph(model.SerializeToString(), "here")
+        require_ours(contents, "here")
+        written |= {(domain, operator) for _, domain, operator in contents.nodes}
     assert written == OPERATORS
 
 

@@ -26,9 +26,10 @@ MICROSOFT, OURS = "com.microsoft", "pythia"
 # What `graph/` writes, in every form: tests/test_safe_graph.py holds the two to each other.
 OPERATORS = frozenset(
     {("", name) for name in (
-        "Abs", "Add", "Cast", "CastLike", "Concat", "Constant", "Div", "Equal", "Expand", "Floor", "Gather", "Gelu",
-        "Greater", "Identity", "LayerNormalization", "MatMul", "Mul", "Neg", "Range", "ReduceMax", "Reshape", "Round",
-        "Shape", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+        "Abs", "Add", "Cast", "CastLike", "Clip", "Concat", "Constant", "Div", "Equal", "Expand", "Floor", "Gather",
+        "Gelu", "Greater", "Identity", "LayerNormalization", "MatMul", "Mul", "Neg", "Range", "ReduceMax", "Relu",
+        "Reshape", "Round", "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Squeeze", "Sub", "Tanh",
+        "Transpose", "Unsqueeze", "Where",
     )}
     | {(MICROSOFT, name) for name in ("GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits")}
     | {(OURS, name) for name in ("MatMulNBits", "RotaryAttention")}
