@@ -84,6 +84,8 @@ UNTRUE = {
                      "no run is gated"),
     "a run without its cuts": ({"parity": at("export", "runs", 1, splits=[])}, "cut at different tokens"),
     "gates that did not pass": ({"parity": at("gates", 0, passed=False, outcome="failed")}, "its gates say otherwise"),
+    "a ratio beyond measure": ({"parity": at("cost", "ppl_ratio", high=1.7e308)}, "`cost.ppl_ratio.high` is 1.7e"),
+    "a limit of nothing": ({"parity": at("gates", 0, limit=0)}, "`gates.0.limit` is 0; greater than 0"),
     "an outcome of nobody": ({"parity": at("gates", 0, outcome="perhaps")}, "`gates.0.outcome` is 'perhaps'"),
     "sums of different lengths": ({"parity": at("cost", "sums", kld=[1.0])}, "lists of different lengths"),
     "very many layers": ({"config": at(num_hidden_layers=9_999)}, "9,999 layers of these sizes have"),

@@ -26,6 +26,7 @@ Layer = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Linear = Annotated[str, StringConstraints(pattern=r"^(gpt_neox\.layers\.\d{1,5}\.[a-z0-9_.]+|embed_out)$")]
 Figure = Annotated[float, Field(ge=-1e100, le=1e100)]  # nats, logits, shares: squares and sums of such are finite
+Wide = Annotated[float, Field(ge=-1e300, le=1e300)]  # perplexities and their ratios: as percents they are finite still
 Outcome = Literal["passed", "failed", "inconclusive"]
 GateName = Literal[
     "export_max_abs", "decode_max_abs", "ppl_ratio", "delta_nll", "kld_mean", "same_top", "min_tokens", "regression"
@@ -132,8 +133,8 @@ class Quantization(Record):
 
 
 class Interval(Record):
-    low: float | None
-    high: float | None
+    low: Wide | None
+    high: Wide | None
 
 
 class Bootstrap(Interval):
@@ -157,7 +158,7 @@ class Tails(Mean):
 
 
 class Ratio(Interval):
-    value: float | None
+    value: Wide | None
 
 
 class Share(Interval):
@@ -184,8 +185,8 @@ class Part(Record):
     clusters: Clusters
     nll_original: Figure
     nll_quantized: Figure
-    ppl_original: float | None
-    ppl_quantized: float | None
+    ppl_original: Wide | None
+    ppl_quantized: Wide | None
     ppl_ratio: Ratio
     delta_nll: Mean
     kld: Tails
@@ -335,10 +336,10 @@ class Verdict(Record):
     """One gate: what was measured, what was held to the limit, and what came of it."""
 
     name: GateName
-    limit: Figure
+    limit: Annotated[float, Field(gt=0, le=1e100)]
     confidence: Figure | None
-    value: Figure | None
-    bound: Figure | None
+    value: Wide | None
+    bound: Wide | None
     outcome: Outcome
     passed: bool
     more_tokens: Count | None

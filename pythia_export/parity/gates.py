@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..recipe import Gate, Gates
-from .statistics import student_t, t_interval, wilson
+from .statistics import LARGEST, student_t, t_interval, wilson
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
 REGRESSION = Gate(limit=1e-3)  # of `verify --against`, where the recipe sets none: nats of divergence a token
@@ -134,4 +134,4 @@ def _verdict(
 
 
 def _exp(x: float) -> float | None:
-    return math.exp(x) if x < 700 else None
+    return math.exp(x) if x < math.log(LARGEST) else None

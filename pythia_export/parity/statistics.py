@@ -35,6 +35,7 @@ from scipy.special import stdtrit
 
 from .metrics import Floats, TokenFigures, bits_per_byte
 
+LARGEST = 1e300  # perplexity, or ratio of two, that is recorded: as a percent it is finite still
 CONFIDENCE = 0.95  # two-sided: each bound alone holds with 97.5 %
 REPLICATES = 2000
 SEED = 0
@@ -253,6 +254,6 @@ def _by_cluster(x: NDArray[Any], clusters: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _exp(x: float | None) -> float | None:
-    if x is None or x > math.log(np.finfo(np.float64).max):
+    if x is None or x > math.log(LARGEST):
         return None
     return math.exp(x)
