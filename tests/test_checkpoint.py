@@ -261,9 +261,9 @@ def forks(monkeypatch):
     """The process that converts is forked from one in which torch is imported; elsewhere it starts from nothing."""
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        python, option, module, *args = command
-        assert (python, option) == (sys.executable, "-m")
-        return script(module, *args)
+        python, file, *args = command
+        assert python == sys.executable and Path(file).is_absolute()
+        return script(Path(file), *args)
 
     monkeypatch.setattr("pythia_export.checkpoint.convert.subprocess", SimpleNamespace(run=run))
 

@@ -62,6 +62,9 @@ def test_a_process_that_cannot_even_begin_is_not_said_to_lack_memory(
 def test_a_process_over_its_time_is_put_down_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told half a minute before, and leaves nothing in TMPDIR."""
     (tmp_path / "scratch").mkdir()
+    for name in ("torch", "json", "submitit", "pickle"):  # in the folder where it is called: for nobody to import
+        (tmp_path / "scratch" / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.chdir(tmp_path / "scratch")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     folder = Folder(tmp_path / "out")
     assert run(a_sweep(tmp_path, samples=2048, hours=0.0125), folder, engine="local").failed == 2
@@ -69,7 +72,8 @@ def test_a_process_over_its_time_is_put_down_so(tmp_path: Path, monkeypatch: pyt
     assert {(r["exit_code"], r["message"]) for r in records if r is not None} == {
         (ResourceError.exit_code, "not enough time, at last with 1 min (1 attempt)")
     }
-    assert not list((tmp_path / "scratch").iterdir())
+    assert not [path for path in (tmp_path / "scratch").iterdir() if path.suffix != ".py"]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_mark_without_a_sign_of_life_is_nobodys(tmp_path: Path) -> None:

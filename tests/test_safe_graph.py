@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, parser
 from pydantic import ValidationError
 
 from pythia_export.errors import EnvironmentProblem, IntegrityError, NumericsError, ResourceError
+from pythia_export.evaluate.scores import ScoringSession, append_scores
 from pythia_export.graph.browser import require_keep
 from pythia_export.graph.decoder import build_decoder
 from pythia_export.graph.layout import layout
@@ -309,6 +310,21 @@ def test_logits_that_are_not_finite_are_an_error_of_every_call(exported):
         session.logits(IDS)
     with pytest.raises(NumericsError, match="at place 0 of row 0"):
         session.step(session.start(2, 9), IDS, keep=1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_eval_sees_one_logit_that_is_not_finite(exported, value):
+    broken = onnx.ModelProto()
+    broken.CopyFrom(exported.model)
+    broken.graph.node[-1].output[0] = "before"
+    added = np.zeros(96, "f4")
+    added[50] = value
+    broken.graph.initializer.append(onnx.numpy_helper.from_array(added, "added"))
+    broken.graph.node.append(helper.make_node("Add", ["before", "added"], ["logits"], name="/one"))
+    append_scores(broken.graph, 96)
+    session = ScoringSession(broken.SerializeToString(), exported.folder, exported.config, kv_cache="shared", threads=1)
+    with pytest.raises(NumericsError, match="the logits of 4 tokens are not finite, first at place 0 of row 0"):
+        session.score(IDS, np.ones_like(IDS), np.zeros((2, 2, 3), np.int64))
 
 
 def test_large_logits_whose_sum_overflows_are_finite(exported):

@@ -16,18 +16,20 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..artifact import Artifact
+from ..errors import NumericsError
 from ..runtime import MODEL, Session, check_graph
 
 PART = 512  # classes at most
 _TARGETS, _SCORES = "score.targets", ("score.tops", "score.of_log_softmax", "score.came")
+_BOTTOMS = "score.bottoms"  # for the check alone: minus infinity shows nowhere else
 
 
 class ScoringSession(Session):
     """A session that scores tokens as well; in everything else it is a `Session`."""
 
     inputs = (*Session.inputs, _TARGETS)
-    outputs = (*Session.outputs, *_SCORES)
-    operators = Session.operators | {("", "GatherElements"), ("", "LogSoftmax")}
+    outputs = (*Session.outputs, *_SCORES, _BOTTOMS)
+    operators = Session.operators | {("", "GatherElements"), ("", "LogSoftmax"), ("", "ReduceMin")}
 
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int | None = None, native: bool = True) -> ScoringSession:
@@ -42,16 +44,26 @@ class ScoringSession(Session):
 
         ids [B, S] int64 and mask [B, S] 1 or 0, with nothing before them; targets [B, K, C] int64 are C candidates to
         follow each of the last K tokens. Of equal logits each counts as the likeliest.
+
+        Raises:
+            NumericsError: a logit is NaN or infinite.
         """
         batch, kept, choices = targets.shape
         parts = self.config.vocab_size // part_size(self.config.vocab_size)
         cache = self.start(*ids.shape)
-        found = {name: np.empty((batch * kept * parts, 1), np.float32) for name in _SCORES[:2]}
+        found = {name: np.empty((batch * kept * parts, 1), np.float32) for name in (*_SCORES[:2], _BOTTOMS)}
         found[_SCORES[2]] = np.empty((batch, kept, choices), np.float32)
         on_device = {name: self._to_device(array) for name, array in found.items()}
         cache.bind({_TARGETS: self._to_device(np.ascontiguousarray(targets, np.int64))}, on_device)
         self._advance(cache, ids, mask, kept)
-        return combine(*(on_device[name].numpy().reshape(batch, kept, -1) for name in _SCORES))
+        values = {name: value.numpy().reshape(batch, kept, -1) for name, value in on_device.items()}
+        # Of a part with a NaN or an infinity in it the log-softmax is NaN.
+        good = np.isfinite([values[name] for name in (*_SCORES[:2], _BOTTOMS)]).all(axis=(0, 3))
+        bad = ~good & (mask[:, -kept:] != 0)
+        if bad.any():
+            row, at = np.argwhere(bad)[0]
+            raise NumericsError(f"the logits of {bad.sum():,} tokens are not finite, first at place {at} of row {row}")
+        return combine(*(values[name] for name in _SCORES))
 
 
 def part_size(classes: int) -> int:
@@ -63,8 +75,8 @@ def part_size(classes: int) -> int:
 def append_scores(graph: onnx.GraphProto, classes: int) -> None:
     """Let a graph whose output `logits` is [B, K, classes] also give what `combine` takes.
 
-    Of each part of the vocabulary [B * K * parts, 1]: its largest logit, and the log-softmax of that one. Of the
-    targets, an input [B, K, C] with a default, their logits [B, K, C].
+    Of each part of the vocabulary [B * K * parts, 1]: its largest logit, the log-softmax of that one, and its smallest.
+    Of the targets, an input [B, K, C] with a default, their logits [B, K, C].
     """
     tops, of_log_softmax, came = _SCORES
     graph.initializer.extend(
@@ -78,6 +90,7 @@ def append_scores(graph: onnx.GraphProto, classes: int) -> None:
         [
             _node("Reshape", ["logits", "score.parts"], "score.of_parts"),
             _node("ReduceMax", ["score.of_parts", "score.axis"], tops),
+            _node("ReduceMin", ["score.of_parts", "score.axis"], _BOTTOMS),
             _node("LogSoftmax", ["score.of_parts"], "score.log_softmax", axis=1),
             _node("ReduceMax", ["score.log_softmax", "score.axis"], of_log_softmax),
             _node("GatherElements", ["logits", _TARGETS], came, axis=2),
@@ -85,7 +98,7 @@ def append_scores(graph: onnx.GraphProto, classes: int) -> None:
     )
     graph.input.append(helper.make_tensor_value_info(_TARGETS, TensorProto.INT64, [None, None, None]))
     graph.output.extend(
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 1]) for name in (tops, of_log_softmax)]
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 1]) for name in (tops, of_log_softmax, _BOTTOMS)]
         + [helper.make_tensor_value_info(came, TensorProto.FLOAT, [None, None, None])]
     )
 
