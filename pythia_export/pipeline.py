@@ -25,6 +25,7 @@ from .artifact import (
     Publisher,
     Quantization,
     Staging,
+    clean_up,
     explained,
     held,
     is_snapshot,
@@ -206,6 +207,7 @@ def _finish_interrupted(recipe: Recipe, out: Path, resume: bool, progress: Progr
     if not work.is_dir():
         return None
     with held(out), explained(out):
+        clean_up(out)
         done = published(work, out)
         if done is None:
             return None

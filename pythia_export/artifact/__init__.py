@@ -16,11 +16,12 @@ from .manifest import MANIFEST
 from .publish import Kind, Publisher
 from .read import Artifact
 from .records import Parity, Quantization
+from .siblings import clean_up
 from .sigterm import unwinding_on_sigterm
 from .snapshot import is_own_file, is_snapshot
 from .staging import Staging
 
 __all__ = [
-    "MANIFEST", "Artifact", "Kind", "Parity", "Publisher", "Quantization", "Staging", "explained", "held",
-    "is_own_file", "is_snapshot", "lock_folder", "unwinding_on_sigterm", "write_atomically",
+    "MANIFEST", "Artifact", "Kind", "Parity", "Publisher", "Quantization", "Staging", "clean_up", "explained",
+    "held", "is_own_file", "is_snapshot", "lock_folder", "unwinding_on_sigterm", "write_atomically",
 ]  # fmt: skip
