@@ -4,6 +4,7 @@
 # make test-consumers   artifacts in onnxruntime-genai, Optimum, transformers 5, transformers.js, Node, Chromium and C++; installs them first
 # make sweep-demo   trains a small model, quantises its checkpoints at 2, 3, 4 and 8 bits, and plots what that costs it
 # make test-slurm  sweeps on a real Slurm in build/slurm, killed at random; as root it installs Debian's packages first
+# make test-kill  runs killed at 200 random moments, some twenty minutes: what is lost? docs/durability.md
 # make lint   ruff, mypy, and the schemas of action.yml and the workflows
 # make kernels  the native operators, in build/kernels; needs a C++17 compiler, and nothing fails without one
 # make cuda  the native operators for an NVIDIA GPU, in build/kernels-cuda; with nvcc from PyPI where none is installed (Linux)
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NVCC := build/nvcc/nvidia/cu13/bin/nvcc
 
-.PHONY: demo sweep-demo test test-fuzz test-consumers test-slurm consumers lint kernels cuda venv clean
+.PHONY: demo sweep-demo test test-fuzz test-consumers test-slurm test-kill consumers lint kernels cuda venv clean
 
 demo: $(STAMP) kernels
 	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
@@ -53,6 +54,10 @@ test-slurm: $(STAMP)
 	@trap 'tests/slurm/down.sh build/slurm' EXIT && trap 'exit 130' INT TERM && \
 		conf="$$(tests/slurm/up.sh build/slurm)" && eval "$$conf" && \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/test_slurm.py
+
+test-kill: $(STAMP) kernels
+	@echo "test    runs killed at random moments"
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/kill_storm.py --folder build/kill-storm
 
 consumers: $(STAMP) build/consumers/.installed
 

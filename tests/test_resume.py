@@ -124,6 +124,37 @@ def test_what_is_not_published_is_not_lost(how, job, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"] and os.stat(out / "model.onnx_data").st_nlink == 1
 
 
+PUBLISHED_THEN_KILLED = """
+import os, signal
+from pythia_export.cli import main
+from pythia_export.stream import Journal
+
+Journal.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+main()
+"""
+
+
+def test_killed_between_publishing_and_tidying_up_there_is_nothing_left_to_do(job, tmp_path):
+    """Going on used to rewrite what was published, through hard links."""
+    out, code = tmp_path / "out", tmp_path / "code.py"
+    code.write_text(PUBLISHED_THEN_KILLED)
+    shutil.copytree(job / "whole", out)
+    command = ("quantize", job / "recipe.toml", "--out", out, "--overwrite")
+    assert script(code, *command, env=ENVIRONMENT).returncode == -9
+    code.unlink()
+    before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in out.iterdir()}
+    assert before["manifest.json"][1] != (job / "whole" / "manifest.json").read_bytes()
+    other = shutil.copytree(tmp_path, tmp_path.with_name("other"))
+    (tmp_path / "other.toml").write_text(RECIPE.replace("bits = 4", "bits = 3"))
+    done = run(*command[:-1], "--resume")  # nothing is to be overwritten
+    assert "was published before its run was interrupted" in done.stderr
+    assert {path.name: (path.stat().st_ino, path.read_bytes()) for path in out.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.toml", "out"]
+    run("inspect", out)
+    refused = run("quantize", tmp_path / "other.toml", "--out", other / "out", "--resume", check=3)
+    assert "quantize.bits: 4 then, 3 now" in refused.stderr and [p.name for p in other.iterdir()] == ["out"]
+
+
 def test_weights_that_are_gone_or_cut_are_no_run_to_go_on_from(job, tmp_path):
     out = tmp_path / "out"
     kill_after(job, out, 1)
@@ -180,7 +211,123 @@ def test_a_layer_that_is_read_back_computes_what_it_computed(dtype, parallel, tm
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"fingerprint": {}}', "\x00"])
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A work directory with two of three layers done, and how to go on from one; sensitivities are measured."""
+    config, folder = small_config(layers=3), tmp_path_factory.mktemp("interrupted")
+    source = InMemory(config, on_disk(hugging_face(config)))
+    windows, quantize = np.random.default_rng(0).integers(0, 96, (4, 32)), Quantize(bits=4, group_size=32, beam=1)
+    places = layout(config, quantize, "float32")
+
+    def go_on(work: Path, stop: int = 99, resume: bool = True) -> bytes:
+        with Journal(work, {}, resume=resume) as journal, pytest.MonkeyPatch.context() as patch:
+            commit = journal.commit
+
+            def stops(layer, *rest):
+                commit(layer, *rest)
+                if layer["layer"] + 1 == stop:
+                    raise InterruptedError
+
+            patch.setattr(journal, "commit", stops)
+            with WeightsWriter(journal.weights, places, keep=bool(journal.finished)) as writer:
+                quantize_stream(source, quantize, places, "float32", windows, writer, journal=journal)
+            return journal.weights.read_bytes()
+
+    with pytest.raises(InterruptedError):
+        go_on(folder / "two", stop=2, resume=False)
+    shutil.copytree(folder / "two", folder / "three")
+    return folder, go_on, places, go_on(folder / "three")
+
+
+@pytest.fixture
+def work(interrupted, tmp_path) -> Path:
+    return shutil.copytree(interrupted[0] / "two", tmp_path / "work")
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_flipped_byte_in_a_finished_layer_is_found_with_the_layer(interrupted, work, layer):
+    _, go_on, places, _ = interrupted
+    names = [name for name in places.slots if f"layers.{layer}." in name]
+    for name in (names[0], names[len(names) // 2], names[-1]):
+        slot, file = places.slots[name], work / "artifact" / "model.onnx_data"
+        flip(file, slot.end - 1)
+        with pytest.raises(IntegrityError, match=f"model.onnx_data: layer {layer} is not what was written"):
+            go_on(work)
+        flip(file, slot.end - 1)
+
+
+def test_any_other_flipped_byte_is_written_anew(interrupted, work):
+    """Between the tensors, where no layer's hash looks, and in tensors that are not done."""
+    _, go_on, places, whole = interrupted
+    file, covered = work / "artifact" / "model.onnx_data", np.zeros(places.nbytes, bool)
+    for name, slot in places.slots.items():
+        if "layers.0." in name or "layers.1." in name:
+            covered[slot.offset : slot.end] = True
+    for at in np.flatnonzero(~covered)[::97]:
+        flip(file, int(at))
+    assert go_on(work) == whole
+
+
+def test_a_flipped_byte_in_the_sensitivities_is_found_with_the_layer(interrupted, work):
+    file = next(work.glob("2.*residual*.npy"))
+    flip(file, file.stat().st_size - 1)
+    with pytest.raises(IntegrityError, match="layer 2: .*residual.npy is not what was written"):
+        interrupted[1](work)
+    file.unlink()
+    with pytest.raises(IntegrityError, match="layer 2: .*residual.npy is not there any more"):
+        interrupted[1](work)
+
+
+def test_a_journal_that_claims_more_layers_than_are_done_is_found_with_the_layer(interrupted, work):
+    folder, go_on, _, _ = interrupted
+    journal = work / "journal.json"
+    state = json.loads(journal.read_text())
+    more = state["finished"] + [state["finished"][-1] | {"layer": {"layer": 2, "residual_error": 0, "seconds": 0}}]
+    journal.write_text(json.dumps(state | {"finished": more}))
+    with pytest.raises(IntegrityError, match="layer 2 is not what was written"):
+        go_on(work)
+    shutil.copyfile(folder / "three" / "journal.json", journal)  # a sound one, of bytes that are not here
+    with pytest.raises(IntegrityError, match="model.onnx_data: layer 2 is not what was written"):
+        go_on(work)
+    assert interrupted[0].joinpath("two", "artifact", "model.onnx_data").is_file()
+
+
+def test_a_number_that_changed_in_the_journal_is_found(interrupted, work):
+    journal = work / "journal.json"
+    state = json.loads(journal.read_text())
+    state["finished"][1]["linears"][2]["loss"] *= 2
+    journal.write_text(json.dumps(state))
+    with pytest.raises(IntegrityError, match="what it says of layer 1 is not what was written"):
+        interrupted[1](work)
+
+
+def test_a_journal_that_hashed_nothing_is_refused_with_the_cause(interrupted, work):
+    (work / "journal.json").write_text('{"fingerprint": {}, "layers": [], "linears": [], "sensitivity": false}')
+    with pytest.raises(SourceError, match="earlier version, which did not hash"):
+        interrupted[1](work)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", "null", '{"fingerprint": {}}', "\x00", "[" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000,
+        '{"schema": 2, "fingerprint": {}, "finished": null, "sensitivity": null, "publication": null}',
+        '{"schema": 2, "fingerprint": {}, "finished": [[]], "sensitivity": null, "publication": null}',
+        '{"schema": 2, "fingerprint": {}, "finished": [{"layer": {}}], "sensitivity": null, "publication": null}',
+        '{"schema": 2, "fingerprint": [], "finished": [], "sensitivity": null, "publication": null}',
+        '{"schema": 2, "fingerprint": {}, "finished": [], "sensitivity": null, "publication": {}}',
+        '{"schema": 3, "fingerprint": {}, "finished": [], "sensitivity": null, "publication": null}',
+    ],
+    ids=range(14),
+)  # fmt: skip
 def test_a_journal_that_cannot_be_read_is_refused_and_kept(text, tmp_path):
     (tmp_path / "work" / "artifact").mkdir(parents=True)
     (tmp_path / "work" / "artifact" / "data").write_text("bytes")
