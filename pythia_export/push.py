@@ -111,6 +111,7 @@ def _commit(opened: Artifact, repo: str, private: bool, files: dict[str, int], p
             name = operation.path_in_repo
             hub.again(partial(api.preupload_lfs_files, repo, [operation]), f"{repo}/{name}", progress)
             advance(files[name])
+        opened.require_unchanged()  # what was checked is what is sent
         message = f"pythia-export: {source['name']} at {source['revision']}"
         made = hub.again(lambda: api.create_commit(repo, operations, commit_message=message), repo, progress)
     return made.oid, str(made.commit_url)

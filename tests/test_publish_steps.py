@@ -26,7 +26,8 @@ from pythia_export.weights import WeightsWriter
 LAYERS = 2
 CONFIG = small_config(layers=LAYERS, vocab=32, positions=32, ff=128)
 MANIFEST = {
-    "versions": {}, "source": {"name": "m", "commit": "c"}, "calibration": None, "layout": {},
+    "versions": {"pythia-export": "0"}, "source": {"name": "m", "revision": "main", "commit": "c"},
+    "calibration": None, "layout": {"kv_cache": "shared", "kv_dtype": "float32"},
 }  # fmt: skip
 
 
