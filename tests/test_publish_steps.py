@@ -60,9 +60,11 @@ def run(out: Path, recipe: Recipe, fill: int, resume: bool = False) -> None:
                     writer.commit()
                     journal.commit({"layer": layer}, [], writer.digest(prefix), None)
                 put(writer, places, fill, lambda name: not name.startswith(tuple(prefixes)))
-            (journal.output / "quantization.json").write_text(json.dumps({
-                "method": "rtn", "bits_per_weight": 4, "linears": [], "layers": [], "fill": fill
-            }))  # fmt: skip
+            layers = [{"layer": layer, "residual_error": None, "seconds": 0} for layer in range(LAYERS)]
+            record = {"schema": 2, "method": "rtn", "bits_per_weight": 4, "linears": [], "layers": layers}
+            record["seconds"] = fill
+            (journal.output / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+            (journal.output / "quantization.json").write_text(json.dumps(record))
             (journal.output / "README.md").write_text(f"filled with {fill}")
             pipeline._publish(publisher, journal, recipe, MANIFEST | {"recipe": recipe.model_dump(mode="json")})
 
@@ -77,7 +79,7 @@ def filled_with(out: Path) -> int:
     """Which of the two it is; raises where it is not whole."""
     opened = Artifact.open(out)
     opened.check()
-    fill = opened.read_json("quantization.json")["fill"]
+    fill = opened.read_json("quantization.json")["seconds"]
     assert opened.file("README.md").read_text() == f"filled with {fill}"
     (weights,) = opened.folder.rglob("*.onnx_data")
     assert set(weights.read_bytes()) <= {0, *np.array([fill], "f4").tobytes(), *np.array([fill], "f2").tobytes(), fill}
