@@ -88,6 +88,16 @@ def read_generation(
         notes.append(f"{where} names no end token: a text ends where its number of tokens is reached, and nowhere else")
     elif raw is None and "eos_token_id" not in of_config:
         notes.append(f"{where} has no eos_token_id: transformers takes {ends[0]} then, and so does this")
+    elif (
+        raw is not None
+        and "eos_token_id" in of_config
+        and (not config.eos_token_ids or set(config.eos_token_ids) - set(ends))
+    ):
+        of_model = ", ".join(map(str, config.eos_token_ids)) or "none"
+        notes.append(
+            f"{folder}: the end tokens of {GENERATION} hold ({', '.join(map(str, ends))}), as in transformers, and not "
+            f"those of config.json ({of_model})"
+        )
     settings = {key: _number(given, key, otherwise, where) for key, otherwise in _SAMPLING.items()}
     stored = dict(raw) if raw is not None else {
         "bos_token_id": bos, "eos_token_id": spelt(ends), "pad_token_id": pad,

@@ -59,6 +59,9 @@ def test_the_end_tokens_are_those_of_transformers(of_config, generation, tmp_pat
     assert list(read.eos_token_ids) == list(settings.eos_token_ids) == list(dict.fromkeys(expected))
     assert read.bos_token_id == theirs.bos_token_id
     assert any("no end token" in note for note in settings.notes) is (not expected)
+    own = np.atleast_1d([] if of_config in (None, ABSENT) else of_config).tolist()
+    lost = of_config is not ABSENT and expected and generation is not None and (not own or set(own) - set(expected))
+    assert any("not those of config.json" in note for note in settings.notes) is bool(lost)
     assert any("transformers takes 2" in note for note in settings.notes) is (
         of_config is ABSENT and generation is None
     )
