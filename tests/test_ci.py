@@ -154,8 +154,8 @@ def test_a_file_that_cannot_be_written_is_found_before_the_long_part(job, option
 
 def shell(job, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A line of bash in the job's folder, in which `verify` is the command with the proof of `out` already made."""
-    made = "import json; from pythia_export import cli, pipeline; pipeline.verify = lambda *a, **k: PARITY; cli.main()"
-    (job[0] / "made.py").write_text(made.replace("PARITY", "json.load(open('out/parity.json'))"))
+    made = "from pythia_export import Artifact, cli, pipeline; pipeline.verify = lambda *a, **k: PARITY; cli.main()"
+    (job[0] / "made.py").write_text(made.replace("PARITY", "Artifact.open('out').parity"))
     verify = f'verify() {{ "{sys.executable}" made.py verify "$@"; }}\n'
     env = {k: v for k, v in os.environ.items() if k != "PYTHONUTF8"} | {"PYTHONPATH": str(ROOT)} | environment
     return subprocess.run(["bash", "-c", verify + line], cwd=job[0], env=env, capture_output=True, text=True)
