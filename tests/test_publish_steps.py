@@ -14,8 +14,8 @@ import pytest
 from models import small_config
 
 from pythia_export import pipeline
-from pythia_export.artifact import Artifact, Publisher, publish
-from pythia_export.errors import SourceError
+from pythia_export.artifact import Artifact, Publisher, held, publish
+from pythia_export.errors import OutputError, SourceError
 from pythia_export.graph.layout import layout
 from pythia_export.neox import layer_prefix
 from pythia_export.progress import SILENT
@@ -162,6 +162,21 @@ def test_killed_at_any_step_of_publishing_nothing_is_lost(tmp_path, monkeypatch,
     assert filled_with(out) == 2 and [p.name for p in folder.iterdir()] == ["out"]
     assert seen == sorted(seen) and set(seen) == ({1, 2} if old else {0, 2})  # the old one or none, then the new one
     assert len(seen) > 15
+
+
+def test_whoever_writes_is_refused_while_another_process_does(tmp_path):
+    out, recipe = tmp_path / "out", recipe_of("flat")
+    run(out, recipe, 1)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
+    for work in (
+        lambda: pipeline.verify(out),
+        lambda: pipeline.run(recipe, out, overwrite=True),
+        lambda: pipeline.quantize(recipe, out, overwrite=True),
+    ):
+        with held(out), pytest.raises(OutputError, match=f"out: process {os.getpid()} on .* is writing there"):
+            work()
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def check_each_way_on(folder: Path, recipe: Recipe, old: bool) -> int:
