@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
 
 import pytest
+from records import WRITTEN, typed
 from typer.testing import CliRunner
 
 from pythia_export import cli, errors, pipeline
@@ -18,16 +20,13 @@ COMMANDS = (
     *("recipes", "models", "push", "serve"),
 )
 
-PARITY_FAILED = {
-    "passed": False,
-    "export": {"first_divergence": None},
-    "cost": {"suspects": None},
-    "gates": [
-        {"name": "ppl_ratio", "passed": False, "outcome": "failed", "more_tokens": None},
-        {"name": "kld_mean", "passed": False, "outcome": "inconclusive", "more_tokens": 12000},
-        {"name": "x", "passed": True, "outcome": "passed", "more_tokens": None},
-    ],
-}
+
+def failed_proof():
+    """What production wrote, but for the outcome of two gates."""
+    gates = {gate["name"]: gate for gate in copy.deepcopy(WRITTEN["gates"])}
+    gates["ppl_ratio"] |= {"passed": False, "outcome": "failed"}
+    gates["kld_mean"] |= {"passed": False, "outcome": "inconclusive", "more_tokens": 12000}
+    return typed(parity=WRITTEN | {"gates": list(gates.values())})
 
 
 def invoke(*args: str):
@@ -90,10 +89,11 @@ def test_ctrl_c_names_resume_where_there_is_such_an_option(command, monkeypatch)
 
 
 def test_a_failed_gate_is_10_and_is_named(monkeypatch):
-    monkeypatch.setattr(pipeline, "verify", lambda *args, **kwargs: PARITY_FAILED)
+    proof = failed_proof()
+    monkeypatch.setattr(pipeline, "verify", lambda *args, **kwargs: proof)
     done = invoke("verify", "somewhere", "--json")
-    assert done.exit_code == 10 and json.loads(done.stdout) == PARITY_FAILED
-    assert "Gate ppl_ratio: failed" in done.stderr and " x" not in done.stderr
+    assert done.exit_code == 10 and json.loads(done.stdout) == proof.to_json()
+    assert "Gate ppl_ratio: failed" in done.stderr and "min_tokens" not in done.stderr
     assert "Gate kld_mean: inconclusive: about 12,000 more tokens would decide" in done.stderr
 
 
