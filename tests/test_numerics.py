@@ -209,3 +209,15 @@ def test_a_library_that_cannot_be_used_is_told_before_it_is_loaded(kind, said, t
             native.available(torch.device("cpu"))
     finally:
         forget()
+
+
+@pytest.mark.parametrize("fisher", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"joint_hessian": False}, {"error_correction": False}])
+@pytest.mark.parametrize("linear", [QKV, DENSE, UP, DOWN])
+def test_a_huge_linear_is_named_whichever_product_overflows(tmp_path, linear, settings, fisher):
+    """Another linear's error, or the next layer's LayerNorm, overflowed, and was blamed."""
+    huge = changed(**{f"{linear}.weight": TENSORS[f"{linear}.weight"] * 1e25})
+    quantize = Quantize(group_size=32, beam=1, fisher=fisher, **settings)
+    with pytest.raises(NumericsError, match=f"^{linear}: ") as found:
+        export_model(huge, tmp_path, quantize, Export(), WINDOWS)
+    assert "e+2" in str(found.value)

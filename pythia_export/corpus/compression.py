@@ -90,7 +90,11 @@ class _Xz(io.RawIOBase):
 
 
 class _Frames(io.RawIOBase):
-    """A decompressed .zst: zstandard's own reader takes the place where a file was cut for its end."""
+    """A decompressed .zst: zstandard's own reader takes the place where a file was cut for its end.
+
+    python-zstandard 0.25.0: `open()` and `ZstdDecompressor.stream_reader()` return what a truncated file still holds,
+    without an error; gzip and bz2 raise EOFError. `decompressobj()` says by `eof` whether the frame is whole.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

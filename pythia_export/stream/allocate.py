@@ -29,6 +29,7 @@ from ..quantize.rtn import rtn
 from ..recipe import Override, Quantize
 from .activations import place
 from .folded import Folded
+from .largest import Largest
 from .observe import Observed
 from .placed import Placed
 from .problem import Problem
@@ -70,10 +71,11 @@ def allocate(
     asked = quantize.bits_per_weight
     assert asked is not None
     base, high, candidates = require_budget(source.config, quantize, dtype)
+    source = largest = Largest(source)
     if quantize.products == 2:
         source = Folded(source)
     source = Placed(source, device)
-    with memory_of(device):
+    with memory_of(device), largest.named():
         saved = _saved(source, quantize, base, high, candidates, ids, memory_gb, scratch, progress)
     raised: list[str] = []
     reached = base.bits_per_weight

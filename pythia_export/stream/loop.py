@@ -47,6 +47,7 @@ from .activations import place
 from .folded import Folded
 from .interruption import finishing_layers
 from .journal import Journal
+from .largest import Largest
 from .observe import Observed
 from .placed import Placed
 from .problem import Problem
@@ -127,6 +128,7 @@ def _stream(
     device: torch.device,
 ) -> list[dict[str, Any]]:
     began, first = time.perf_counter(), outputs[0]
+    source = largest = Largest(source)
     if first.quantize.products == 2:
         source = Folded(source)
     source = Placed(source, device)
@@ -135,6 +137,7 @@ def _stream(
         progress.note(f"The native kernels {how}): rounding takes many times as long.")
     with ExitStack() as stack:
         stack.enter_context(memory_of(device))
+        stack.enter_context(largest.named())
         if journal is not None:
             folder = journal.folder
         else:
