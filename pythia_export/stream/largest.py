@@ -48,5 +48,5 @@ class Largest:
                 raise
             raise NumericsError(
                 f"{name}: values as large as {self._value:.3g} overflow what is computed with them: {e}",
-                hint="Such numbers are most often what training leaves behind when it diverges: look at the checkpoint.",
+                hint="Most often this is what training leaves behind when it diverges: look at the checkpoint.",
             ) from e
