@@ -190,6 +190,21 @@ def test_a_recipe_that_is_not_there_is_in_the_junit_too(tmp_path):
     assert "nothing.toml" in ElementTree.fromstring(file.read_text()).find("testsuite/testcase/error").get("message")
 
 
+@pytest.mark.parametrize(
+    "what, code, told",
+    [
+        (("somebody/nothing",), 3, "somebody/nothing"),  # is looked for on the hub
+        (("never", "--per-token", "no/such/folder/table.parquet"), 8, "table.parquet"),
+    ],
+)
+def test_what_ends_a_proof_before_it_begins_is_in_the_junit_too(what, code, told, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    file = tmp_path / "x.xml"
+    assert invoke("verify", *what, "--junit", file).exit_code == code
+    assert told in ElementTree.fromstring(file.read_text()).find("testsuite/testcase/error").get("message")
+
+
 # ---- the hub
 
 

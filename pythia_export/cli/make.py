@@ -13,7 +13,7 @@ from ..errors import EXIT_GATE, OutputError, PythiaExportError
 from .shared import (
     AdapterFolder,
     AllowDuplicate,
-    ArtifactFolder,
+    ArtifactName,
     Device,
     Evict,
     Json,
@@ -27,6 +27,7 @@ from .shared import (
     app,
     ends_in_junit,
     examples,
+    found_artifact,
     print_json,
     print_verdict,
     progress_bars,
@@ -244,7 +245,7 @@ def export(
     )
 )
 def verify(
-    artifact: ArtifactFolder,
+    artifact: ArtifactName,
     tokens: Annotated[
         int | None, typer.Option(min=64, help="Held-out tokens to score; the recipe's if not given.")
     ] = None,
@@ -276,10 +277,11 @@ def verify(
     from .. import pipeline
     from ..whereabouts import Elsewhere
 
-    for file in (junit, per_token):
-        require_writable(file, artifact)
+    require_writable(junit, artifact)
     unwritten = None
     with ends_in_junit(junit, f"verify {artifact}"), progress_bars() as progress:
+        artifact = found_artifact(artifact, progress)
+        require_writable(per_token, artifact)
         try:
             parity = pipeline.verify(
                 artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token,

@@ -75,25 +75,26 @@ app = typer.Typer(
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")]
 
 
-def artifact_called(name: Path | None) -> Path | None:
+def found_artifact(name: Path, progress: Progress) -> Path:
     """Return the folder of an artifact; OWNER/NAME[@REVISION] is fetched from the hub, into its cache."""
     from ..download import download_artifact, repository_named
 
-    asked = None if name is None else repository_named(str(name))
-    if asked is None:
-        return name
+    asked = repository_named(str(name))
+    return name if asked is None else download_artifact(*asked, progress=progress)
+
+
+def artifact_called(name: Path | None) -> Path | None:
+    """Do the same while the command line is parsed."""
+    if name is None:
+        return None
     with progress_bars() as progress:
-        return download_artifact(*asked, progress=progress)
+        return found_artifact(name, progress)
 
 
-ArtifactFolder = Annotated[
-    Path,
-    typer.Argument(
-        metavar="ARTIFACT",
-        callback=artifact_called,
-        help="A directory that `run` or `export` wrote, or OWNER/NAME[@REVISION] of the hub.",
-    ),
-]
+_ARTIFACT = "A directory that `run` or `export` wrote, or OWNER/NAME[@REVISION] of the hub."
+ArtifactFolder = Annotated[Path, typer.Argument(metavar="ARTIFACT", callback=artifact_called, help=_ARTIFACT)]
+# As it was given: a fault of the hub is for --junit too, so the command itself calls `found_artifact`.
+ArtifactName = Annotated[Path, typer.Argument(metavar="ARTIFACT", help=_ARTIFACT)]
 AdapterFolder = Annotated[
     Path | None,
     typer.Option("--adapter", metavar="DIR", help="A LoRA adapter in PEFT's form, merged as the checkpoint is read."),
