@@ -195,6 +195,10 @@ REFUSED = {
     "no rank": (lora(), {"r": "8"}, "a rank is '8'"),
     "no alpha": (lora(), {"lora_alpha": None}, "lora_alpha is None"),
     "an expression without end": (lora(), {"alpha_pattern": {"(a+)+b": 3}}, "no pattern of names"),
+    "two adapters of PEFT's in one file": (
+        {n.replace(".weight", f".{x}.weight"): t for x in ("default", "tuned") for n, t in lora().items()}, {},
+        r"2 adapters in one file \(default, tuned\)",
+    ),
     "nothing": ({"base_model.model.gpt_neox.layers.0.attention.bias": torch.ones(1)}, {}, "no tensor that changes"),
 }  # fmt: skip
 

@@ -167,11 +167,26 @@ def open_adapter(files: AdapterFiles, shapes: Mapping[str, tuple[int, ...]]) -> 
     return Adapter(settings, pairs, whole)
 
 
+# What of a name is the adapter's own: PEFT holds several beside each other, by names, and writes one, without its name.
+_NAMED = re.compile(r"\.(lora_[AB](?=\.[^.]+\.weight$)|modules_to_save)\.([^.]+)(?=\.)")
+
+
 def _by_table_name(stored: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTensor]:
-    """`gpt_neox.layers.0.attention.dense.lora_A.weight`: neither PEFT's prefix nor an adapter's name in it."""
-    plain = {name.removeprefix("base_model.model."): name for name in stored}
-    plain = {re.sub(r"\.lora_([AB])\.[^.]+\.weight$", r".lora_\1.weight", name): of for name, of in plain.items()}
-    plain = {re.sub(r"\.modules_to_save\.[^.]+\.", ".", name): of for name, of in plain.items()}
+    """`gpt_neox.layers.0.attention.dense.lora_A.weight`: neither PEFT's prefix nor an adapter's name in it.
+
+    Raises:
+        SourceError: tensors of several adapters.
+    """
+    adapters = sorted({match[2] for name in stored if (match := _NAMED.search(name))})
+    if len(adapters) > 1:
+        raise SourceError(
+            f"{where}: {len(adapters)} adapters in one file ({', '.join(adapters)}); one was expected",
+            hint="Save the one that is meant: `model.save_pretrained(DIR, selected_adapters=[NAME])`.",
+        )
+    plain = {}
+    for name in stored:
+        short = _NAMED.sub(lambda match: "" if match[1] == "modules_to_save" else f".{match[1]}", name)
+        plain[short.removeprefix("base_model.model.")] = name
     return {table: stored[plain[name]] for table, name in by_table_name(plain, where).items()}
 
 
