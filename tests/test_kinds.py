@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,8 +50,8 @@ def pickled(folder, tmp_path, monkeypatch):
 
 
 def _forked(command):
-    at = command.index("-m")
-    return script(command[at + 1], *command[at + 2 :])
+    _, path, *arguments = command  # the interpreter, and the script by its path
+    return script(Path(path), *arguments)
 
 
 def renamed(folder, rename) -> None:
