@@ -18,7 +18,6 @@ from ..device import CPU
 from ..neox import NeoXConfig
 from ..progress import SILENT, Progress
 from ..runtime import Session
-from .export import finite
 from .metrics import TokenFigures, token_figures
 from .reference import Reference, Tensors
 from .statistics import bootstrap, clustered_mean, mean_json, summarise
@@ -44,7 +43,7 @@ def measure(
             began = time.perf_counter()
             quantised = session.logits(window[None])[0]
             in_runtime += time.perf_counter() - began
-            figures.add(reference.logits(i)[:-1], finite(quantised)[:-1], window[1:], windows.documents[i, 1:])
+            figures.add(reference.logits(i)[:-1], quantised[:-1], window[1:], windows.documents[i, 1:])
             advance(1)
     cost = summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
     return cost | {"reference": reference.how, "tokens_per_second": round(windows.ids.size / in_runtime, 1)}, figures

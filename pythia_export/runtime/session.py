@@ -320,7 +320,7 @@ def _finite(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
         raise NumericsError(
             f"{bad.sum():,} of {logits.size:,} logits are not finite, the first that of token {token} at place {at} of "
             f"row {row}",
-            hint="The weights are at fault, or activations overflow: `pythia-export verify` names the operator.",
+            hint="With dtype = 'float16' an activation may overflow: try 'float32'. Otherwise a weight is at fault.",
         )
     return logits
 
