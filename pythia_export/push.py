@@ -41,14 +41,16 @@ def push(
         RecipeError: `repo` is not OWNER/NAME.
         OutputError: offline, or a record names a path of the machine that the artifact was made on.
     """
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
 
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise RecipeError(f"{repo!r} is no repository of the hub: OWNER/NAME was expected")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as e:
+        raise RecipeError(f"{repo!r} is no repository of the hub: OWNER/NAME was expected", hint=str(e)) from e
     opened = Artifact.open(artifact)
     opened.require_graph()
-    with hub.told(repo, "main"):
-        validate_repo_id(repo)
     opened.check()
     _require_no_paths(opened)
     described = opened.manifest["files"]

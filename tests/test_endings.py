@@ -216,7 +216,7 @@ def test_a_network_error_is_one_sentence(endpoint):
     assert len(said) < 120 and not re.search(r"Pool|Max retries|object at|Errno|\n", said), said
 
 
-@pytest.mark.parametrize("name", ["badname", "a/b/c", "/a", "a/", ""])
+@pytest.mark.parametrize("name", ["badname", "a/b/c", "/a", "a/", "", "me/has space", "../x", "me/x--y", "me/x.git"])
 def test_a_name_that_is_no_repository_is_refused_before_anything_is_read(name, tmp_path):
     done = invoke("push", tmp_path, name, "--dry-run")
     assert done.exit_code == 2 and "OWNER/NAME" in done.stderr

@@ -98,6 +98,6 @@ def test_only_a_whole_artifact_with_a_graph_is_pushed(hub, folder, tmp_path):
     config = changed / "config.json"
     config.write_text(config.read_text().replace("gelu", "relu"))  # as long as before
     assert "config.json" in push(hub, tmp_path, str(changed), REPO, code=4).stderr
-    assert "not the name of a repository" in push(hub, tmp_path, str(folder), "me/-a", "--dry-run", code=3).stderr
+    assert "no repository of the hub" in push(hub, tmp_path, str(folder), "me/-a", "--dry-run", code=2).stderr
     assert "--offline" in push(hub, tmp_path, str(folder), REPO, "--offline", code=8).stderr
     assert hub.requests == []
