@@ -98,8 +98,8 @@ def test_a_graph_that_attends_to_padding_is_found_whatever_text_there_is(rows, l
     nodes = list(it.model.graph.node)
     for node in nodes:
         node.input[:] = ["every_token" if name == "attention_mask" else name for name in node.input]
-    real = onnx.helper.make_node("Max", ["attention_mask", "a_real_one"], ["every_token"], "every_token")
-    it.model.graph.initializer.append(onnx.helper.make_tensor("a_real_one", onnx.TensorProto.INT64, [1], [1]))
+    real = onnx.helper.make_node("Clip", ["attention_mask", "a_real_one"], ["every_token"], "every_token")
+    it.model.graph.initializer.append(onnx.helper.make_tensor("a_real_one", onnx.TensorProto.INT64, [], [1]))
     del it.model.graph.node[:]
     it.model.graph.node.extend([real, *nodes])
     found = export.measure(runs(it, it.session(0, native=False))[0], Reference(it.stored, CONFIG, ids, ""), ids)
