@@ -356,7 +356,7 @@ def test_a_second_writer_is_refused_before_any_work_and_told_who_holds_the_name(
         with Staging(out, overwrite=True) as staging:
             if there:
                 write_into(staging)
-            with pytest.raises(OutputError, match=rf"out: process {os.getpid()} on .*pytest.* is writing there"):
+            with pytest.raises(OutputError, match=rf"out: process {os.getpid()} on .* is writing there"):
                 Staging(out, overwrite=True).__enter__()
             with pytest.raises(OutputError, match=f"process {os.getpid()}"), held(out):
                 pass

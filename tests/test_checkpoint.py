@@ -225,7 +225,7 @@ FAULTS = {
     "factor of no number": (
         lambda f: configured(f, rope_scaling={"type": "linear", "factor": True}, rope_parameters=None),
         SourceError,
-        "a positive number was expected",
+        "factor is true; a positive number",
     ),
     "a head_dim of its own": (lambda f: configured(f, head_dim=5), SourceError, "head_dim is 5"),
     "a share in the spelling that nobody reads": (

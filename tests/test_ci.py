@@ -20,7 +20,6 @@ from records import junit, summary, typed
 from typer.testing import CliRunner
 
 from pythia_export import cli, pipeline
-from pythia_export.artifact import Artifact
 from pythia_export.checkpoint import demo_folder
 from pythia_export.errors import OutputError, ResourceError
 from pythia_export.github import announce
@@ -220,7 +219,7 @@ def test_a_proof_that_can_no_longer_be_written_is_told_all_the_same(job, parity,
 
     monkeypatch.chdir(job[0])
     command = ["verify", "out", "--junit", str(tmp_path / "j.xml"), "--json"]
-    monkeypatch.setattr(Artifact, "_write_manifest", full)
+    monkeypatch.setattr("pythia_export.artifact.read.write_atomically", full)
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 10, "a gate that did not pass is more than a full disk"
     found = json.loads(done.stdout)

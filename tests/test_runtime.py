@@ -89,7 +89,7 @@ def export_and_publish(
         staging.publish(
             {
                 "versions": {},
-                "source": {"name": "m", "commit": "c"},
+                "source": {"name": "m", "revision": "main", "commit": "c"},
                 "recipe": recipe,
                 "calibration": None,
                 "layout": layout,
