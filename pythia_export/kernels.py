@@ -36,6 +36,8 @@ def library_fault(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             head, size = file.read(4096), file.seek(0, 2)
+            file.seek(max(0, size - 4096))
+            tail = file.read(4096)
     except OSError as e:
         return f"cannot be read: {e.strerror}"
     if sys.platform == "darwin":
@@ -52,7 +54,9 @@ def library_fault(path: Path) -> str | None:
     if wanted is not None and machine != wanted:
         return f"is a library for another processor than {platform.machine()}"
     end = sections + entry * count  # the table of sections lies at the end
-    return f"is cut short: {size:,} bytes, and its header tells of {end:,}" if end > size else None
+    if end > size:
+        return f"is cut short: {size:,} bytes, and its header tells of {end:,}"
+    return None if any(tail) else "was not written to its end: it ends in zeros, as a copy that was interrupted does"
 
 
 # https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html, e_machine

@@ -182,6 +182,7 @@ def test_moments_about_a_mean_that_is_far_larger_than_what_varies():
     ("kind", "said"),
     [
         ("cut short", "is cut short"),
+        ("copied in part", "ends in zeros"),
         ("empty", "is empty"),
         ("text", "no ELF header"),
         ("another processor", "another processor"),
@@ -197,7 +198,10 @@ def test_a_library_that_cannot_be_used_is_told_before_it_is_loaded(kind, said, t
         subprocess.run(["gcc", "-shared", "-x", "c", "-o", path, "-"], input=b"int other;", check=True)
     else:
         other = b"\xb7" if whole[18] != 0xB7 else b"\x3e"
-        made = {"cut short": whole[: len(whole) // 2], "empty": b"", "text": b"version https://git-lfs\n"}
+        made = {
+            "cut short": whole[: len(whole) // 2], "copied in part": whole[: len(whole) // 2].ljust(len(whole), b"\0"),
+            "empty": b"", "text": b"version https://git-lfs\n",
+        }  # fmt: skip
         path.write_bytes(made.get(kind, whole[:18] + other + whole[19:]))
     assert library_fault(LIBRARY) is None and instruction_set(LIBRARY)
     assert instruction_set(path) is None
