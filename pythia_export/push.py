@@ -12,6 +12,7 @@ from . import hub
 from .artifact import MANIFEST, Artifact
 from .errors import IntegrityError, OutputError, RecipeError, SourceError
 from .progress import SILENT, Progress
+from .runtime import check_graph
 from .whereabouts import is_path
 
 # Keys that a path stood under in some version, of ours and of tokenizers'.
@@ -37,7 +38,8 @@ def push(
 
     Raises:
         SourceError: no artifact, without a graph (of `quantize`), or the hub refuses.
-        IntegrityError: a file that is not what its manifest says, or that the hub lists otherwise than it was sent.
+        IntegrityError: a file that is not what its manifest says, or that the hub lists otherwise than it was sent;
+            a graph that pythia-export does not write.
         RecipeError: `repo` is not OWNER/NAME.
         OutputError: offline, or a record names a path of the machine that the artifact was made on.
     """
@@ -52,6 +54,7 @@ def push(
     opened = Artifact.open(artifact)
     opened.require_graph()
     opened.check()
+    check_graph(opened)  # whoever fetches it is refused otherwise
     _require_no_paths(opened)
     described = opened.manifest["files"]
     parity = opened.parity

@@ -364,3 +364,9 @@ def test_a_journal_without_a_layer_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SourceError), Journal(tmp_path / "work", {}, resume=True):
         pass
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that takes nothing, whoever asks")
+def test_a_place_that_takes_no_folder_is_told():
+    with pytest.raises(OutputError, match=r"/proc/.out.work cannot be written"), Journal(Path("/proc/.out.work"), {}):
+        pass

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fuzz import RECORDS, WRITTEN, fuzz
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from pythia_export.artifact import Artifact, Staging
@@ -61,6 +62,25 @@ def test_records_that_production_wrote_are_read_whole(tmp_path):
     assert opened.quantization.to_json() == written("quantization.json")
     done = CliRunner().invoke(app, ["inspect", str(opened.folder)])
     assert done.exit_code == 0 and "Quantised by gptq, 6.00 bits a weight" in done.stdout
+
+
+def test_what_generate_would_refuse_is_told_by_inspect_and_push(tmp_path):
+    folder = published(tmp_path / "artifact")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Sinh", ["x"], ["y"], name="harmless")], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    Artifact.open(folder).replace_files({"model.onnx": model.SerializeToString()})
+    for command in (["inspect", str(folder)], ["push", str(folder), "me/artifact", "--dry-run"]):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 4 and "node harmless is Sinh" in done.stderr, done
+
+
+@pytest.mark.parametrize("wrong", [-1, 10**6, "0"])
+def test_an_end_token_that_the_model_lacks_is_the_artifacts_fault(wrong, tmp_path):
+    folder = published(tmp_path / "artifact")
+    Artifact.open(folder).replace_files({"generation_config.json": json.dumps({"eos_token_id": wrong}).encode()})
+    done = CliRunner().invoke(app, ["inspect", str(folder)])
+    assert done.exit_code == 4 and "generation_config.json: eos_token_id is" in done.stderr, done
 
 
 UNTRUE = {

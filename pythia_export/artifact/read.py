@@ -232,9 +232,16 @@ class Artifact:
 
     @cached_property
     def generation(self) -> Generation:
-        """When a text ends and how tokens are drawn, by its generation_config.json."""
+        """When a text ends and how tokens are drawn, by its generation_config.json.
+
+        Raises:
+            IntegrityError: an end token that the model does not have, or a setting of another type.
+        """
         raw = self.read_json(GENERATION) if GENERATION in self.manifest["files"] else None
-        return read_generation(raw, self.config, self.read_json("config.json"), self.folder)
+        try:
+            return read_generation(raw, self.config, self.read_json("config.json"), self.folder)
+        except SourceError as e:  # of a checkpoint; here it is the artifact that is damaged
+            raise IntegrityError(str(e), hint=e.hint) from e
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -43,7 +43,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in ("run", "quantize")
-            further = "; --resume goes on after the last finished layer" if resumes else ""
+            further = "; --resume goes on after the last layer, if one was finished" if resumes else ""
             say(f"Interrupted. What was there before is intact{further}.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except PythiaExportError as e:

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..artifact import MANIFEST, Artifact, lock_folder, write_atomically
+from ..artifact import MANIFEST, Artifact, explained, lock_folder, write_atomically
 from ..errors import IntegrityError, OutputError, PythiaExportError, SourceError
 from ..graph.files import DATA_FILE
 from ..neox import layer_prefix
@@ -103,15 +103,8 @@ class Journal:
     def __enter__(self) -> Self:
         if self._resume:
             require_begun(self.folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_folder(self.folder)
-        except FileExistsError:
-            raise OutputError(f"{self.folder} is a file; a directory is needed there", hint="Remove it.") from None
-        except BlockingIOError:
-            raise OutputError(
-                f"{self.folder}: another process works on this output", hint="Wait for it, or choose another output."
-            ) from None
+        with explained(self.folder):
+            self._hold()
         try:
             if self._resume:
                 self._read()
@@ -122,6 +115,17 @@ class Journal:
             self._release()
             raise
         return self
+
+    def _hold(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(self.folder)
+        except FileExistsError:
+            raise OutputError(f"{self.folder} is a file; a directory is needed there", hint="Remove it.") from None
+        except BlockingIOError:
+            raise OutputError(
+                f"{self.folder}: another process works on this output", hint="Wait for it, or choose another output."
+            ) from None
 
     def _release(self) -> None:
         if self._lock is not None:
