@@ -59,7 +59,7 @@ def without_paths(recipe: Recipe) -> Recipe:
 
 
 def last_part(path: str) -> str:
-    """Of a path of any system; of a name the name."""
+    """Return the last part of a path of any system; a name is its own last part."""
     return PureWindowsPath(path).name or path
 
 

@@ -216,7 +216,7 @@ class _Taps:
 
 
 def _is_activation(value: str, path: str) -> bool:
-    """Of the values below `path`, only the activation's has no linear's or a step's name in it."""
+    """Say whether `value` is the activation: alone below `path`, its name has no part for a linear or a step."""
     return value.startswith(path) and value.count("/") == path.count("/") + 1
 
 

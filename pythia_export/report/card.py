@@ -176,7 +176,7 @@ def _front_matter(recipe: Recipe, quantization: Quantization) -> str:
 
 
 def _licence(recipe: Recipe) -> str | None:
-    """Of the suite and of the demo; a local checkpoint's and an adapter's are not ours to state."""
+    """Return the licence of the suite and the demo; a local checkpoint's and an adapter's are not ours to state."""
     model = recipe.model.id
     if recipe.model.adapter is not None:
         return None
