@@ -39,7 +39,7 @@ def push(
     Raises:
         SourceError: no artifact, without a graph (of `quantize`), or the hub refuses.
         IntegrityError: a file that is not what its manifest says, or that the hub lists otherwise than it was sent;
-            a graph that pythia-export does not write.
+            a graph that pythia-export does not write; an end token that the model does not have.
         RecipeError: `repo` is not OWNER/NAME.
         OutputError: offline, or a record names a path of the machine that the artifact was made on.
     """
@@ -55,6 +55,7 @@ def push(
     opened.require_graph()
     opened.check()
     check_graph(opened)  # whoever fetches it is refused otherwise
+    _ = opened.generation  # likewise
     _require_no_paths(opened)
     described = opened.manifest["files"]
     parity = opened.parity

@@ -79,8 +79,13 @@ def test_what_generate_would_refuse_is_told_by_inspect_and_push(tmp_path):
 def test_an_end_token_that_the_model_lacks_is_the_artifacts_fault(wrong, tmp_path):
     folder = published(tmp_path / "artifact")
     Artifact.open(folder).replace_files({"generation_config.json": json.dumps({"eos_token_id": wrong}).encode()})
-    done = CliRunner().invoke(app, ["inspect", str(folder)])
-    assert done.exit_code == 4 and "generation_config.json: eos_token_id is" in done.stderr, done
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([], "g", [x], [x])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    Artifact.open(folder).replace_files({"model.onnx": model.SerializeToString()})
+    for command in (["inspect", str(folder)], ["push", str(folder), "me/artifact", "--dry-run"]):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 4 and "generation_config.json: eos_token_id is" in done.stderr, done
 
 
 UNTRUE = {
