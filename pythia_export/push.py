@@ -12,7 +12,7 @@ from . import hub
 from .artifact import MANIFEST, Artifact
 from .errors import IntegrityError, OutputError, RecipeError, SourceError
 from .progress import SILENT, Progress
-from .runtime import check_graph
+from .runtime import check_runnable
 from .whereabouts import is_path
 
 # Keys that a path stood under in some version, of ours and of tokenizers'.
@@ -39,7 +39,7 @@ def push(
     Raises:
         SourceError: no artifact, without a graph (of `quantize`), or the hub refuses.
         IntegrityError: a file that is not what its manifest says, or that the hub lists otherwise than it was sent;
-            a graph that pythia-export does not write; an end token that the model does not have.
+            what `generate` would refuse: a foreign graph, an end token that the model lacks, a broken tokenizer.
         RecipeError: `repo` is not OWNER/NAME.
         OutputError: offline, or a record names a path of the machine that the artifact was made on.
     """
@@ -54,8 +54,7 @@ def push(
     opened = Artifact.open(artifact)
     opened.require_graph()
     opened.check()
-    check_graph(opened)  # whoever fetches it is refused otherwise
-    _ = opened.generation  # likewise
+    check_runnable(opened)  # whoever fetches it is refused otherwise
     _require_no_paths(opened)
     described = opened.manifest["files"]
     parity = opened.parity

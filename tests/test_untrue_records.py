@@ -70,22 +70,34 @@ def test_what_generate_would_refuse_is_told_by_inspect_and_push(tmp_path):
     graph = helper.make_graph([helper.make_node("Sinh", ["x"], ["y"], name="harmless")], "g", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     Artifact.open(folder).replace_files({"model.onnx": model.SerializeToString()})
+    refused(folder, "node harmless is Sinh")
+
+
+def test_a_tokenizer_that_is_none_is_told_by_inspect_and_push(tmp_path):
+    folder = published(tmp_path / "artifact")
+    artifact = Artifact.open(folder)
+    artifact.replace_files({"model.onnx": empty_graph(), "tokenizer.json": b'{"version": "1.0"}'})
+    refused(folder, "tokenizer.json: not a tokenizer")
+
+
+def empty_graph() -> bytes:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([], "g", [x], [x])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+
+
+def refused(folder: Path, said: str) -> None:
     for command in (["inspect", str(folder)], ["push", str(folder), "me/artifact", "--dry-run"]):
         done = CliRunner().invoke(app, command)
-        assert done.exit_code == 4 and "node harmless is Sinh" in done.stderr, done
+        assert done.exit_code == 4 and said in done.stderr, done
 
 
 @pytest.mark.parametrize("wrong", [-1, 10**6, "0"])
 def test_an_end_token_that_the_model_lacks_is_the_artifacts_fault(wrong, tmp_path):
     folder = published(tmp_path / "artifact")
     Artifact.open(folder).replace_files({"generation_config.json": json.dumps({"eos_token_id": wrong}).encode()})
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([], "g", [x], [x])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    Artifact.open(folder).replace_files({"model.onnx": model.SerializeToString()})
-    for command in (["inspect", str(folder)], ["push", str(folder), "me/artifact", "--dry-run"]):
-        done = CliRunner().invoke(app, command)
-        assert done.exit_code == 4 and "generation_config.json: eos_token_id is" in done.stderr, done
+    Artifact.open(folder).replace_files({"model.onnx": empty_graph()})
+    refused(folder, "generation_config.json: eos_token_id is")
 
 
 UNTRUE = {

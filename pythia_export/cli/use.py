@@ -28,14 +28,12 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     from ..graph.files import data_name
     from ..graph.layout import layout
     from ..graph.targets import warnings
-    from ..runtime import check_graph, speed_here
+    from ..runtime import check_runnable, speed_here
     from ..tables import artifact_view
 
     opened = Artifact.open(artifact)
     opened.check()
-    if opened.has_graph:
-        check_graph(opened)
-    _ = opened.generation  # what is wrong there would be found by `generate` alone
+    check_runnable(opened)
 
     described = opened.manifest["files"]
     quantization = opened.quantization if "quantization.json" in described else None

@@ -5,7 +5,7 @@ from .cache import Cache
 from .generate import StreamDecoder, encode_prompt, generate, generate_batch, generate_text, generate_texts
 from .onnxruntime import require_provider
 from .sampling import Sampling
-from .session import Session, check_graph
+from .session import Session, check_graph, check_runnable
 from .speed import MODEL, speed_here
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Session",
     "StreamDecoder",
     "check_graph",
+    "check_runnable",
     "encode_prompt",
     "generate",
     "generate_batch",

@@ -309,6 +309,19 @@ def check_graph(artifact: Artifact) -> None:
     require_ours(contents, str(path))
 
 
+def check_runnable(artifact: Artifact) -> None:
+    """Read all that `generate` reads before it opens a session: graph, generation settings, tokenizer.
+
+    Raises:
+        IntegrityError: one of them is not what pythia-export writes; the file is named.
+    """
+    if artifact.has_graph:
+        check_graph(artifact)
+    _ = artifact.generation
+    if "tokenizer.json" in artifact.manifest["files"]:
+        artifact.tokenizer()
+
+
 def _finite(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Logits [B, K, V] as they are; NumericsError where one of a real token is NaN or infinite."""
     with np.errstate(all="ignore"):
