@@ -4,8 +4,10 @@
 # make test-consumers   artifacts in onnxruntime-genai, Optimum, transformers 5, transformers.js, Node, Chromium and C++; installs them first
 # make sweep-demo   trains a small model, quantises its checkpoints at 2, 3, 4 and 8 bits, and plots what that costs it
 # make test-slurm  sweeps on a real Slurm in build/slurm, killed at random; as root it installs Debian's packages first
-# make test-kill  runs killed at 200 random moments, some twenty minutes: what is lost? docs/durability.md
+# make test-kill  runs killed at 200 random moments, some twenty minutes: what is lost? docs/concepts/durability.md
 # make lint   ruff, mypy, and the schemas of action.yml and the workflows
+# make docs   the documentation as a static site, in build/docs; search works without a network
+# make reference  fills the reference pages and the marked places of the others, from the code and committed files
 # make kernels  the native operators, in build/kernels; needs a C++17 compiler, and nothing fails without one
 # make cuda  the native operators for an NVIDIA GPU, in build/kernels-cuda; with nvcc from PyPI where none is installed (Linux)
 # Needs Python >= 3.11 with pip and venv; another interpreter: make demo PYTHON=python3.12
@@ -16,7 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NVCC := build/nvcc/nvidia/cu13/bin/nvcc
 
-.PHONY: demo sweep-demo test test-fuzz test-consumers test-slurm test-kill consumers lint kernels cuda venv clean
+.PHONY: docs reference demo sweep-demo test test-fuzz test-consumers test-slurm test-kill consumers lint kernels cuda venv clean
 
 demo: $(STAMP) kernels
 	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
@@ -31,6 +33,21 @@ sweep-demo: $(STAMP)
 test: $(STAMP) kernels
 	@echo "test    everything that needs no GPU and no hub"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Sphinx and what it needs are in an environment of their own: nothing of ours is imported.
+docs: build/docs-venv/.installed
+	@echo "docs    writing the site into build/docs/index.html"
+	@build/docs-venv/bin/sphinx-build -q -W --keep-going -b html -c docs -d build/docs-doctrees . build/docs
+
+build/docs-venv/.installed: pyproject.toml
+	@echo "docs    installing Sphinx into build/docs-venv"
+	@$(PYTHON) -m venv build/docs-venv
+	@build/docs-venv/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	@build/docs-venv/bin/python -m pip install --quiet --disable-pip-version-check --group docs
+	@touch $@
+
+reference: $(STAMP)
+	@$(BIN)/python docs/generate.py
 
 lint: $(STAMP)
 	@echo "lint    ruff, mypy, the action and its workflow"

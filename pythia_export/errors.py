@@ -7,7 +7,7 @@ EXIT_GATE = 10  # a gate of the recipe failed: a verdict, not an error
 EXIT_SWEEP = 11  # jobs of a sweep are left
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
-# Every exit code of the command line; docs/errors.md has the same table, with what belongs to each.
+# Every exit code of the command line; docs/reference/exit-codes.md has the same table, with what belongs to each.
 EXIT_CODES = {
     0: "done",
     1: "a fault of this program",

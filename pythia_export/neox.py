@@ -3,7 +3,7 @@
 Pythia's block is ``x + attn(ln1(x)) + mlp(ln2(x))`` (parallel residual). RedPajama-INCITE and rinna have a sequential
 one: ``m = x + attn(ln1(x))``, then ``m + mlp(ln2(m))``. The fused QKV product is laid out ``[heads, 3, head_dim]``;
 rotary embedding turns the first ``rotary_dim`` dimensions of each head, half-split. What is supported of the family is
-the table in docs/sources.md; the rest is refused by name.
+the table in docs/reference/sources.md; the rest is refused by name.
 """
 
 from __future__ import annotations

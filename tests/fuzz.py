@@ -1,6 +1,6 @@
 """A million damaged inputs through everything that reads what others wrote: recipes, manifests, records, headers.
 
-    python tests/fuzz.py --inputs 1000000 --seed 0        `make test-fuzz`; the figures are in docs/robustness.md
+    python tests/fuzz.py --inputs 1000000 --seed 0        `make test-fuzz`; figures: docs/concepts/robustness.md
 
 Each input is one of the records that production wrote (tests/written), or a small file of the kind, with one to three
 damages: a value of another kind or size, a key that is gone or new, nesting, infinities, halves of characters, long

@@ -1,4 +1,6 @@
-"""Kill `run` at random moments, many times over, and see that nothing is lost. `make test-kill`; docs/durability.md.
+"""Kill `run` at random moments, many times over, and see that nothing is lost: `make test-kill`.
+
+docs/concepts/durability.md has the figures.
 
 Two recipes of one small checkpoint take turns under one name, each with --overwrite, and with --resume wherever there
 is something to go on from. Every process is ended by SIGKILL at a moment drawn uniformly from the time that a whole run

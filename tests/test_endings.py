@@ -25,7 +25,7 @@ from pythia_export.recipe import Quantize
 from pythia_export.stream import Journal, quantize_stream
 from pythia_export.weights import WeightsWriter
 
-DOCS = Path(__file__).parent.parent / "docs" / "errors.md"
+DOCS = Path(__file__).parent.parent / "docs" / "reference" / "exit-codes.md"
 PLAIN = Quantize(method="rtn", bits=4, group_size=32)
 
 

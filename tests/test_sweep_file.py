@@ -129,7 +129,7 @@ def test_the_whole_suite_is_counted(tmp_path):
 
 def blocks() -> list[str]:
     """Every sweep that the documentation shows."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = [block for page in pages for block in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)]
     return [block for block in found if block.startswith("[sweep]")]
 
@@ -356,7 +356,7 @@ def test_what_a_recipe_would_lack_is_told_before_anything_is_done(tmp_path):
         done = CliRunner().invoke(cli.app, ["sweep", "plan", str(path)])
         assert done.exit_code == 2 and said in " ".join(done.stderr.split())
     missing = CliRunner().invoke(cli.app, ["sweep", "plan", str(tmp_path / "other.toml")])
-    assert missing.exit_code == 2 and "no such file" in missing.stderr and "docs/sweeps.md" in missing.stderr
+    assert missing.exit_code == 2 and "no such file" in missing.stderr and "docs/guides/sweeps.md" in missing.stderr
 
 
 # Labels and keys.

@@ -108,7 +108,7 @@ class Decoder {
   }
 
   // Append `ids` [rows, any number] to the `past` tokens in the cache; return the likeliest next token of each row. The
-  // graph gives logits of all of them: docs/consumers.md tells how to have those of the last alone.
+  // graph gives logits of all of them: docs/guides/consumers.md tells how to have those of the last alone.
   Ids step(Ids& ids, const Ids& padding, int64_t past, std::vector<Ort::Value>& cache) {
     const int64_t rows = padding.size(), fresh = ids.size() / rows, total = past + fresh;
     Ids mask, positions;

@@ -1,7 +1,7 @@
 """What the three records of an artifact hold, as types: read once, checked once, written from the same types.
 
-`quantization.json` says how each linear was rounded, `parity.json` what was proved (docs/parity.md describes its
-fields), `manifest.json` where the artifact comes from and what its files are. A record that lacks a field, or holds
+`quantization.json` says how each linear was rounded, `parity.json` what was proved, `manifest.json` where the artifact
+comes from and what its files are; docs/reference shows every field. A record that lacks a field, or holds
 another kind of value in it, is an error that names the field, what was found and what was expected. Fields that this
 version does not know are left aside.
 """
@@ -18,7 +18,7 @@ from ..neox import MOST, MOST_LAYERS
 from ..strict_json import shown
 
 QUANTIZATION, PARITY = "quantization.json", "parity.json"
-PARITY_SCHEMA = 2  # of parity.json, which docs/parity.md describes
+PARITY_SCHEMA = 2  # of parity.json, which docs/reference/parity.md describes
 QUANTIZATION_SCHEMA = 2
 
 Count = Annotated[int, Field(ge=0, le=1 << 62)]

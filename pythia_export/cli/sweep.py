@@ -149,7 +149,7 @@ def logs(
 
 @sweep.command(epilog=examples("pythia-export sweep results sweeps/one"))
 def results(folder: SweepFolder, as_json: Json = False) -> None:
-    """Write results.parquet and results.csv, one row a job: docs/sweeps.md has the columns."""
+    """Write results.parquet and results.csv, one row a job: docs/guides/sweeps.md has the columns."""
     from ..sweep.status import keys
     from ..sweep.table import tables, write
 

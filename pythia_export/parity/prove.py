@@ -5,7 +5,7 @@ A. Did the export keep the numbers? `export.py`: ONNX Runtime against torch on t
 B. What did quantisation cost? `cost.py`: the artifact as it ships against the original checkpoint, on held-out text.
 
 Then the recipe's gates judge, and where one does not pass, `divergence.py` or `suspects.py` says where to look first.
-What comes out is the content of `parity.json`; `docs/parity.md` describes it field by field.
+What comes out is the content of `parity.json`; `docs/reference/parity.md` describes it field by field.
 """
 
 from __future__ import annotations

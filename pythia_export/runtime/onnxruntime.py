@@ -16,7 +16,7 @@ from ..memory import memory_fault
 from .graph import OURS, without_function
 
 Provider = Literal["cpu", "cuda"]
-OLDEST = (1, 23)  # what older ones make of our graphs: docs/consumers.md, "The oldest ONNX Runtime"
+OLDEST = (1, 23)  # what older ones make of our graphs: docs/guides/consumers.md, "The oldest ONNX Runtime"
 _EXECUTION_PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],  # the CPU computes shapes

@@ -1,8 +1,8 @@
 """What the jobs of one snapshot share, and the measurement of each.
 
 Original and quantised weights are both run in torch, in float32, on the same text: nothing but the weights differs
-(docs/parity.md has what a graph adds to that). A job's result depends on nothing that other jobs do, so the order and
-the number of those that are done together make no difference.
+(docs/reference/parity.md has what a graph adds to that). A job's result depends on nothing that other jobs do, so the
+order and the number of those that are done together make no difference.
 """
 
 from __future__ import annotations

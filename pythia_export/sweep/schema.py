@@ -139,7 +139,7 @@ def load(path: Path) -> SweepFile:
     Raises:
         RecipeError: no such file, not TOML, an unknown key, a value out of range, an empty product.
     """
-    return parse(read_toml(path, "docs/sweeps.md shows one."), path.absolute().parent, str(path))
+    return parse(read_toml(path, "docs/guides/sweeps.md shows one."), path.absolute().parent, str(path))
 
 
 def parse(raw: dict[str, Any], folder: Path, where: str = "sweep") -> SweepFile:

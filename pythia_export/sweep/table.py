@@ -1,7 +1,7 @@
 """The results as tidy tables: one row a job, and beside it one row a job and part of the text.
 
-`COLUMNS` is the schema; docs/sweeps.md says the same for people. Nats are a token's; low and high are the ends of the
-95 % interval, clustered by document, and are null where there is none.
+`COLUMNS` is the schema; docs/guides/sweeps.md says the same for people. Nats are a token's; low and high are the ends
+of the 95 % interval, clustered by document, and are null where there is none.
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""The static site, by Sphinx: `make docs` writes build/docs, from the same files that people read in the repository.
+
+The pages hold no directive of Sphinx's. Where each stands in the navigation is said here.
+"""
+
+import shutil
+
+project = "pythia-export"
+extensions = ["myst_parser"]
+root_doc = "README"
+include_patterns = ["README.md", "docs/**/*.md", "benchmarks/README.md", "kernels/README.md", "demo/README.md"]
+exclude_patterns = [".*", "build", "dist", "tests", "pythia_export", "examples", "recipes"]
+myst_heading_anchors = 4  # links to headings, as on GitHub
+myst_links_external_new_tab = False
+
+html_theme = "furo"
+html_title = "pythia-export"
+html_show_sphinx = html_show_copyright = html_copy_source = False
+html_theme_options = {"top_of_page_buttons": []}
+pygments_style, pygments_dark_style = "tango", "native"
+
+NAVIGATION = {
+    "Guides": [
+        "docs/guides/ci",
+        "docs/guides/consumers",
+        "docs/guides/sweeps",
+    ],
+    "Concepts": [
+        "docs/concepts/durability",
+        "docs/concepts/robustness",
+    ],
+    "Reference": [
+        "docs/reference/commands",
+        "docs/reference/recipe",
+        "docs/reference/sources",
+        "docs/reference/parity",
+        "docs/reference/exit-codes",
+        "docs/reference/python",
+        "kernels/README",
+        "benchmarks/README",
+        "demo/README",
+    ],
+}
+
+
+def with_navigation(app, docname, source):
+    """Put hidden tables of contents at the end of the front page."""
+    if docname == root_doc:
+        for title, pages in NAVIGATION.items():
+            lines = "\n".join(f"/{page}" for page in pages)
+            source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{lines}\n```\n"
+
+
+def with_a_front_door(app, failed):
+    """Servers and people look for index.html."""
+    if failed is None and app.builder.format == "html":
+        shutil.copy(app.outdir / "README.html", app.outdir / "index.html")
+
+
+def setup(app):
+    app.connect("source-read", with_navigation)
+    app.connect("build-finished", with_a_front_door)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,30 @@
+"""Figures that were measured: copied from the page where their command stands, or printed from a committed proof."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def copied(page: str, name: str) -> str:
+    """Return what stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->` of another page."""
+    text = (ROOT / page).read_text()
+    found = re.search(rf"<!-- begin: {name} -->\n(.*?)<!-- end: {name} -->", text, re.DOTALL)
+    if found is None:
+        raise LookupError(f"{page} has no place called {name}")
+    return found[1]
+
+
+def verdict(folder: str) -> str:
+    """Return what `run` prints of the records in a committed folder, as the terminal shows it."""
+    from pythia_export.artifact.records import Parity, Quantization, checked
+    from pythia_export.report import text
+    from pythia_export.strict_json import read_json
+
+    where = ROOT / folder
+    parity = checked(Parity, read_json(where / "parity.json"), folder)
+    quantization = checked(Quantization, read_json(where / "quantization.json"), folder)
+    lines = str(text.verdict(parity, quantization)).rstrip().splitlines()
+    return "```text\n" + "\n".join(line.rstrip() for line in lines) + "\n```"

@@ -1,0 +1,64 @@
+"""Fill the marked places of README and docs from the code and from committed files.
+
+    python docs/generate.py            write what has changed           (`make reference`)
+    python docs/generate.py --check    list what would change, and end with 1 if anything would
+
+A place is everything between two comments, the first of which says what fills it:
+
+    <!-- fill: record Run -->
+    ...
+    <!-- end -->
+
+The first word is a function of `SOURCES`, the others are its arguments. tests hold every page to its places.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fill import commands, figures, python, recipe, records
+
+ROOT = Path(__file__).parent.parent
+PLACE = re.compile(r"(<!-- fill: (?P<what>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+SOURCES: dict[str, Callable[..., str]] = {
+    "commands": commands.all_commands,  # every command's help
+    "recipe": recipe.all_sections,  # every key of a recipe
+    "record": records.table,  # a type of artifact/records.py
+    "python": python.described,  # a class or a function of the package
+    "copy": figures.copied,  # a named place of another page
+    "verdict": figures.verdict,  # what `run` prints of a committed proof
+}
+
+
+def pages() -> Iterator[Path]:
+    """Yield every page that people read in the repository or on the site."""
+    yield from (ROOT / name for name in ("README.md", "benchmarks/README.md", "kernels/README.md", "demo/README.md"))
+    yield from sorted((ROOT / "docs").rglob("*.md"))
+
+
+def filled(text: str) -> str:
+    """Return a page with each of its places filled anew."""
+
+    def fill(place: re.Match[str]) -> str:
+        name, *arguments = place["what"].split()
+        return f"{place[1]}{SOURCES[name](*arguments).strip()}\n{place[3]}"
+
+    return PLACE.sub(fill, text)
+
+
+def main() -> None:
+    changed = [(page, new) for page in pages() if (new := filled(page.read_text())) != page.read_text()]
+    for page, new in changed:
+        print(f"{'differs' if '--check' in sys.argv else 'written'}  {page.relative_to(ROOT)}")
+        if "--check" not in sys.argv:
+            page.write_text(new)
+    if changed and "--check" in sys.argv:
+        sys.exit("make reference writes them")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The pages that people read: what is generated is as the code says, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import conf  # noqa: E402
+import generate  # noqa: E402
+
+PAGES = list(generate.pages())
+FENCED = re.compile(r"^(```+).*?^\1$", re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub, and the site, give to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_generated_is_what_the_code_says(page):
+    text = page.read_text()
+    assert generate.filled(text) == text, "`make reference` writes it anew"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", page.read_text())):
+        if re.match(r"https?:|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (page.parent / name).resolve() if name else page
+        assert place.exists(), f"{target}: no such file"
+        assert not anchor or anchor in anchors(place), f"{target}: no such heading in {place.name}"
+
+
+def test_every_page_stands_in_the_navigation_once():
+    listed = [name for pages in conf.NAVIGATION.values() for name in pages]
+    there = {str(page.relative_to(ROOT).with_suffix("")) for page in PAGES} - {conf.root_doc}
+    assert sorted(listed) == sorted(there)
+
+
+def test_a_page_that_differs_is_told_and_written(tmp_path):
+    """The mechanism itself, on a copy of a page whose place was emptied."""
+    page = ROOT / "docs" / "reference" / "recipe.md"
+    emptied = generate.PLACE.sub(r"\1\3", page.read_text())
+    assert "group_size" not in emptied and generate.filled(emptied) == page.read_text()
+
+
+def test_the_check_ends_well_on_this_tree():
+    done = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
