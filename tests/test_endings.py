@@ -105,10 +105,10 @@ def test_an_interruption_between_layers_is_no_error(monkeypatch):
 
 def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path):
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
-    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{DOCS.parent.parent}"}
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{DOCS.parents[2]}"}
     done = subprocess.run([sys.executable, "-m", "pythia_export", "--help"], env=env, capture_output=True, text=True)
     assert done.returncode == 130 and done.stderr == ""
-    scripts = (DOCS.parent.parent / "pyproject.toml").read_text()
+    scripts = (DOCS.parents[2] / "pyproject.toml").read_text()
     assert 'pythia-export = "pythia_export.__main__:main"' in scripts, "which imports nothing before it listens"
 
 
