@@ -4,11 +4,20 @@ The pages hold no directive of Sphinx's. Where each stands in the navigation is 
 """
 
 import shutil
+from pathlib import Path
 
 project = "pythia-export"
 extensions = ["myst_parser"]
 root_doc = "README"
-include_patterns = ["README.md", "docs/**/*.md", "benchmarks/README.md", "kernels/README.md", "demo/README.md"]
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/**/*.md",
+    "benchmarks/README.md",
+    "kernels/README.md",
+    "demo/README.md",
+]
 exclude_patterns = [".*", "build", "dist", "tests", "pythia_export", "examples", "recipes"]
 myst_heading_anchors = 4  # links to headings, as on GitHub
 myst_links_external_new_tab = False
@@ -39,6 +48,12 @@ NAVIGATION = {
         "kernels/README",
         "benchmarks/README",
         "demo/README",
+    ],
+    "Contributing": [
+        "CONTRIBUTING",
+        "docs/decisions/README",
+        *sorted(f"docs/decisions/{record.stem}" for record in (Path(__file__).parent / "decisions").glob("0*.md")),
+        "SECURITY",
     ],
 }
 

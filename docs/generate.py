@@ -36,7 +36,8 @@ SOURCES: dict[str, Callable[..., str]] = {
 
 def pages() -> Iterator[Path]:
     """Yield every page that people read in the repository or on the site."""
-    yield from (ROOT / name for name in ("README.md", "benchmarks/README.md", "kernels/README.md", "demo/README.md"))
+    for name in ("README", "CONTRIBUTING", "SECURITY", "benchmarks/README", "kernels/README", "demo/README"):
+        yield ROOT / f"{name}.md"
     yield from sorted((ROOT / "docs").rglob("*.md"))
 
 
