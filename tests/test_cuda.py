@@ -3,83 +3,35 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from cuda_kernels import ACTIVATIONS, CACHED, Device, Rotary, device_of, emulated_library, prepared
 from test_kernels import HEADS, TYPES, expected, problem, real
 from test_quantize import problem as linear
 from test_quantize import run_gptq
 
 from pythia_export.device import CPU
+from pythia_export.kernels import kernels_path
 from pythia_export.quantize import native
-
-ROOT = Path(__file__).parent.parent
-SOURCES = [
-    ROOT / "kernels" / source
-    for source in ("rotary_attention/cuda/attend.cu", "partial_rotary/cuda/rotate.cu", "beam/cuda.cu")
-]
-BUILT = ROOT / "build" / "kernels-cuda" / "libpythia_cuda.so"  # of `make cuda`
-ACTIVATIONS = {torch.float32: (0, 1e-5), torch.float16: (1, 1e-3), torch.bfloat16: (2, 8e-3)}  # code, precision
-CACHES = {"float32": 0, "float16": 1, "int8": 3}
-
-
-SIZES = ["batch", "heads", "head_dim", "rotary_dim", "fresh", "total", "room", "past_room", "positions", "bias_batch"]
-KINDS = ["activations", "cache", "multiprocessors", "reserved"]
-CACHED = ["past_key", "past_value", "past_key_scale", "past_value_scale"]
-POINTERS = ["qkv", "cos", "sin", "position", "bias", *CACHED]
-POINTERS += ["key", "value", "key_scale", "value_scale", "out", "workspace"]
-
-
-class Attention(ctypes.Structure):
-    """`PythiaCudaAttention` of attend.h."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in SIZES]
-    _fields_ += [(name, ctypes.c_int32) for name in KINDS]
-    _fields_ += [(name, ctypes.c_void_p) for name in POINTERS]
-
-
-class Rotary(ctypes.Structure):
-    """`PythiaCudaRotary` of rotate.h."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "heads", "tokens", "head_dim", "rotary_dim")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("batch_stride", "head_stride", "token_stride", "positions")]
-    _fields_ += [("type", ctypes.c_int32), ("interleaved", ctypes.c_int32)]
-    _fields_ += [(name, ctypes.c_void_p) for name in ("x", "cos", "sin", "position", "y")]
-
-
-class Device(NamedTuple):
-    library: ctypes.CDLL
-    name: str
-    multiprocessors: int
-    wait: Callable[[], None]
 
 
 @pytest.fixture(scope="module", params=["emulated", "GPU"])
-def device(request, tmp_path_factory) -> Device:
+def device(request) -> Device:
     if request.param == "GPU":
         if not torch.cuda.is_available():
             pytest.skip("no GPU that torch reaches")
-        if not BUILT.exists():
+        path = kernels_path("cuda")
+        if path is None:
             pytest.skip("the CUDA kernel is not built; `make cuda` builds it")
-        path, name, wait = BUILT, "cuda", torch.cuda.synchronize
-        multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
-    else:
-        if not shutil.which("g++"):
-            pytest.skip("no C++ compiler")
-        path, name, multiprocessors, wait = tmp_path_factory.mktemp("emulated") / "cuda.so", "cpu", 132, lambda: None
-        options = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-DPYTHIA_EMULATE_CUDA"]
-        subprocess.run(["g++", *options, "-x", "c++", *SOURCES, "-o", path], check=True)
-    library = ctypes.CDLL(str(path))
-    library.pythia_cuda_workspace.restype = ctypes.c_int64
-    return Device(library, name, multiprocessors, wait)
+        return device_of(path, "cuda")
+    path = emulated_library()
+    if path is None:
+        pytest.skip("no build of the kernels in this checkout, or no CMake")
+    return device_of(path, "cpu")
 
 
 def attend(device: Device, feeds, heads: int, rotary_dim: int, cache: str, dtype=torch.float32, room: int = 0):
@@ -87,27 +39,10 @@ def attend(device: Device, feeds, heads: int, rotary_dim: int, cache: str, dtype
     on = {name: torch.from_numpy(np.ascontiguousarray(value)).to(device.name) for name, value in feeds.items()}
     for name in ("qkv", "cos", "sin", "bias"):
         on[name] = on[name].to(dtype)
-    B, T, width = feeds["qkv"].shape
-    n, total = width // 3 // heads, int(feeds["total_length"])
-    room, past_room = max(room, total), feeds["past_key"].shape[2]
-    key, value = (torch.zeros(B, heads, room, n, dtype=on["past_key"].dtype, device=device.name) for _ in range(2))
-    scales = [torch.zeros(B, heads, room, device=device.name) for _ in range(2)] if cache == "int8" else []
-    out = torch.zeros(B, T, width // 3, dtype=dtype, device=device.name)
-    call = Attention(B, heads, n, rotary_dim, T, total, room, past_room, feeds["cos"].shape[0], T * total)
-    call.activations, call.cache, call.multiprocessors = ACTIVATIONS[dtype][0], CACHES[cache], device.multiprocessors
-    for name, tensor in on.items() | {"position": on["position_ids"], "key": key, "value": value, "out": out}.items():
-        if name in POINTERS:
-            setattr(call, name, tensor.data_ptr())
-    if scales:
-        call.key_scale, call.value_scale = (scale.data_ptr() for scale in scales)
-    workspace = torch.empty(
-        device.library.pythia_cuda_workspace(ctypes.byref(call)), dtype=torch.int8, device=device.name
-    )
-    call.workspace = workspace.data_ptr()
-    stream = torch.cuda.current_stream().cuda_stream if device.name == "cuda" else None
-    assert device.library.pythia_cuda_attend(ctypes.byref(call), ctypes.c_void_p(stream)) == 0
+    launch, outputs = prepared(device, on, heads, rotary_dim, cache, int(feeds["total_length"]), room)
+    launch()
     device.wait()
-    return [x.float().cpu().numpy() if x is out else x.cpu().numpy() for x in (out, key, value, *scales)]
+    return [x.float().cpu().numpy() if x is outputs[0] else x.cpu().numpy() for x in outputs]
 
 
 def rounded(feeds, dtype: torch.dtype):
@@ -162,8 +97,7 @@ def test_partial_rotary_turns_what_it_should(device, dtype, interleaved, head_di
     call = Rotary(2, 3, 4, head_dim, 2 * half, 12 * head_dim, 4 * head_dim, head_dim, 7, ACTIVATIONS[dtype][0])
     call.interleaved, (call.x, call.cos, call.sin, call.position) = interleaved, (tensor.data_ptr() for tensor in on)
     call.y = y.data_ptr()
-    stream = torch.cuda.current_stream().cuda_stream if device.name == "cuda" else None
-    assert device.library.pythia_cuda_rotate(ctypes.byref(call), ctypes.c_void_p(stream)) == 0
+    assert device.library.pythia_cuda_rotate(ctypes.byref(call), device.stream) == 0
     device.wait()
     c, s = (table[position][:, None].float() for table in (cos, sin))  # [2, 1, 4, half]
     expected, one = x.float(), slice(0, 2 * half, 2) if interleaved else slice(half)

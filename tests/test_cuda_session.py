@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from itertools import product
 from pathlib import Path
 
@@ -12,25 +10,22 @@ import onnxruntime
 import pytest
 import test_kernels as contract
 import torch
+from cuda_kernels import emulated_library
 from onnx import TensorProto, helper
 from test_kernels import HEADS, LIBRARY, TYPES, attention_session, expected, problem, real
 
 from pythia_export.kernels import kernels_path
 from pythia_export.runtime import Session, speed
 
-BUILD = Path(__file__).parent.parent / "build" / "kernels"  # of `make kernels`
 POSITIONS = "position_ids"  # lie on the GPU, and are not waited for
 
 
 @pytest.fixture(scope="module")
 def emulated() -> Path:
-    if not (BUILD / "build.ninja").is_file() or not shutil.which("cmake"):
+    library = emulated_library()
+    if library is None:
         pytest.skip("no build of the kernels in this checkout, or no CMake")
-    made = subprocess.run(
-        ["cmake", "--build", str(BUILD), "--target", "pythia_cuda_emulated"], capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    return BUILD / "libpythia_cuda_emulated.so"
+    return library
 
 
 @pytest.fixture(autouse=True)
