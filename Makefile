@@ -63,7 +63,7 @@ hooks: $(STAMP) ## let git run ruff and mypy before a commit (pre-commit)
 # Sphinx and what it needs are in an environment of their own: nothing of ours is imported.
 docs: build/docs-venv/.installed ## a static site, in build/docs; its search needs no network
 	@echo "docs    writing the site into build/docs/index.html"
-	@build/docs-venv/bin/sphinx-build -q -W --keep-going -b html -c docs -d build/docs-doctrees . build/docs
+	@build/docs-venv/bin/sphinx-build -q -W --keep-going -E -b html -c docs -d build/docs-doctrees . build/docs
 
 build/docs-venv/.installed: pyproject.toml
 	@echo "docs    installing Sphinx into build/docs-venv"

@@ -13,6 +13,7 @@ include_patterns = [
     "README.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "docs/*.md",
     "docs/**/*.md",
     "benchmarks/README.md",
     "kernels/README.md",
@@ -30,18 +31,29 @@ pygments_style, pygments_dark_style = "tango", "native"
 
 NAVIGATION = {
     "Guides": [
-        "docs/guides/ci",
+        "docs/guides/installation",
+        "docs/guides/choosing-bits-and-method",
+        "docs/guides/fine-tuned-checkpoint",
         "docs/guides/consumers",
+        "docs/guides/gpu",
+        "docs/guides/ci",
         "docs/guides/sweeps",
+        "docs/guides/troubleshooting",
     ],
     "Concepts": [
+        "docs/concepts/rounding",
+        "docs/concepts/proof",
+        "docs/concepts/operators",
         "docs/concepts/durability",
         "docs/concepts/robustness",
+        "docs/glossary",
     ],
     "Reference": [
         "docs/reference/commands",
         "docs/reference/recipe",
         "docs/reference/sources",
+        "docs/reference/family",
+        "docs/reference/artifact",
         "docs/reference/parity",
         "docs/reference/exit-codes",
         "docs/reference/python",

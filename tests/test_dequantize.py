@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,7 @@ from pythia_export.recipe import Export, Model, Quantize
 from pythia_export.runtime import Session
 from pythia_export.weights import WeightsReader
 
+FORMAT = Path(__file__).parents[1] / "docs" / "reference" / "artifact.md"
 EXPORT = Export()
 RTN = {"method": "rtn", "bits": 4, "group_size": 32, "head": {"method": "none"}}
 HEAD_INT8 = {"method": "rtn", "bits": 8, "group_size": 32}
@@ -145,6 +147,21 @@ def test_transformers_computes_what_the_artifact_computes(quantize, tmp_path):
     np.testing.assert_allclose(found, session.logits(tokens()), rtol=0, atol=1e-4)
     reference = Reference(exported.reader(), exported.config, tokens(), "reference")
     np.testing.assert_allclose(found, np.stack([reference.logits(i) for i in range(2)]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantize", [QUANTIZE["asymmetric"], QUANTIZE["mixed"]], ids=["asymmetric", "mixed"])
+def test_the_program_of_the_documentation_reads_the_same_weights(quantize, tmp_path, monkeypatch):
+    """What docs/reference/artifact.md says of the format is enough to read it."""
+    publish(tmp_path / "a", quantize)
+    dequantize(tmp_path / "a", tmp_path / "plain")
+    (program,) = re.findall(r"```python\n(.*?)```", FORMAT.read_text(), re.DOTALL)
+    monkeypatch.setattr(sys, "argv", ["read.py", str(tmp_path / "a")])
+    names: dict = {}
+    exec(program, names)
+    plain = stored(tmp_path / "plain")
+    assert len(names["weights"]) >= 5
+    for name, weight in names["weights"].items():
+        np.testing.assert_array_equal(weight, plain[f"{name}.weight"].float().numpy(), err_msg=name)
 
 
 @pytest.mark.parametrize("size", [s for s in GEOMETRIES if small_config(size=s).hidden_size <= 512])
