@@ -30,6 +30,7 @@ html_theme_options = {"top_of_page_buttons": []}
 pygments_style, pygments_dark_style = "tango", "native"
 
 NAVIGATION = {
+    "Tutorial": ["docs/tutorial/first-artifact"],
     "Guides": [
         "docs/guides/installation",
         "docs/guides/choosing-bits-and-method",

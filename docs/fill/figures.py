@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def copied(page: str, name: str) -> str:
 
 def verdict(folder: str) -> str:
     """Return what `run` prints of the records in a committed folder, as the terminal shows it."""
+    from rich.console import Console
+
     from pythia_export.artifact.records import Parity, Quantization, checked
     from pythia_export.report import text
     from pythia_export.strict_json import read_json
@@ -26,5 +29,7 @@ def verdict(folder: str) -> str:
     where = ROOT / folder
     parity = checked(Parity, read_json(where / "parity.json"), folder)
     quantization = checked(Quantization, read_json(where / "quantization.json"), folder)
-    lines = str(text.verdict(parity, quantization)).rstrip().splitlines()
+    terminal = Console(file=io.StringIO(), width=100, markup=False, highlight=False, emoji=False)
+    terminal.print(text.verdict(parity, quantization))
+    lines = terminal.file.getvalue().rstrip().splitlines()
     return "```text\n" + "\n".join(line.rstrip() for line in lines) + "\n```"
