@@ -30,6 +30,7 @@ SOURCES: dict[str, Callable[..., str]] = {
     "record": records.table,  # a type of artifact/records.py
     "python": python.described,  # a class or a function of the package
     "copy": figures.copied,  # a named place of another page
+    "speeds": figures.speeds,  # a named block of `bench`, as a table
     "verdict": figures.verdict,  # what `run` prints of a committed proof
 }
 

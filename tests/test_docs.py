@@ -53,7 +53,7 @@ def test_a_page_that_differs_is_told_and_written(tmp_path):
     """The mechanism itself, on a copy of a page whose place was emptied."""
     page = ROOT / "docs" / "reference" / "recipe.md"
     emptied = generate.PLACE.sub(r"\1\3", page.read_text())
-    assert "group_size" not in emptied and generate.filled(emptied) == page.read_text()
+    assert "act_order" not in emptied and generate.filled(emptied) == page.read_text()
 
 
 def test_the_check_ends_well_on_this_tree():

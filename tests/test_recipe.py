@@ -115,8 +115,9 @@ def test_a_file_that_is_no_recipe(text, said, tmp_path):
         load_recipe(str(path))
 
 
-def test_the_recipe_of_the_readme_is_planned_without_a_warning(tmp_path):
-    (block,) = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+def test_the_recipe_of_the_documentation_is_planned_without_a_warning(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "reference" / "recipe.md"
+    (block,) = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
     (tmp_path / "r.toml").write_text(block)
     assert planning.plan(load_recipe(str(tmp_path / "r.toml"))).warnings == []
 
