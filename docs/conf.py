@@ -56,6 +56,7 @@ NAVIGATION = {
         "docs/reference/family",
         "docs/reference/artifact",
         "docs/reference/parity",
+        "docs/reference/records",
         "docs/reference/exit-codes",
         "docs/reference/python",
         "kernels/README",
