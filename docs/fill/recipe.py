@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 from .kinds import toml, words
 from .markdown import code, table
 
-BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "pattern": "like `{}`"}
+BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
 
 def all_sections() -> str:
@@ -63,8 +63,8 @@ def _keys(section: Any, names: set[str]) -> str:
     for key, field in section.model_fields.items():
         inner = _section(field.annotation)
         if key in names and (inner is None or _is_gate(inner)):
-            rows.append([code(key), _values(field, inner), _default(field), field.description or ""])
-    return table(["key", "value", "default", "what it says"], rows)
+            rows.append([code(key), _values(field, inner) + _default(field), field.description or ""])
+    return table(["key", "value", "what it says"], rows)
 
 
 def _values(field: Any, gate: Any) -> str:
@@ -78,5 +78,5 @@ def _values(field: Any, gate: Any) -> str:
 
 def _default(field: Any) -> str:
     if field.default is PydanticUndefined:
-        return "required"
-    return "" if field.default is None or field.default == () else code(toml(field.default))
+        return "; required"
+    return "" if field.default is None or field.default == () else f"; default {code(toml(field.default))}"

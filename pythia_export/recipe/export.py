@@ -10,20 +10,22 @@ from .section import Section
 
 
 class Export(Section):
-    target: Literal["cpu", "cuda", "web"] = "cpu"
+    target: Literal["cpu", "cuda", "web"] = Field("cpu", description="where the graph will run")
     rotary: Literal["custom", "gqa", "onnx"] = Field(
         "custom",
         description="`custom`: the op pythia.RotaryAttention, carried as a function over ONNX Runtime's ops; "
         "`gqa`: those ops directly; `onnx`: standard ONNX attention",
     )
     accuracy_level: Literal[0, 4] = Field(
-        0, description="MatMulNBits: 4 quantises activations to int8 (faster on CPU), 0 keeps them in float"
+        0, description="of MatMulNBits: 4 rounds activations to int8 (faster on CPUs), 0 keeps them in float"
     )
-    dtype: Literal["float32", "float16"] = Field("float32", description="activations and scales")
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="type of activations and scales; `float16` is for CUDA"
+    )
     kv_cache: Literal["float32", "float16", "int8"] | None = Field(
         None,
         description="type of cached keys and values; as `dtype` if not given. `int8` has a scale for each head and "
-        "token. A smaller cache is read faster by the native kernels, and converted at a cost without them",
+        "token. The native kernels read a smaller cache faster; without them it is converted at every step",
     )
 
     layout: Literal["flat", "transformers.js"] = Field(

@@ -14,7 +14,7 @@ from .section import LocalPath, NonEmpty, Section
 class Model(Section):
     """Which checkpoint: a model of the suite or another on the hub, the embedded `demo`, or a local directory.
 
-    `id` becomes the full hub id: `410m-deduped@step3000` is EleutherAI/pythia-410m-deduped at step3000.
+    Give either `id` or `path`. `410m-deduped@step3000` stands for EleutherAI/pythia-410m-deduped at step3000.
     """
 
     id: NonEmpty | None = Field(

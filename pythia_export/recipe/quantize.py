@@ -19,7 +19,7 @@ class Scheme(Section):
     """How one linear is stored. `bits` 3 is rounded to 3 bits and stored in 4."""
 
     bits: Bits = 4
-    group_size: GroupSize = Field(128, description="input columns that share a scale; -1 is the whole row")
+    group_size: GroupSize = Field(128, description="inputs of a row that share a scale; -1 is the whole row")
     symmetric: bool = True
 
     @property
@@ -28,23 +28,23 @@ class Scheme(Section):
 
 
 class Override(Section):
-    """A linear whose name matches `pattern` (shell wildcards; later ones win) is treated otherwise."""
+    """Other settings for linears whose name matches a pattern. The last match wins; what is not given stays."""
 
-    pattern: NonEmpty
-    method: Method | None = None
-    bits: Bits | None = None
-    group_size: GroupSize | None = None
-    symmetric: bool | None = None
+    pattern: NonEmpty = Field(description="shell wildcards over the name without `.weight`: `*.layers.0.*`, `*.dense`")
+    method: Method | None = Field(None, description="as in `[quantize]`")
+    bits: Bits | None = Field(None, description="as in `[quantize]`")
+    group_size: GroupSize | None = Field(None, description="as in `[quantize]`")
+    symmetric: bool | None = Field(None, description="as in `[quantize]`")
 
 
 class Head(Section):
     """The output projection: by far the largest single linear of the small models."""
 
     method: Method = Field("gptq", description="`none` keeps the head in float, as `dtype` says")
-    bits: Bits = 8
-    group_size: GroupSize = 128
-    symmetric: bool = True
-    dtype: Literal["float16", "float32"] = Field("float16", description="of a head with method = `none`")
+    bits: Bits = Field(8, description="as in `[quantize]`")
+    group_size: GroupSize = Field(128, description="as in `[quantize]`")
+    symmetric: bool = Field(True, description="as in `[quantize]`")
+    dtype: Literal["float16", "float32"] = Field("float16", description="type of a head with method = `none`")
 
     @model_serializer(mode="wrap")
     def _as_recipes_were(self, dump: Any) -> Any:
@@ -56,40 +56,46 @@ class Head(Section):
 
 
 class Quantize(Section):
-    method: Method = "gptq"
-    bits: Bits = 4
-    group_size: GroupSize = Field(128, description="input columns that share a scale; -1 is the whole row")
-    symmetric: bool = True
-    act_order: bool = Field(True, description="quantise columns by falling Hessian diagonal; their stored order stays")
-    damp: float = Field(0.01, gt=0, le=1, description="added to the Hessian's diagonal, relative to its mean")
-    max_damp: float = Field(0.1, gt=0, le=1, description="the damping ladder doubles `damp` up to here, then fails")
+    method: Method = Field(
+        "gptq", description="`gptq` needs [calibration]; `rtn` is round-to-nearest; `none` leaves weights in float"
+    )
+    bits: Bits = Field(4, description="3 is rounded to 3 bits and stored in 4")
+    group_size: GroupSize = Field(128, description="inputs of a row that share a scale; -1 is the whole row")
+    symmetric: bool = Field(True, description="false stores a zero point for each group")
+    act_order: bool = Field(True, description="round columns by falling Hessian diagonal; their stored order stays")
+    damp: float = Field(
+        0.01, gt=0, le=1, description="percdamp: added to the Hessian's diagonal, relative to the diagonal's mean"
+    )
+    max_damp: float = Field(
+        0.1, gt=0, le=1, description="where the Hessian needs more, `damp` is doubled up to here; then the run fails"
+    )
     clip: bool = Field(True, description="search each group's scale for the least error, instead of spanning all of it")
     beam: int = Field(
-        16, ge=1, le=64, description="roundings of each row that are carried on from column to column; 1 is GPTQ's own"
+        16, ge=1, le=64, description="roundings of each row that are carried from column to column; 1 is plain GPTQ"
     )
     error_correction: bool = Field(
-        True, description="make up for the error of the layers before, against the activations of the original model"
+        True, description="compensate for the layers before, against the activations of the original model"
     )
     joint_hessian: bool = Field(
         True,
-        description="round dense knowing that 4h_to_h will make up for its errors; with error_correction and a "
+        description="round dense knowing that 4h_to_h will compensate for its errors; with error_correction and a "
         "parallel residual only",
     )
     hessian: Literal["quantized", "original"] = Field(
         "quantized",
-        description="of the activations that the quantised layers before give, or of the original model's, which are "
-        "the same for every quantisation of a checkpoint: `sweep` then computes them once; without error_correction",
+        description="`quantized`: of activations as the quantised layers before give them; `original`: of the original "
+        "model's, which `sweep` computes once for all quantisations of a checkpoint. It needs error_correction = false",
     )
     fisher: bool = Field(
-        True, description="let outputs make up for each other's errors as the loss feels them: one backward pass more"
+        True, description="weight outputs by the loss's sensitivity and let rows compensate; one more backward pass"
     )
     bits_per_weight: float | None = Field(
         None, gt=0, le=9, description="budget of stored bits, scales and head included: 8 bits go where they save most"
     )
-    embedding: Literal["float32", "float16", "int8", "int4"] = "float16"
+    embedding: Literal["float32", "float16", "int8", "int4"] = Field("float16", description="type of the embedding")
     products: Literal[4, 2] = Field(
         4,
-        description="matrix products a layer: 4 as in the checkpoint; 2 folds the LayerNorms into the weights, makes "
+        description="matrix products per layer: 4 as in the checkpoint; 2 folds the LayerNorms into the weights, makes "
         "one matrix of QKV and h_to_4h, and one of dense and 4h_to_h",
     )
     head: Head = Head()

@@ -37,7 +37,7 @@ class Text(Section):
     subsets: tuple[NonEmpty, ...] = Field((), description="only these parts of the Pile, by `meta.pile_set_name`")
     eos: bool | None = Field(
         None,
-        description="end each document with the end-of-text token. Left out: as in training, so far as is known; true "
+        description="end each document with the end-of-text token. If not given, as in training so far as known: true "
         "for `python-stdlib` (the demo), false for `hub` and `file` (no batch of Pythia's was seen to have one)",
     )
     batches: str | None = Field(
@@ -45,8 +45,8 @@ class Text(Section):
         pattern=r"^\d+:\d+$",
         description=f"of training-order: `0:4` are the first four, of {BATCH} sequences each",
     )
-    sequence_length: int = Field(2048, ge=8, description="tokens a window")
-    seed: int = Field(0, ge=0)
+    sequence_length: int = Field(2048, ge=8, description="tokens per window")
+    seed: int = Field(0, ge=0, description="decides the order of the windows, and nothing else does")
 
     @property
     def batch_range(self) -> tuple[int, int] | None:
@@ -122,8 +122,10 @@ class Text(Section):
 
 
 class Calibration(Text):
-    samples: int = Field(128, ge=1, description="windows; all sequences of `batches` if not given with them")
-    memory_gb: float = Field(4.0, ge=0, description="activations beyond this lie on disk while layers are quantised")
+    samples: int = Field(128, ge=1, description="windows; if `batches` is given, all its sequences by default")
+    memory_gb: float = Field(
+        4.0, ge=0, description="activations beyond this are kept on disk while layers are quantised"
+    )
 
     @model_validator(mode="before")
     @classmethod

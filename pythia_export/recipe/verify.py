@@ -46,18 +46,24 @@ class Gates(Section):
     """
 
     export_max_abs: float | None = Field(
-        None, gt=0, description="max |logit difference| of ORT against torch on the same weights, accuracy level 0"
+        None,
+        gt=0,
+        description="largest logit difference of ONNX Runtime from torch on the same weights, at accuracy level 0",
     )
     decode_max_abs: float | None = Field(
-        None, gt=0, description="the same between one pass and cached decode, batches and left padding"
+        None, gt=0, description="the same between one pass and decoding over the cache, batches and left padding"
     )
-    ppl_ratio: RatioGate | None = Field(None, description="most that perplexity / original's perplexity may be")
-    delta_nll: Gate | None = Field(None, description="most that it may cost, nats/token: the logarithm of ppl_ratio")
-    kld_mean: Gate | None = Field(None, description="most that the mean KL divergence may be, nats/token")
-    same_top: ShareGate | None = Field(None, description="least share of tokens with the same argmax")
-    min_tokens: int | None = Field(None, ge=1, description="least number of held-out tokens")
+    ppl_ratio: RatioGate | None = Field(
+        None, description="the artifact's perplexity divided by the original's, at most"
+    )
+    delta_nll: Gate | None = Field(
+        None, description="rise of the loss, nats per token, at most: the logarithm of `ppl_ratio`"
+    )
+    kld_mean: Gate | None = Field(None, description="mean KL divergence from the original, nats per token, at most")
+    same_top: ShareGate | None = Field(None, description="share of tokens with the same likeliest token, at least")
+    min_tokens: int | None = Field(None, ge=1, description="held-out tokens, at least")
     regression: Gate | None = Field(
-        None, description="with `verify --against`: most that the mean KL divergence may exceed the other artifact's"
+        None, description="with `verify --against`: rise of the mean KL divergence over the other artifact's, at most"
     )
 
 
