@@ -79,22 +79,22 @@ reference: $(STAMP) ## fill its pages from the code and committed files
 ##@ Longer tests
 test-consumers: consumers kernels ## artifacts in every program that runs them
 	@echo "test    one artifact in every consumer, and the page of serve"
-	@$(PYTEST) -rs tests/test_consumers.py tests/test_serve_browser.py
+	@$(PYTEST) -rs tests/end_to_end/test_consumers.py tests/end_to_end/test_serve_browser.py
 
 test-fuzz: $(STAMP) kernels ## a million damaged inputs; no other error may escape
 	@echo "test    a million damaged inputs (about ten minutes of one core)"
-	@OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz.py
 
 # Whatever happens, interruption included, it is taken down again.
 test-slurm: $(STAMP) ## sweeps on a real Slurm, killed at random
 	@echo "test    sweeps on Slurm, killed at random"
 	@trap 'tests/slurm/down.sh build/slurm' EXIT && trap 'exit 130' INT TERM && \
 		conf="$$(tests/slurm/up.sh build/slurm)" && eval "$$conf" && \
-		$(PYTEST) -rs tests/test_slurm.py
+		$(PYTEST) -rs tests/end_to_end/test_slurm.py
 
 test-kill: $(STAMP) kernels ## runs killed at 200 random moments: what is lost?
 	@echo "test    runs killed at random moments"
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/kill_storm.py --folder build/kill-storm
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/support/kill_storm.py --folder build/kill-storm
 
 consumers: $(STAMP) build/consumers/.installed ## what test-consumers needs, and what test skips without
 

@@ -21,12 +21,12 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
-from pythia_export.graph.rotary import rotary_tables
-from pythia_export.kernels import kernels_path
-from pythia_export.machine import machine
-from pythia_export.neox import NeoXConfig
+from pythia_export.base.machine import machine
+from pythia_export.base.native_library import kernels_path
+from pythia_export.model.neox import NeoXConfig
+from pythia_export.model.rotary import rotary_tables
+from pythia_export.model.suite import geometry
 from pythia_export.runtime.cache import aligned_zeros
-from pythia_export.suite import geometry
 
 STEPS = 4  # of one contestant in a row, as in use
 CACHES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}

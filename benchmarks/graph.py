@@ -21,16 +21,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pythia_export.base.machine import machine
+from pythia_export.calibrate import quantize_stream
 from pythia_export.graph.decoder import build_decoder
-from pythia_export.graph.files import DATA_FILE
-from pythia_export.graph.layout import layout
-from pythia_export.machine import machine
-from pythia_export.neox import NeoXConfig, tensors
+from pythia_export.model.neox import NeoXConfig, tensors
+from pythia_export.model.suite import geometry
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import Session
-from pythia_export.stream import quantize_stream
-from pythia_export.suite import geometry
-from pythia_export.weights import WeightsWriter
+from pythia_export.weights.file import WeightsWriter
+from pythia_export.weights.layout import layout
+from pythia_export.weights.names import DATA_FILE
 
 STEPS = 16
 CASES = {

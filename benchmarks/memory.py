@@ -25,17 +25,17 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from pythia_export.base.device import described, device_called
+from pythia_export.base.machine import machine
+from pythia_export.calibrate import quantize_stream
 from pythia_export.checkpoint import open_checkpoint, pull
-from pythia_export.device import described, device_called
-from pythia_export.graph.files import DATA_FILE
-from pythia_export.graph.layout import layout
-from pythia_export.machine import machine
-from pythia_export.neox import NeoXConfig, tensors
+from pythia_export.model.neox import NeoXConfig, tensors
+from pythia_export.model.suite import geometry
 from pythia_export.recipe import Model, Quantize
 from pythia_export.runtime import peak_memory_bytes
-from pythia_export.stream import quantize_stream
-from pythia_export.suite import geometry
-from pythia_export.weights import WeightsWriter
+from pythia_export.weights.file import WeightsWriter
+from pythia_export.weights.layout import layout
+from pythia_export.weights.names import DATA_FILE
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ def install(version: str) -> Path:
 
 
 def main() -> None:
-    sys.path[:0] = [str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT / "tests" / "support")]
     said: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / str(i) for i in range(len(FORMS))]

@@ -68,20 +68,20 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pythia_export.base.machine import machine, versions
+from pythia_export.calibrate import quantize_stream
 from pythia_export.checkpoint import Checkpoint, demo_folder, open_checkpoint, pull
 from pythia_export.corpus import calibration_windows, verify_windows
-from pythia_export.graph.files import DATA_FILE
-from pythia_export.graph.layout import layout
-from pythia_export.machine import machine, versions
-from pythia_export.neox import NeoXConfig, tensors
-from pythia_export.parity.metrics import log_softmax
-from pythia_export.parity.reference import Reference
-from pythia_export.parity.statistics import clustered_mean
+from pythia_export.model.neox import NeoXConfig, tensors
+from pythia_export.model.suite import geometry, sizes
+from pythia_export.proof.metrics import log_softmax
+from pythia_export.proof.reference import Reference
+from pythia_export.proof.statistics import clustered_mean
 from pythia_export.recipe import Calibration, Model, Quantize, Verify
 from pythia_export.runtime import peak_memory_bytes
-from pythia_export.stream import quantize_stream
-from pythia_export.suite import geometry, sizes
-from pythia_export.weights import WeightsReader, WeightsWriter
+from pythia_export.weights.file import WeightsReader, WeightsWriter
+from pythia_export.weights.layout import layout
+from pythia_export.weights.names import DATA_FILE
 
 PEER_SCRIPT = Path(__file__).absolute().with_name("_gptqmodel_peer.py")
 OURS, PEER = "pythia-export", "GPTQModel"

@@ -18,9 +18,9 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from pythia_export.base.machine import machine
+from pythia_export.base.native_library import kernels_path
 from pythia_export.graph.ops import DOMAIN, MICROSOFT, OPSET
-from pythia_export.kernels import kernels_path
-from pythia_export.machine import machine
 
 GRIDS = (4, 32), (4, 128), (8, 128)
 ROWS = {64: (1, 4, 16), 8: (128, 512)}  # by the number of matrices

@@ -25,17 +25,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from pythia_export.base.machine import machine
+from pythia_export.calibrate import allocate, quantize_stream
 from pythia_export.checkpoint import Checkpoint, open_checkpoint, pull
 from pythia_export.corpus import calibration_windows, verify_windows
-from pythia_export.graph.files import DATA_FILE
-from pythia_export.graph.layout import layout
-from pythia_export.machine import machine
-from pythia_export.parity.metrics import log_softmax
-from pythia_export.parity.reference import Reference, Tensors
-from pythia_export.parity.statistics import clustered_mean
+from pythia_export.proof.metrics import log_softmax
+from pythia_export.proof.reference import Reference, Tensors
+from pythia_export.proof.statistics import clustered_mean
 from pythia_export.recipe import Calibration, Model, Quantize, Verify
-from pythia_export.stream import allocate, quantize_stream
-from pythia_export.weights import WeightsReader, WeightsWriter
+from pythia_export.weights.file import WeightsReader, WeightsWriter
+from pythia_export.weights.layout import layout
+from pythia_export.weights.names import DATA_FILE
 
 GRIDS = ["8:row", "4:row", "4:128", "4:32", "3:row", "3:32", "2:row", "2:32"]  # bits:group
 PLAIN = {"clip": False, "beam": 1, "error_correction": False, "fisher": False}

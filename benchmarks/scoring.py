@@ -24,13 +24,13 @@ from graph import RandomWeights
 from safetensors.torch import save_file
 
 from pythia_export.artifact import Artifact
+from pythia_export.base.machine import machine
+from pythia_export.commands.pipeline import run
 from pythia_export.evaluate.model import PythiaOnnx
-from pythia_export.machine import machine
-from pythia_export.neox import tensors
-from pythia_export.parity.metrics import token_figures
-from pythia_export.pipeline import run
+from pythia_export.model.neox import tensors
+from pythia_export.model.suite import geometry
+from pythia_export.proof.metrics import token_figures
 from pythia_export.recipe import load_recipe
-from pythia_export.suite import geometry
 
 WINDOWS, REQUESTS = 8, 64
 RECIPE = """

@@ -34,11 +34,11 @@ def main() -> None:
 
     from graph import write_weights
 
+    from pythia_export.base.machine import machine
     from pythia_export.graph.decoder import build_decoder
-    from pythia_export.graph.layout import layout
-    from pythia_export.machine import machine
+    from pythia_export.model.suite import geometry
     from pythia_export.recipe import Export, Quantize
-    from pythia_export.suite import geometry
+    from pythia_export.weights.layout import layout
 
     config = geometry(f"EleutherAI/pythia-{args.size}")
     if config is None:
@@ -63,7 +63,7 @@ def main() -> None:
 def _run(folder: Path, kept: str, native: bool, prefill: int, context: int) -> None:
     import numpy as np
 
-    from pythia_export.neox import NeoXConfig, cache_bytes
+    from pythia_export.model.neox import NeoXConfig, cache_bytes
     from pythia_export.runtime import Session, peak_memory_bytes
 
     config = NeoXConfig.from_dict(json.loads((folder / "config.json").read_text()), "config.json")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from scoring import made
 
-from pythia_export.machine import machine
+from pythia_export.base.machine import machine
 
 PROBE = """
 import json, sys, time

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 from sweep_rows import sweep  # noqa: E402
 
-from pythia_export import suite  # noqa: E402
-from pythia_export.sweep import report, table  # noqa: E402
+from pythia_export.model import suite  # noqa: E402
+from pythia_export.study import page as report  # noqa: E402
+from pythia_export.sweep import table  # noqa: E402
 
 SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 MODELS = SIZES + tuple(f"{size}-deduped" for size in SIZES[2:8])

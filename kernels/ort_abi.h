@@ -1,7 +1,7 @@
 // The part of ONNX Runtime's C ABI that the operators use. ONNX Runtime's Python wheels ship no headers.
 //
 // OrtApi is a struct of function pointers that only ever grows at its end, so the place of each is stable; the structs
-// that ONNX Runtime hands out are opaque. tests/test_kernels.py compares every place and every field with the official
+// that ONNX Runtime hands out are opaque. tests/kernels/test_kernels.py compares every place and every field with the official
 // onnxruntime_c_api.h where that is installed.
 #pragma once
 

@@ -5,15 +5,16 @@ Nothing at all: before `python -m pythia_export` gets to leave the current folde
 
 from __future__ import annotations
 
+from .base.version import __version__
+
 TYPE_CHECKING = False  # of `typing`, which would be imported
 if TYPE_CHECKING:
     from typing import Any
 
     from .api import Artifact
-    from .kernels import kernels_path
+    from .base.native_library import kernels_path
 
-__all__ = ["Artifact", "kernels_path"]
-__version__ = "0.1.0"
+__all__ = ["Artifact", "__version__", "kernels_path"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return Artifact
     if name == "kernels_path":
-        from .kernels import kernels_path
+        from .base.native_library import kernels_path
 
         return kernels_path
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

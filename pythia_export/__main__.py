@@ -10,7 +10,7 @@ import sys
 def main() -> None:
     """Entry point of the command."""
     try:
-        from .interpreter import fill_standard_streams, leave_current_folder
+        from .base.interpreter import fill_standard_streams, leave_current_folder
 
         leave_current_folder()
         fill_standard_streams()

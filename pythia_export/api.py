@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from . import artifact, runtime
-from .download import download_artifact
+from .artifact.download import download_artifact
 from .runtime.sampling import Sampling
 
 if TYPE_CHECKING:

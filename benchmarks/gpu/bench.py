@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import torch
 from journal import Journal, shown
 
-from pythia_export.kernels import kernels_path
+from pythia_export.base.native_library import kernels_path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREEN: TextIO = sys.stdout  # of run.py; what libraries print goes to the step's log

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_PATHS = [str(path) for path in (ROOT / "benchmarks" / "gpu", ROOT / "benchmarks", ROOT / "tests", ROOT)]
+_PATHS = [str(path) for path in (ROOT / "benchmarks" / "gpu", ROOT / "benchmarks", ROOT / "tests" / "support", ROOT)]
 sys.path[:0] = [path for path in _PATHS if path not in sys.path]
 
 EXIT_WRONG, EXIT_TO_DO, EXIT_INTERRUPTED = 1, 3, 130

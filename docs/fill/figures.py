@@ -25,8 +25,8 @@ def verdict(folder: str) -> str:
     from rich.console import Console
 
     from pythia_export.artifact.records import Parity, Quantization, checked
+    from pythia_export.base.strict_json import read_json
     from pythia_export.report import text
-    from pythia_export.strict_json import read_json
 
     where = ROOT / folder
     parity = checked(Parity, read_json(where / "parity.json"), folder)

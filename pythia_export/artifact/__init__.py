@@ -10,18 +10,13 @@ opening and a changed byte on `check`.
 No torch, no onnx: consumers of an artifact import this package.
 """
 
-from .disk import explained, write_atomically
-from .lock import held, lock_folder
 from .manifest import MANIFEST
 from .publish import Kind, Publisher
 from .read import Artifact
 from .records import Parity, Quantization
-from .siblings import clean_up
-from .sigterm import unwinding_on_sigterm
 from .snapshot import is_own_file, is_snapshot
 from .staging import Staging
 
 __all__ = [
-    "MANIFEST", "Artifact", "Kind", "Parity", "Publisher", "Quantization", "Staging", "clean_up", "explained",
-    "held", "is_own_file", "is_snapshot", "lock_folder", "unwinding_on_sigterm", "write_atomically",
+    "MANIFEST", "Artifact", "Kind", "Parity", "Publisher", "Quantization", "Staging", "is_own_file", "is_snapshot",
 ]  # fmt: skip

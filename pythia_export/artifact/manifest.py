@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import IntegrityError, SourceError
-from ..git_lfs import is_pointer
-from ..strict_json import shown
+from ..base.errors import IntegrityError, SourceError
+from ..base.git_lfs import is_pointer
+from ..base.strict_json import shown
 from .pending import current
 from .records import Manifest, checked
 from .snapshot import is_own_file

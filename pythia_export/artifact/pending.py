@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .disk import fsync
+from ..disk.write import fsync
 
 _PENDING = re.compile(r"\.(.+)\.next-([0-9a-f]{16})")
 

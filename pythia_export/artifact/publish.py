@@ -12,14 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import OutputError, PythiaExportError
-from ..strict_json import read_json
-from .disk import DISK_FULL, exchange, explained, fsync, raise_disk_full
-from .lock import held
+from ..base.errors import OutputError, PythiaExportError
+from ..base.strict_json import read_json
+from ..disk.lock import held
+from ..disk.siblings import clean_up, owner, sibling
+from ..disk.sigterm import unwinding_on_sigterm
+from ..disk.write import DISK_FULL, exchange, explained, fsync, raise_disk_full
 from .manifest import MANIFEST, SCHEMA, check_shape, describe, json_bytes, now
 from .pending import is_pending
-from .siblings import clean_up, owner, sibling
-from .sigterm import unwinding_on_sigterm
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from ..errors import IntegrityError, OutputError, PythiaExportError, RecipeError, SourceError
-from ..generation import GENERATION, Generation, read_generation
-from ..neox import NeoXConfig
+from ..base.errors import IntegrityError, OutputError, PythiaExportError, RecipeError, SourceError
+from ..base.strict_json import read_json, shown
+from ..disk.siblings import is_stale, siblings
+from ..disk.write import explained, fsync, write_atomically
+from ..model.generation import GENERATION, Generation, read_generation
+from ..model.neox import NeoXConfig
 from ..recipe import Recipe, parse_recipe
-from ..strict_json import read_json, shown
 from ..tokenizer import SETTINGS, read_tokenizer, render_chat
-from .disk import explained, fsync, write_atomically
 from .manifest import MANIFEST, check_manifest, hash_fault, is_inside, json_bytes, size_fault
 from .pending import current, give_names, pending, remove_strays
 from .records import PARITY, PARITY_SCHEMA, QUANTIZATION, QUANTIZATION_SCHEMA, Parity, Quantization, checked
-from .siblings import is_stale, siblings
 from .snapshot import is_snapshot
 
 GRAPH = "model.onnx"  # of every layout; what `quantize` writes has none

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from ..errors import IntegrityError
-from ..neox import MOST, MOST_LAYERS
-from ..strict_json import shown
+from ..base.errors import IntegrityError
+from ..base.strict_json import shown
+from ..model.neox import MOST, MOST_LAYERS
 
 QUANTIZATION, PARITY = "quantization.json", "parity.json"
 PARITY_SCHEMA = 2  # of parity.json, which docs/reference/parity.md describes

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .disk import explained
-from .lock import lock_folder
+from ..disk.lock import lock_folder
+from ..disk.siblings import sibling
+from ..disk.write import explained
 from .publish import ARTIFACT, Kind, Publisher
-from .siblings import sibling
 
 
 class Staging:

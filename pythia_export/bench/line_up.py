@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import RecipeError
-from ..interpreter import isolated_environment
+from ..base.errors import RecipeError
+from ..base.interpreter import isolated_environment
 
 _LLAMA = ("llama_cpp", "gguf")
 _TORCH = ("transformers", "torch")

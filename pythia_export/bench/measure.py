@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..machine import peak_memory_bytes
-from ..parity.metrics import CHUNK_LOGITS, log_softmax
+from ..base.machine import peak_memory_bytes
+from ..proof.metrics import CHUNK_LOGITS, log_softmax
 from .job import Job
 
 # Of one prompt: every other time its cache gets memory that has its pages already, and it is twice as fast.

@@ -30,7 +30,7 @@ def main() -> None:
 
     job = import_module(f"{package.name}.bench.job").Job.read(job_file)
     measure = import_module(f"{package.name}.bench.measure").measure
-    ours = import_module(f"{package.name}.errors").PythiaExportError
+    ours = import_module(f"{package.name}.base.errors").PythiaExportError
     result: dict[str, Any] = {}
     try:
         began = time.perf_counter()

@@ -18,17 +18,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .. import errors
-from ..artifact import Artifact, unwinding_on_sigterm
+from ..artifact import Artifact
+from ..base import errors
+from ..base.errors import EnvironmentProblem, PythiaExportError, RecipeError
+from ..base.interpreter import isolated_environment
+from ..base.machine import cores, machine
+from ..base.progress import SILENT, Progress
 from ..checkpoint import Accept, pull
+from ..commands.whereabouts import located
 from ..corpus import verify_windows
-from ..errors import EnvironmentProblem, PythiaExportError, RecipeError
-from ..interpreter import isolated_environment
-from ..machine import cores, machine
-from ..progress import SILENT, Progress
+from ..disk import unwinding_on_sigterm
 from ..recipe import Recipe
 from ..runtime import check_graph, speed_here
-from ..whereabouts import located
 from . import process
 from .job import Job
 from .line_up import Contestant, chosen, interpreters_for

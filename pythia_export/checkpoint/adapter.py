@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import IntegrityError, NumericsError, SourceError
-from ..neox import EMBEDDING, HEAD, IGNORED_BUFFERS
+from ..base.errors import IntegrityError, NumericsError, SourceError
+from ..model.neox import EMBEDDING, HEAD, IGNORED_BUFFERS
 from .adapter_folder import AdapterFiles
 from .files import fetched_object
 from .header import read_header

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import SourceError
-from ..git_lfs import require_fetched
-from ..progress import SILENT, Progress
+from ..base.errors import SourceError
+from ..base.git_lfs import require_fetched
+from ..base.progress import SILENT, Progress
 from .convert import converted, sha256
 from .files import fetched_object
 from .kinds import ADAPTER_CONFIG, recognised

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 from .. import hub
-from ..errors import IntegrityError, ResourceError
-from ..interpreter import isolated_environment
-from ..neox import IGNORED_BUFFERS
-from ..progress import SILENT, Progress
+from ..base.errors import IntegrityError, ResourceError
+from ..base.interpreter import isolated_environment
+from ..base.progress import SILENT, Progress
+from ..model.neox import IGNORED_BUFFERS
 from .header import read_header
 
 _SCRIPT = Path(__file__).resolve().parent / "unpickle.py"

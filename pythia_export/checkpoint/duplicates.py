@@ -14,10 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .. import hub
-from ..errors import IntegrityError, SourceError
+from ..base.errors import IntegrityError, SourceError
+from ..base.progress import SILENT, Progress
+from ..base.strict_json import read_object
 from ..hub import Listing
-from ..progress import SILENT, Progress
-from ..strict_json import read_object
 
 _STEP = re.compile(r"step(\d+)")
 THREADS = 8

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..git_lfs import require_fetched
-from ..strict_json import read_object
+from ..base.git_lfs import require_fetched
+from ..base.strict_json import read_object
 
 
 def fetched_object(path: Path) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from .. import hub
-from ..errors import IntegrityError
+from ..base.errors import IntegrityError
+from ..base.strict_json import read_object
 from ..hub import Listing
-from ..strict_json import read_object
 from .header import read_header
 from .names import by_table_name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..neox import NeoXConfig
+from ..model.neox import NeoXConfig
 from ..tokenizer import TOKENIZER, FolderTokenizer
 
 

@@ -14,8 +14,8 @@ from operator import mul
 from pathlib import Path
 from typing import Any
 
-from ..errors import IntegrityError
-from ..strict_json import parse_json, shown
+from ..base.errors import IntegrityError
+from ..base.strict_json import parse_json, shown
 
 LONGEST = 100_000_000  # bytes of a header, as the format's own library allows
 _BYTES = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, cast
 
-from ..errors import SourceError
+from ..base.errors import SourceError
 
 ADAPTER_CONFIG = "adapter_config.json"
 _SAVE = "`save_pretrained`"

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..errors import IntegrityError, SourceError
-from ..neox import EMBEDDING, HEAD
+from ..base.errors import IntegrityError, SourceError
+from ..model.neox import EMBEDDING, HEAD
 
 _BODY = EMBEDDING.partition(".")[0] + "."
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "module"}

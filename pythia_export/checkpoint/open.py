@@ -11,10 +11,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ..errors import IntegrityError, SourceError
-from ..generation import Generation
-from ..neox import EMBEDDING, HEAD, IGNORED_BUFFERS, NeoXConfig, TensorSpec, tensors
-from ..progress import SILENT, Progress
+from ..base.errors import IntegrityError, SourceError
+from ..base.progress import SILENT, Progress
+from ..model.generation import Generation
+from ..model.neox import EMBEDDING, HEAD, IGNORED_BUFFERS, NeoXConfig, TensorSpec, tensors
 from ..tokenizer import FolderTokenizer
 from .adapter import Adapter, open_adapter
 from .fit import misfits

@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from .. import hub, suite
-from ..errors import PythiaExportError, SourceError
-from ..generation import GENERATION, Generation, read_generation
-from ..git_lfs import require_fetched
+from .. import hub
+from ..base.errors import PythiaExportError, SourceError
+from ..base.git_lfs import require_fetched
+from ..base.progress import SILENT, Progress
 from ..hub import Listing
-from ..neox import NeoXConfig
-from ..progress import SILENT, Progress
+from ..model import suite
+from ..model.generation import GENERATION, Generation, read_generation
+from ..model.neox import NeoXConfig
 from ..recipe import Model
 from ..tokenizer import TOKENIZER, FolderTokenizer, has_tokenizer, is_tokenizer_file, open_folder
 from .adapter_folder import AdapterFiles, find_adapter

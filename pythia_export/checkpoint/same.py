@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from .. import hub
-from ..errors import SourceError
-from ..neox import NeoXConfig
-from ..progress import SILENT, Progress
+from ..base.errors import SourceError
+from ..base.progress import SILENT, Progress
+from ..model.neox import NeoXConfig
 from ..recipe import Model
 from .pull import CONFIG, Pulled, read_config
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import IntegrityError, SourceError
-from ..git_lfs import require_fetched
-from ..strict_json import read_object, shown
+from ..base.errors import IntegrityError, SourceError
+from ..base.git_lfs import require_fetched
+from ..base.strict_json import read_object, shown
 
 Format = Literal["safetensors", "pickle"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

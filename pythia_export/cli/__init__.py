@@ -9,7 +9,7 @@ import sys
 import traceback
 
 from . import make, use, generate, serve, sweep, lists  # isort: skip  # noqa: F401 (they register their commands, in this order)
-from ..errors import PythiaExportError
+from ..base.errors import PythiaExportError
 from .shared import app, say, say_error
 
 __all__ = ["app", "main"]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import EXIT_INTERRUPTED, PythiaExportError, RecipeError
+from ..base.errors import EXIT_INTERRUPTED, PythiaExportError, RecipeError
 from .shared import ArtifactFolder, app, examples, printing, say, say_error, stderr
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from ..generation import Generation
+    from ..model.generation import Generation
     from ..runtime import Sampling, Session
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import RecipeError
+from ..base.errors import RecipeError
 from .shared import Json, app, examples, print_json, say, show, stdout_width
 
 
@@ -19,7 +19,7 @@ def recipes(
 ) -> None:
     """List the recipes that came with the package."""
     from ..recipe import Recipe, load_recipe, recipe_names, recipes_folder
-    from ..tables import recipes_table
+    from .tables import recipes_table
 
     if schema:
         print_json(Recipe.model_json_schema())
@@ -49,8 +49,8 @@ def models(
     as_json: Json = False,
 ) -> None:
     """List the Pythia suite: models, revisions, and what is known to be wrong with them. Asks no hub."""
-    from ..suite import former_name, matching, named, resolve, suggestion
-    from ..tables import model_view, models_table
+    from ..model.suite import former_name, matching, named, resolve, suggestion
+    from .tables import model_view, models_table
 
     words = " ".join(name or [])
     one = named(words)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import EXIT_GATE, OutputError, PythiaExportError
+from ..base.errors import EXIT_GATE, OutputError, PythiaExportError
 from .shared import (
     AdapterFolder,
     AllowDuplicate,
@@ -42,7 +42,7 @@ from .shared import (
 
 if TYPE_CHECKING:
     from ..artifact import Parity
-    from ..pipeline import Outcome
+    from ..commands.pipeline import Outcome
     from ..recipe import Model
 
 
@@ -71,7 +71,7 @@ def run(
 
     Exit code 10 means that a gate of the recipe failed; the artifact is published all the same, with that verdict.
     """
-    from .. import pipeline
+    from ..commands import pipeline
 
     require_writable(junit, out)
     with ends_in_junit(junit, f"run {recipe}"), progress_bars() as progress:
@@ -98,8 +98,8 @@ def plan(recipe: RecipeName, as_json: Json = False) -> None:
     """Sizes, memory and steps of a recipe. Pulls nothing."""
     from dataclasses import asdict
 
-    from ..planning import plan as planned_from
-    from ..tables import plan_view
+    from ..commands.plan import plan as planned_from
+    from .tables import plan_view
 
     planned = planned_from(recipe_called(recipe))
     if as_json:
@@ -131,9 +131,9 @@ def pull(
     the geometry that of the catalogue, and no other training step has the
     same weights. A recipe that was pulled runs with --offline.
     """
-    from .. import pipeline
+    from ..commands import pipeline
     from ..recipe import recipe_names
-    from ..tables import checkpoint_view
+    from .tables import checkpoint_view
 
     recipe = recipe_called(what) if what in recipe_names() or what.endswith(".toml") else None
     model = with_adapter(model_called(what) if recipe is None else recipe.model, adapter)
@@ -177,8 +177,8 @@ def quantize(
     device: Device = "cpu",
 ) -> None:
     """Only the weights: quantised, streamed layer by layer, for `export` to build graphs over."""
-    from .. import pipeline
-    from ..tables import losses_table
+    from ..commands import pipeline
+    from .tables import losses_table
 
     with progress_bars() as progress:
         outcome = pipeline.quantize(
@@ -217,7 +217,7 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """Build a graph over weights that are quantised already. Not yet proved: `verify` does that."""
-    from .. import pipeline
+    from ..commands import pipeline
 
     with progress_bars() as progress:
         outcome = pipeline.export(
@@ -274,8 +274,8 @@ def verify(
 
     Exit code 10: a gate did not pass. It failed, or it is inconclusive: then more --tokens decide.
     """
-    from .. import pipeline
-    from ..whereabouts import Elsewhere
+    from ..commands import pipeline
+    from ..commands.whereabouts import Elsewhere
 
     require_writable(junit, artifact)
     unwritten = None
@@ -329,9 +329,9 @@ def conclude(
 
 
 def _tell_ci(parity: Parity, junit: Path | None) -> None:
-    from ..artifact import write_atomically
-    from ..github import announce
+    from ..disk import write_atomically
     from ..report.junit import junit as as_junit
+    from .github import announce
 
     try:
         if junit is not None:

@@ -17,14 +17,14 @@ import typer
 from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
-from .. import __version__
-from ..errors import EXIT_INTERRUPTED, Interrupted, OutputError, PythiaExportError
-from ..memory import memory_fault
+from ..base.errors import EXIT_INTERRUPTED, Interrupted, OutputError, PythiaExportError
+from ..base.memory import memory_fault
+from ..base.version import __version__
 
 if TYPE_CHECKING:
     from ..artifact import Parity, Quantization
+    from ..base.progress import Progress
     from ..checkpoint import Accept
-    from ..progress import Progress
     from ..recipe import Model, Recipe
 
 
@@ -49,7 +49,7 @@ class _Commands(TyperGroup):
         except PythiaExportError as e:
             fail(e, ctx.params.get("debug", False))
         except ModuleNotFoundError as e:
-            from ..errors import EnvironmentProblem
+            from ..base.errors import EnvironmentProblem
 
             problem = EnvironmentProblem(f"this command needs {e.name}, which is not installed", hint=_REINSTALL)
             fail(problem, ctx.params.get("debug", False))
@@ -77,7 +77,7 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file,
 
 def found_artifact(name: Path, progress: Progress) -> Path:
     """Return the folder of an artifact; OWNER/NAME[@REVISION] is fetched from the hub, into its cache."""
-    from ..download import download_artifact, repository_named
+    from ..artifact.download import download_artifact, repository_named
 
     asked = repository_named(str(name))
     return name if asked is None else download_artifact(*asked, progress=progress)
@@ -169,7 +169,7 @@ def accepted(no_pickle: bool, allow_duplicate_revision: bool) -> Accept:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    from ..console import Bars
+    from .console import Bars
 
     with Bars(stderr()) as bars:
         yield bars
@@ -202,7 +202,7 @@ def ends_in_junit(file: Path | None, what: str) -> Iterator[None]:
         raise
     except BaseException as e:
         if file is not None:
-            from ..artifact import write_atomically
+            from ..disk import write_atomically
             from ..report.junit import junit_of_error
 
             known = e if isinstance(e, PythiaExportError) else memory_fault(e)

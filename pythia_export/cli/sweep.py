@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..errors import EXIT_INTERRUPTED, EXIT_SWEEP
+from ..base.errors import EXIT_INTERRUPTED, EXIT_SWEEP
 from .shared import Json, app, examples, print_json, progress_bars, say, show
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def results(folder: SweepFolder, as_json: Json = False) -> None:
 @sweep.command(epilog=examples("pythia-export sweep report sweeps/one"))
 def report(folder: SweepFolder) -> None:
     """Write report.html and its plots: cost against tokens, parameters and bits, and the fit of the scaling law."""
-    from ..sweep.report import write as write_report
+    from ..study.page import write as write_report
     from ..sweep.status import keys
     from ..sweep.status import status as look
     from ..sweep.table import tables, write

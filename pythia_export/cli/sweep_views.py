@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
-from ..tables import new_table, steps_shortened
+from .tables import new_table, steps_shortened
 
 if TYPE_CHECKING:
     from ..sweep.plan import Plan

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..errors import RecipeError
+from ..base.errors import RecipeError
 from .shared import (
     ArtifactFolder,
     Json,
@@ -25,11 +25,11 @@ from .shared import (
 def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     """Hash every file again and show where the artifact comes from, what it holds and what was proved of it."""
     from ..artifact import Artifact
-    from ..graph.files import data_name
-    from ..graph.layout import layout
     from ..graph.targets import warnings
     from ..runtime import check_runnable, speed_here
-    from ..tables import artifact_view
+    from ..weights.layout import layout
+    from ..weights.names import data_name
+    from .tables import artifact_view
 
     opened = Artifact.open(artifact)
     opened.check()
@@ -89,8 +89,8 @@ def evaluate(
 
     The harness comes with the extra `eval` of this package; its own tasks fetch their data from the hub.
     """
-    from ..errors import EnvironmentProblem
-    from ..tables import eval_table
+    from ..base.errors import EnvironmentProblem
+    from .tables import eval_table
 
     try:
         from ..evaluate.run import evaluate as measure
@@ -136,8 +136,8 @@ def dequantize(
     """
     from dataclasses import asdict
 
-    from .. import dequantize as module
-    from ..tables import checkpoint_line
+    from ..commands import dequantize as module
+    from .tables import checkpoint_line
 
     with progress_bars() as progress:
         written = module.dequantize(
@@ -197,7 +197,7 @@ def bench(
     Optimum, transformers, onnxruntime-genai and llama.cpp, whatever is installed; the others are told with the reason.
     """
     from ..bench.run import bench as measure
-    from ..tables import bench_view
+    from .tables import bench_view
 
     if peer and not peers:
         raise RecipeError("--no-peers and --peer contradict each other", hint="Leave one of them out.")
@@ -243,8 +243,8 @@ def push(
     """Put an artifact on the hub, model card included, in one commit; then check the hashes that the hub lists."""
     from dataclasses import asdict
 
-    from ..push import push as push_artifact
-    from ..tables import push_view
+    from ..commands.push import push as push_artifact
+    from .tables import push_view
 
     with progress_bars() as progress:
         done = push_artifact(artifact, repo, private=private, dry_run=dry_run, progress=progress)

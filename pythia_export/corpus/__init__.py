@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..errors import SourceError
-from ..neox import NeoXConfig
-from ..progress import SILENT, Progress
+from ..base.errors import SourceError
+from ..base.progress import SILENT, Progress
+from ..model.neox import NeoXConfig
 from ..recipe import Calibration, Text, Verify
 from .packing import pack
 from .rows import Document

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import zstandard
 
-from ..errors import EnvironmentProblem, SourceError
+from ..base.errors import EnvironmentProblem, SourceError
 
 SUFFIXES = (".gz", ".zst", ".zstd", ".xz", ".bz2")  # of names; what counts is the content
 _BUFFER = 1 << 16

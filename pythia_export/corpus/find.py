@@ -16,9 +16,9 @@ from typing import IO
 from rich.filesize import decimal
 
 from .. import hub
-from ..errors import SourceError
-from ..git_lfs import require_fetched
-from ..progress import SILENT, Progress
+from ..base.errors import SourceError
+from ..base.git_lfs import require_fetched
+from ..base.progress import SILENT, Progress
 from ..recipe import Text
 from .formats import KINDS, READ, kind_of
 

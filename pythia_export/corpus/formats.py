@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from ..errors import IntegrityError, ResourceError, SourceError
+from ..base.errors import IntegrityError, ResourceError, SourceError
 from .compression import FAULTS, SUFFIXES, decompressed
 from .parquet import parquet_rows
 from .pointer import refuse_pointer

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import hub
-from ..errors import IntegrityError, SourceError
-from ..progress import Progress
+from ..base.errors import IntegrityError, SourceError
+from ..base.progress import Progress
 from ..recipe import Text
 from .pointer import refuse_pointer
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import RecipeError
-from ..progress import Progress
+from ..base.errors import RecipeError
+from ..base.progress import Progress
 from . import Windows
 
 PIECE = 32  # tokens that do not come in a row twice by chance; licences and tables do

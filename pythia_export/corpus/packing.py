@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..errors import SourceError
-from ..neox import NeoXConfig
-from ..progress import Progress
+from ..base.errors import SourceError
+from ..base.progress import Progress
+from ..model.neox import NeoXConfig
 from ..recipe import Calibration, Text
 from .sources import Source, nameless
 

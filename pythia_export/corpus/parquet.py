@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, Any
 
-from ..errors import EnvironmentProblem, IntegrityError, SourceError
+from ..base.errors import EnvironmentProblem, IntegrityError, SourceError
 from .pointer import refuse_pointer
 from .rows import PART, Document, Tally, document_of, no_text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import SourceError
+from ..base.errors import SourceError
 
 _POINTER = b"version https://git-lfs"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..errors import SourceError
+from ..base.errors import SourceError
 
 PART = "pile_set_name"
 _LONGEST_META = 1 << 12  # characters of a `meta` that is written as a string; longer ones name no part

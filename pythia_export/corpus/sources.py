@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import SourceError
-from ..progress import SILENT, Progress
+from ..base.errors import SourceError
+from ..base.progress import SILENT, Progress
 from ..recipe import Text
 from .find import Found, Opened, find_files
 from .formats import read_documents

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import IntegrityError, SourceError
-from ..progress import SILENT, Progress
+from ..base.errors import IntegrityError, SourceError
+from ..base.progress import SILENT, Progress
 from ..recipe import BATCH, Text
 from .memory_map import MemoryMap, open_map, read_spans
 

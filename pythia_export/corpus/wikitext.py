@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..errors import IntegrityError, SourceError
-from ..progress import SILENT, Progress
+from ..base.errors import IntegrityError, SourceError
+from ..base.progress import SILENT, Progress
 from ..recipe import Text
 from .compression import FAULTS, decompressed
 from .find import Opened, find_file

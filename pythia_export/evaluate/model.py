@@ -28,7 +28,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from ..artifact import Artifact
-from ..errors import RecipeError
+from ..base.errors import RecipeError
 from ..runtime import Sampling, StreamDecoder, generate_batch
 from .scores import ScoringSession
 

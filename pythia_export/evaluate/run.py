@@ -17,8 +17,8 @@ from lm_eval.tasks import TaskManager
 from requests.exceptions import RequestException
 
 from ..artifact import Artifact
-from ..errors import RecipeError, SourceError
-from ..machine import machine, versions
+from ..base.errors import RecipeError, SourceError
+from ..base.machine import machine, versions
 from .model import PythiaOnnx
 from .published import published
 

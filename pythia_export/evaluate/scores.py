@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..artifact import Artifact
-from ..errors import NumericsError
+from ..base.errors import NumericsError
 from ..runtime import MODEL, Session, check_graph
 
 PART = 512  # classes at most

@@ -2,18 +2,18 @@
 `genai_config.json`.
 
 Each was seen to run an artifact that has these: onnxruntime-genai 0.18, transformers.js 4.3, Optimum's ONNX 0.1
-(tests/test_consumers.py).
+(tests/end_to_end/test_consumers.py).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..generation import Generation
-from ..neox import NeoXConfig, spelt
+from ..model.generation import Generation
+from ..model.neox import NeoXConfig, spelt
 from ..recipe import Recipe
+from ..weights.names import MODEL, dtype_name, graph_name
 from .decoder import kv_cache
-from .files import MODEL, dtype_name, graph_name
 
 
 def config_json(config: NeoXConfig, recipe: Recipe) -> dict[str, Any]:

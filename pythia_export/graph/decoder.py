@@ -12,10 +12,10 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper, inliner
 
-from ..neox import EMBEDDING, FINAL_NORM, HEAD, Activation, NeoXConfig, cache_parts, layer_prefix
+from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, NORMS, QKV, Activation, NeoXConfig, cache_parts, layer_prefix
 from ..recipe import Export
-from .files import DATA_FILE
-from .layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, NORMS, QKV, Layout, LinearPlan, Slot
+from ..weights.layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, Layout, LinearPlan, Slot
+from ..weights.names import DATA_FILE
 from .ops import DOMAIN, LOWEST, MICROSOFT, OPSET, matmul_nbits, rotary_attention
 
 KEEP = "num_logits_to_keep"  # the name that transformers.js and Hugging Face gave it

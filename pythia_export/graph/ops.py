@@ -39,7 +39,7 @@ import math
 import onnx
 from onnx import parser
 
-from ..neox import NeoXConfig
+from ..model.neox import NeoXConfig
 
 DOMAIN = "pythia"
 MICROSOFT = "com.microsoft"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..errors import RecipeError
-from ..neox import EMBEDDING, NeoXConfig
+from ..base.errors import RecipeError
+from ..model.neox import EMBEDDING, NeoXConfig
 from ..recipe import Export
-from .layout import EMBEDDING_BLOCK, Layout
+from ..weights.layout import EMBEDDING_BLOCK, Layout
 
 CUDA_HEAD_DIM = 256  # of our kernel, and of ONNX Runtime's GroupQueryAttention
 WEB_BYTES = 2**31 - 1  # the longest ArrayBuffer that every browser makes; ONNX Runtime Web reads a file into one

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception
 
-from ..errors import PythiaExportError, ResourceError, SourceError
-from ..progress import SILENT, Progress
-from ..suite import suggestion
+from ..base.errors import PythiaExportError, ResourceError, SourceError
+from ..base.progress import SILENT, Progress
+from ..model.suite import suggestion
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import IntegrityError, ResourceError, SourceError
-from ..progress import SILENT, Advance, Progress
+from ..base.errors import IntegrityError, ResourceError, SourceError
+from ..base.progress import SILENT, Advance, Progress
 from .faults import again, told
 from .listing import HubFile, Listing, not_cached, repository_folder
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from ..errors import IntegrityError, SourceError
-from ..progress import SILENT, Progress
-from ..strict_json import read_object
+from ..base.errors import IntegrityError, SourceError
+from ..base.progress import SILENT, Progress
+from ..base.strict_json import read_object
 from .faults import again, told
 from .kept import kept, write_kept
 

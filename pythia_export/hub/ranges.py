@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import IntegrityError, SourceError
-from ..progress import SILENT, Progress
+from ..base.errors import IntegrityError, SourceError
+from ..base.progress import SILENT, Progress
 from .faults import again, told
 from .kept import kept, write_kept
 from .listing import Listing, not_cached, remember, repository_folder

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import NumericsError
+from ..base.errors import NumericsError
 from .gptq import Factor, gptq
 from .grid import Quantized
 

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import NumericsError
+from ..base.errors import NumericsError
 from .grid import Quantized, find_grid
 from .rounding import Beam, Nearest, Rounding
 

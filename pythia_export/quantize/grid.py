@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import NumericsError
+from ..base.errors import NumericsError
 
 _SHARES = torch.linspace(1.0, 0.3, 21).tolist()  # tried, of the whole span; the first is the grid without clipping
 _ASYMMETRIC = [(share, 1.0) for share in _SHARES]

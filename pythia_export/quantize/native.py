@@ -8,9 +8,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..device import described
-from ..errors import EnvironmentProblem
-from ..kernels import kernels_path, library_fault
+from ..base.device import described
+from ..base.errors import EnvironmentProblem
+from ..base.native_library import kernels_path, library_fault
 
 OVERFLOW = 3  # what pythia_beam says of weights whose rounding errors' squares are not finite
 

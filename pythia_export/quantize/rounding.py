@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import NumericsError
+from ..base.errors import NumericsError
 from . import native
 from .grid import to_codes
 

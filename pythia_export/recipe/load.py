@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import RecipeError
-from ..strict_json import shown
+from ..base.errors import RecipeError
+from ..base.strict_json import shown
 from .schema import Recipe
 from .section import Section
 from .toml import read_toml

@@ -6,8 +6,8 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from ..errors import RecipeError
-from ..suite import resolve
+from ..base.errors import RecipeError
+from ..model.suite import resolve
 from .section import LocalPath, NonEmpty, Section
 
 

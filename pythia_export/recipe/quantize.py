@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_serializer, model_validator
 
-from ..neox import HEAD
+from ..model.neox import HEAD
 from .section import NonEmpty, Section
 
 Bits = Literal[2, 3, 4, 8]

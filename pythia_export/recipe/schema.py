@@ -6,8 +6,8 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from ..errors import RecipeError
-from ..suite import find, resolve
+from ..base.errors import RecipeError
+from ..model.suite import find, resolve
 from .export import Export
 from .model import Model
 from .quantize import Quantize

@@ -6,8 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError
-from ..strict_json import shown
+from ..base.errors import RecipeError
+from ..base.strict_json import shown
 
 LARGEST = 1_000_000  # bytes; the longest recipe that is shipped has two thousand
 

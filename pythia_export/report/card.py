@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from .. import __version__
 from ..artifact.records import Origin, Parity, Quantization, Source
+from ..base.version import __version__
 from ..recipe import Recipe, parse_recipe
 from . import findings, words
 from .markdown import parity_tables, plain, table

@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .. import __version__
 from ..artifact.records import LayerRecord, LinearRecord, Origin, Parity, Quantization
+from ..base.version import __version__
 from ..recipe import Recipe, parse_recipe
 from . import findings, ruler, words
 from .depth import depth_panels, residual_panel

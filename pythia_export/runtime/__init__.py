@@ -1,6 +1,6 @@
 """Run an artifact: ONNX Runtime, numpy and tokenizers; no torch, no onnx."""
 
-from ..machine import peak_memory_bytes
+from ..base.machine import peak_memory_bytes
 from .cache import Cache
 from .generate import StreamDecoder, encode_prompt, generate, generate_batch, generate_text, generate_texts
 from .onnxruntime import require_provider

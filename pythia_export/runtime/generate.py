@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from tokenizers import Tokenizer, decoders
 
-from ..errors import RecipeError, SourceError
+from ..base.errors import RecipeError, SourceError
 from .sampling import Sampling, choose
 from .session import Session
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..artifact import is_own_file
-from ..errors import IntegrityError
+from ..base.errors import IntegrityError
 from . import protobuf
 from .protobuf import Malformed
 
 KEEP = "num_logits_to_keep"
 MICROSOFT, OURS = "com.microsoft", "pythia"
-# What `graph/` writes, in every form: tests/test_safe_graph.py holds the two to each other.
+# What `graph/` writes, in every form: tests/unit/runtime/test_safe_graph.py holds the two to each other.
 OPERATORS = frozenset(
     {("", name) for name in (
         "Abs", "Add", "Cast", "CastLike", "Clip", "Concat", "Constant", "Div", "Equal", "Expand", "Floor", "Gather",

@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import EnvironmentProblem, IntegrityError, ResourceError
-from ..kernels import library_fault
-from ..memory import memory_fault
+from ..base.errors import EnvironmentProblem, IntegrityError, ResourceError
+from ..base.memory import memory_fault
+from ..base.native_library import library_fault
 from .graph import OURS, without_function
 
 Provider = Literal["cpu", "cuda"]

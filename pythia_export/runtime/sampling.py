@@ -12,8 +12,8 @@ from typing import Self
 
 import numpy as np
 
-from ..errors import NumericsError, RecipeError
-from ..generation import Generation
+from ..base.errors import NumericsError, RecipeError
+from ..model.generation import Generation
 
 
 @dataclass(frozen=True)

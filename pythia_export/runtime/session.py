@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ..errors import EnvironmentProblem, IntegrityError, NumericsError, RecipeError, ResourceError
-from ..neox import NeoXConfig, cache_bytes, cache_parts
+from ..base.errors import EnvironmentProblem, IntegrityError, NumericsError, RecipeError, ResourceError
+from ..model.neox import NeoXConfig, cache_bytes, cache_parts
 from .cache import Cache, aligned_zeros
 from .graph import KEEP, OPERATORS, read_graph, require_files, require_ours, settable
 from .onnxruntime import Provider, is_memory, onnxruntime, open_graph

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..artifact import is_own_file, is_snapshot
-from ..errors import IntegrityError
+from ..base.errors import IntegrityError
 
 _EXTERNAL_DATA = (7, 5, 13)  # ModelProto.graph, GraphProto.initializer, TensorProto.external_data
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5

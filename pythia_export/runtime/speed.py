@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..kernels import instruction_set, kernels_path
+from ..base.native_library import instruction_set, kernels_path
 from .onnxruntime import Provider
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The JavaScript of others that the page runs: fetched once from the npm registry, held to pinned hashes, then kept.
 
-The versions are those of transformers.js 4.3.1, with which artifacts are tested (tests/test_consumers.py). The hash is
+The versions are those of transformers.js 4.3.1, with which artifacts are tested (test_consumers.py). The hash is
 npm's own `integrity` of a tarball: base64 of its SHA-512. No Node is needed.
 """
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import hub
-from ..errors import EnvironmentProblem, IntegrityError, SourceError
-from ..progress import SILENT, Progress
+from ..base.errors import EnvironmentProblem, IntegrityError, SourceError
+from ..base.progress import SILENT, Progress
 
 REGISTRY = "https://registry.npmjs.org"
 CHUNK = 1 << 20

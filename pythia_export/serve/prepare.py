@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact import Artifact
-from ..errors import RecipeError
+from ..base.errors import RecipeError
 from ..graph.browser import UNPACKED_BYTES, require_keep, unpack, unpacked_bytes
 from ..graph.decoder import build_decoder
-from ..graph.files import DATA_FILE, data_name
-from ..graph.layout import layout
 from ..graph.targets import require_fit
 from ..recipe import Export
+from ..weights.layout import layout
+from ..weights.names import DATA_FILE, data_name
 
 State = tuple[int, int, int]
 

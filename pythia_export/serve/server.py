@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import RecipeError
+from ..base.errors import RecipeError
 from .prepare import Ready, State, state_of
 
 ADDRESS = "127.0.0.1"

@@ -14,11 +14,11 @@ from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 
-from ..device import device_called
-from ..errors import EnvironmentProblem
-from ..interpreter import isolated_environment
-from ..machine import cores
-from ..progress import Progress
+from ..base.device import device_called
+from ..base.errors import EnvironmentProblem
+from ..base.interpreter import isolated_environment
+from ..base.machine import cores
+from ..base.progress import Progress
 from .folder import Folder
 from .schema import Resources
 from .work import work

@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from ..artifact import lock_folder, write_atomically
+from ..base.errors import IntegrityError, OutputError, ResourceError, SourceError
+from ..base.strict_json import parse_json, read_object
 from ..corpus import Subset, Windows
-from ..errors import IntegrityError, OutputError, ResourceError, SourceError
-from ..strict_json import parse_json, read_object
+from ..disk import lock_folder, write_atomically
 from .jobs import SCHEMA, Job
 
 MANIFEST = "sweep.json"

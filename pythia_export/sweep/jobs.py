@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..errors import IntegrityError
+from ..base.errors import IntegrityError
 from ..recipe import Head, Model, Quantize
 
 SCHEMA = 1

@@ -17,25 +17,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..base.device import described, memory_of
+from ..base.errors import IntegrityError, SourceError
+from ..base.machine import machine, peak_memory_bytes
+from ..base.progress import Progress
+from ..calibrate import Output, Sensitivity, measure_sensitivity, quantize_stream, quantize_together
+from ..calibrate.fold_norms import Folded
+from ..calibrate.placed import Placed
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint import evict as evict_checkpoint
 from ..checkpoint import pull as pull_checkpoint
 from ..corpus import Windows
-from ..device import described, memory_of
-from ..errors import IntegrityError, SourceError
-from ..graph.files import DATA_FILE
-from ..graph.layout import layout as lay_out
-from ..machine import machine, peak_memory_bytes
-from ..parity.cost import subsets_of
-from ..parity.metrics import TokenFigures
-from ..parity.reference import Reference
-from ..parity.statistics import summarise
-from ..progress import Progress
+from ..proof.cost import subsets_of
+from ..proof.metrics import TokenFigures
+from ..proof.reference import Reference
+from ..proof.statistics import summarise
 from ..recipe import Quantize
-from ..stream import Output, Sensitivity, measure_sensitivity, quantize_stream, quantize_together
-from ..stream.folded import Folded
-from ..stream.placed import Placed
-from ..weights import WeightsReader, WeightsWriter
+from ..weights.file import WeightsReader, WeightsWriter
+from ..weights.layout import layout as lay_out
+from ..weights.names import DATA_FILE
 from .folder import Folder, now
 from .jobs import SCHEMA, Job
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..footprint import (
+from ..commands.footprint import (
     observing_operations,
     peak_memory,
     rounding_operations,

@@ -12,12 +12,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from .. import hub
+from ..base.errors import SourceError
+from ..base.progress import SILENT, Progress
 from ..checkpoint import pull as pull_checkpoint
 from ..checkpoint import tokenizer_of
 from ..corpus import Windows, calibration_windows, verify_windows
 from ..corpus.overlap import require_held_out
-from ..errors import SourceError
-from ..progress import SILENT, Progress
 from ..recipe import Model, Quantize, Recipe
 from .folder import Folder
 from .jobs import SCHEMA, Job, task_key, versions

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ..errors import EnvironmentProblem, NumericsError, PythiaExportError, RecipeError, ResourceError
-from ..progress import SILENT, Progress
+from ..base.errors import EnvironmentProblem, NumericsError, PythiaExportError, RecipeError, ResourceError
+from ..base.progress import SILENT, Progress
 from .engines import End, Engine, Inline, Local, Order
 from .folder import Folder
 from .plan import need

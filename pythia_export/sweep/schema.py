@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ..errors import RecipeError
+from ..base.errors import RecipeError
 from ..recipe import Calibration, Export, Model, Quantize, Recipe, Text
 from ..recipe.load import explain
 from ..recipe.section import NonEmpty, Section

@@ -25,8 +25,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import EnvironmentProblem
-from ..progress import Progress
+from ..base.errors import EnvironmentProblem
+from ..base.progress import Progress
 from .engines import Call, End, Order, how_it_ended, load_submitit
 from .folder import Folder
 from .schema import Resources

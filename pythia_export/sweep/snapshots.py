@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import suite
-from ..errors import RecipeError, SourceError
-from ..neox import NeoXConfig
+from ..base.errors import RecipeError, SourceError
+from ..base.strict_json import read_object
+from ..model import suite
+from ..model.neox import NeoXConfig
 from ..recipe import Model
-from ..strict_json import read_object
 from .schema import Named, Sweep
 
 TRAINING = "training.json"  # beside the weights of one's own run: {"tokens": ..., "learning_rate": ...}

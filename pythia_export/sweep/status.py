@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import PythiaExportError, RecipeError
+from ..base.errors import PythiaExportError, RecipeError
 from .folder import Folder
 
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as parquet
 
-from ..artifact import write_atomically
-from ..errors import IntegrityError, SourceError
+from ..base.errors import IntegrityError, SourceError
+from ..disk import write_atomically
 from .folder import Folder, disk
 from .jobs import SCHEMA, Job, label
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from ..device import device_called
-from ..errors import PythiaExportError, ResourceError
-from ..memory import memory_fault
-from ..progress import SILENT, Progress
+from ..base.device import device_called
+from ..base.errors import PythiaExportError, ResourceError
+from ..base.memory import memory_fault
+from ..base.progress import SILENT, Progress
 from .folder import DISK_FULL, Folder, now
 from .jobs import SCHEMA, Job
 from .measure import Shared

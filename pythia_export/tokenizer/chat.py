@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import IntegrityError, RecipeError
+from ..base.errors import IntegrityError, RecipeError
 from .files import CHAT_TEMPLATE, CHAT_TEMPLATES
 
 DEFAULT = "default"

@@ -18,8 +18,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from ..errors import IntegrityError
-from ..strict_json import read_object
+from ..base.errors import IntegrityError
+from ..base.strict_json import read_object
 from .files import ADDED_TOKENS, MERGES, SETTINGS, SPECIAL_TOKENS, TOKENIZER, VOCABULARY
 from .read import read_tokenizer
 

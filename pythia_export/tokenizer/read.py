@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ..errors import IntegrityError, SourceError
+from ..base.errors import IntegrityError, SourceError
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

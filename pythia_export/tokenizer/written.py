@@ -3,7 +3,7 @@
 The class is transformers' PreTrainedTokenizerFast, which takes tokenizer.json as it is. transformers 5 rebuilds a
 tokenizer of the class GPTNeoXTokenizer instead: of tokenizer.json it takes the vocabulary and the merges, and it adds a
 padding token that the model may have no row for. transformers 4.57, 5.24, onnxruntime-genai 0.18 and transformers.js
-4.3 all know the generic class (tests/test_tokenizer.py, tests/test_consumers.py).
+4.3 all know the generic class (tests/unit/tokenizer/test_tokenizer.py, tests/end_to_end/test_consumers.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..strict_json import parse_json
+from ..base.strict_json import parse_json
 from .chat import DEFAULT, chat_templates
 from .files import ADDED_TOKENS, CHAT_TEMPLATE, CHAT_TEMPLATES, SETTINGS, SPECIAL_TOKENS, TOKENIZER
 from .folder import FolderTokenizer

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# onnxruntime-genai, transformers 5, transformers.js, Chromium and the headers of ONNX Runtime for tests/test_consumers.py, in the folder
+# onnxruntime-genai, transformers 5, transformers.js, Chromium and the headers of ONNX Runtime for tests/end_to_end/test_consumers.py, in the folder
 # that is given.
 # What cannot be had is said, and its tests are skipped, visibly; the next call tries again.
 set -uo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real Slurm on this one machine, for tests/test_slurm.py: munged, slurmctld and slurmd on the loopback address,
+# A real Slurm on this one machine, for tests/end_to_end/test_slurm.py: munged, slurmctld and slurmd on the loopback address,
 # with configuration, key, state, spool and logs in the folder that is given. As root it installs Debian's packages
 # where they are absent; beyond them nothing outside the folder is written. Prints the line that a shell needs:
 #   eval "$(tests/slurm/up.sh build/slurm)" && sinfo

@@ -17,10 +17,10 @@ from bench import ROOT, Bench
 from graph import RandomWeights
 from safetensors.torch import save_file
 
+from pythia_export.base.errors import EXIT_GATE
 from pythia_export.cli import app
-from pythia_export.errors import EXIT_GATE
-from pythia_export.graph.files import DATA_FILE
-from pythia_export.neox import NeoXConfig, tensors
+from pythia_export.model.neox import NeoXConfig, tensors
+from pythia_export.weights.names import DATA_FILE
 
 TINY = """
 [model]
@@ -52,7 +52,7 @@ def quantize(bench: Bench) -> None:
     ]
     ratios = [losses[1][name] / losses[0][name] for name in losses[0]]
     bench.say("losses of the linears beside the CPU's", statistics.mean(ratios), "of them")
-    # What TF32 costs at most where it is emulated (tests/test_device.py).
+    # What TF32 costs at most where it is emulated (tests/unit/base/test_device.py).
     bench.check("no linear's loss is 5 % above the CPU's", max(ratios) <= 1.05, max(ratios), "of it, the worst")
 
 

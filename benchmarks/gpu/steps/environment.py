@@ -14,8 +14,8 @@ import torch
 from bench import ROOT, Bench
 from plan import FORKS, GPU, LIBRARY, PRELOADED, SESSIONS
 
-from pythia_export.kernels import library_fault
-from pythia_export.machine import machine, versions
+from pythia_export.base.machine import machine, versions
+from pythia_export.base.native_library import library_fault
 
 OLDEST_GPU = (8, 0)  # kernels/CMakeLists.txt builds for 80 and 90, and what comes after
 _LIBRARIES = re.compile(r"/\S*/lib(?:cudnn|cublas|cublasLt|cudart|cufft|curand|nvrtc)\.so\S*")

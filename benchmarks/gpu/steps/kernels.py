@@ -1,4 +1,4 @@
-"""The kernels without ONNX Runtime, by the tests of tests/test_cuda.py, which take a GPU where there is one."""
+"""The kernels without ONNX Runtime, by the tests of tests/kernels/test_cuda.py, which take a GPU where there is one."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter
 
-from ...neox import IGNORED_BUFFERS, NeoXConfig
-from ...rope import PLAIN
+from ...model.neox import IGNORED_BUFFERS, NeoXConfig
+from ...model.rope import PLAIN
 
 _NAMES = {
     "gpt_neox.embed_in": "token_embd",

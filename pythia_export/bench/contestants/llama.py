@@ -9,7 +9,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from ...neox import NeoXConfig
+from ...model.neox import NeoXConfig
 from ..job import Job
 
 PACKAGES = ("llama-cpp-python", "gguf")

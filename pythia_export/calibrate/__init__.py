@@ -1,0 +1,12 @@
+"""Quantisation, one layer at a time."""
+
+from .bit_budget import Allocation, allocate, require_budget
+from .journal import Journal, Publication, differences, published, remove_work, require_begun
+from .loop import Output, quantize_stream, quantize_together
+from .sensitivity import Sensitivity, Tensors, measure_sensitivity
+
+__all__ = [
+    "Allocation", "Journal", "Output", "Publication", "Sensitivity", "Tensors", "allocate", "differences",
+    "measure_sensitivity", "published", "quantize_stream", "quantize_together", "remove_work", "require_begun",
+    "require_budget",
+]  # fmt: skip

@@ -1,0 +1,83 @@
+"""Calibration activations: in memory while they fit, a GPU's or the machine's, on disk beyond.
+
+A plain file that is read and written a chunk at a time, not a memory map: the pages of a map count as resident.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..base.device import CPU, free_bytes
+from ..base.errors import ResourceError
+
+Shape = tuple[int, int, int]
+Place = Path | torch.device  # a folder on the disk, or the memory of a device
+SHARE_OF_GPU = 0.5  # of what is free; the rest is for a layer, its Hessians and what rounding takes
+
+
+class Activations:
+    """[windows, length, width] float32, visited in chunks of whole windows.
+
+    place: where they lie; device: where chunks are computed, and come to. A file has no name in its folder, so that
+    whatever ends the process frees it.
+    """
+
+    def __init__(self, shape: Shape, per_chunk: int, place: Place, device: torch.device = CPU) -> None:
+        self.shape, self.device = shape, device
+        self.slices = [slice(i, min(i + per_chunk, shape[0])) for i in range(0, shape[0], per_chunk)]  # of each chunk
+        self._chunks: list[Tensor | None] = [None] * len(self.slices)
+        self._memory = place if isinstance(place, torch.device) else CPU
+        self._file = tempfile.TemporaryFile(dir=place) if isinstance(place, Path) else None  # noqa: SIM115
+
+    @property
+    def tokens(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Chunk `index`, [n, length, width]; written back only by assignment."""
+        if self._file is None:
+            chunk = self._chunks[index]
+            if chunk is None:
+                raise IndexError(f"chunk {index} was not written")
+            return chunk.to(self.device)
+        part = self.slices[index]
+        chunk = torch.empty(part.stop - part.start, *self.shape[1:])
+        self._file.seek(self._offset(part))
+        self._file.readinto(chunk.numpy().data)
+        return chunk.to(self.device)
+
+    def __setitem__(self, index: int, chunk: Tensor) -> None:
+        if self._file is None:
+            self._chunks[index] = chunk.to(self._memory)
+            return
+        try:
+            self._file.seek(self._offset(self.slices[index]))
+            self._file.write(chunk.cpu().contiguous().numpy().data)
+        except OSError as e:
+            raise ResourceError(
+                f"calibration activations ({4e-9 * self.tokens * self.shape[2]:.1f} GB) do not fit on the disk: {e}",
+                hint="Free disk space, raise `calibration.memory_gb`, or calibrate on fewer samples.",
+            ) from e
+
+    def _offset(self, part: slice) -> int:
+        start: int = part.start
+        return 4 * start * self.shape[1] * self.shape[2]
+
+
+def place(shape: Shape, copies: int, memory_gb: float, folder: Path, device: torch.device) -> Place:
+    """Where `copies` of such activations fit: on the GPU that computes, within the budget of memory, or on the disk."""
+    needed = 4 * shape[0] * shape[1] * shape[2] * copies
+    if needed <= SHARE_OF_GPU * free_bytes(device):
+        return device
+    return CPU if needed <= memory_gb * 1e9 else folder

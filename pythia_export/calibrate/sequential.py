@@ -1,0 +1,93 @@
+"""A layer with a sequential residual on its way through quantisation: four linears, one after the other.
+
+``m = x + dense(attn(QKV(ln1 x)))``, then ``m + 4h_to_h(act(h_to_4h(ln2 m)))``: each linear reads what the rounded ones
+before it give, so each takes a pass over the calibration text. With error correction QKV and h_to_4h are wanted to give
+what the unquantised model's give, dense to bring m back to the unquantised model's m, and 4h_to_h the layer's output.
+dense does not count on 4h_to_h (`joint_hessian`): the MLP reads m itself, so what is left in m does not stay there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..base.device import tensor_cores
+from ..model.block import DENSE, DOWN, UP, Block, normalise
+from ..model.neox import NORMS, QKV, has_bias, layer_prefix
+from .observe import Normed, Observed, refuse_overflow
+from .problem import Moments, Problem
+
+Solve = Callable[[str, Problem], Tensor]  # rounds a linear of the block, and returns the matrix
+
+
+def quantise_in_sequence(observed: Observed, block: Block, solve: Solve, norm_is_stored: Callable[[str], None]) -> None:
+    """Round the four linears of a layer whose weights are still the original ones.
+
+    `norm_is_stored` is called with each LayerNorm's name once the unquantised model has used it: `block` may read it as
+    the artifact will from then on. Leaves `observed` between the layer's halves; `propagate` takes it past the layer.
+    """
+    tokens, d, ff = observed.tokens, observed.config.hidden_size, observed.config.intermediate_size
+    x, wanted, where = observed.x, observed.wanted, f"layer {block.layer}"
+    with tensor_cores(observed.device):
+        own, cross = observed.moments(d, d), observed.moments(d, d)
+        for i, chunk in enumerate(x):
+            z = normalise(chunk, block.config.layer_norm_eps)
+            own.add(z, z)
+            if wanted is not None:
+                y = wanted[i]
+                cross.add(normalise(y, block.config.layer_norm_eps), z)
+                wanted[i] = block.after_attention(y, observed.rotary)
+        refuse_overflow(own.mean, f"{where}: the residual stream before it")
+        normed = Normed.of(own, cross if wanted is not None else None, tokens)
+        norm_is_stored(NORMS[0])
+        solve(QKV, normed.problem(block, QKV, NORMS[0]))
+
+        own, lacks = observed.moments(d, d), observed.moments(d, d)
+        for i, chunk in enumerate(x):
+            mixed = block.mix(block.normed(chunk, NORMS[0]), observed.rotary)
+            own.add(mixed, mixed)
+            if wanted is not None:
+                lacks.add(wanted[i] - chunk, mixed)
+        refuse_overflow(own.mean, f"{where}: the inputs of {DENSE}")
+        solve(DENSE, _into_residual(block, DENSE, own, lacks if wanted is not None else None, tokens))
+
+        own, cross = observed.moments(d, d), observed.moments(d, d)
+        for i, chunk in enumerate(x):
+            x[i] = middle = block.after_attention(chunk, observed.rotary)
+            z = normalise(middle, block.config.layer_norm_eps)
+            own.add(z, z)
+            if wanted is not None:
+                y = wanted[i]
+                cross.add(normalise(y, block.config.layer_norm_eps), z)
+                wanted[i] = block.after_mlp(y)
+        refuse_overflow(own.mean, f"{where}: the residual stream between attention and MLP")
+        normed = Normed.of(own, cross if wanted is not None else None, tokens)
+        norm_is_stored(NORMS[1])
+        solve(UP, normed.problem(block, UP, NORMS[1]))
+
+        own, lacks = observed.moments(ff, ff), observed.moments(d, ff)
+        for i, middle in enumerate(x):
+            up = block.rise(block.normed(middle, NORMS[1]))
+            own.add(up, up)
+            if wanted is not None:
+                lacks.add(wanted[i] - middle, up)
+        refuse_overflow(own.mean, f"{where}: the inputs of {DOWN}")
+        solve(DOWN, _into_residual(block, DOWN, own, lacks if wanted is not None else None, tokens))
+    observed.halfway = True
+
+
+def _into_residual(block: Block, linear: str, own: Moments, lacks: Moments | None, tokens: int) -> Problem:
+    """That of a linear which writes into the residual stream: inputs `own`, and what the stream lacks beside them."""
+    name = f"{layer_prefix(block.layer)}.{linear}"
+    W = block.weights(f"{name}.weight")
+    if lacks is None:
+        return Problem(W, own.second(), tokens)
+    if not has_bias(block.config, linear):
+        H = own.second()
+        return Problem(W, H, tokens, missing=lacks.second().sub_(W.to(H.dtype) @ H))
+    mean = own.mean
+    shift = lacks.mean_x - W.to(mean.dtype) @ mean - block.weights(f"{name}.bias").to(mean.dtype)
+    H = own.centred()
+    missing = lacks.centred().sub_(W.to(H.dtype) @ H)
+    return Problem(W, H, tokens, missing=missing, mean=mean, shift=shift)

@@ -1,0 +1,67 @@
+"""What a job will need, from configuration and recipe alone: bytes of memory, and floating-point operations.
+
+Estimates: of memory, what was seen in benchmarks/memory.py lies below; of time, the operations alone are counted, and
+the rate is a guess until something was measured.
+"""
+
+from __future__ import annotations
+
+from ..calibrate.observe import KEPT_BYTES
+from ..calibrate.sensitivity import TOKENS as FELT_TOKENS
+from ..model.neox import NeoXConfig
+from ..recipe import Calibration, Quantize, Recipe
+from ..weights.layout import layout
+
+CHOICE = 1000.0  # to choose a weight's codes in one rounding of a beam takes as long as so many operations
+ROUNDING = 200_000_000  # bytes of rows on their way through a beam, two threads'
+LIBRARIES = 600_000_000  # bytes of Python, torch and ONNX Runtime before any work
+
+
+def peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
+    """Bytes: libraries, one layer or the head in float32 with its copies, Hessians, activations, logits."""
+    d, ff = config.hidden_size, config.intermediate_size
+    layer, ends = 12 * d * d, config.vocab_size * d
+    peak = 4 * 3 * max(layer, ends)
+    if recipe.uses_gptq and recipe.calibration is not None:
+        tokens = recipe.calibration.samples * recipe.calibration.sequence_length
+        held, middles = 4 * tokens * d * 2, 4 * tokens * (d + ff)
+        activations = min(held, int(recipe.calibration.memory_gb * 1e9))
+        # The head: weights, what they are moved to, codes twice. A layer: weights, H of 4h_to_h and its factor.
+        peak = max(4 * 3 * ends + ROUNDING, 4 * 4 * layer + 4 * 3 * ff * ff) + activations
+        peak += middles if middles <= KEPT_BYTES else 0
+    scored = 4 * d * recipe.verify.tokens * 2 + 4 * 6 * config.vocab_size * recipe.verify.sequence_length
+    return LIBRARIES + max(peak, scored + layout(config, recipe.quantize, recipe.export.dtype).nbytes)
+
+
+def sensitivity_operations(config: NeoXConfig, calibration: Calibration) -> float:
+    """Of the pass backwards: two passes forwards, and one backwards that costs two."""
+    tokens = min(FELT_TOKENS, calibration.samples * calibration.sequence_length)
+    return 4 * 2.0 * config.parameters * tokens
+
+
+def observing_operations(config: NeoXConfig, quantize: Quantize, calibration: Calibration) -> float:
+    """Of GPTQ: passes over the calibration text, and second moments of what each linear reads."""
+    d, ff, tokens = config.hidden_size, config.intermediate_size, calibration.samples * calibration.sequence_length
+    corrected = quantize.error_correction
+    passes = (3 if corrected else 2) * 2.0 * 12 * d * d * tokens
+    moments = 2.0 * tokens * (2 * d * d + ff * ff + ((2 * d * d + 2 * d * ff) if corrected else 0))
+    return config.num_layers * (passes + moments) + 2.0 * tokens * d * d
+
+
+def rounding_operations(config: NeoXConfig, quantize: Quantize) -> float:
+    """What is cubic in the width: factors of Hessians, columns that make up for one another; and a beam's choices."""
+    if quantize.method != "gptq":
+        return 20.0 * config.parameters  # a look at every weight, a few times
+    d, ff = config.hidden_size, config.intermediate_size
+    joint = quantize.joint_hessian and quantize.error_correction and config.parallel_residual
+    factors = 2 * (d**3 + ff**3 / 3 + (ff**3 / 3 + d * ff * ff if joint else 0))
+    columns = 2.0 * (3 * d * d * d + d * d * d + ff * d * d + d * ff * ff)
+    chosen = CHOICE * quantize.beam if quantize.beam > 1 else 0.0  # of each weight
+    head = (2.0 * d + chosen) * config.vocab_size * d
+    return config.num_layers * (factors + columns + chosen * 12 * d * d) + head
+
+
+def scoring_operations(config: NeoXConfig, tokens: int, passes: int) -> float:
+    """`passes` through the model and, for each, the logits of the original again to compare with."""
+    head = 2.0 * config.vocab_size * config.hidden_size * tokens
+    return passes * (2.0 * config.parameters * tokens + head)

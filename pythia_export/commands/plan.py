@@ -1,0 +1,127 @@
+"""What a recipe will do, from its text and the catalogue alone: sizes, memory, steps, what cannot come to anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..base.errors import SourceError
+from ..calibrate import require_budget
+from ..checkpoint import open_checkpoint
+from ..checkpoint import pull as pull_checkpoint
+from ..corpus.find import find_files
+from ..graph.decoder import build_decoder
+from ..graph.targets import require_fit, warnings
+from ..model.neox import NeoXConfig, cache_bytes
+from ..model.suite import geometry
+from ..recipe import Recipe, Verify
+from ..weights.layout import layout as lay_out
+from ..weights.layout import require_overrides_match
+from ..weights.names import MODEL, data_name, graph_name
+from .footprint import peak_memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe will do, from its text and the catalogue alone."""
+
+    model: str
+    revision: str
+    geometry: dict[str, int | float]
+    files: dict[str, int]
+    download_bytes: int | None
+    peak_memory_bytes: int
+    kv_cache_bytes: int
+    linears: list[dict[str, Any]]
+    bits_per_weight: float
+    steps: list[str]
+    warnings: list[str]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Sizes and memory; nothing is pulled. A hub model must be in the catalogue, a local one needs its config.json.
+
+    Raises:
+        SourceError: the model's geometry cannot be known without pulling it, or a local text is not there.
+    """
+    config, source_bytes = _geometry(recipe)
+    places = lay_out(config, recipe.quantize, recipe.export.dtype)
+    require_fit(config, places, recipe.export)
+    require_overrides_match(config, recipe.quantize)
+    if recipe.quantize.bits_per_weight is not None:
+        require_budget(config, recipe.quantize, recipe.export.dtype)
+    steps = [f"pull {recipe.model.name} at {recipe.model.revision}"]
+    calibration = recipe.calibration if recipe.uses_gptq else None
+    for text in (calibration, recipe.verify):
+        if text is not None and text.source == "file":
+            find_files(text)
+    if calibration is not None:
+        steps.append(
+            f"calibrate on {calibration.samples} x {calibration.sequence_length} tokens ({calibration.described})"
+        )
+    if recipe.quantize.bits_per_weight is not None:
+        steps.append(f"choose the linears that get 8 bits, {recipe.quantize.bits_per_weight} bits a weight in all")
+    steps += [
+        f"quantise {len(places.linears)} linears, one layer at a time",
+        f"write {MODEL} ({recipe.export.target}, rotary {recipe.export.rotary})",
+        f"prove on {recipe.verify.tokens} held-out tokens ({recipe.verify.described})",
+    ]
+    return Plan(
+        model=recipe.model.name,
+        revision=recipe.model.revision,
+        geometry={
+            "parameters": config.parameters,
+            "layers": config.num_layers,
+            "hidden": config.hidden_size,
+            "heads": config.num_heads,
+            "head_dim": config.head_dim,
+            "rotary_dim": config.rotary_dim,
+            "vocab": config.vocab_size,
+            "context": config.max_positions,
+        },
+        files=_files(recipe, build_decoder(config, places, recipe.export).ByteSize(), places.nbytes),
+        download_bytes=source_bytes if recipe.model.id not in (None, "demo") else None,
+        peak_memory_bytes=peak_memory(config, recipe),
+        kv_cache_bytes=cache_bytes(config, recipe.export.cache_dtype, config.max_positions),
+        linears=[
+            {
+                "name": p.name,
+                "method": p.method,
+                "bits": p.scheme.bits,
+                "group_size": p.scheme.group_size,
+                "shape": list(p.shape),
+            }
+            for p in places.linears.values()
+        ],
+        bits_per_weight=places.bits_per_weight,
+        steps=steps,
+        warnings=[*warnings(places, recipe.export), *_hopeless(recipe.verify)],
+    )
+
+
+def _hopeless(verify: Verify) -> list[str]:
+    """Gates that no measurement can pass."""
+    least = verify.gates.min_tokens
+    if least is None or least <= verify.tokens:
+        return []
+    return [f"verify.gates.min_tokens is {least:,}, verify.tokens {verify.tokens:,}: the gate cannot pass."]
+
+
+def _files(recipe: Recipe, graph: int, weights: int) -> dict[str, int]:
+    """Bytes of the large files, by the names that they will have."""
+    second = graph_name(recipe)
+    return {MODEL: graph} | ({second: graph} if second is not None else {}) | {data_name(recipe): weights}
+
+
+def _geometry(recipe: Recipe) -> tuple[NeoXConfig, int]:
+    """Configuration and bytes of the source weights."""
+    if recipe.model.id not in (None, "demo"):
+        config = geometry(recipe.model.id)
+        if config is None:
+            raise SourceError(
+                f"{recipe.model.id} is not in the catalogue, so its size is not known before it is pulled",
+                hint="`pythia-export pull RECIPE` fetches it.",
+            )
+    else:
+        config = open_checkpoint(pull_checkpoint(recipe.model)).config
+    return config, 2 * config.parameters

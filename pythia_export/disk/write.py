@@ -1,0 +1,68 @@
+"""Writing so that what is there is whole: flushed to the disk, then renamed. What the system says of a place that
+cannot be written becomes an error that names it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from ..base.errors import OutputError, ResourceError
+from .siblings import sibling
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    temporary = sibling(path, "tmp")
+    try:
+        temporary.write_bytes(data)
+        fsync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explained(out: Path) -> Iterator[None]:
+    """Name the place in what the operating system says about it."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in DISK_FULL:
+            raise_disk_full(out, e)
+        raise OutputError(f"{out} cannot be written: {e}", hint="Choose another place.") from e
+
+
+def raise_disk_full(out: Path, error: OSError) -> NoReturn:
+    free = shutil.disk_usage(next(p for p in out.parents if p.is_dir())).free
+    raise ResourceError(
+        f"no space left while writing {out} ({free:,} bytes are free there now): {error}",
+        hint="Free some space, or choose another place; `pythia-export plan` tells the size in advance.",
+    ) from error
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Swap two directories in one step where the system can (Linux: renameat2 with RENAME_EXCHANGE)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    at_fdcwd, rename_exchange = -100, 2
+    return renameat2 is not None and renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0

@@ -1,0 +1,111 @@
+"""Question B: what did quantisation cost? The artifact as it ships against the original, on held-out text.
+
+Logits exist for one window at a time; of the text only per-token figures are kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from ..base.device import CPU
+from ..base.progress import SILENT, Progress
+from ..corpus import Windows
+from ..model.neox import NeoXConfig
+from ..runtime import Session
+from .metrics import TokenFigures, token_figures
+from .reference import Reference, Tensors
+from .statistics import bootstrap, clustered_mean, mean_json, summarise
+
+
+def measure(
+    original: Tensors,
+    session: Session,
+    config: NeoXConfig,
+    windows: Windows,
+    progress: Progress = SILENT,
+    device: torch.device = CPU,
+) -> tuple[dict[str, Any], TokenFigures]:
+    """The section `cost` of parity.json, and the figures of every token that it sums up.
+
+    Raises:
+        NumericsError: the graph, or the original, computes a NaN or an infinity.
+    """
+    reference = Reference(original, config, windows.ids, "Original checkpoint", progress, device)
+    figures, in_runtime = TokenFigures(), 0.0
+    with progress.track("Artifact against original", len(windows.ids), "windows") as advance:
+        for i, window in enumerate(windows.ids):
+            began = time.perf_counter()
+            quantised = session.logits(window[None])[0]
+            in_runtime += time.perf_counter() - began
+            figures.add(reference.logits(i)[:-1], quantised[:-1], window[1:], windows.documents[i, 1:])
+            advance(1)
+    cost = summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
+    return cost | {"reference": reference.how, "tokens_per_second": round(windows.ids.size / in_runtime, 1)}, figures
+
+
+def measure_rounding(
+    original: Tensors,
+    stored: Tensors,
+    nearest: Tensors,
+    config: NeoXConfig,
+    windows: Windows,
+    progress: Progress = SILENT,
+    device: torch.device = CPU,
+) -> dict[str, Any]:
+    """Round to nearest beside what the artifact holds: the section `cost.rounding`.
+
+    All three in torch with activations in float, so that nothing but the weights differs. `recovered` is
+    ``1 - mean / mean of RTN``, its interval a bootstrap over documents; None where RTN's own mean cannot be told from
+    nothing.
+    """
+    sources = {"original": original, "artifact": stored, "rtn": nearest}
+    titles = {"original": "Original checkpoint", "artifact": "Artifact's weights", "rtn": "Round to nearest"}
+    references = {
+        name: Reference(of, config, windows.ids, titles[name], progress, device, together=len(sources))
+        for name, of in sources.items()
+    }
+    found: dict[str, list[Any]] = {"artifact": [], "rtn": []}
+    with progress.track("Rounding alone", len(windows.ids), "windows") as advance:
+        for i, window in enumerate(windows.ids):
+            expected = references["original"].logits(i)[:-1]
+            for name, parts in found.items():
+                nll, other, kld, _ = token_figures(expected, references[name].logits(i)[:-1], window[1:])
+                parts.append((other - nll, kld))
+            advance(1)
+    clusters = windows.documents[:, 1:].ravel()
+    if len(np.unique(clusters)) == 1:
+        clusters = np.repeat(np.arange(len(windows.ids)), windows.ids.shape[1] - 1)
+    _, index = np.unique(clusters, return_inverse=True)
+    n = np.bincount(index)
+    figures: dict[str, Any] = {}
+    for k, figure in enumerate(("delta_nll", "kld")):
+        values = {name: np.concatenate([part[k] for part in parts]) for name, parts in found.items()}
+        estimates = {name: clustered_mean(x, clusters) for name, x in values.items()}
+        saved = clustered_mean(values["rtn"] - values["artifact"], clusters)
+        rtn, recovered = estimates["rtn"], None
+        if rtn.low is not None and rtn.low > 0:
+            totals = {name: np.bincount(index, weights=x) for name, x in values.items()}
+            ends = bootstrap(n, totals["artifact"], relative_to=totals["rtn"])
+            low, high = ends if ends is not None else (None, None)
+            recovered = {"value": 1 - estimates["artifact"].value / rtn.value, "low": low, "high": high}
+        figures[figure] = {name: mean_json(x) for name, x in estimates.items()} | {
+            "saved": mean_json(saved),
+            "recovered": recovered,
+        }
+    return figures
+
+
+def subsets_of(windows: Windows) -> Mapping[str, tuple[ArrayLike, float]]:
+    """Of each part of the text that a document names, its documents and its bytes a token."""
+    found = {}
+    for name, subset in windows.subsets.items():
+        tokens = int(np.isin(windows.documents, subset.documents).sum())
+        if tokens:
+            found[name] = (subset.documents, subset.n_bytes / tokens)
+    return found

@@ -1,0 +1,150 @@
+"""Two questions, never mixed.
+
+A. Did the export keep the numbers? `export.py`: ONNX Runtime against torch on the *same* dequantised weights, at
+   accuracy level 0 by the graph's own function and by the native kernels, and, where another level ships, at that.
+B. What did quantisation cost? `cost.py`: the artifact as it ships against the original checkpoint, on held-out text.
+
+Then the recipe's gates judge, and where one does not pass, `divergence.py` or `suspects.py` says where to look first.
+What comes out is the content of `parity.json`; `docs/reference/parity.md` describes it field by field.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from ..artifact.records import PARITY_SCHEMA as SCHEMA
+from ..artifact.records import Parity
+from ..base.device import CPU
+from ..base.machine import machine, versions
+from ..base.progress import SILENT, Progress
+from ..corpus import Windows
+from ..graph.decoder import kv_cache, with_accuracy_level
+from ..model.neox import NeoXConfig
+from ..recipe import Export, Gates, Quantize
+from ..runtime import Session
+from . import cost, export
+from .against import compare, require_same
+from .divergence import first_divergence
+from .export import Run
+from .gates import judge
+from .metrics import TokenFigures
+from .reference import Reference, Tensors
+from .suspects import suspects
+
+
+@dataclass(frozen=True)
+class Proof:
+    """`parity` is the record of the proof, `figures` what was found of each scored token."""
+
+    parity: Parity
+    figures: TokenFigures
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is proved. `stored` are the dequantised weights of the data file that `model` names in `folder`; the
+    artifact need not be published. `source` names the checkpoint: name, revision, commit."""
+
+    source: Mapping[str, str]
+    original: Tensors
+    stored: Tensors
+    config: NeoXConfig
+    model: onnx.ModelProto
+    folder: Path
+    quantize: Quantize
+    export: Export
+    device: torch.device = CPU  # where torch computes
+
+    def session(self, level: int, native: bool) -> Session:
+        graph = self.model if level == self.export.accuracy_level else with_accuracy_level(self.model, level)
+        return Session(
+            graph.SerializeToString(), self.folder, self.config, kv_cache=kv_cache(self.export),
+            kv_dtype=self.export.cache_dtype, provider="cuda" if self.export.target == "cuda" else "cpu", native=native,
+        )  # fmt: skip
+
+
+def prove(
+    subject: Subject,
+    windows: Windows,
+    gates: Gates,
+    progress: Progress = SILENT,
+    *,
+    nearest: Tensors | None = None,
+    against: Mapping[str, Any] | None = None,
+) -> Proof:
+    """Measure an artifact and judge it by the recipe's gates.
+
+    `nearest` are the same checkpoint's weights rounded to nearest, to be scored beside the artifact's; `against` is
+    another artifact's parity.json, to be compared with on the same text.
+
+    Raises:
+        NumericsError: the graph computes a NaN or an infinity.
+        SourceError: `against` is of another text or another checkpoint.
+    """
+    began = time.perf_counter()
+    parity: dict[str, Any] = {
+        "schema": SCHEMA,
+        "versions": versions(),
+        "machine": machine(),
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "source": dict(subject.source),
+        "corpus": {
+            "source": windows.source,
+            "sha256": windows.sha256,
+            "tokens": int(windows.ids.size),
+            "windows": len(windows.ids),
+            "sequence_length": windows.ids.shape[1],
+            "n_bytes": windows.n_bytes,
+            "end_tokens": windows.end_tokens,
+        },
+    }
+    if against is not None:
+        require_same(parity["source"], parity["corpus"], against)
+    some, config = windows.ids[: export.WINDOWS], subject.config
+    reference = Reference(subject.stored, config, some, "Reference on the artifact's weights", progress, subject.device)
+    shipped = subject.session(subject.export.accuracy_level, native=True)
+    measured = [export.measure(run, reference, some, progress) for run in runs(subject, shipped)]
+    del reference
+    parity["export"] = {"tokens": int(some.size), "runs": measured, "first_divergence": None}
+    parity["cost"], figures = cost.measure(subject.original, shipped, config, windows, progress, subject.device)
+    del shipped
+    parity["cost"]["rounding"] = parity["cost"]["suspects"] = None
+    if nearest is not None:
+        parity["cost"]["rounding"] = cost.measure_rounding(
+            subject.original, subject.stored, nearest, config, windows, progress, subject.device
+        )
+    parity["against"] = None if against is None else compare(parity, against)
+    verdicts = judge(gates, parity)
+    unmet = {gate["name"] for gate in verdicts if not gate["passed"]}
+    if unmet & {"export_max_abs", "decode_max_abs"}:
+        parity["export"]["first_divergence"] = first_divergence(
+            subject.model, subject.folder, subject.stored, config, subject.export, windows.ids[0], progress
+        )
+    if unmet & {"ppl_ratio", "delta_nll", "kld_mean", "same_top", "regression"}:
+        parity["cost"]["suspects"] = suspects(
+            subject.original, subject.stored, config, subject.quantize, windows.ids[0], progress
+        )
+    parity["gates"] = verdicts
+    parity["passed"] = not unmet
+    parity["seconds"] = round(time.perf_counter() - began, 2)
+    return Proof(Parity.model_validate(parity), figures)
+
+
+def runs(subject: Subject, shipped: Session) -> list[Run]:
+    """What is compared with torch; `shipped` is open already."""
+    level = subject.export.accuracy_level
+    found = [Run("level 0", 0, True, lambda: subject.session(0, native=False))]
+    if shipped.speed == "native":
+        again = subject.session if level else lambda level, native: shipped
+        found.append(Run("native kernels, level 0", 0, True, lambda: again(0, native=True)))
+    if level:
+        found.append(Run(f"as it ships, level {level}", level, False, lambda: shipped))
+    return found

@@ -1,0 +1,200 @@
+"""The command line's manners: help with examples, exit codes, what goes to stdout and what to stderr."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+from records import WRITTEN, typed
+from typer.testing import CliRunner
+
+from pythia_export import cli
+from pythia_export.base import errors
+from pythia_export.base.progress import SILENT
+from pythia_export.commands import pipeline
+from pythia_export.model.neox import NeoXConfig
+
+COMMANDS = (
+    *("run", "plan", "pull", "quantize", "export", "verify", "inspect", "generate", "dequantize", "bench", "eval"),
+    *("recipes", "models", "push", "serve"),
+)
+
+
+def failed_proof():
+    """What production wrote, but for the outcome of two gates."""
+    gates = {gate["name"]: gate for gate in copy.deepcopy(WRITTEN["gates"])}
+    gates["ppl_ratio"] |= {"passed": False, "outcome": "failed"}
+    gates["kld_mean"] |= {"passed": False, "outcome": "inconclusive", "more_tokens": 12000}
+    return typed(parity=WRITTEN | {"gates": list(gates.values())})
+
+
+def invoke(*args: str):
+    return CliRunner().invoke(cli.app, list(args))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_shows_examples(command):
+    done = invoke(command, "--help")
+    assert done.exit_code == 0 and f"pythia-export {command}" in done.output.split("Examples")[1]
+
+
+def test_help_and_version_import_nothing_heavy():
+    code = (
+        "import sys; from pythia_export import cli; from typer.testing import CliRunner;"
+        "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0;"
+        "assert CliRunner().invoke(cli.app, ['--version']).output.startswith('pythia-export 0.');"
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.RecipeError, 2), (errors.SourceError, 3), (errors.IntegrityError, 4), (errors.NumericsError, 5),
+        (errors.EnvironmentProblem, 6), (errors.ResourceError, 7), (errors.OutputError, 8), (MemoryError, 7),
+        (KeyboardInterrupt, 130),
+    ],
+)  # fmt: skip
+def test_every_kind_of_error_has_its_exit_code_and_no_traceback(kind, code, monkeypatch):
+    def fail(*args, **kwargs):
+        raise (
+            kind("found this") if not issubclass(kind, errors.PythiaExportError) else kind("found this", hint="do that")
+        )
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    done = invoke("run", "demo", "--out", "never")
+    assert done.exit_code == code and done.stdout == "" and "Traceback" not in done.stderr
+    if issubclass(kind, errors.PythiaExportError):
+        assert "Error: found this\nHint: do that" in done.stderr
+    assert ("Traceback" in invoke("run", "demo", "--out", "never", "--debug").stderr) == issubclass(
+        kind, errors.PythiaExportError | MemoryError
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [("run", "demo", "--out", "x"), ("quantize", "demo", "--out", "x"), ("verify", "x")]
+)
+def test_ctrl_c_names_resume_where_there_is_such_an_option(command, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for name in ("run", "quantize", "verify"):
+        monkeypatch.setattr(pipeline, name, stop)
+    done = invoke(*command)
+    assert done.exit_code == 130 and "What was there before is intact" in done.stderr
+    assert ("--resume" in done.stderr) == (command[0] != "verify")
+
+
+def test_a_failed_gate_is_10_and_is_named(monkeypatch):
+    proof = failed_proof()
+    monkeypatch.setattr(pipeline, "verify", lambda *args, **kwargs: proof)
+    done = invoke("verify", "somewhere", "--json")
+    assert done.exit_code == 10 and json.loads(done.stdout) == proof.to_json()
+    assert "Gate ppl_ratio: failed" in done.stderr and "min_tokens" not in done.stderr
+    assert "Gate kld_mean: inconclusive: about 12,000 more tokens would decide" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("run", "demo"), ("run", "demo", "--ot", "x"), ("nonsense",), ("export", "a", "--out", "b", "--rotary", "c")],
+)
+def test_wrong_usage_is_2(args):
+    assert invoke(*args).exit_code == 2
+
+
+def test_an_unknown_recipe_is_2_with_a_guess():
+    done = invoke("plan", "pythia-160-int4")
+    assert done.exit_code == 2 and "pythia-160m-int4" in done.stderr and done.stdout == ""
+
+
+def test_plan_shows_size_memory_and_steps():
+    done = invoke("plan", "pythia-2.8b-int8")
+    assert done.exit_code == 0
+    for said in ("model.onnx_data", "embed_out", "EleutherAI/pythia-2.8b", "1. pull"):
+        assert said in done.stdout
+    assert json.loads(invoke("plan", "pythia-2.8b-int8", "--json").stdout)["geometry"]["head_dim"] == 80
+    assert "Warning" not in done.stdout and "KV cache" in done.stdout
+    assert "Warning: embed_out of 8 bits at accuracy level 0" in invoke("plan", "demo").stdout
+
+
+PLAIN = """
+[model]
+id = "70m"
+[calibration]
+source = "python-stdlib"
+[quantize]
+{}
+[verify]
+source = "python-stdlib"
+tokens = 1024
+[verify.gates]
+min_tokens = {}
+"""
+
+
+def test_plan_finds_what_cannot_come_to_anything(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(PLAIN.format("bits_per_weight = 0.5", 1024))
+    done = invoke("plan", str(path))
+    assert done.exit_code == 2 and "quantize.bits_per_weight = 0.5: this recipe takes" in done.stderr
+    path.write_text(PLAIN.format("override = [{pattern = '*.layer.0.*', bits = 8}]", 1024))
+    done = invoke("plan", str(path))
+    assert done.exit_code == 2 and "'*.layer.0.*' matches no linear" in done.stderr
+    path.write_text(PLAIN.format("", 1_000_000))
+    assert "min_tokens is 1,000,000, verify.tokens 1,024: the gate cannot pass" in " ".join(
+        invoke("plan", str(path)).stdout.split()
+    )
+    path.write_text(PLAIN.format("", 1024))
+    assert "cannot pass" not in invoke("plan", str(path)).stdout
+
+
+def test_recipes_lists_them_and_prints_the_schema():
+    assert "pythia-12b-int4" in invoke("recipes").stdout
+    assert json.loads(invoke("recipes", "--schema").stdout)["title"] == "Recipe"
+    assert {r["name"] for r in json.loads(invoke("recipes", "--json").stdout)} >= {"demo", "pythia-160m-web"}
+
+
+def test_no_artifact_is_3(tmp_path):
+    extras = {"generate": ["--prompt", "x"], "dequantize": [str(tmp_path / "out")]}
+    for command in ("inspect", "verify", "generate", "dequantize", "bench"):
+        done = invoke(command, str(tmp_path / "nothing"), *extras.get(command, []))
+        assert done.exit_code == 3 and "nothing" in done.stderr
+
+
+def test_silent_progress_does_nothing():
+    with SILENT.track("x", 3) as advance:
+        advance(1)
+    assert SILENT.note("x") is None
+
+
+NEOX = {"model_type": "gpt_neox"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"), [({}, "model_type"), (NEOX, "vocab_size"), (NEOX | {"hidden_act": "prelu"}, "'prelu'")]
+)
+def test_configurations_are_refused_by_field(raw, said):
+    with pytest.raises(errors.SourceError, match=said):
+        NeoXConfig.from_dict(raw)
+
+
+def test_both_spellings_of_the_rotary_fields_are_read():
+    config = NeoXConfig(96, 128, 2, 4, 512, rotary_pct=0.5, rotary_base=5000.0)
+    both = config.to_dict()
+    old = {k: v for k, v in both.items() if k != "rope_parameters"}
+    new = {k: v for k, v in both.items() if not k.startswith("rotary_")}
+    assert NeoXConfig.from_dict(old) == NeoXConfig.from_dict(new) == config
+
+
+def test_pull_reads_a_directory_where_there_is_one():
+    from pythia_export.checkpoint import demo_folder
+
+    done = invoke("pull", str(demo_folder() / "main"), "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["commit"].startswith("sha256:")
+    failed = invoke("pull", "./no-such-directory")
+    assert failed.exit_code == 3 and "no-such-directory: no such checkpoint directory" in failed.stderr

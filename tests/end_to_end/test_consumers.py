@@ -1,0 +1,383 @@
+"""One artifact, every consumer: the same greedy continuation from each, prompts alone and left-padded together.
+
+`make test-consumers` installs them under build/consumers and runs this; what is not there is skipped, visibly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Queue
+from urllib.parse import quote
+
+import numpy as np
+import onnxruntime
+import pytest
+from places import ROOT, TESTS
+from processes import script
+from tokenizers import AddedToken, Tokenizer
+
+from pythia_export import kernels_path
+from pythia_export.artifact import Artifact
+from pythia_export.commands import pipeline
+from pythia_export.recipe import parse_recipe
+from pythia_export.runtime import Session, generate, generate_batch
+from pythia_export.tokenizer import open_folder, tokenizer_files
+
+HERE = TESTS / "consumers"
+TOOLS = ROOT / "build" / "consumers"
+GENAI = TOOLS / "venv" / "bin" / "python"
+TRANSFORMERS = TOOLS / "transformers5" / "bin" / "python"
+MODULES = TOOLS / "node_modules"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+needs_js = pytest.mark.skipif(not (MODULES / "@huggingface").is_dir(), reason="no transformers.js: make test-consumers")
+HEADERS = next((at for at in (TOOLS / "include", Path("/usr/include/onnxruntime")) if at.is_dir()), None)
+LIBRARY = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"), None)
+EXAMPLE = ROOT / "examples" / "cpp"
+
+PROMPTS = ["import os\nimport sys\n\ndef main(", "class Parser:\n    def __init__(self", "def test_parse(self):"]
+NEW = 64
+RECIPE = {
+    "model": {"id": "demo"},
+    "quantize": {"method": "rtn", "bits": 4, "group_size": 32, "embedding": "int8"},
+    "verify": {"source": "python-stdlib", "tokens": 256, "sequence_length": 64},
+}
+
+
+@pytest.fixture(scope="module", params=["flat", "transformers.js"])
+def folder(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "artifact"
+    pipeline.run(parse_recipe(RECIPE | {"export": {"layout": request.param}}), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected(folder) -> list[list[int]]:
+    """By a bare ONNX Runtime, one token after another, the cache passed by hand."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    config = json.loads((folder / "config.json").read_text())
+    heads, size = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
+    past_names = [i.name for i in session.get_inputs() if i.name.startswith("past_key_values")]
+    found = []
+    for prompt in PROMPTS:
+        past = {name: np.zeros((1, heads, 0, size), np.float32) for name in past_names}
+        new, seen, row = tokenizer.encode(prompt).ids, 0, []
+        while len(row) < NEW:
+            feeds = {
+                "input_ids": np.array([new]), "attention_mask": np.ones((1, seen + len(new)), np.int64),
+                "position_ids": np.arange(seen, seen + len(new))[None],
+            }  # fmt: skip
+            outputs = ["logits", *(name.replace("past_key_values", "present") for name in past_names)]
+            logits, *present = session.run(outputs, feeds | past)
+            past, seen = dict(zip(past_names, present, strict=True)), seen + len(new)
+            new = [int(logits[0, -1].argmax())]
+            assert new[0] != config["eos_token_id"], "a prompt that ends early compares less"
+            row += new
+        found.append(row)
+    assert len({tuple(row) for row in found}) == len(PROMPTS)
+    return found
+
+
+def by(command: list, folder: Path) -> dict[str, list[list[int]]]:
+    asked = [str(folder), json.dumps(PROMPTS), str(NEW)]
+    done = subprocess.run([*map(str, command), *asked], capture_output=True, text=True, timeout=300)
+    return answer(done)
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> dict[str, list[list[int]]]:
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_our_runtime(folder, expected, native):
+    artifact = Artifact.open(folder)
+    artifact.check()
+    session, tokenizer = Session.open(artifact, native=native), artifact.tokenizer()
+    if native and session.speed != "native":
+        pytest.skip(f"no native kernels: {session.why}")
+    ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    assert [list(generate(session, tokenizer, row, NEW)) for row in ids] == expected
+    steps = list(generate_batch(session, tokenizer, ids, NEW))
+    assert [list(row) for row in zip(*steps, strict=True)] == expected
+
+
+def test_optimum(folder, expected):
+    pytest.importorskip("optimum.onnxruntime")
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    got = answer(script(HERE / "optimum_run.py", folder, json.dumps(PROMPTS), NEW, env=offline))
+    assert got["alone"] == expected and got["together"] == expected
+    assert len(got["beam"][0]) == NEW and got["beam"][0] != expected[0]
+
+
+@pytest.mark.skipif(not GENAI.is_file(), reason="no onnxruntime-genai: make test-consumers")
+def test_onnxruntime_genai(folder, expected):
+    got = by([GENAI, HERE / "genai_run.py"], folder)
+    assert got["alone"] == expected and got["together"] == expected
+
+
+TEXTS = [
+    *(Path(module.__file__).read_text(encoding="utf-8")[:4000] for module in (json, shutil, subprocess, threading)),
+    "a\r\nb  c <|endoftext|> x        y\n\n\n  z", "日本語 テキスト\u00a0x 🏳️‍🌈 ok", "  leading", "trailing  ",
+    "<|padding|>",     "\tif x:\n\t\treturn\n", "<|user|>hi <|im_end|><added>",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizers(folder, tmp_path_factory) -> dict[str, Path]:
+    """The artifact, and one whose tokenizer has what fine-tunes add; as transformers 5 writes them."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("tokenizers") / "chat"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("<|user|>", special=True), AddedToken("<|im_end|>", special=True), "<added>"])
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(source / "tokenizer.json"))
+    settings = {
+        "backend": "tokenizers", "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "is_local": True,
+        "extra_special_tokens": ["<|user|>"], "tokenizer_class": "GPTNeoXTokenizer", "model_max_length": 512,
+    }  # fmt: skip
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    shutil.copytree(folder, out)
+    (out / "special_tokens_map.json").unlink()  # the demo's
+    for name, data in tokenizer_files(open_folder(source), 512).items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(data)
+    return {"plain": folder, "chat": out}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.json"
+    path.write_text(json.dumps(TEXTS))
+    return path
+
+
+def ids_of(folder: Path) -> list[list[int]]:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return [tokenizer.encode(text).ids for text in TEXTS]
+
+
+@pytest.mark.skipif(not TRANSFORMERS.is_file(), reason="no transformers 5: make test-consumers")
+def test_transformers_5_gives_the_ids_of_tokenizer_json(tokenizers, texts):
+    line = [TRANSFORMERS, HERE / "tokenizer_run.py", texts, *tokenizers.values()]
+    plain, chat = answer(subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=300))
+    for got, folder in ((plain, tokenizers["plain"]), (chat, tokenizers["chat"])):
+        assert got["ids"] == ids_of(folder) and got["names"] == ["attention_mask", "input_ids"]
+    assert plain["length"] == 4096, "no padding token beyond the embedding"
+    assert (
+        chat["length"] == 4099
+        and chat["special"]["eos_token"] == "<|im_end|>"
+        and chat["special"].get("pad_token") is None
+    )
+    assert set(chat["chat"]) == {"default", "tool_use"}
+
+
+@pytest.mark.skipif(not GENAI.is_file(), reason="no onnxruntime-genai: make test-consumers")
+def test_onnxruntime_genai_gives_the_ids_of_tokenizer_json(tokenizers, texts):
+    line = [GENAI, HERE / "genai_tokenizer_run.py", texts, *tokenizers.values()]
+    found = answer(subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=300))
+    assert found == [ids_of(folder) for folder in tokenizers.values()]
+
+
+@needs_js
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node")
+def test_transformers_js_gives_the_ids_of_tokenizer_json(tokenizers, texts):
+    script = TOOLS / "tokenizer_js.mjs"  # beside the modules that it imports
+    shutil.copyfile(HERE / "tokenizer_js.mjs", script)
+    line = ["node", script, texts, *tokenizers.values()]
+    found = answer(subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=300))
+    for got, folder in zip(found, tokenizers.values(), strict=True):
+        assert got["ids"] == ids_of(folder) and got["names"] == ["attention_mask", "input_ids"]
+    assert found[1]["chat"], "a template that is in a file of its own alone is not found"
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory) -> Path:
+    """The example in C++, built as a user does, against what lies where a release of ONNX Runtime has it."""
+    if HEADERS is None:
+        pytest.skip("no headers of ONNX Runtime: make test-consumers")
+    if LIBRARY is None:
+        pytest.skip("no libonnxruntime.so in this wheel")
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if not (cmake and shutil.which(os.environ.get("CXX", "c++"))):
+        pytest.skip("no CMake or no C++ compiler")
+    release, build = tmp_path_factory.mktemp("onnxruntime"), tmp_path_factory.mktemp("built")
+    (release / "lib").mkdir()
+    (release / "include").symlink_to(HEADERS)
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (release / "lib" / name).symlink_to(LIBRARY)
+    flags = ["-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
+    for command in (["-S", EXAMPLE, "-B", build, f"-DCMAKE_PREFIX_PATH={release}", *flags], ["--build", build]):
+        done = subprocess.run([cmake, *map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / "greedy"
+
+
+def continued(program: Path, folder: Path, prompts: list[list[int]], native: bool) -> list[list[int]]:
+    """What the program in C++ makes of token ids."""
+    if native and kernels_path() is None:
+        pytest.skip("the kernels are not built: make kernels")
+    lines = "".join(" ".join(map(str, row)) + "\n" for row in prompts)
+    command = [program, folder, NEW, *([kernels_path()] if native else [])]
+    done = subprocess.run(list(map(str, command)), input=lines, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_program_in_cpp(folder, expected, program, native):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    assert len({len(row) for row in ids}) > 1, "nothing would be padded"
+    assert [continued(program, folder, [row], native)[0] for row in ids] == expected
+    assert continued(program, folder, ids, native) == expected
+    ends = tokenizer.encode("if __name__ == '__main__':\n    unittest.main()").ids
+    short, long = continued(program, folder, [ends, ids[0]], native)
+    assert short.index(0) == len(short) - 1 < NEW - 1 and long == expected[0], "a row stops where its text ends"
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_a_program_in_cpp_takes_the_types_of_the_cache_from_the_graph(cache, native, program, tmp_path):
+    pipeline.run(parse_recipe(RECIPE | {"export": {"kv_cache": cache}}), tmp_path / "artifact")
+    artifact = Artifact.open(tmp_path / "artifact")
+    session, tokenizer = Session.open(artifact, native=native), artifact.tokenizer()
+    ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    rows = [list(generate(session, tokenizer, row, NEW)) for row in ids]
+    assert continued(program, artifact.folder, ids, native) == rows
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"), [("5 4096", "vocabulary is 0 to 4095"), ("5 x", "not a line of token ids"), ("", "no prompt")]
+)
+def test_a_program_in_cpp_says_what_is_wrong_with_its_prompts(folder, program, prompt, said):
+    done = subprocess.run([program, folder, "3"], input=prompt, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_program_in_cpp_fails_where_the_context_ends_and_runs_the_kernels_that_it_was_given(folder, program, native):
+    kernels = [kernels_path()] if native else []
+    if None in kernels:
+        pytest.skip("the kernels are not built: make kernels")
+    done = subprocess.run([program, folder, "2", *kernels], input="5 " * 512, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert ("pythia::RotaryAttention" in done.stderr) is native, "the operator that complains"
+
+
+@needs_js
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node")
+def test_transformers_js_in_node(folder, expected):
+    if not (folder / "onnx").is_dir():
+        pytest.skip("flat: transformers.js looks into onnx/")
+    script = TOOLS / "transformers_js.mjs"  # beside the modules that it imports
+    shutil.copyfile(HERE / "transformers_js.mjs", script)
+    got = by(["node", script], folder)
+    assert got["alone"] == expected and got["together"] == expected
+
+
+@needs_js
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_transformers_js_in_a_browser(folder, expected, tmp_path):
+    if not (folder / "onnx").is_dir():
+        pytest.skip("flat: transformers.js looks into onnx/")
+    roots = {"models": folder.parent, "modules": MODULES, "page.html": HERE}
+    told: Queue[dict] = Queue()
+
+    class Files(SimpleHTTPRequestHandler):
+        def translate_path(self, path: str) -> str:
+            first, _, rest = path.partition("?")[0].lstrip("/").partition("/")
+            return str(roots[first] / (rest or first)) if first in roots else str(tmp_path / "none")
+
+        def do_POST(self) -> None:
+            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *args) -> None:
+            pass
+
+    asked = quote(json.dumps({"name": folder.name, "prompts": PROMPTS, "count": NEW}))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [
+            CHROMIUM, "--headless=new", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),
+            f"http://127.0.0.1:{server.server_port}/page.html#{asked}",
+        ]  # fmt: skip
+        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            got = told.get(timeout=60)
+        finally:
+            browser.kill()
+            browser.wait()
+            server.shutdown()
+    assert "error" not in got, got["error"]
+    assert got["alone"] == expected and got["together"] == expected
+
+
+def test_no_weight_is_stored_twice_and_nothing_is_a_link(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert all(not path.is_symlink() and path.stat().st_nlink == 1 for path in files)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["files"]) == {p.relative_to(folder).as_posix() for p in files} - {"manifest.json"}
+    assert len([path for path in files if path.name.endswith("_data")]) == 1
+    graphs = [path for path in files if path.suffix == ".onnx"]
+    assert len(graphs) == (2 if (folder / "onnx").is_dir() else 1) and (folder / "model.onnx") in graphs
+
+
+def test_an_artifact_goes_from_one_layout_to_the_other_and_back(folder, tmp_path, expected):
+    other, here = ("flat", "transformers.js") if (folder / "onnx").is_dir() else ("transformers.js", "flat")
+    pipeline.export(folder, tmp_path / "other", layout=other)
+    pipeline.export(tmp_path / "other", tmp_path / "back", layout=here)
+
+    def files(of: Path) -> dict[str, bytes]:
+        made = {path.relative_to(of).as_posix(): path.read_bytes() for path in of.rglob("*") if path.is_file()}
+        return {n: d for n, d in made.items() if n not in ("manifest.json", "parity.json", "report.html", "README.md")}
+
+    assert files(tmp_path / "back") == files(folder) and files(tmp_path / "other").keys() != files(folder).keys()
+    moved = Artifact.open(tmp_path / "other")
+    moved.check()
+    tokenizer = moved.tokenizer()
+    assert list(generate(Session.open(moved), tokenizer, tokenizer.encode(PROMPTS[0]).ids, NEW)) == expected[0]
+    assert pipeline.verify(tmp_path / "other", tokens=256).export.runs, "proved where it lies now"
+
+
+def test_weights_alone_take_a_graph_in_either_layout(tmp_path):
+    pipeline.quantize(parse_recipe(RECIPE | {"export": {"layout": "transformers.js"}}), tmp_path / "weights")
+    assert (tmp_path / "weights" / "onnx" / "model_q4.onnx_data").is_file()
+    pipeline.export(tmp_path / "weights", tmp_path / "flat", layout="flat")
+    assert Session.open(Artifact.open(tmp_path / "flat")).logits(np.array([[5, 6]])).shape == (1, 2, 4096)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "name"),
+    [
+        ({"method": "rtn", "bits": 8, "head": {"bits": 8}}, "model_quantized.onnx"),
+        ({"method": "rtn", "bits": 2, "group_size": 32}, "model_q2.onnx"),
+        ({"method": "none", "embedding": "float32"}, "model.onnx"),
+    ],
+)
+def test_eight_bits_two_and_float_run_by_the_names_that_transformers_js_gives_them(quantize, name, tmp_path):
+    out, export = tmp_path / "artifact", {"layout": "transformers.js", "accuracy_level": 4 if name[5:8] == "_qu" else 0}
+    pipeline.run(parse_recipe(RECIPE | {"quantize": quantize, "export": export}), out)
+    assert {path.name for path in (out / "onnx").iterdir()} == {name, f"{name}_data"}
+    if not (MODULES / "@huggingface").is_dir() or shutil.which("node") is None:
+        pytest.skip("no transformers.js: make test-consumers")
+    script = TOOLS / "transformers_js.mjs"
+    shutil.copyfile(HERE / "transformers_js.mjs", script)
+    artifact = Artifact.open(out)
+    session, tokenizer = Session.open(artifact, native=False), artifact.tokenizer()
+    ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    assert by(["node", script], out)["alone"] == [list(generate(session, tokenizer, row, NEW)) for row in ids]

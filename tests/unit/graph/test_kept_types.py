@@ -1,0 +1,47 @@
+"""What a recipe without quantisation stores: every value of the checkpoint, in a type that holds it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import hugging_face, on_disk, save_checkpoint, small_config
+from safetensors.torch import save_file
+
+from pythia_export.artifact import Artifact
+from pythia_export.checkpoint import demo_folder
+from pythia_export.commands import pipeline
+from pythia_export.model.neox import tensors
+from pythia_export.recipe import Quantize, parse_recipe
+from pythia_export.weights.file import WeightsReader
+from pythia_export.weights.layout import layout
+from pythia_export.weights.names import data_name
+
+CONFIG = small_config(layers=1, vocab=4096)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_without_quantisation_every_value_is_kept(stored, tmp_path):
+    """Whatever the checkpoint's type: float16, which holds a Pythia's weights, is not for all."""
+    torch.manual_seed(0)
+    whole = {name: x.to(stored) for name, x in on_disk(hugging_face(CONFIG)).items()}
+    noise = {name: (x.float() + torch.rand(x.shape) * 1e-4).to(stored) for name, x in whole.items()}
+    model = save_checkpoint(hugging_face(CONFIG), CONFIG, tmp_path / "model", demo_folder() / "main" / "tokenizer.json")
+    save_file(noise, model / "model.safetensors")
+    recipe = {
+        "model": {"path": str(model)}, "quantize": {"method": "none"},
+        "verify": {"source": "python-stdlib", "tokens": 64, "sequence_length": 16},
+    }  # fmt: skip
+    pipeline.quantize(parse_recipe(recipe), tmp_path / "out")
+    opened = Artifact.open(tmp_path / "out")
+    quantize = opened.recipe.quantize
+    assert (quantize.embedding, quantize.head.dtype) == (("float16",) if stored == torch.float16 else ("float32",)) * 2
+    places = layout(opened.config, quantize, opened.recipe.export.dtype)
+    read = WeightsReader(opened.file(data_name(opened.recipe)), places, opened.config)
+    for spec in tensors(CONFIG):
+        assert torch.equal(read.tensor(spec.name), noise[spec.name].float()), spec.name
+
+
+def test_a_type_that_the_recipe_names_is_kept_to():
+    asked = Quantize(method="none", embedding="float16", head={"dtype": "float16"})
+    assert asked.exactly("float32") == asked and Quantize(method="rtn").exactly("float32") == Quantize(method="rtn")
+    assert "dtype" not in Quantize().model_dump()["head"], "what was recorded before compares equal"

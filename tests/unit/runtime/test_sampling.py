@@ -1,0 +1,127 @@
+"""Sampling draws from the distribution it says, and repeats itself under a seed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pythia_export.base.errors import NumericsError, RecipeError
+from pythia_export.runtime.sampling import Sampling, choose, probabilities
+
+LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32))
+
+
+def kept(**settings: float) -> dict[int, float]:
+    tokens, p = probabilities(LOGITS, Sampling(**settings))  # type: ignore[arg-type]
+    return {int(t): round(float(x), 6) for t, x in zip(tokens, p, strict=True)}
+
+
+def test_temperature_sharpens_and_flattens() -> None:
+    assert kept(temperature=1) == {1: 0.4, 3: 0.3, 4: 0.15, 0: 0.1, 2: 0.05}
+    squared = np.array([0.1, 0.4, 0.05, 0.3, 0.15]) ** 2
+    assert kept(temperature=0.5)[1] == round(squared[1] / squared.sum(), 6)
+    assert kept(temperature=1e9)[2] == pytest.approx(0.2, abs=1e-5)
+    assert kept(temperature=1e-300) == {1: 1.0, 3: 0.0, 4: 0.0, 0: 0.0, 2: 0.0}
+
+
+def test_top_k_keeps_the_k_likeliest_and_the_lower_id_of_equals() -> None:
+    assert kept(temperature=1, top_k=2) == {1: round(4 / 7, 6), 3: round(3 / 7, 6)}
+    assert len(kept(temperature=1, top_k=99)) == 5
+    tokens, p = probabilities(np.zeros(6, np.float32), Sampling(1.0, top_k=2))
+    assert tokens.tolist() == [0, 1] and p.tolist() == [0.5, 0.5]
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
+    assert list(kept(temperature=1, top_p=0.69)) == [1, 3]
+    assert list(kept(temperature=1, top_p=0.71)) == [1, 3, 4]
+    assert kept(temperature=1, top_p=1e-9) == {1: 1.0}
+    assert len(kept(temperature=1, top_p=1.0)) == 5
+    # Eight tenths add up to 0.7999999999999999; that is no reason for a ninth.
+    assert len(probabilities(np.zeros(10, np.float32), Sampling(1.0, top_p=0.8))[0]) == 8
+
+
+def test_top_p_counts_what_top_k_left() -> None:
+    # Of 4/7 and 3/7 the first alone reaches 0.5; of all five it would take two.
+    assert list(kept(temperature=1, top_k=2, top_p=0.5)) == [1]
+    assert list(kept(temperature=1, top_p=0.5)) == [1, 3]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40),
+    st.floats(0.05, 5),
+    st.none() | st.integers(1, 50),
+    st.none() | st.floats(0.01, 1),
+)
+def test_against_the_definition(
+    logits: list[float], temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    tokens, p = probabilities(np.array(logits, np.float32), Sampling(temperature, top_k, top_p))
+    order = sorted(range(len(logits)), key=lambda t: (-logits[t], t))[:top_k]
+    weights = [math.exp((logits[t] - logits[order[0]]) / temperature) for t in order]
+    total, mass, n = sum(weights), 0.0, 0
+    while n < len(order) and (n == 0 or mass < (top_p or 2) * total * (1 - 1e-9)):
+        mass += weights[n]
+        n += 1
+    # Where the sum meets top_p to a rounding, tokens more or less weigh no more than that rounding.
+    more = sorted((len(tokens), n))
+    assert len(tokens) == n or (top_p is not None and sum(weights[more[0] : more[1]][1:]) <= 1e-9 * total)
+    assert tokens.tolist() == order[: len(tokens)]
+    expected = np.array(weights[: len(tokens)])
+    np.testing.assert_allclose(p, expected / expected.sum(), rtol=1e-9, atol=1e-300)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    rng, n = np.random.default_rng(0), 20_000
+    counts = np.bincount([choose(LOGITS, Sampling(1.0), rng) for _ in range(n)], minlength=5) / n
+    p = np.exp(LOGITS)
+    assert (np.abs(counts - p) < 4 * np.sqrt(p * (1 - p) / n)).all()
+
+
+def test_greedy_takes_the_likeliest_and_the_lower_id_of_equals() -> None:
+    rng = np.random.default_rng(0)
+    assert choose(LOGITS, Sampling(), rng) == 1
+    assert choose(np.array([1, 3, 3], np.float32), Sampling(), rng) == 1
+
+
+def test_a_seed_repeats_and_rows_have_streams_of_their_own() -> None:
+    def draws(seed: int | None, rows: int) -> list[list[int]]:
+        sampling = Sampling(1.0, seed=seed)
+        return [[choose(LOGITS, sampling, rng) for _ in range(30)] for rng in sampling.generators(rows)]
+
+    assert draws(7, 3)[:2] == draws(7, 2)
+    assert draws(7, 2) != draws(8, 2)
+    assert draws(7, 2)[0] != draws(7, 2)[1]
+    assert draws(None, 1) != draws(None, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -0.1}, "temperature -0.1"),
+        ({"temperature": math.nan}, "temperature nan"),
+        ({"temperature": math.inf}, "temperature inf"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k 0"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p 0.0"),
+        ({"temperature": 1.0, "top_p": 1.01}, "top_p 1.01"),
+        ({"temperature": 1.0, "seed": -1}, "seed -1"),
+        ({"top_k": 40}, "no effect at temperature 0"),
+        ({"top_p": 0.9}, "no effect at temperature 0"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Sampling(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error(bad: float, temperature: float) -> None:
+    logits = LOGITS.copy()
+    logits[3] = bad
+    with pytest.raises(NumericsError, match="1 of 5 logits .* token 3"):
+        choose(logits, Sampling(temperature), np.random.default_rng(0))
