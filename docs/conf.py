@@ -45,6 +45,7 @@ NAVIGATION = {
         "docs/concepts/rounding",
         "docs/concepts/proof",
         "docs/concepts/operators",
+        "docs/concepts/house",
         "docs/concepts/durability",
         "docs/concepts/robustness",
         "docs/glossary",

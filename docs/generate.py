@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fill import commands, figures, python, recipe, records
+from fill import commands, figures, house, python, recipe, records
 
 ROOT = Path(__file__).parent.parent
 PLACE = re.compile(r"(<!-- fill: (?P<what>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -27,6 +27,7 @@ PLACE = re.compile(r"(<!-- fill: (?P<what>[^\n]+?) -->\n).*?(<!-- end -->)", re.
 SOURCES: dict[str, Callable[..., str]] = {
     "commands": commands.all_commands,  # every command's help
     "recipe": recipe.all_sections,  # every key of a recipe
+    "floors": house.floors,  # the rooms of the package
     "record": records.table,  # a type of artifact/records.py
     "python": python.described,  # a class or a function of the package
     "copy": figures.copied,  # a named place of another page

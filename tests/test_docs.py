@@ -43,6 +43,14 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(place), f"{target}: no such heading in {place.name}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_of_ours_that_a_page_names_is_there(page):
+    """`tests/fuzz.py`, `calibrate/loop.py`, `attend.cu` beside a page: code moves, and pages forget."""
+    for name in re.findall(r"`([a-z_0-9]+(?:/[a-z_0-9]+)+\.(?:py|cc|cu|h|sh|js))`", page.read_text()):
+        places = [ROOT / name, ROOT / "pythia_export" / name, page.parent / name]
+        assert any(place.is_file() for place in places), name
+
+
 def test_every_page_stands_in_the_navigation_once():
     listed = [name for pages in conf.NAVIGATION.values() for name in pages]
     there = {str(page.relative_to(ROOT).with_suffix("")) for page in PAGES} - {conf.root_doc}
