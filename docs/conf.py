@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = "pythia-export"
 html_show_sphinx = html_show_copyright = html_copy_source = False
 html_theme_options = {"top_of_page_buttons": []}
+html_static_path, html_css_files = ["static"], ["site.css"]
 pygments_style, pygments_dark_style = "tango", "native"
 
 NAVIGATION = {
