@@ -56,6 +56,7 @@ NAVIGATION = {
         "docs/reference/recipe",
         "docs/reference/sources",
         "docs/reference/family",
+        "docs/reference/sizes",
         "docs/reference/artifact",
         "docs/reference/parity",
         "docs/reference/records",

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fill import commands, figures, house, python, recipe, records
+from fill import commands, figures, house, python, recipe, records, sizes
 
 ROOT = Path(__file__).parent.parent
 PLACE = re.compile(r"(<!-- fill: (?P<what>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -30,6 +30,7 @@ SOURCES: dict[str, Callable[..., str]] = {
     "floors": house.floors,  # the rooms of the package
     "record": records.table,  # a type of artifact/records.py
     "python": python.described,  # a class or a function of the package
+    "sizes": sizes.needs,  # memory and time by size of the suite
     "copy": figures.copied,  # a named place of another page
     "speeds": figures.speeds,  # a named block of `bench`, as a table
     "verdict": figures.verdict,  # what `run` prints of a committed proof
