@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from pythia_export.recipe import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -48,6 +51,19 @@ def test_every_file_of_ours_that_a_page_names_is_there(page):
     for name in re.findall(r"`([a-z_0-9]+(?:/[a-z_0-9]+)+\.(?:py|cc|cu|h|sh|js))`", page.read_text()):
         places = [ROOT / name, ROOT / "pythia_export" / name, page.parent / name]
         assert any(place.is_file() for place in places), name
+
+
+RECIPES = [
+    pytest.param(block, id=page.stem)
+    for page in PAGES
+    for block in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    if "[model]" in block and "[verify]" in block
+]
+
+
+@pytest.mark.parametrize("block", RECIPES)
+def test_a_recipe_that_a_page_shows_is_one(block):
+    assert parse_recipe(tomllib.loads(block)).verify.tokens > 0
 
 
 def test_every_page_stands_in_the_navigation_once():
