@@ -1,4 +1,4 @@
-"""A checkpoint: found, pinned to a commit, held to its configuration, and read one tensor at a time."""
+"""A checkpoint: found, pinned to a commit, checked against its configuration, and read one tensor at a time."""
 
 from .open import Checkpoint, open_checkpoint
 from .pull import Accept, Pulled, demo_folder, evict, pull, tokenizer_of

@@ -1,1 +1,1 @@
-"""Abilities other than predicting text: tasks of lm-evaluation-harness, and what was published of the real models."""
+"""Tasks of lm-evaluation-harness on an artifact, beside the published results of the original models."""

@@ -1,8 +1,8 @@
 """The hub, through its own client: what a revision holds, files fetched into the shared cache and checked, ranges read.
 
 HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere. One listing tells commit, sizes and
-hashes of all files; each fetched file is held to its hash before anybody reads it. What passes by itself (a cut
-connection, 429, 500) is tried again, and each wait is told.
+hashes of all files; each fetched file is checked against its hash before anybody reads it. Transient errors (a cut
+connection, 429, 500) are retried, and each wait is reported.
 """
 
 from .faults import again, told

@@ -1,4 +1,4 @@
-"""Many jobs of one kind: models x revisions x quantisations, what rounding costs each, and the curve of it all.
+"""Many jobs of one kind, models x revisions x quantisations: planned, run and resumed, on one machine or by Slurm.
 
     sweep.toml ─► schema ─► plan ─► folder (jobs, results, failures) ◄─ work, by inline, submitit's local or Slurm
                                         │
