@@ -15,7 +15,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the installed packages that have a hand in an artifact."""
+    """Return the versions of Python and of the installed packages that affect an artifact."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -34,7 +34,7 @@ class Opened(Protocol):
         ...
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
-        """Of every token of `ids` with nothing before them: [T, V]."""
+        """Return logits of every token of `ids` with nothing before them: [T, V]."""
         ...
 
 

@@ -34,13 +34,13 @@ def peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
 
 
 def sensitivity_operations(config: NeoXConfig, calibration: Calibration) -> float:
-    """Of the pass backwards: two passes forwards, and one backwards that costs two."""
+    """Return the cost of the backward pass: two forward passes plus a backward pass worth two."""
     tokens = min(FELT_TOKENS, calibration.samples * calibration.sequence_length)
     return 4 * 2.0 * config.parameters * tokens
 
 
 def observing_operations(config: NeoXConfig, quantize: Quantize, calibration: Calibration) -> float:
-    """Of GPTQ: passes over the calibration text, and second moments of what each linear reads."""
+    """Return the cost of observing: passes over the calibration text, and second moments of each linear's inputs."""
     d, ff, tokens = config.hidden_size, config.intermediate_size, calibration.samples * calibration.sequence_length
     corrected = quantize.error_correction
     passes = (3 if corrected else 2) * 2.0 * 12 * d * d * tokens

@@ -72,7 +72,7 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
     @property
     def speed(self) -> str:
-        """Of the session: native, function or stock."""
+        """Return how the session runs: native, function or stock."""
         return self._session.speed
 
     @property
@@ -124,7 +124,7 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
     def _scored(
         self, batch: list[tuple[int, ...]], continuations: list[list[list[int]]]
     ) -> list[list[tuple[float, bool]]]:
-        """Of every row's continuations; each ends where the row ends, and the shorter rows are padded on the left."""
+        """Score every row's continuations. Each ends where its row ends; shorter rows are padded on the left."""
         longest, choices = max(map(len, batch)), max(map(len, continuations))
         kept = max(len(tokens) for row in continuations for tokens in row)
         ids, mask = (np.zeros((len(batch), longest), np.int64) for _ in range(2))
@@ -159,7 +159,7 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
             yield batch
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, in windows of the model's length that do not overlap."""
+        """Score whole texts, in windows of the model's length that do not overlap."""
         windows: list[Request] = []
         counts = []
         for request in requests:

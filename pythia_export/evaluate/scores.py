@@ -67,7 +67,7 @@ class ScoringSession(Session):
 
 
 def part_size(classes: int) -> int:
-    """Of a vocabulary's equal parts; all of it where its divisors are too few."""
+    """Return the size of equal parts of a vocabulary; the whole of it if it has too few divisors."""
     size = next(n for n in range(min(PART, classes), 0, -1) if classes % n == 0)
     return size if size * size >= classes else classes
 

@@ -56,7 +56,7 @@ def cache_parts(dtype: str) -> tuple[str, ...]:
 
 
 def cache_bytes(config: NeoXConfig, dtype: str, tokens: int) -> int:
-    """Of a cache of `dtype` with room for so many tokens, of all rows together."""
+    """Return the bytes of a cache of `dtype` with room for so many tokens, over all layers and heads."""
     a_head = config.head_dim * {"float32": 4, "float16": 2, "int8": 1}[dtype] + (4 if dtype == "int8" else 0)
     return 2 * config.num_layers * config.num_heads * tokens * a_head
 

@@ -102,7 +102,7 @@ def measure_rounding(
 
 
 def subsets_of(windows: Windows) -> Mapping[str, tuple[ArrayLike, float]]:
-    """Of each part of the text that a document names, its documents and its bytes a token."""
+    """Return, for each part of the text that documents name, its documents and its bytes per token."""
     found = {}
     for name, subset in windows.subsets.items():
         tokens = int(np.isin(windows.documents, subset.documents).sum())

@@ -317,7 +317,7 @@ def residuals(name: str, found: Fit) -> list[Plot]:
 
 
 def by_subset(rows: Rows, subsets: pa.Table) -> Section:
-    """Of the quantisation with the fewest bits among those most rows have: a facet a model, a line a part."""
+    """Plot the cost by part of the text at a common quantisation: a facet per model, a line per part."""
     axis, section = training(rows), Section("By part of the text over training")
     if not len(subsets):
         section.sentences.append("The held-out text names no parts.")
@@ -433,7 +433,7 @@ def _lines(rows: Rows) -> list[tuple[str, Rows]]:
 
 
 def _with_interval(rows: Rows, metric: str) -> Rows:
-    """Of a figure that is known exactly."""
+    """Give a figure that is known exactly an interval of nothing."""
     nothing = np.full(len(rows), np.nan)
     return Rows(rows.columns | {f"{metric}_low": nothing, f"{metric}_high": nothing})
 
@@ -460,7 +460,7 @@ def _from_to(every: Sequence[Line], axis: Axis, metric: str) -> str:
 
 
 def _turn(rows: Rows, axis: Axis) -> str:
-    """Of the line of the most steps: the highest rate and where it ends."""
+    """Say, for the line with the most steps, where its learning rate is highest and where it ends."""
     name, part = max(rows.each("line"), key=lambda found: len(found[1]))
     x, rate = part[axis.column], part["learning_rate"]
     top, end = int(rate.argmax()), int(x.argmax())

@@ -103,7 +103,7 @@ class NoFit:
 
 
 def fit(rows: Rows, factors: Sequence[Factor] = LAW, bootstraps: int = BOOTSTRAPS) -> Fit | NoFit:
-    """Of rows that share a setting. Deterministic."""
+    """Fit the law to rows that share a setting. Deterministic."""
     usable, left_out = _usable(rows, factors)
     if not len(usable):
         return NoFit("no row has a cost with a standard error and all that the law asks for", left_out)
@@ -195,7 +195,7 @@ def _log_law(X: Floats, theta: Floats) -> Floats:
 
 
 def _residual(y: Floats, mu: Floats, se: Floats, tau: float) -> Floats:
-    """Of standard deviation 1, if tau is right."""
+    """Return residuals; their standard deviation is 1 if tau is right."""
     return np.asarray((np.arcsinh(tau * y / se) - np.arcsinh(tau * mu / se)) / tau)
 
 
@@ -353,7 +353,7 @@ def _start(X: Floats, y: Floats, se: Floats) -> Floats:
 
 
 def _folds(rows: Rows) -> tuple[Array, str]:
-    """Of whole runs where there are enough of them, else of checkpoints: a fold of each row, and its word."""
+    """Return the fold of each row, and what a fold is made of: whole runs if there are enough, else checkpoints."""
     by, word = ("name", "models") if rows.distinct("name") >= 2 * FOLDS else ("checkpoint", "checkpoints")
     names, of = np.unique(rows[by].astype(str), return_inverse=True)
     order = np.random.default_rng(SEED).permutation(len(names))

@@ -114,7 +114,7 @@ def render(
 
 
 def _settings(rows: Rows) -> list[str]:
-    """Of what was rounded, those of the most rows first."""
+    """Return the settings that round weights, those with the most rows first."""
     counts: dict[str, int] = {}
     for name, method in zip(rows["setting"].tolist(), rows["method"].tolist(), strict=True):
         if method != "none":

@@ -58,7 +58,7 @@ class Scale:
 
 
 def colours(n: int) -> list[str]:
-    """Of n steps from dark to light; the lightest are too faint on white."""
+    """Return n colours from dark to light, without the lightest, which are too faint on white."""
     scheme = matplotlib.colormaps["viridis"]
     return [matplotlib.colors.to_hex(scheme(0.86 * i / max(1, n - 1))) for i in range(n)]
 

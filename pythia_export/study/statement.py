@@ -207,7 +207,7 @@ def estimate(e: Estimate) -> str:
 
 
 def _share(x: float) -> str:
-    """Of variance; below nothing where a model predicts worse than none."""
+    """Return a share of the variance in words; a model that predicts worse than none explains nothing."""
     return f"{100 * x:.1f} %" if x > 0 else "nothing"
 
 

@@ -221,5 +221,5 @@ def visible_gpus() -> list[str]:
 
 
 def memory_bytes() -> int:
-    """Of this machine."""
+    """Return this machine's memory, in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -93,7 +93,7 @@ class Job:
 
 
 def task_key(snapshot: dict[str, Any], revision: str, commit: str) -> str:
-    """Of all jobs of one snapshot."""
+    """Return the key that all jobs of one snapshot share."""
     return _digest({"name": snapshot["name"], "revision": revision, "commit": commit})
 
 

@@ -178,7 +178,7 @@ class Shared:
         return self._originals[text]
 
     def _sensitivity(self, text: str, quantize: Quantize) -> Sensitivity:
-        """Of the unquantised model: the same for every quantisation that folds its layers alike."""
+        """Measure the unquantised model once for all quantisations that fold its layers in the same way."""
         at = text, quantize.products
         if at not in self._felt:
             felt = Sensitivity(Path(tempfile.mkdtemp(dir=self._scratch)))

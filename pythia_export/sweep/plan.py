@@ -25,8 +25,8 @@ TASK_SECONDS = 10.0  # starting Python, opening a checkpoint
 
 @dataclass(frozen=True)
 class Row:
-    """Of one model. memory_gb and hours are a task's, a checkpoint with all its quantisations; `measured` tells that
-    the hours come from results."""
+    """One model's line of a plan. memory_gb and hours are for one task, a checkpoint with all its quantisations;
+    `measured` says that the hours come from results."""
 
     name: str
     parameters: int
@@ -144,7 +144,7 @@ class _Known:
         return len(keys & self._done), len(keys & (self._failed - self._done))
 
     def hours(self, name: str) -> float | None:
-        """Of a task, by one that is done."""
+        """Return the hours of a task, from one that is done."""
         for (of, _), keys in self._keys.items():
             if of == name and self._folder is not None and keys and self._done.issuperset(keys):
                 records = [self._folder.result(key) for key in keys]

@@ -97,7 +97,7 @@ def facts_of(member: Snapshot) -> dict[str, Any]:
 
 
 def _commits(members: Sequence[Snapshot], progress: Progress) -> list[str]:
-    """Of each snapshot; of the hub's by one call a repository, or by what the cache remembers."""
+    """Return the commit of each snapshot: by one call per repository of the hub, or from the cache."""
     known: dict[str, dict[str, str]] = {}
     found = []
     with progress.track("Pinning", len(members), "checkpoints") as advance:

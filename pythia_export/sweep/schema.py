@@ -63,7 +63,7 @@ class HeldOut(Text):
 
 
 class Resources(Section):
-    """Of one task, which is a snapshot with all of its quantisations."""
+    """What one task may use: a snapshot with all of its quantisations."""
 
     cores: int = Field(2, ge=1, description="threads of a task")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where torch computes; `cuda` is one GPU a task")

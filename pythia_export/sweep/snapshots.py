@@ -184,7 +184,7 @@ def _nearby(step: int, known: tuple[str, ...]) -> str:
 
 
 def _own(named: Named, terms: list[str], left_out: list[LeftOut]) -> list[Snapshot]:
-    """Of a training run of one's own: the directories that are there."""
+    """Return the snapshots of the user's own training run: the directories that exist."""
     assert named.path is not None
     before, _, after = named.path.partition(PLACE)
     parent = Path(before).parent if not before.endswith("/") else Path(before)

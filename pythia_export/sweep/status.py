@@ -74,7 +74,7 @@ def status(folder: Folder) -> Status:
 
 
 def keys(folder: Folder) -> list[str]:
-    """Of all jobs, in the sweep's order."""
+    """Return the keys of all jobs, in the sweep's order."""
     manifest = folder.manifest() or {}
     return [key for s in manifest["snapshots"] for key in manifest["jobs"][s["task"]]]
 

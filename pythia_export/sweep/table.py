@@ -88,7 +88,7 @@ SUBSET_COLUMNS: dict[str, pa.DataType] = {"key": pa.string(), "subset": pa.strin
 
 
 def tables(folder: Folder, keys: Iterable[str]) -> tuple[pa.Table, pa.Table]:
-    """Of the jobs that have a result, in the order of `keys`.
+    """Return the tables of results and of parts of the text, with the jobs that have a result in the order of `keys`.
 
     What is said of a snapshot (its tokens, learning rate, seed) is what the sweep's manifest says of it now: a
     measurement does not depend on that, and a run of one's own may have told it later.

@@ -83,7 +83,7 @@ def stacked(value: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Of a safetensors file, without its package: where llama.cpp is, that may be missing."""
+    """Yield the tensors of a safetensors file without its package, which may be missing where llama.cpp is."""
     data = np.memmap(file, np.uint8, "r")
     start = 8 + int(data[:8].view("<u8")[0])
     for name, entry in json.loads(bytes(data[8:start])).items():
