@@ -28,7 +28,7 @@ CHUNK_LOGITS = 1 << 17  # logits in work at a time: 1 MiB in float64
 
 class Artifact(artifact.Artifact):
     """A directory that `pythia-export run` or `export` wrote. `Artifact.open(path)` reads its manifest, `check()`
-    hashes its files; the graph is opened when it is first needed, on the provider that the recipe targets."""
+    hashes its files. The graph is opened when it is first needed, on the provider that the recipe targets."""
 
     trust_graph = False
 
@@ -44,10 +44,9 @@ class Artifact(artifact.Artifact):
 
     @classmethod
     def open(cls, path: Path | str, *, trust_graph: bool = False) -> Self:
-        """Read the manifest and hold the directory to it by name and size; `check` also re-hashes.
+        """Read the manifest and check the directory against it by name and size; `check` also hashes every file.
 
-        Graphs with operators that pythia-export does not write are refused, unless `trust_graph` says who answers for
-        them.
+        Graphs with operators that pythia-export does not write are refused, unless `trust_graph` is true.
 
         Raises:
             SourceError: no such directory, no manifest, or a schema that this version does not know.
@@ -59,6 +58,7 @@ class Artifact(artifact.Artifact):
 
     @cached_property
     def session(self) -> runtime.Session:
+        """The open graph, for programs that decode token by token. `session.speed` says how it runs."""
         return runtime.Session.open(self, trust_graph=self.trust_graph)
 
     @cached_property
@@ -87,8 +87,8 @@ class Artifact(artifact.Artifact):
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> str | list[str]:
-        """What follows the prompt; `stream` gives it piece by piece. Of a list of prompts, a list of texts, computed as
-        one batch.
+        """Return the text that follows the prompt; `stream` yields it piece by piece. For a list of prompts, return a
+        list of texts, computed as one batch. The settings are those of `stream`.
 
         Raises:
             RecipeError: an empty prompt, a sampling value out of range, or more tokens than the model has positions.
@@ -115,11 +115,12 @@ class Artifact(artifact.Artifact):
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Pieces of text as they become certain, until an end token, a stop string (which is left out) or the count.
+        """Yield pieces of text as they become certain, until an end token, a stop string (which is left out) or the
+        count.
 
-        The likeliest token is taken every time, unless a `temperature` above 0 is given, or `sample`: that takes the
-        temperature, top_k and top_p which are not given from generation_config.json, as transformers does. The end
-        tokens and stop strings of that file always hold. Raises as `generate`.
+        By default the likeliest token is taken every time. A `temperature` above 0 draws. So does `sample`, which takes
+        what is not given of temperature, top_k and top_p from generation_config.json, as transformers does. The end
+        tokens and stop strings of that file always count. Raises as `generate`.
         """
         sampling = Sampling.asked(self.generation, sample, temperature, top_k, top_p, seed)
         if not isinstance(prompt, str):
@@ -141,8 +142,8 @@ class Artifact(artifact.Artifact):
     ) -> str:
         """Answer a conversation, in the chat template of the checkpoint: `artifact.chat("Who are you?")`.
 
-        `messages` have a `role` and a `content`, as ``[{"role": "user", "content": "Who are you?"}]``, which a plain
-        text stands for. The rest as `stream`.
+        `messages` have a `role` and a `content`: a plain text stands for ``[{"role": "user", "content": text}]``. The
+        settings are those of `stream`.
 
         Raises:
             RecipeError: the checkpoint has no chat template, or it refuses the messages; and as `generate`.
@@ -159,7 +160,7 @@ class Artifact(artifact.Artifact):
         return (*((stop,) if isinstance(stop, str) else stop), *self.generation.stop_strings)
 
     def score(self, text: str) -> np.ndarray:
-        """Natural logarithm of the probability of each token of `text` but the first, [T - 1] float64.
+        """Return the natural logarithm of the probability of each token of `text` but the first, [T - 1] float64.
 
         A text longer than the context is read in windows of `config.max_positions` tokens, each of which begins with
         the last token of the one before. ``exp(-mean)`` of the result is the perplexity.
@@ -184,8 +185,8 @@ class Artifact(artifact.Artifact):
         return np.concatenate(found) if found else np.empty(0)
 
     def logits(self, ids: ArrayLike, attention_mask: ArrayLike | None = None) -> np.ndarray:
-        """Logits [B, S, vocab] float32 of `ids` [B, S], an array or lists; the mask [B, S] is 0 at padding, which
-        stands left.
+        """Return logits [B, S, vocab] float32 for `ids` [B, S], an array or lists. The mask [B, S] is 0 at padding,
+        which is on the left.
 
         Raises:
             TypeError, ValueError: not whole numbers, or not rows of one length.

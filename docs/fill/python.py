@@ -33,7 +33,7 @@ def _signature(found: Any) -> str:
     """Return the parameters, one a line where they are many; `self` is left out."""
     signature = inspect.signature(found)
     parameters = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
-    shown = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(signature.replace(parameters=parameters)))
+    shown = re.sub(r"(: |-> )(['\"])(.*?)\2", r"\1\3", str(signature.replace(parameters=parameters)))
     if len(shown) < 80:
         return shown
     inside, _, returned = shown.rpartition(" -> ")

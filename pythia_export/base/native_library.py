@@ -15,10 +15,10 @@ _BUILT = {"cpu": ("pythia_kernels", "kernels"), "cuda": ("pythia_cuda", "kernels
 
 
 def kernels_path(provider: Literal["cpu", "cuda"] = "cpu") -> Path | None:
-    """The library to register with ONNX Runtime (`register_custom_ops_library`); None where it was not built.
+    """Return the library to register with ONNX Runtime (`register_custom_ops_library`); None where it was not built.
 
-    It lies in this package, or under `build` of the checkout. Any program that runs ONNX Runtime can load it. That for
-    `cuda` (`make cuda`) has the operators on a GPU and on the CPU.
+    It is in this package, or in `build` of the checkout. Any program that runs ONNX Runtime can load it. That for
+    `cuda` (`make cuda`) has the operators for GPU and CPU.
     """
     name, folder = _BUILT[provider]
     here = Path(__file__).parent.parent  # the package
