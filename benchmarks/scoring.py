@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from pythia_export.artifact import Artifact
 from pythia_export.base.machine import machine
-from pythia_export.commands.pipeline import run
+from pythia_export.commands.run import run
 from pythia_export.evaluate.model import PythiaOnnx
 from pythia_export.model.neox import tensors
 from pythia_export.model.suite import geometry

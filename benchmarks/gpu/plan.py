@@ -9,7 +9,7 @@ from importlib import import_module
 from bench import Bench
 
 FORKS = "a process that can fork"  # which has loaded nothing of the GPU's driver
-PRELOADED = ["torch", "onnx", "pythia_export.commands.pipeline", "pythia_export.cli"]  # once, for all steps
+PRELOADED = ["torch", "onnx", "pythia_export.commands.run", "pythia_export.cli"]  # once, for all steps
 GPU, LIBRARY, SESSIONS = "a GPU that torch reaches", "the kernels for a GPU", "ONNX Runtime with CUDA"
 
 

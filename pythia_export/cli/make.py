@@ -42,7 +42,7 @@ from .shared import (
 
 if TYPE_CHECKING:
     from ..artifact import Parity
-    from ..commands.pipeline import Outcome
+    from ..commands.publication import Outcome
     from ..recipe import Model
 
 
@@ -71,11 +71,11 @@ def run(
 
     Exit code 10 means that a gate of the recipe failed; the artifact is published all the same, with that verdict.
     """
-    from ..commands import pipeline
+    from ..commands.run import run as run_recipe
 
     require_writable(junit, out)
     with ends_in_junit(junit, f"run {recipe}"), progress_bars() as progress:
-        outcome = pipeline.run(
+        outcome = run_recipe(
             recipe_called(recipe, adapter), out, overwrite=overwrite, resume=resume,
             accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
         )  # fmt: skip
@@ -131,15 +131,16 @@ def pull(
     the geometry that of the catalogue, and no other training step has the
     same weights. A recipe that was pulled runs with --offline.
     """
-    from ..commands import pipeline
+    from ..commands.pull import pull as pull_checkpoint
+    from ..commands.pull import read_texts
     from ..recipe import recipe_names
     from .tables import checkpoint_view
 
     recipe = recipe_called(what) if what in recipe_names() or what.endswith(".toml") else None
     model = with_adapter(model_called(what) if recipe is None else recipe.model, adapter)
     with progress_bars() as progress:
-        opened = pipeline.pull(model, accept=accepted(no_pickle, allow_duplicate_revision), progress=progress)
-        texts = pipeline.read_texts(recipe, opened, progress) if recipe is not None else {}
+        opened = pull_checkpoint(model, accept=accepted(no_pickle, allow_duplicate_revision), progress=progress)
+        texts = read_texts(recipe, opened, progress) if recipe is not None else {}
     pulled = opened.pulled
     if as_json:
         facts = {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit, "dtype": opened.dtype}
@@ -177,11 +178,11 @@ def quantize(
     device: Device = "cpu",
 ) -> None:
     """Only the weights: quantised, streamed layer by layer, for `export` to build graphs over."""
-    from ..commands import pipeline
+    from ..commands.quantize import quantize as quantize_recipe
     from .tables import losses_table
 
     with progress_bars() as progress:
-        outcome = pipeline.quantize(
+        outcome = quantize_recipe(
             recipe_called(recipe, adapter), out, overwrite=overwrite, resume=resume,
             accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
         )  # fmt: skip
@@ -217,10 +218,10 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """Build a graph over weights that are quantised already. Not yet proved: `verify` does that."""
-    from ..commands import pipeline
+    from ..commands.export import export as export_graph
 
     with progress_bars() as progress:
-        outcome = pipeline.export(
+        outcome = export_graph(
             weights,
             out,
             rotary=rotary,
@@ -274,7 +275,8 @@ def verify(
 
     Exit code 10: a gate did not pass. It failed, or it is inconclusive: then more --tokens decide.
     """
-    from ..commands import pipeline
+    from ..commands.verify import Unwritten
+    from ..commands.verify import verify as verify_artifact
     from ..commands.whereabouts import Elsewhere
 
     require_writable(junit, artifact)
@@ -283,12 +285,12 @@ def verify(
         artifact = found_artifact(artifact, progress)
         require_writable(per_token, artifact)
         try:
-            parity = pipeline.verify(
+            parity = verify_artifact(
                 artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token,
                 elsewhere=Elsewhere(checkpoint, adapter, text), device=device,
                 progress=progress,
             )  # fmt: skip
-        except pipeline.Unwritten as e:
+        except Unwritten as e:
             parity, unwritten = e.parity, e
 
     def result() -> None:

@@ -24,7 +24,7 @@ from pythia_export import cli
 from pythia_export.base.errors import OutputError, ResourceError
 from pythia_export.checkpoint import demo_folder
 from pythia_export.cli.github import announce
-from pythia_export.commands import pipeline
+from pythia_export.commands.verify import Unwritten
 
 # One gate that passes, one that cannot, and one for which the text is too short.
 RECIPE = (
@@ -154,7 +154,8 @@ def test_a_file_that_cannot_be_written_is_found_before_the_long_part(job, option
 
 def shell(job, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A line of bash in the job's folder, in which `verify` is the command with the proof of `out` already made."""
-    made = "from pythia_export import Artifact, cli, pipeline; pipeline.verify = lambda *a, **k: PARITY; cli.main()"
+    made = "from pythia_export import Artifact, cli; from pythia_export.commands import verify; "
+    made += "verify.verify = lambda *a, **k: PARITY; cli.main()"
     (job[0] / "made.py").write_text(made.replace("PARITY", "Artifact.open('out').parity"))
     verify = f'verify() {{ "{sys.executable}" made.py verify "$@"; }}\n'
     env = {k: v for k, v in os.environ.items() if k != "PYTHONUTF8"} | {"PYTHONPATH": str(ROOT)} | environment
@@ -208,7 +209,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_long_part(job, place
     (job[0] / "tables").mkdir(exist_ok=True)
     monkeypatch.chdir(job[0])
     monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and Path(path).name == place))
-    monkeypatch.setattr(pipeline, "pull_checkpoint", None)
+    monkeypatch.setattr("pythia_export.commands.verify.pull_checkpoint", None)
     for option in ("--junit", "--per-token"):
         done = CliRunner().invoke(cli.app, ["verify", "out", option, "tables/file"])
         assert done.exit_code == 8 and f"{place} cannot be written" in done.stderr, done
@@ -229,7 +230,7 @@ def test_a_proof_that_can_no_longer_be_written_is_told_all_the_same(job, parity,
     passed = parity | {"passed": True, "gates": parity["gates"][:1]}
     for kind, code in ((ResourceError, 7), (OutputError, 8)):
         monkeypatch.setattr(
-            pipeline, "verify", Mock(side_effect=pipeline.Unwritten(kind("full"), typed(parity=passed)))
+            "pythia_export.commands.verify.verify", Mock(side_effect=Unwritten(kind("full"), typed(parity=passed)))
         )
         done = CliRunner().invoke(cli.app, command)
         assert done.exit_code == code and json.loads(done.stdout) == passed and "Error: full" in done.stderr

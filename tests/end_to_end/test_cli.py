@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from pythia_export import cli
 from pythia_export.base import errors
 from pythia_export.base.progress import SILENT
-from pythia_export.commands import pipeline
 from pythia_export.model.neox import NeoXConfig
 
 COMMANDS = (
@@ -66,7 +65,7 @@ def test_every_kind_of_error_has_its_exit_code_and_no_traceback(kind, code, monk
             kind("found this") if not issubclass(kind, errors.PythiaExportError) else kind("found this", hint="do that")
         )
 
-    monkeypatch.setattr(pipeline, "run", fail)
+    monkeypatch.setattr("pythia_export.commands.run.run", fail)
     done = invoke("run", "demo", "--out", "never")
     assert done.exit_code == code and done.stdout == "" and "Traceback" not in done.stderr
     if issubclass(kind, errors.PythiaExportError):
@@ -84,7 +83,7 @@ def test_ctrl_c_names_resume_where_there_is_such_an_option(command, monkeypatch)
         raise KeyboardInterrupt
 
     for name in ("run", "quantize", "verify"):
-        monkeypatch.setattr(pipeline, name, stop)
+        monkeypatch.setattr(f"pythia_export.commands.{name}.{name}", stop)
     done = invoke(*command)
     assert done.exit_code == 130 and "What was there before is intact" in done.stderr
     assert ("--resume" in done.stderr) == (command[0] != "verify")
@@ -92,7 +91,7 @@ def test_ctrl_c_names_resume_where_there_is_such_an_option(command, monkeypatch)
 
 def test_a_failed_gate_is_10_and_is_named(monkeypatch):
     proof = failed_proof()
-    monkeypatch.setattr(pipeline, "verify", lambda *args, **kwargs: proof)
+    monkeypatch.setattr("pythia_export.commands.verify.verify", lambda *args, **kwargs: proof)
     done = invoke("verify", "somewhere", "--json")
     assert done.exit_code == 10 and json.loads(done.stdout) == proof.to_json()
     assert "Gate ppl_ratio: failed" in done.stderr and "min_tokens" not in done.stderr

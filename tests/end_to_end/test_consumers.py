@@ -25,7 +25,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from pythia_export import kernels_path
 from pythia_export.artifact import Artifact
-from pythia_export.commands import pipeline
+from pythia_export.commands.export import export as export_graph
+from pythia_export.commands.quantize import quantize as quantize_recipe
+from pythia_export.commands.run import run
+from pythia_export.commands.verify import verify
 from pythia_export.recipe import parse_recipe
 from pythia_export.runtime import Session, generate, generate_batch
 from pythia_export.tokenizer import open_folder, tokenizer_files
@@ -53,7 +56,7 @@ RECIPE = {
 @pytest.fixture(scope="module", params=["flat", "transformers.js"])
 def folder(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "artifact"
-    pipeline.run(parse_recipe(RECIPE | {"export": {"layout": request.param}}), out)
+    run(parse_recipe(RECIPE | {"export": {"layout": request.param}}), out)
     return out
 
 
@@ -249,7 +252,7 @@ def test_a_program_in_cpp(folder, expected, program, native):
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("cache", ["float16", "int8"])
 def test_a_program_in_cpp_takes_the_types_of_the_cache_from_the_graph(cache, native, program, tmp_path):
-    pipeline.run(parse_recipe(RECIPE | {"export": {"kv_cache": cache}}), tmp_path / "artifact")
+    run(parse_recipe(RECIPE | {"export": {"kv_cache": cache}}), tmp_path / "artifact")
     artifact = Artifact.open(tmp_path / "artifact")
     session, tokenizer = Session.open(artifact, native=native), artifact.tokenizer()
     ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
@@ -339,8 +342,8 @@ def test_no_weight_is_stored_twice_and_nothing_is_a_link(folder):
 
 def test_an_artifact_goes_from_one_layout_to_the_other_and_back(folder, tmp_path, expected):
     other, here = ("flat", "transformers.js") if (folder / "onnx").is_dir() else ("transformers.js", "flat")
-    pipeline.export(folder, tmp_path / "other", layout=other)
-    pipeline.export(tmp_path / "other", tmp_path / "back", layout=here)
+    export_graph(folder, tmp_path / "other", layout=other)
+    export_graph(tmp_path / "other", tmp_path / "back", layout=here)
 
     def files(of: Path) -> dict[str, bytes]:
         made = {path.relative_to(of).as_posix(): path.read_bytes() for path in of.rglob("*") if path.is_file()}
@@ -351,13 +354,13 @@ def test_an_artifact_goes_from_one_layout_to_the_other_and_back(folder, tmp_path
     moved.check()
     tokenizer = moved.tokenizer()
     assert list(generate(Session.open(moved), tokenizer, tokenizer.encode(PROMPTS[0]).ids, NEW)) == expected[0]
-    assert pipeline.verify(tmp_path / "other", tokens=256).export.runs, "proved where it lies now"
+    assert verify(tmp_path / "other", tokens=256).export.runs, "proved where it lies now"
 
 
 def test_weights_alone_take_a_graph_in_either_layout(tmp_path):
-    pipeline.quantize(parse_recipe(RECIPE | {"export": {"layout": "transformers.js"}}), tmp_path / "weights")
+    quantize_recipe(parse_recipe(RECIPE | {"export": {"layout": "transformers.js"}}), tmp_path / "weights")
     assert (tmp_path / "weights" / "onnx" / "model_q4.onnx_data").is_file()
-    pipeline.export(tmp_path / "weights", tmp_path / "flat", layout="flat")
+    export_graph(tmp_path / "weights", tmp_path / "flat", layout="flat")
     assert Session.open(Artifact.open(tmp_path / "flat")).logits(np.array([[5, 6]])).shape == (1, 2, 4096)
 
 
@@ -371,7 +374,7 @@ def test_weights_alone_take_a_graph_in_either_layout(tmp_path):
 )
 def test_eight_bits_two_and_float_run_by_the_names_that_transformers_js_gives_them(quantize, name, tmp_path):
     out, export = tmp_path / "artifact", {"layout": "transformers.js", "accuracy_level": 4 if name[5:8] == "_qu" else 0}
-    pipeline.run(parse_recipe(RECIPE | {"quantize": quantize, "export": export}), out)
+    run(parse_recipe(RECIPE | {"quantize": quantize, "export": export}), out)
     assert {path.name for path in (out / "onnx").iterdir()} == {name, f"{name}_data"}
     if not (MODULES / "@huggingface").is_dir() or shutil.which("node") is None:
         pytest.skip("no transformers.js: make test-consumers")

@@ -22,7 +22,7 @@ from pythia_export import cli, hub
 from pythia_export.base import errors
 from pythia_export.base.memory import memory_fault
 from pythia_export.calibrate import Journal, quantize_stream
-from pythia_export.commands import dequantize, pipeline
+from pythia_export.commands import dequantize
 from pythia_export.commands import plan as planning
 from pythia_export.recipe import Quantize
 from pythia_export.weights.file import WeightsWriter
@@ -101,7 +101,7 @@ def test_an_interruption_between_layers_is_no_error(monkeypatch):
     def stop(*args, **kwargs):
         raise errors.Interrupted("Interrupted: 2 of 3 layers are done and kept.", hint="--resume goes on.")
 
-    monkeypatch.setattr(pipeline, "run", stop)
+    monkeypatch.setattr("pythia_export.commands.run.run", stop)
     done = invoke("run", "demo", "--out", "never")
     assert done.exit_code == 75 and "Error" not in done.stderr and "--resume goes on" in done.stderr
 
@@ -135,7 +135,7 @@ def test_memory_that_does_not_suffice_is_7_in_every_command(kind, monkeypatch):
         too_much_of(kind)
 
     for name in ("run", "quantize", "verify", "pull", "export"):
-        monkeypatch.setattr(pipeline, name, fail)
+        monkeypatch.setattr(f"pythia_export.commands.{name}.{name}", fail)
     monkeypatch.setattr(planning, "plan", fail)
     monkeypatch.setattr(dequantize, "dequantize", fail)
     for command in (
@@ -176,7 +176,7 @@ def test_junit_is_written_on_every_ending(kind, command, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise kind("this & that\x00")
 
-    monkeypatch.setattr(pipeline, command, fail)
+    monkeypatch.setattr(f"pythia_export.commands.{command}.{command}", fail)
     file = tmp_path / "x.xml"
     done = invoke(command, *(["demo", "--out", "never"] if command == "run" else ["never"]), "--junit", file)
     assert done.exit_code == getattr(kind, "exit_code", {MemoryError: 7, KeyboardInterrupt: 130}.get(kind, 1))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pythia_export import Artifact
-from pythia_export.commands import pipeline
+from pythia_export.commands.run import run
 from pythia_export.recipe import parse_recipe
 
 pty = pytest.importorskip("pty")
@@ -30,7 +30,7 @@ PROMPT = "def main("
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "artifact"
-    pipeline.run(parse_recipe(RECIPE), out)
+    run(parse_recipe(RECIPE), out)
     return out
 
 

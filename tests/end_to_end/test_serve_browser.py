@@ -15,7 +15,8 @@ from places import ROOT, SUPPORT
 
 from pythia_export import serve
 from pythia_export.artifact import Artifact
-from pythia_export.commands import pipeline
+from pythia_export.commands.export import export
+from pythia_export.commands.quantize import quantize as quantize_recipe
 from pythia_export.recipe import parse_recipe
 from pythia_export.runtime import Sampling, Session, StreamDecoder, generate
 from pythia_export.runtime.sampling import choose
@@ -44,8 +45,8 @@ def folders(tmp_path_factory):
     }.items():
         verify = {"source": "python-stdlib", "tokens": 256, "sequence_length": 64}
         recipe = parse_recipe({"model": {"id": "demo"}, "quantize": quantize, "verify": verify})
-        pipeline.quantize(recipe, out / "weights" / name)
-        pipeline.export(out / "weights" / name, out / name)
+        quantize_recipe(recipe, out / "weights" / name)
+        export(out / "weights" / name, out / name)
     return [out / "four-bits", out / "two-bits"]
 
 

@@ -115,7 +115,7 @@ class Exported:
 def export_model(
     source: InMemory, folder: Path, quantize: Quantize, export: Export, windows: np.ndarray | None = None
 ) -> Exported:
-    """Stream, build and save, as the pipeline does."""
+    """Stream, build and save, as a run does."""
     places = layout(source.config, quantize, export.dtype)
     with WeightsWriter(folder / DATA_FILE, places) as writer:
         record = quantize_stream(source, quantize, places, export.dtype, windows, writer)

@@ -1,4 +1,4 @@
-"""What the pipeline hands to the report, made up: manifest, quantization, parity; and a reader of pages."""
+"""What a run hands to the report, made up: manifest, quantization, parity; and a reader of pages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def linear(name, layer, rtn, loss, method="gptq", **others):
 
 
 def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
-    """Manifest, quantization and parity of an artifact of so many layers, as the pipeline hands them over."""
+    """Manifest, quantization and parity of an artifact of so many layers, as a run hands them over."""
     linears = []
     for layer in range(layers if method != "none" else 0):
         for i, kind in enumerate(LINEARS):

@@ -16,7 +16,7 @@ from places import ROOT
 import pythia_export
 from pythia_export import Artifact, api
 from pythia_export.base.errors import IntegrityError, RecipeError
-from pythia_export.commands import pipeline
+from pythia_export.commands.run import run
 from pythia_export.recipe import parse_recipe
 
 RECIPE = {
@@ -29,7 +29,7 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "build" / "demo"
-    pipeline.run(parse_recipe(RECIPE), out)
+    run(parse_recipe(RECIPE), out)
     return out
 
 

@@ -17,7 +17,12 @@ from pythia_export.artifact import Artifact, Publisher, publish
 from pythia_export.base.errors import OutputError, SourceError
 from pythia_export.base.progress import SILENT
 from pythia_export.calibrate import Journal, require_begun
-from pythia_export.commands import pipeline
+from pythia_export.commands import publication
+from pythia_export.commands.publication import finish_interrupted, work_folder
+from pythia_export.commands.publication import publish as publish_journal
+from pythia_export.commands.quantize import quantize as quantize_recipe
+from pythia_export.commands.run import run as run_recipe
+from pythia_export.commands.verify import verify as verify_artifact
 from pythia_export.disk import held
 from pythia_export.model.neox import layer_prefix
 from pythia_export.recipe import Recipe
@@ -43,9 +48,9 @@ def recipe_of(target: str) -> Recipe:
 
 def run(out: Path, recipe: Recipe, fill: int, resume: bool = False) -> None:
     """What `run` does, with every tensor full of one number, and no proof."""
-    if pipeline._finish_interrupted(recipe, out, resume, SILENT) is not None:
+    if finish_interrupted(recipe, out, resume, SILENT) is not None:
         return
-    places, work = layout(CONFIG, recipe.quantize, "float32"), pipeline._work_folder(out)
+    places, work = layout(CONFIG, recipe.quantize, "float32"), work_folder(out)
     with Publisher(out, overwrite=True) as publisher:
         if resume:
             require_begun(work)
@@ -67,7 +72,7 @@ def run(out: Path, recipe: Recipe, fill: int, resume: bool = False) -> None:
             (journal.output / "config.json").write_text(json.dumps(CONFIG.to_dict()))
             (journal.output / "quantization.json").write_text(json.dumps(record))
             (journal.output / "README.md").write_text(f"filled with {fill}")
-            pipeline._publish(publisher, journal, recipe, MANIFEST | {"recipe": recipe.model_dump(mode="json")})
+            publish_journal(publisher, journal, recipe, MANIFEST | {"recipe": recipe.model_dump(mode="json")})
 
 
 def put(writer: WeightsWriter, places, fill: int, wanted: Callable[[str], bool]) -> None:
@@ -120,7 +125,7 @@ def dying(step: int) -> None:
 
         return counts
 
-    write_bytes, arrange = Path.write_bytes, pipeline.arrange
+    write_bytes, arrange = Path.write_bytes, publication.arrange
 
     def armed(*args):
         for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync", "link"):
@@ -129,7 +134,7 @@ def dying(step: int) -> None:
         publish.exchange = counted(publish.exchange)
         arrange(*args)
 
-    pipeline.arrange = armed
+    publication.arrange = armed
 
 
 def job(out: Path, recipe: Recipe, resume: bool) -> None:
@@ -170,9 +175,9 @@ def test_whoever_writes_is_refused_while_another_process_does(tmp_path):
     run(out, recipe, 1)
     before = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
     for work in (
-        lambda: pipeline.verify(out),
-        lambda: pipeline.run(recipe, out, overwrite=True),
-        lambda: pipeline.quantize(recipe, out, overwrite=True),
+        lambda: verify_artifact(out),
+        lambda: run_recipe(recipe, out, overwrite=True),
+        lambda: quantize_recipe(recipe, out, overwrite=True),
     ):
         with held(out), pytest.raises(OutputError, match=f"out: process {os.getpid()} on .* is writing there"):
             work()

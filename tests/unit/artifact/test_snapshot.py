@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from pythia_export import Artifact, cli
 from pythia_export.artifact.download import repository_named
 from pythia_export.base.errors import IntegrityError, OutputError
-from pythia_export.commands import pipeline
+from pythia_export.commands.run import run
 from pythia_export.recipe import parse_recipe
 from pythia_export.serve.prepare import ready
 
@@ -34,7 +34,7 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("made") / "artifact"
-    pipeline.run(parse_recipe(RECIPE), out)
+    run(parse_recipe(RECIPE), out)
     return out
 
 

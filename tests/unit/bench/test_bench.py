@@ -27,7 +27,8 @@ from pythia_export.bench.line_up import PEERS, Contestant, chosen, interpreters_
 from pythia_export.bench.measure import nll
 from pythia_export.bench.run import bench
 from pythia_export.cli.tables import bench_view
-from pythia_export.commands import pipeline
+from pythia_export.commands.run import run as run_recipe
+from pythia_export.commands.verify import verify
 from pythia_export.evaluate.scores import ScoringSession
 from pythia_export.recipe import parse_recipe
 from pythia_export.weights.layout import layout
@@ -48,7 +49,7 @@ ABSENT = Contestant("Absent", "nobody", "", needs=("no_such_module_at_all",), in
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("made") / "artifact"
-    pipeline.run(parse_recipe(RECIPE), out)
+    run_recipe(parse_recipe(RECIPE), out)
     return out
 
 
@@ -237,7 +238,7 @@ def test_a_graph_that_is_not_ours_is_given_to_nobody(artifact, tmp_path):
     model = onnx.load(other / "model.onnx", load_external_data=False)
     model.graph.node.append(onnx.helper.make_node("RandomNormal", [], ["r"], name="dice", shape=[1]))
     Artifact.open(other).replace_files({"model.onnx": model.SerializeToString()})
-    for run in (bench, pipeline.verify, lambda folder: ScoringSession.of(Artifact.open(folder))):
+    for run in (bench, verify, lambda folder: ScoringSession.of(Artifact.open(folder))):
         with pytest.raises(IntegrityError, match="node dice is RandomNormal"):
             run(other)
 

@@ -38,7 +38,7 @@ from pythia_export.runtime import Session
 from pythia_export.weights.file import WeightsReader
 from pythia_export.weights.names import DATA_FILE
 
-FORMAT = Path(__file__).parents[1] / "docs" / "reference" / "artifact.md"
+FORMAT = Path(__file__).parents[3] / "docs" / "reference" / "artifact.md"
 EXPORT = Export()
 RTN = {"method": "rtn", "bits": 4, "group_size": 32, "head": {"method": "none"}}
 HEAD_INT8 = {"method": "rtn", "bits": 8, "group_size": 32}

@@ -11,7 +11,8 @@ import pytest
 from hub import Fault, environment, serve
 from processes import pythia_export
 
-from pythia_export.commands import pipeline
+from pythia_export.commands.quantize import quantize
+from pythia_export.commands.run import run
 from pythia_export.recipe import parse_recipe
 
 REPO = "me/demo-int4"
@@ -26,7 +27,7 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "artifact"
-    pipeline.run(parse_recipe(RECIPE), out)
+    run(parse_recipe(RECIPE), out)
     return out
 
 
@@ -82,7 +83,7 @@ def test_a_hub_that_refuses_or_garbles_is_told(hub, folder, tmp_path):
 
 def test_only_a_whole_artifact_with_a_graph_is_pushed(hub, folder, tmp_path):
     weights = tmp_path / "weights"
-    pipeline.quantize(parse_recipe(RECIPE), weights)
+    quantize(parse_recipe(RECIPE), weights)
     assert "has no graph" in push(hub, tmp_path, str(weights), REPO, code=3).stderr
     extras = {"generate": ("--prompt", "x"), "eval": ("--tasks", "x"), "bench": ("--no-peers",)}
     for command in ("verify", "generate", "bench", "eval"):

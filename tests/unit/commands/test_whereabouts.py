@@ -15,8 +15,10 @@ from test_adapter import adapter, lora
 from pythia_export.artifact import Artifact
 from pythia_export.base.errors import OutputError, RecipeError, SourceError
 from pythia_export.checkpoint import demo_folder
-from pythia_export.commands import pipeline
+from pythia_export.commands.export import export
 from pythia_export.commands.push import push
+from pythia_export.commands.run import run
+from pythia_export.commands.verify import verify
 from pythia_export.commands.whereabouts import Elsewhere, located, remember, without_paths
 from pythia_export.recipe import load_recipe
 
@@ -56,7 +58,7 @@ def made(home, tmp_path_factory):
     adapter(folder / "my-adapter", lora(layers=(0,)))
     (folder / "held-out.txt").write_text("def main():\n    return 1\n\n\n" * 100)
     (folder / "recipe.toml").write_text(RECIPE)
-    pipeline.run(load_recipe(str(folder / "recipe.toml")), folder / "artifact")
+    run(load_recipe(str(folder / "recipe.toml")), folder / "artifact")
     return folder
 
 
@@ -91,7 +93,7 @@ def test_no_file_of_an_artifact_says_where_its_sources_lie(made):
 def test_an_artifact_is_verified_where_its_sources_were_left(made, tmp_path, monkeypatch):
     shutil.copytree(made / "artifact", tmp_path / "copy")
     monkeypatch.chdir(tmp_path)
-    parity = pipeline.verify(tmp_path / "copy").to_json()
+    parity = verify(tmp_path / "copy").to_json()
     assert parity["passed"] and parity["source"]["name"] == "my-model + my-adapter"
     assert parity["corpus"] == Artifact.open(made / "artifact").read_json("parity.json")["corpus"]
 
@@ -105,11 +107,11 @@ def test_what_moved_is_asked_for_and_accepted_by_its_hashes(moved):
         ("text", "held-out.txt", "local text `held-out.txt`"),
     ):
         with pytest.raises(SourceError, match=f"{said}; where that lies is not known") as caught:
-            pipeline.verify(artifact, elsewhere=Elsewhere(**given))
+            verify(artifact, elsewhere=Elsewhere(**given))
         assert f"--{option} " in caught.value.hint
         given[option] = there / place
     before = Artifact.open(artifact).read_json("parity.json")
-    parity = pipeline.verify(artifact, elsewhere=Elsewhere(**given)).to_json()
+    parity = verify(artifact, elsewhere=Elsewhere(**given)).to_json()
     assert parity["passed"] and parity["corpus"] == before["corpus"]
     assert parity["source"] | before["source"] == parity["source"], "under the recorded name and commit"
     assert all(str(there).encode() not in path.read_bytes() for path in artifact.rglob("*") if path.is_file())
@@ -119,7 +121,7 @@ def test_what_lies_beside_the_artifact_is_found(moved):
     there, artifact = moved
     for name in ("checkpoints/my-model", "my-adapter", "held-out.txt"):
         shutil.move(there / name, artifact.parent)
-    assert pipeline.verify(artifact).passed
+    assert verify(artifact).passed
 
 
 def changed(folder: Path) -> None:
@@ -150,14 +152,14 @@ def test_another_checkpoint_is_refused_with_the_file_that_differs(other, made, t
     folder = shutil.copytree(made / "checkpoints" / "my-model", tmp_path / "mine")
     change(folder)
     with pytest.raises(SourceError, match=said) as caught:
-        pipeline.verify(made / "artifact", elsewhere=Elsewhere(checkpoint=folder))
+        verify(made / "artifact", elsewhere=Elsewhere(checkpoint=folder))
     assert "is not the checkpoint that this artifact was made of, my-model + my-adapter" in str(caught.value)
 
 
 def test_another_adapter_is_refused_with_the_file_that_differs(made, tmp_path):
     other = adapter(tmp_path / "other", {n: x + 1 for n, x in lora(layers=(0,)).items()})
     with pytest.raises(SourceError, match="adapter's adapter_model.safetensors has sha256"):
-        pipeline.verify(made / "artifact", elsewhere=Elsewhere(adapter=other))
+        verify(made / "artifact", elsewhere=Elsewhere(adapter=other))
 
 
 def test_an_artifact_with_paths_is_not_pushed_and_export_makes_one_without(made, tmp_path):
@@ -170,8 +172,8 @@ def test_an_artifact_with_paths_is_not_pushed_and_export_makes_one_without(made,
     with pytest.raises(OutputError, match=r"manifest.json has a path of the machine .*: source.name is") as caught:
         push(old, "me/it", dry_run=True)
     assert f"export {old} --out NEW" in caught.value.hint
-    pipeline.export(old, tmp_path / "new")
-    pipeline.verify(tmp_path / "new")
+    export(old, tmp_path / "new")
+    verify(tmp_path / "new")
     assert push(tmp_path / "new", "me/it", dry_run=True).passed
     assert Artifact.open(tmp_path / "new").manifest["source"]["name"] == "my-model"
 
@@ -191,9 +193,9 @@ def test_options_that_an_artifact_has_no_use_for_are_refused(made, tmp_path):
 
     plain = edited(shutil.copytree(made / "artifact", tmp_path / "plain"), other)
     with pytest.raises(RecipeError, match="this one has none"):
-        pipeline.verify(plain, elsewhere=Elsewhere(adapter=tmp_path))
+        verify(plain, elsewhere=Elsewhere(adapter=tmp_path))
     with pytest.raises(RecipeError, match="for a local held-out text; this artifact's is Python's standard library"):
-        pipeline.verify(plain, elsewhere=Elsewhere(text=tmp_path))
+        verify(plain, elsewhere=Elsewhere(text=tmp_path))
 
 
 def test_an_adapter_changes_what_is_quantised(made):

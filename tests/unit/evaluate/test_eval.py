@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pythia_export.artifact import Artifact
 from pythia_export.base.errors import RecipeError
 from pythia_export.cli.tables import eval_table
-from pythia_export.commands import pipeline
 from pythia_export.commands.dequantize import dequantize
+from pythia_export.commands.export import export
+from pythia_export.commands.run import run
 from pythia_export.evaluate.model import PythiaOnnx, _generation
 from pythia_export.evaluate.published import published
 from pythia_export.evaluate.run import evaluate
@@ -65,7 +66,7 @@ TEXTS = ["", "import os\n", "def f(x):\n    return x\n" * 250]
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("eval") / "artifact"
-    pipeline.run(parse_recipe(tomllib.loads(RECIPE)), out)
+    run(parse_recipe(tomllib.loads(RECIPE)), out)
     return out
 
 
@@ -304,7 +305,7 @@ def test_published_stands_beside_measured():
 
 @pytest.mark.parametrize("rotary", ["custom", "onnx"])  # a shared cache, and one that grows
 def test_scores_are_those_of_the_sessions_own_logits(artifact, tmp_path, rotary):
-    pipeline.export(artifact, tmp_path / "a", rotary=rotary)
+    export(artifact, tmp_path / "a", rotary=rotary)
     session = ScoringSession.of(Artifact.open(tmp_path / "a"))
     rng = np.random.default_rng(0)
     ids, targets, mask = rng.integers(0, 4096, (3, 20)), rng.integers(0, 4096, (3, 5, 2)), np.ones((3, 20), np.int64)

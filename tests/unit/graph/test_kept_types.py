@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from pythia_export.artifact import Artifact
 from pythia_export.checkpoint import demo_folder
-from pythia_export.commands import pipeline
+from pythia_export.commands.quantize import quantize as quantize_recipe
 from pythia_export.model.neox import tensors
 from pythia_export.recipe import Quantize, parse_recipe
 from pythia_export.weights.file import WeightsReader
@@ -31,7 +31,7 @@ def test_without_quantisation_every_value_is_kept(stored, tmp_path):
         "model": {"path": str(model)}, "quantize": {"method": "none"},
         "verify": {"source": "python-stdlib", "tokens": 64, "sequence_length": 16},
     }  # fmt: skip
-    pipeline.quantize(parse_recipe(recipe), tmp_path / "out")
+    quantize_recipe(parse_recipe(recipe), tmp_path / "out")
     opened = Artifact.open(tmp_path / "out")
     quantize = opened.recipe.quantize
     assert (quantize.embedding, quantize.head.dtype) == (("float16",) if stored == torch.float16 else ("float32",)) * 2

@@ -24,7 +24,7 @@ from pythia_export.base.errors import RecipeError, SourceError
 from pythia_export.base.native_library import kernels_path
 from pythia_export.calibrate import Output, allocate, quantize_together
 from pythia_export.commands.dequantize import dequantize
-from pythia_export.commands.pipeline import run
+from pythia_export.commands.run import run
 from pythia_export.graph.decoder import _activation, _Tape, build_decoder
 from pythia_export.model.block import Block, Rotary, activate, final_norm, head
 from pythia_export.model.neox import ACTIVATIONS, NeoXConfig

@@ -20,7 +20,7 @@ from pythia_export.base.errors import SourceError
 from pythia_export.base.progress import SILENT
 from pythia_export.checkpoint.fit import misfits
 from pythia_export.checkpoint.pull import read_model
-from pythia_export.commands import pipeline
+from pythia_export.commands.run import run
 from pythia_export.recipe import parse_recipe
 from pythia_export.runtime import Sampling, generate_batch
 from pythia_export.tokenizer import open_folder
@@ -125,7 +125,7 @@ def chat(tmp_path_factory) -> tuple[Path, Path]:
         "quantize": {"method": "rtn", "bits": 8},
         "verify": {"source": "python-stdlib", "tokens": 256, "sequence_length": 64},
     }
-    pipeline.run(parse_recipe(recipe), folder.parent / "artifact")
+    run(parse_recipe(recipe), folder.parent / "artifact")
     return folder, folder.parent / "artifact"
 
 
@@ -232,7 +232,7 @@ def test_a_tokenizer_with_other_ids_shows_in_the_proof(tmp_path):
         "quantize": {"method": "rtn", "bits": 8},
         "verify": {"source": "python-stdlib", "tokens": 128, "sequence_length": 64},
     }
-    pipeline.run(parse_recipe(recipe), tmp_path / "artifact", progress=Heard())
+    run(parse_recipe(recipe), tmp_path / "artifact", progress=Heard())
     assert any("worse than by chance" in note and "8.32" in note for note in said), said
 
 

@@ -31,7 +31,8 @@ from typer.testing import CliRunner
 from pythia_export import cli, serve
 from pythia_export.artifact import Artifact
 from pythia_export.base import errors
-from pythia_export.commands import pipeline
+from pythia_export.commands.export import export
+from pythia_export.commands.quantize import quantize as quantize_recipe
 from pythia_export.graph import targets
 from pythia_export.recipe import parse_recipe
 from pythia_export.runtime import Session, generate
@@ -47,8 +48,8 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("made")
-    pipeline.quantize(parse_recipe(RECIPE), out / "weights")
-    pipeline.export(out / "weights", out / "artifact")
+    quantize_recipe(parse_recipe(RECIPE), out / "weights")
+    export(out / "weights", out / "artifact")
     return out / "artifact"
 
 
@@ -303,8 +304,8 @@ def test_the_graph_for_a_browser_computes_what_the_artifact_does(folder):
 @pytest.mark.parametrize("unpacked", [True, False])
 def test_unpacking_changes_no_logit(tmp_path, monkeypatch, quantize, unpacked):
     recipe = {"method": "rtn", "group_size": 32, "embedding": "int4"} | quantize
-    pipeline.quantize(parse_recipe(RECIPE | {"quantize": recipe}), tmp_path / "weights")
-    pipeline.export(tmp_path / "weights", tmp_path / "artifact")
+    quantize_recipe(parse_recipe(RECIPE | {"quantize": recipe}), tmp_path / "weights")
+    export(tmp_path / "weights", tmp_path / "artifact")
     monkeypatch.setattr("pythia_export.serve.prepare.UNPACKED_BYTES", 10**9 if unpacked else 0)
     made, artifact = serve.ready(tmp_path / "artifact"), Artifact.open(tmp_path / "artifact")
     if recipe["method"] != "none":
@@ -317,7 +318,7 @@ def test_unpacking_changes_no_logit(tmp_path, monkeypatch, quantize, unpacked):
 
 
 def test_weights_without_a_graph_and_the_other_layout_are_served_as_they_lie(folder, tmp_path):
-    pipeline.export(folder, tmp_path / "js", layout="transformers.js")
+    export(folder, tmp_path / "js", layout="transformers.js")
     for path in (folder.parent / "weights", tmp_path / "js"):
         made = serve.ready(path)
         assert made.graph == serve.ready(folder).graph
@@ -342,7 +343,7 @@ def test_what_no_browser_holds_is_refused_by_its_size(folder, monkeypatch):
 
 def test_float16_for_a_gpu_is_refused(tmp_path):
     recipe = parse_recipe(RECIPE | {"export": {"target": "cuda", "dtype": "float16"}})
-    pipeline.quantize(recipe, tmp_path / "half")
+    quantize_recipe(recipe, tmp_path / "half")
     with pytest.raises(errors.RecipeError, match="computes in float16, for cuda"):
         serve.ready(tmp_path / "half")
 

@@ -1,0 +1,67 @@
+"""What the folder of an artifact holds beside its weights: graph, configurations, manifest, reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ..artifact import Parity, Quantization
+from ..artifact.records import Origin
+from ..base.machine import versions
+from ..graph.consumers import config_json, genai_config_json
+from ..graph.decoder import kv_cache
+from ..model.generation import Generation
+from ..model.neox import NeoXConfig
+from ..recipe import Export, Recipe
+from ..report.card import model_card
+from ..report.html import render_report
+from ..weights.names import MODEL
+from .whereabouts import is_path, last_part, remember, without_paths
+
+GENAI = "genai_config.json"
+
+
+def save_graph(model: onnx.ModelProto, folder: Path) -> None:
+    (folder / MODEL).write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(folder / MODEL), full_check=True)
+
+
+def write_configs(folder: Path, config: NeoXConfig, recipe: Recipe, generation: Generation) -> None:
+    """What consumers read beside the graph."""
+    write_json(folder / "config.json", config_json(config, recipe))
+    genai = genai_config_json(config, recipe, generation)
+    if genai is not None:
+        write_json(folder / GENAI, genai)
+
+
+def manifest_of(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[str, Any]:
+    """What is published of a recipe; where its local files lie is kept on this machine alone."""
+    source = carried["source"]
+    remember(recipe, source["commit"])
+    return {
+        "versions": versions(),
+        **carried,
+        "source": source | {"name": last_part(source["name"]) if is_path(source["name"]) else source["name"]},
+        "recipe": without_paths(recipe).model_dump(mode="json"),
+        "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.cache_dtype},
+    }
+
+
+def reports(origin: Origin, quantization: Quantization, parity: Parity) -> dict[str, str]:
+    return {
+        "parity.json": json.dumps(parity.to_json(), indent=2, allow_nan=False) + "\n",
+        "report.html": render_report(origin, quantization, parity),
+        "README.md": model_card(origin, quantization, parity),
+    }
+
+
+def write_reports(folder: Path, manifest: dict[str, Any], quantization: Quantization, parity: Parity) -> None:
+    for name, text in reports(Origin.model_validate(manifest), quantization, parity).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

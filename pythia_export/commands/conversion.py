@@ -1,0 +1,169 @@
+"""One recipe on its way from a checkpoint to the files of an artifact, stage by stage."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from ..artifact import Quantization
+from ..artifact.records import QUANTIZATION
+from ..base.device import described
+from ..base.machine import versions
+from ..base.progress import Progress
+from ..calibrate import Allocation, Journal, allocate, quantize_stream
+from ..checkpoint import Accept, Checkpoint
+from ..corpus import Windows, calibration_windows
+from ..corpus.overlap import require_held_out
+from ..graph.consumers import config_json
+from ..graph.decoder import build_decoder
+from ..graph.targets import require_fit, warnings
+from ..model.generation import GENERATION
+from ..model.neox import NeoXConfig
+from ..quantize import native
+from ..recipe import Export, Recipe
+from ..tokenizer import tokenizer_files
+from ..weights.file import WeightsReader, WeightsWriter
+from ..weights.layout import Layout, require_overrides_match
+from ..weights.layout import layout as lay_out
+from ..weights.names import DATA_FILE
+from .contents import manifest_of, save_graph, write_configs, write_json
+from .publication import work_folder
+from .pull import pull
+
+
+@dataclass
+class Conversion:
+    """One recipe on its way: what has been opened so far, and how long each stage took."""
+
+    recipe: Recipe
+    progress: Progress
+    accept: Accept
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def open(self) -> None:
+        with self.stage("pull"):
+            self.checkpoint: Checkpoint = pull(self.recipe.model, accept=self.accept, progress=self.progress)
+        self.config: NeoXConfig = self.checkpoint.config
+        self.tokenizer = self.checkpoint.tokenizer()
+        for note in self.checkpoint.notes():
+            self.progress.note(note)
+        asked, chosen = self.recipe.quantize, self.recipe.export
+        exact = asked.exactly(self.checkpoint.dtype) if chosen.dtype == "float32" else asked
+        if exact != asked:
+            self.progress.note(f"Embedding and head are stored as float32: the weights are {self.checkpoint.dtype}.")
+            self.recipe = self.recipe.model_copy(update={"quantize": exact})
+        self.layout: Layout = lay_out(self.config, exact, chosen.dtype)
+        require_fit(self.config, self.layout, self.recipe.export)
+        require_overrides_match(self.config, self.recipe.quantize)
+        self.calibration: Windows | None = None
+        self.allocation: Allocation | None = None
+
+    def journal(self, out: Path, resume: bool, held_out: Windows | None = None) -> Journal:
+        """Beside the output, so that the weights need not be copied; reads the calibration text, part of the inputs.
+
+        Raises:
+            RecipeError: `held_out` is not.
+        """
+        with self.stage("text"):
+            if self.recipe.calibration is not None and self.recipe.uses_gptq:
+                text = self.recipe.calibration
+                self.calibration = calibration_windows(text, self.tokenizer, self.config, self.progress)
+                if held_out is not None:
+                    require_held_out(held_out, self.calibration, self.progress)
+        self._allocate()
+        return Journal(work_folder(out), self._fingerprint(), resume, self.progress)
+
+    def _allocate(self) -> None:
+        """Turn a budget of bits into a recipe that names the linears."""
+        asked, calibration = self.recipe.quantize, self.calibration
+        if asked.bits_per_weight is None:
+            return
+        assert calibration is not None and self.recipe.calibration is not None  # the schema sees to it
+        with self.stage("allocate"), tempfile.TemporaryDirectory() as scratch:
+            resolved, self.allocation = allocate(
+                self.checkpoint, asked, self.recipe.export.dtype, calibration.ids,
+                self.recipe.calibration.memory_gb, Path(scratch), self.progress, self.device,
+            )  # fmt: skip
+        self.recipe = self.recipe.model_copy(update={"quantize": resolved})
+        self.layout = lay_out(self.config, resolved, self.recipe.export.dtype)
+
+    def quantize_into(self, journal: Journal) -> Quantization:
+        recipe = self.recipe
+        ids = self.calibration.ids if self.calibration is not None else None
+        memory_gb = recipe.calibration.memory_gb if recipe.calibration is not None else 0.0
+        folder, keep = journal.output, bool(journal.finished)
+        with self.stage("quantize"), WeightsWriter(journal.weights, self.layout, keep=keep) as writer:
+            record = quantize_stream(
+                self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress,
+                memory_gb=memory_gb, journal=journal, device=self.device,
+            )  # fmt: skip
+        if self.allocation is not None:
+            record["allocation"] = self.allocation.to_json()
+        quantization = Quantization.model_validate(record)
+        write_json(folder / QUANTIZATION, quantization.to_json())
+        write_json(folder / "config.json", config_json(self.config, recipe))
+        write_json(folder / GENERATION, dict(self.checkpoint.generation.raw))
+        for name, data in tokenizer_files(self.checkpoint.tokenizer_folder, self.config.max_positions).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(data)
+        return quantization
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """Everything that the quantised bytes depend on."""
+        recipe, calibration = self.recipe.model_dump(mode="json"), self.calibration
+        return {
+            "model": {"name": self.checkpoint.pulled.name, "commit": self.checkpoint.pulled.commit},
+            "quantize": recipe["quantize"],
+            "dtype": recipe["export"]["dtype"],
+            "calibration": None if calibration is None else {"sha256": calibration.sha256},
+            "versions": versions(),
+            "device": described(self.device),
+            "kernels": native.available(self.device),  # as they are in torch
+            "threads": torch.get_num_threads(),  # sums are taken in another order
+        }
+
+    def export_into(self, folder: Path, chosen: Export) -> onnx.ModelProto:
+        for warning in warnings(self.layout, chosen):
+            self.progress.note(warning)
+        with self.stage("export"):
+            model = build_decoder(self.config, self.layout, chosen)
+            save_graph(model, folder)
+            write_configs(folder, self.config, self.recipe, self.checkpoint.generation)
+        return model
+
+    def reader(self, folder: Path) -> WeightsReader:
+        return WeightsReader(folder / DATA_FILE, self.layout, self.config)
+
+    def manifest(self, chosen: Export) -> dict[str, Any]:
+        calibration = None
+        if self.calibration is not None:
+            windows, length = self.calibration.ids.shape
+            calibration = {
+                "source": self.calibration.source,
+                "sha256": self.calibration.sha256,
+                "windows": windows,
+                "sequence_length": length,
+                "end_tokens": self.calibration.end_tokens,
+            }
+        source = self.source | {"dtype": self.checkpoint.dtype} | self.checkpoint.pulled.record
+        return manifest_of(self.recipe, {"source": source, "calibration": calibration}, chosen)
+
+    @property
+    def source(self) -> dict[str, str]:
+        pulled = self.checkpoint.pulled
+        return {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit}

@@ -1,0 +1,78 @@
+"""`run`: the whole job, from a recipe to an artifact with its proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from ..artifact import Publisher
+from ..base.device import DeviceName, device_called, memory_of
+from ..base.progress import SILENT, Progress
+from ..calibrate import require_begun
+from ..checkpoint import Accept
+from ..corpus import verify_windows
+from ..proof.prove import Subject, prove
+from ..recipe import Recipe
+from ..runtime import require_provider
+from .contents import write_reports
+from .conversion import Conversion
+from .publication import Outcome, finish_interrupted, publish, work_folder
+from .pull import ACCEPT, drop
+from .verify import tell_of_another_models_text
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    accept: Accept = ACCEPT,
+    evict: bool = False,
+    device: DeviceName = "cpu",
+    progress: Progress = SILENT,
+) -> Outcome:
+    """Recipe in, verified artifact out: published whether its gates pass or not, with the verdict in it.
+
+    `resume` goes on after the last layer that an interrupted run of the same inputs finished. `evict` takes the
+    checkpoint out of the hub's cache once the artifact is published. torch computes on `device`.
+    """
+    finished = finish_interrupted(recipe, out, resume, progress)
+    if finished is not None:
+        return finished
+    job = Conversion(recipe, progress, accept, device_called(device))
+    with Publisher(out, overwrite) as publisher:
+        if resume:
+            require_begun(work_folder(out))  # before anything is read
+        job.open()
+        if recipe.export.target == "cuda":
+            require_provider("cuda", _probe())  # hours of quantisation would end in this error
+        with job.stage("text"):
+            # Before the long part: text that is too short is found now.
+            held_out = verify_windows(recipe.verify, job.tokenizer, job.config, progress)
+        with job.journal(out, resume, held_out) as journal:
+            quantization = job.quantize_into(journal)
+            model = job.export_into(journal.output, recipe.export)
+            with job.stage("verify"):
+                subject = Subject(
+                    job.source, job.checkpoint, job.reader(journal.output), job.config, model, journal.output,
+                    job.recipe.quantize, recipe.export, job.device,
+                )  # fmt: skip
+                with memory_of(job.device):
+                    parity = prove(subject, held_out, recipe.verify.gates, progress).parity
+            tell_of_another_models_text(parity, job.config, progress)
+            manifest = job.manifest(recipe.export)
+            write_reports(journal.output, manifest, quantization, parity)
+            publish(publisher, journal, recipe, manifest)
+    if evict:
+        drop(job.checkpoint.pulled, progress)
+    return Outcome(publisher.out, quantization, parity, job.seconds)
+
+
+def _probe() -> bytes:
+    """The smallest graph that a session opens."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    return bytes(model.SerializeToString())
