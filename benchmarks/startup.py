@@ -31,7 +31,7 @@ from pythia_export.runtime.onnxruntime import onnxruntime
 onnxruntime()
 imported = time.perf_counter() - began
 artifact = Artifact.open(sys.argv[1])
-names = [n for n in artifact.manifest["files"] if n.endswith((".onnx", "_data"))]
+names = [n for n in artifact.manifest.files if n.endswith((".onnx", "_data"))]
 def read():
     began = time.perf_counter()
     for name in names:

@@ -28,7 +28,7 @@ SOURCES: dict[str, Callable[..., str]] = {
     "commands": commands.all_commands,  # every command's help
     "recipe": recipe.all_sections,  # every key of a recipe
     "floors": house.floors,  # the rooms of the package
-    "record": records.table,  # a type of artifact/records.py
+    "record": records.table,  # a type of pythia_export/records
     "python": python.described,  # a class or a function of the package
     "sizes": sizes.needs,  # memory and time by size of the suite
     "copy": figures.copied,  # a named place of another page

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "pythia_export"
 FLOORS = (
     ("base",),
     ("disk", "model", "quantize", "tokenizer"),
-    ("hub", "recipe"),
+    ("hub", "recipe", "records"),
     ("artifact", "checkpoint", "corpus", "weights"),
     ("calibrate", "graph", "report", "runtime"),
     ("api", "evaluate", "proof", "serve", "study"),

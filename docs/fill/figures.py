@@ -24,8 +24,10 @@ def verdict(folder: str) -> str:
     """Return what `run` prints of the records in a committed folder, as the terminal shows it."""
     from rich.console import Console
 
-    from pythia_export.artifact.records import Parity, Quantization, checked
     from pythia_export.base.strict_json import read_json
+    from pythia_export.records.parity import Parity
+    from pythia_export.records.quantization import Quantization
+    from pythia_export.records.record import checked
     from pythia_export.report import text
 
     where = ROOT / folder

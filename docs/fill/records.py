@@ -1,10 +1,11 @@
-"""The types of pythia_export/artifact/records.py: their fields, kinds, and the sentence under each in the source."""
+"""The types of pythia_export/records: their fields, kinds, and the sentence under each in the source."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 from functools import cache
+from types import ModuleType
 
 from . import markdown
 from .kinds import words
@@ -13,9 +14,7 @@ from .markdown import code
 
 def table(name: str, *options: str) -> str:
     """Return the fields of one type. With `own`, those alone that its base lacks."""
-    from pythia_export.artifact import records
-
-    kind = getattr(records, name)
+    kind = next(found for module in _modules() if (found := getattr(module, name, None)))
     inherited = set(kind.__base__.model_fields) if "own" in options else set()
     rows = [
         [code(field.alias or key), words(field.annotation), _sentence(kind, key)]
@@ -29,13 +28,17 @@ def _sentence(kind: type, key: str) -> str:
     return next((said for c in kind.__mro__ if (said := _sentences().get((c.__name__, key)))), "")
 
 
+def _modules() -> tuple[ModuleType, ...]:
+    from pythia_export.records import manifest, parity, quantization
+
+    return manifest, quantization, parity
+
+
 @cache
 def _sentences() -> dict[tuple[str, str], str]:
     """Return what stands under the fields in the source, as a docstring would: pydantic need not read it at import."""
-    from pythia_export.artifact import records
-
     found = {}
-    for kind in ast.parse(inspect.getsource(records)).body:
+    for kind in (kind for module in _modules() for kind in ast.parse(inspect.getsource(module)).body):
         body = kind.body if isinstance(kind, ast.ClassDef) else []
         for field, below in zip(body, body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):

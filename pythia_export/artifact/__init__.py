@@ -10,10 +10,11 @@ opening and a changed byte on `check`.
 No torch, no onnx: consumers of an artifact import this package.
 """
 
-from .manifest import MANIFEST
+from ..records.manifest import MANIFEST
+from ..records.parity import Parity
+from ..records.quantization import Quantization
 from .publish import Kind, Publisher
 from .read import Artifact
-from .records import Parity, Quantization
 from .snapshot import is_own_file, is_snapshot
 from .staging import Staging
 

@@ -10,7 +10,7 @@ from ..base.errors import IntegrityError, SourceError
 from ..base.progress import SILENT, Progress
 from ..base.strict_json import read_json
 from . import MANIFEST
-from .manifest import check_manifest
+from .manifest import checked_manifest
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@\s]+))?")
 
@@ -38,16 +38,15 @@ def download_artifact(repo: str, revision: str = "main", progress: Progress = SI
     if MANIFEST not in listing.files:
         raise SourceError(f"{listing} is no artifact: it has no {MANIFEST}", hint=_hint(listing))
     first = hub.fetch(listing, [MANIFEST], progress, f"Reading {MANIFEST} of {repo}")[MANIFEST]
-    manifest = read_json(first)
-    check_manifest(manifest, first)
-    missing = sorted(manifest["files"].keys() - listing.files.keys())
+    described = checked_manifest(read_json(first), first).files
+    missing = sorted(described.keys() - listing.files.keys())
     if missing:
         if listing.offline:
             raise hub.not_cached(repo, revision, missing[0])
         raise IntegrityError(
             f"{listing} lacks {', '.join(missing[:5])}, which its {MANIFEST} names", hint="Push the artifact again."
         )
-    hub.fetch(listing, manifest["files"], progress)
+    hub.fetch(listing, described, progress)
     return first.parent
 
 

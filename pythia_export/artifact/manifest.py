@@ -12,12 +12,10 @@ from typing import Any
 from ..base.errors import IntegrityError, SourceError
 from ..base.git_lfs import is_pointer
 from ..base.strict_json import shown
+from ..records.manifest import MANIFEST_SCHEMA, FileEntry, Manifest
+from ..records.record import checked
 from .pending import current
-from .records import Manifest, checked
 from .snapshot import is_own_file
-
-SCHEMA = 1
-MANIFEST = "manifest.json"
 
 LONGEST_PATH, LONGEST_NAME = 1024, 200  # bytes, inside the artifact; names of hidden siblings are longer by some
 
@@ -30,11 +28,18 @@ def check_shape(manifest: Any, where: Path) -> None:
         raise IntegrityError(f"{where}: no object `files`")
 
 
-def check_manifest(manifest: Any, where: Path) -> None:
+def checked_manifest(manifest: Any, where: Path) -> Manifest:
+    """Return parsed JSON as a manifest of this version's schema.
+
+    Raises:
+        SourceError: it is of another schema.
+        IntegrityError: it is no manifest, or names a file that cannot be in the artifact.
+    """
     check_shape(manifest, where)
-    if manifest["schema"] != SCHEMA:
+    if manifest["schema"] != MANIFEST_SCHEMA:
         raise SourceError(
-            f"{where}: schema {shown(manifest['schema'])}; this version of pythia-export reads schema {SCHEMA}",
+            f"{where}: schema {shown(manifest['schema'])}; this version of pythia-export reads "
+            f"schema {MANIFEST_SCHEMA}",
             hint="A newer pythia-export may read it.",
         )
     for name in manifest["files"]:
@@ -43,7 +48,7 @@ def check_manifest(manifest: Any, where: Path) -> None:
         longest = max(len(os.fsencode(part)) for part in name.split("/"))
         if len(os.fsencode(name)) > LONGEST_PATH or longest > LONGEST_NAME:
             raise IntegrityError(f"{where}: names {shown(name)}, which is longer than file systems take")
-    checked(Manifest, manifest, where)
+    return checked(Manifest, manifest, where)
 
 
 def is_inside(name: str) -> bool:
@@ -58,29 +63,29 @@ def is_inside(name: str) -> bool:
     )
 
 
-def size_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
-    path = current(folder, name, entry["sha256"])
+def size_fault(folder: Path, name: str, entry: FileEntry) -> str | None:
+    path = current(folder, name, entry.sha256)
     if not is_own_file(folder, path.relative_to(folder).as_posix()):
         return "a symbolic link; an artifact holds its own files"
     if not path.is_file():
         return "missing"
     size = path.stat().st_size
-    if size == entry["size"]:
+    if size == entry.size:
         return None
     instead = "a git-lfs pointer (`git lfs pull` fetches the file)" if is_pointer(path) else f"{size:,} bytes"
-    return f"{instead}; the manifest says {entry['size']:,} bytes"
+    return f"{instead}; the manifest says {entry.size:,} bytes"
 
 
-def hash_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
+def hash_fault(folder: Path, name: str, entry: FileEntry) -> str | None:
     if problem := size_fault(folder, name, entry):
         return problem
-    found = describe(current(folder, name, entry["sha256"]))["sha256"]
-    return None if found == entry["sha256"] else f"sha256 {found}; the manifest says {entry['sha256']}"
+    found = describe(current(folder, name, entry.sha256)).sha256
+    return None if found == entry.sha256 else f"sha256 {found}; the manifest says {entry.sha256}"
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> FileEntry:
     with path.open("rb") as f:
-        return {"sha256": hashlib.file_digest(f, "sha256").hexdigest(), "size": path.stat().st_size}
+        return FileEntry(sha256=hashlib.file_digest(f, "sha256").hexdigest(), size=path.stat().st_size)
 
 
 def json_bytes(value: Any) -> bytes:

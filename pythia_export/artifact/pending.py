@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ..disk.write import fsync
+from ..records.manifest import FileEntry
 
 _PENDING = re.compile(r"\.(.+)\.next-([0-9a-f]{16})")
 
@@ -36,20 +36,20 @@ def is_pending(path: Path) -> bool:
     return _PENDING.fullmatch(path.name) is not None
 
 
-def give_names(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def give_names(folder: Path, files: Mapping[str, FileEntry]) -> None:
     """Give every pending file of the manifest its name. Whoever does so at the same time does the same."""
     for name, entry in files.items():
-        waiting = pending(folder, name, entry["sha256"])
+        waiting = pending(folder, name, entry.sha256)
         if waiting.is_file():
             with suppress(FileNotFoundError):
                 os.replace(waiting, folder / name)
                 fsync((folder / name).parent)
 
 
-def remove_strays(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def remove_strays(folder: Path, files: Mapping[str, FileEntry]) -> None:
     """Remove pending files that the manifest does not name. Only for who holds the artifact."""
     for path in _all(folder):
-        if not any(path == pending(folder, name, entry["sha256"]) for name, entry in files.items()):
+        if not any(path == pending(folder, name, entry.sha256) for name, entry in files.items()):
             path.unlink(missing_ok=True)
 
 

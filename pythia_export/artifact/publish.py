@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from ..base.errors import OutputError, PythiaExportError
 from ..base.strict_json import read_json
@@ -18,7 +18,9 @@ from ..disk.lock import held
 from ..disk.siblings import clean_up, owner, sibling
 from ..disk.sigterm import unwinding_on_sigterm
 from ..disk.write import DISK_FULL, exchange, explained, fsync, raise_disk_full
-from .manifest import MANIFEST, SCHEMA, check_shape, describe, json_bytes, now
+from ..records.manifest import MANIFEST, MANIFEST_SCHEMA, FileEntry
+from ..records.record import Record
+from .manifest import check_shape, describe, json_bytes, now
 from .pending import is_pending
 
 
@@ -37,7 +39,7 @@ class Kind:
 # An older version's `verify` that was killed left these without the manifest naming them.
 ARTIFACT = Kind("artifact", MANIFEST, frozenset({"parity.json", "report.html", "README.md"}))
 
-Sealed = Callable[[dict[str, Any], str], None]  # the whole manifest, and the SHA-256 of its file
+Sealed = Callable[[Mapping[str, FileEntry], str], None]  # the described files, and the SHA-256 of the manifest
 
 
 class Publisher:
@@ -45,7 +47,7 @@ class Publisher:
 
         with Publisher(out, overwrite=True) as publisher:
             ...                                  # write a folder on the same file system
-            publisher.publish(folder, {"versions": ..., "source": ..., "recipe": ..., "layout": ...})
+            publisher.publish(folder, Origin(versions=..., source=..., recipe=..., layout=...))
 
     Killed at any step, the name carries what it carried before, or what was to be published, whole.
 
@@ -73,8 +75,9 @@ class Publisher:
             self._stack = stack.pop_all()
         return self
 
-    def publish(self, folder: Path, manifest: Mapping[str, Any], sealed: Sealed | None = None) -> None:
-        """Complete `manifest` (schema, created, size and SHA-256 of every file), write it, and give `folder` the name.
+    def publish(self, folder: Path, origin: Record, sealed: Sealed | None = None) -> None:
+        """Complete `origin` to a manifest (schema, created, size and SHA-256 of every file), write it, and give
+        `folder` the name.
 
         `sealed` is called when all of `folder` is on the disk and the rename is next. What was replaced is removed.
 
@@ -84,15 +87,15 @@ class Publisher:
         """
         with explained(self.out):
             files = {name: describe(folder / name) for name in _walk(folder, self.kind)}
-            whole = {"schema": SCHEMA, "created": now(), **manifest, "files": files}
-            written = json_bytes(whole)
+            described = {"files": {name: entry.to_json() for name, entry in files.items()}}
+            written = json_bytes({"schema": MANIFEST_SCHEMA, "created": now(), **origin.to_json(), **described})
             (folder / self.kind.manifest).write_bytes(written)
             for name in (*files, self.kind.manifest):
                 fsync(folder / name)
             for directory, _, _ in os.walk(folder):
                 fsync(Path(directory))
             if sealed is not None:
-                sealed(whole, hashlib.sha256(written).hexdigest())
+                sealed(files, hashlib.sha256(written).hexdigest())
             check_output(self.out, self.overwrite, self.kind)
             old = self._swap(folder)
             fsync(self.out.parent)

@@ -20,10 +20,13 @@ from ..disk.write import explained, fsync, write_atomically
 from ..model.generation import GENERATION, Generation, read_generation
 from ..model.neox import NeoXConfig
 from ..recipe import Recipe, parse_recipe
+from ..records.manifest import MANIFEST, FileEntry, Manifest
+from ..records.parity import PARITY, PARITY_SCHEMA, Parity
+from ..records.quantization import QUANTIZATION, QUANTIZATION_SCHEMA, Quantization
+from ..records.record import checked
 from ..tokenizer import SETTINGS, read_tokenizer, render_chat
-from .manifest import MANIFEST, check_manifest, hash_fault, is_inside, json_bytes, size_fault
+from .manifest import checked_manifest, hash_fault, is_inside, json_bytes, size_fault
 from .pending import current, give_names, pending, remove_strays
-from .records import PARITY, PARITY_SCHEMA, QUANTIZATION, QUANTIZATION_SCHEMA, Parity, Quantization, checked
 from .snapshot import is_snapshot
 
 GRAPH = "model.onnx"  # of every layout; what `quantize` writes has none
@@ -31,13 +34,13 @@ GRAPH = "model.onnx"  # of every layout; what `quantize` writes has none
 FEWEST_BITS = 2  # of any weight that is stored
 
 
-Fault = Callable[[Path, str, dict[str, Any]], str | None]
+Fault = Callable[[Path, str, FileEntry], str | None]
 
 
 class Artifact:
-    """A published artifact, opened for reading. `manifest` is the whole of manifest.json."""
+    """A published artifact, opened for reading. `manifest` is manifest.json."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
 
@@ -54,7 +57,7 @@ class Artifact:
         artifact = cls(folder, _read_manifest(folder))
         artifact._hold(size_fault)
         with suppress(OSError):  # where nothing can be written, they are read where they are
-            give_names(folder, artifact.manifest["files"])
+            give_names(folder, artifact.manifest.files)
         return artifact
 
     def check(self) -> None:
@@ -67,7 +70,7 @@ class Artifact:
 
     def _hold(self, fault: Fault) -> None:
         """Raise IntegrityError where a file has a fault, unless another process replaced it while it was read."""
-        while faulty := self._faults(fault, self.manifest["files"]):
+        while faulty := self._faults(fault, self.manifest.files):
             now = _read_manifest(self.folder)
             if now == self.manifest and (faulty := self._faults(fault, faulty)):
                 raise IntegrityError(
@@ -83,7 +86,7 @@ class Artifact:
         found = {}
         for name in names:
             try:
-                problem = fault(self.folder, name, self.manifest["files"][name])
+                problem = fault(self.folder, name, self.manifest.files[name])
             except FileNotFoundError:
                 problem = "missing"
             if problem is not None:
@@ -112,7 +115,7 @@ class Artifact:
 
     @property
     def has_graph(self) -> bool:
-        return GRAPH in self.manifest["files"]
+        return GRAPH in self.manifest.files
 
     def require_graph(self) -> None:
         """SourceError where there are weights alone."""
@@ -134,18 +137,17 @@ class Artifact:
 
     def file(self, name: str) -> Path:
         """Path of one file that the manifest names; IntegrityError when it names no such file."""
-        if name not in self.manifest["files"]:
-            raise IntegrityError(
-                f"{self.folder / MANIFEST} names no {name}; it has {', '.join(self.manifest['files'])}"
-            )
-        return current(self.folder, name, self.manifest["files"][name]["sha256"])
+        if name not in self.manifest.files:
+            raise IntegrityError(f"{self.folder / MANIFEST} names no {name}; it has {', '.join(self.manifest.files)}")
+        return current(self.folder, name, self.manifest.files[name].sha256)
 
     def require_size(self, name: str, expected: int) -> None:
         """IntegrityError where a file is not as large as recipe and configuration make it."""
-        found = self.manifest["files"].get(name, {}).get("size")
-        if found is None or found < expected:
+        found = self.manifest.files.get(name)
+        if found is None or found.size < expected:
+            size = shown(found.size if found else None)
             raise IntegrityError(
-                f"{self.folder / name}: {shown(found)} bytes; its recipe and config.json lay out {expected:,}",
+                f"{self.folder / name}: {size} bytes; its recipe and config.json lay out {expected:,}",
                 hint="Copy the artifact again, or export it again.",
             )
 
@@ -172,7 +174,7 @@ class Artifact:
             config = NeoXConfig.from_dict(self.read_json("config.json"), str(where))
         except SourceError as e:  # of a checkpoint; here it is the artifact that is damaged
             raise IntegrityError(str(e), hint=e.hint) from e
-        least, held = config.parameters * FEWEST_BITS // 8, sum(e["size"] for e in self.manifest["files"].values())
+        least, held = config.parameters * FEWEST_BITS // 8, sum(e.size for e in self.manifest.files.values())
         if least > held:
             raise IntegrityError(
                 f"{where}: {config.num_layers:,} layers of these sizes have {config.parameters:,} parameters, "
@@ -214,7 +216,7 @@ class Artifact:
         Raises:
             IntegrityError: parity.json has none.
         """
-        if PARITY not in self.manifest["files"]:
+        if PARITY not in self.manifest.files:
             return None
         return _schema(self.read_json(PARITY), self.folder / PARITY)
 
@@ -225,7 +227,7 @@ class Artifact:
         Raises:
             IntegrityError: parity.json lacks a field, or holds something else in one.
         """
-        if PARITY not in self.manifest["files"]:
+        if PARITY not in self.manifest.files:
             return None
         where, raw = self.folder / PARITY, self.read_json(PARITY)
         return checked(Parity, raw, where) if _schema(raw, where) == PARITY_SCHEMA else None
@@ -237,7 +239,7 @@ class Artifact:
         Raises:
             IntegrityError: an end token that the model does not have, or a setting of another type.
         """
-        raw = self.read_json(GENERATION) if GENERATION in self.manifest["files"] else None
+        raw = self.read_json(GENERATION) if GENERATION in self.manifest.files else None
         try:
             return read_generation(raw, self.config, self.read_json("config.json"), self.folder)
         except SourceError as e:  # of a checkpoint; here it is the artifact that is damaged
@@ -246,7 +248,7 @@ class Artifact:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe it was made from; RecipeError when this version of the schema does not accept it."""
-        return parse_recipe(self.manifest["recipe"], f"{self.folder / MANIFEST}: recipe")
+        return parse_recipe(self.manifest.recipe, f"{self.folder / MANIFEST}: recipe")
 
     def tokenizer(self) -> Tokenizer:
         """Text to token ids, without truncation and padding; IntegrityError where the file is no tokenizer."""
@@ -279,7 +281,7 @@ class Artifact:
     @cached_property
     def tokenizer_settings(self) -> dict[str, Any]:
         """tokenizer_config.json; empty where there is none."""
-        found = self.read_json(SETTINGS) if SETTINGS in self.manifest["files"] else {}
+        found = self.read_json(SETTINGS) if SETTINGS in self.manifest.files else {}
         return found if isinstance(found, dict) else {}
 
     def replace_files(self, files: Mapping[str, bytes]) -> None:
@@ -303,8 +305,8 @@ class Artifact:
                 hint="Start again, with what is there now.",
             )
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        new = {name: {"sha256": digests[name], "size": len(data)} for name, data in files.items()}
-        manifest = self.manifest | {"files": dict(sorted((self.manifest["files"] | new).items()))}
+        new = {name: FileEntry(sha256=digests[name], size=len(data)) for name, data in files.items()}
+        manifest = self.manifest.model_copy(update={"files": dict(sorted((self.manifest.files | new).items()))})
         with explained(self.folder):
             self._tidy()
             try:
@@ -314,9 +316,9 @@ class Artifact:
                     waiting.write_bytes(data)
                     fsync(waiting)
                     fsync(waiting.parent)
-                write_atomically(self.folder / MANIFEST, json_bytes(manifest))
+                write_atomically(self.folder / MANIFEST, json_bytes(manifest.to_json()))
                 self.manifest = manifest
-                give_names(self.folder, manifest["files"])
+                give_names(self.folder, manifest.files)
             except BaseException:
                 with suppress(OSError, PythiaExportError):
                     self._tidy()
@@ -324,7 +326,7 @@ class Artifact:
 
     def _tidy(self) -> None:
         """Finish or undo what a process began that was killed here."""
-        files = _read_manifest(self.folder)["files"]
+        files = _read_manifest(self.folder).files
         give_names(self.folder, files)
         remove_strays(self.folder, files)
         for stale in self.folder.rglob(".*.tmp-*"):
@@ -332,7 +334,7 @@ class Artifact:
                 stale.unlink()
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> Manifest:
     """
     Raises:
         SourceError, IntegrityError: as `Artifact.open`.
@@ -345,14 +347,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         found = "is not a directory" if folder.exists() else "no such directory"
         raise SourceError(f"{folder}: {found}; an artifact is a directory with a {MANIFEST}", hint=_aside(folder))
     try:
-        manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        raw = read_json(folder / MANIFEST)
     except FileNotFoundError:
         raise SourceError(
             f"{folder}: no {MANIFEST}, which every artifact has",
             hint="Is this a directory that `pythia-export run` or `export` wrote?",
         ) from None
-    check_manifest(manifest, folder / MANIFEST)
-    return manifest
+    return checked_manifest(raw, folder / MANIFEST)
 
 
 def _schema(raw: Any, where: Path) -> int:

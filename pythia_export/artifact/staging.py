@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from ..disk.lock import lock_folder
 from ..disk.siblings import sibling
 from ..disk.write import explained
+from ..records.record import Record
 from .publish import ARTIFACT, Kind, Publisher
 
 
@@ -21,7 +21,7 @@ class Staging:
 
         with Staging(out, overwrite=False) as staging:
             ...                                  # write into staging.folder
-            staging.publish({"versions": ..., "source": ..., "recipe": ..., "layout": ...})
+            staging.publish(Origin(versions=..., source=..., recipe=..., layout=...))
 
     Leaving the context without `publish` removes the directory, on SIGTERM too. Raises as `Publisher` does.
     """
@@ -45,9 +45,9 @@ class Staging:
             self._stack = stack.pop_all()
         return self
 
-    def publish(self, manifest: Mapping[str, Any]) -> None:
+    def publish(self, origin: Record) -> None:
         """As `Publisher.publish`."""
-        self._publisher.publish(self.folder, manifest)
+        self._publisher.publish(self.folder, origin)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -204,7 +204,7 @@ def _text(artifact: Artifact, tokens: int, scratch: Path, progress: Progress) ->
 
 
 def _located(artifact: Artifact, needed: str) -> Recipe:
-    return located(artifact.recipe, artifact.manifest["source"]["commit"], artifact.folder, needed=(needed,))
+    return located(artifact.recipe, artifact.manifest.source.commit, artifact.folder, needed=(needed,))
 
 
 def _with_checkpoint(
@@ -213,17 +213,17 @@ def _with_checkpoint(
     """The job with the artifact's checkpoint, if anyone reads it; why not, where that is not to be had."""
     if not any(contestant.reads_checkpoint for contestant in contestants):
         return job, ""
-    origin, model = artifact.manifest["source"], artifact.recipe.model
+    origin, model = artifact.manifest.source, artifact.recipe.model
     if model.adapter is not None:
         return job, "its checkpoint is merged with an adapter as it is read, which only pythia-export does"
     try:
         model = _located(artifact, "model.path").model
-        pinned = model if model.id in (None, "demo") else model.model_copy(update={"revision": origin["commit"]})
+        pinned = model if model.id in (None, "demo") else model.model_copy(update={"revision": origin.commit})
         pulled = pull(pinned, accept=Accept(duplicates="unasked"), progress=progress)
     except PythiaExportError as e:
         return job, f"no checkpoint: {e}"
-    if pulled.commit != origin["commit"]:
-        return job, f"no checkpoint: {pulled.name} changed since the artifact was made of {origin['commit']}"
+    if pulled.commit != origin.commit:
+        return job, f"no checkpoint: {pulled.name} changed since the artifact was made of {origin.commit}"
     weights = [str(path.absolute()) for path in pulled.weights]
     return replace(job, checkpoint=str(pulled.folder.absolute()), weights=weights), ""
 

@@ -245,7 +245,7 @@ def published(folder: Path, out: Path) -> Publication | None:
         found = _read_state(folder / JOURNAL).publication
         if found is None or _holds(folder / OUTPUT, found):
             return None
-        there = {entry["sha256"] for entry in Artifact.open(out).manifest["files"].values()}
+        there = {entry.sha256 for entry in Artifact.open(out).manifest.files.values()}
     except (OSError, PythiaExportError):
         return None
     return found if found.weights in there else None

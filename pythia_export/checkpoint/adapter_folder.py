@@ -6,11 +6,11 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..base.errors import SourceError
 from ..base.git_lfs import require_fetched
 from ..base.progress import SILENT, Progress
+from ..records.manifest import Adapter, hashed
 from .convert import converted, sha256
 from .files import fetched_object
 from .kinds import ADAPTER_CONFIG, recognised
@@ -28,7 +28,7 @@ class AdapterFiles:
     name: str
     weights: Path
     commit: str
-    record: dict[str, Any]
+    record: Adapter
 
     @property
     def config(self) -> Path:
@@ -69,8 +69,8 @@ def find_adapter(folder: Path, pickles: bool, progress: Progress = SILENT) -> Ad
         digest.update(n.encode())
         digest.update(bytes.fromhex(of_file))
     called = folder.absolute().name
-    record: dict[str, Any] = {"name": called, "files": {n: {"sha256": h} for n, h in hashes.items()}}
     base = raw.get("base_model_name_or_path") if isinstance(raw, dict) else None
+    record = Adapter(name=called, files=hashed(hashes))
     if isinstance(base, str) and _REPOSITORY.fullmatch(base):  # else a path of whoever trained it
-        record["base"] = base
+        record = record.model_copy(update={"base": base})
     return AdapterFiles(folder, called, weights, f"sha256:{digest.hexdigest()}", record)

@@ -23,6 +23,7 @@ from ..model import suite
 from ..model.generation import GENERATION, Generation, read_generation
 from ..model.neox import NeoXConfig
 from ..recipe import Model
+from ..records.manifest import Contents, TokenizerOrigin, hashed
 from ..tokenizer import TOKENIZER, FolderTokenizer, has_tokenizer, is_tokenizer_file, open_folder
 from .adapter_folder import AdapterFiles, find_adapter
 from .convert import converted, sha256
@@ -65,7 +66,7 @@ class Pulled:
     weights: tuple[Path, ...]
     places: dict[str, str] = field(default_factory=dict, repr=False)
     tokenizer_folder: Path | None = None
-    record: dict[str, Any] = field(default_factory=dict, repr=False)
+    record: Contents = field(default_factory=Contents, repr=False)
     adapter: AdapterFiles | None = None
     base: Pulled | None = field(default=None, repr=False)
 
@@ -107,7 +108,7 @@ def _base(model: Model, accept: Accept, progress: Progress) -> Pulled:
 
 def _with_adapter(base: Pulled, folder: Path, accept: Accept, progress: Progress) -> Pulled:
     adapter = find_adapter(folder, accept.pickles, progress)
-    of = adapter.record.get("base")
+    of = adapter.record.base
     if of is not None and of.lower() != base.name.lower() and "/" in base.name:
         progress.note(f"{folder} says that it is an adapter of {of}; it is merged into {base.name}")
     own = has_tokenizer({path.name for path in folder.iterdir()})
@@ -116,7 +117,7 @@ def _with_adapter(base: Pulled, folder: Path, accept: Accept, progress: Progress
         name=f"{base.name} + {adapter.name}",
         commit=f"{base.commit}+{adapter.commit}",
         tokenizer_folder=folder if own else base.tokenizer_folder,
-        record=base.record | {"adapter": adapter.record},
+        record=base.record.model_copy(update={"adapter": adapter.record}),
         adapter=adapter,
         base=base,
     )
@@ -161,7 +162,7 @@ def _local(folder: Path, name: str, revision: str, accept: Accept, progress: Pro
         digest.update(n.encode())
         digest.update(bytes.fromhex(of_file))
     weights, places = _as_safetensors({n: folder / n for n in chosen.names}, chosen, hashes, progress)
-    record = {"format": chosen.format, "files": {n: {"sha256": h} for n, h in hashes.items()}}
+    record = Contents(format=chosen.format, files=hashed(hashes))
     return Pulled(folder, name, revision, f"sha256:{digest.hexdigest()}", weights, places, None, record)
 
 
@@ -177,29 +178,30 @@ def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> P
         progress.note(note)
     listing = hub.list_revision(repo, revision, progress=progress)
     chosen = _choose(listing, accept, progress)
-    record: dict[str, Any] = {"format": chosen.format}
+    record = Contents(format=chosen.format)
     compared = None
     if accept.duplicates != "unasked":
         compared = compare(listing, chosen.names, progress)
-        record |= _compared(listing, chosen, compared, accept, progress)
+        record = _with_compared(record, listing, chosen, compared, accept, progress)
     config = read_config(hub.fetch(listing, [CONFIG], progress, f"Reading {CONFIG} of {repo}")[CONFIG])
     needed = [n for n in (chosen.index,) if n is not None]
     needed += [n for n in (CONFIG, GENERATION, *chosen.names) if n in listing.files]
     paths = hub.fetch(listing, needed, progress)
     hashes = {n: digest for n in chosen.names if (digest := _sha256(listing, n)) is not None}
-    record["files"] = {n: {"sha256": digest} for n, digest in hashes.items()}
+    record = record.model_copy(update={"files": hashed(hashes)})
     folder = paths[CONFIG].parent
     suite.require_same_geometry(repo, config, f"{listing}, {CONFIG}")
     tokenizer = _tokenizer(listing, config, progress)
     if tokenizer is not None and tokenizer[0].commit != listing.commit:
-        record["tokenizer"] = {"revision": tokenizer[0].revision, "commit": tokenizer[0].commit}
+        where = TokenizerOrigin(revision=tokenizer[0].revision, commit=tokenizer[0].commit)
+        record = record.model_copy(update={"tokenizer": where})
     weights, places = _as_safetensors({n: paths[n] for n in chosen.names}, chosen, hashes, progress)
     if compared is not None and not compared.same:
         same = same_tensors(listing, compared.others, fingerprint(weights, str(listing)))
         if same:
             said = f"{listing} has the tensors of {', '.join(same)}, in files of another order or form"
             _refuse_or_tell(said, accept, progress)
-            record["same_weights_as"] = same
+            record = record.model_copy(update={"same_weights_as": same})
     return Pulled(
         folder, repo, revision, listing.commit, weights, places, tokenizer[1] if tokenizer is not None else None, record
     )
@@ -270,18 +272,23 @@ def _offline_hint(listing: Listing) -> str:
     return "Its files are not all in the cache: pull it once without --offline." if listing.offline else ""
 
 
-def _compared(
-    listing: Listing, chosen: Weights, found: Comparison | None, accept: Accept, progress: Progress
-) -> dict[str, Any]:
+def _with_compared(
+    record: Contents,
+    listing: Listing,
+    chosen: Weights,
+    found: Comparison | None,
+    accept: Accept,
+    progress: Progress,
+) -> Contents:
     if found is None:
-        return {}
+        return record
     if found.unknown:
         progress.note(
             f"{listing}: the hashes of {found.unknown} other revisions could not be had; they are not compared"
         )
     if found.same:
         _refuse_or_tell(described(listing, chosen.names, found), accept, progress)
-    return {"compared_revisions": found.compared, "same_weights_as": sorted(found.same)}
+    return record.model_copy(update={"compared_revisions": found.compared, "same_weights_as": sorted(found.same)})
 
 
 def _refuse_or_tell(said: str, accept: Accept, progress: Progress) -> None:
@@ -393,7 +400,7 @@ def evict(pulled: Pulled) -> int:
     if pulled.name == "demo" or pulled.commit.startswith("sha256:"):
         return 0
     freed = 0
-    if pulled.record.get("format") == "pickle":
+    if pulled.record.format == "pickle":
         for path in pulled.weights:
             freed += path.stat().st_size
             path.unlink()

@@ -3,45 +3,45 @@ lies now; and whether the branch that it was taken from has moved since."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Any
 
 from .. import hub
 from ..base.errors import SourceError
 from ..base.progress import SILENT, Progress
 from ..model.neox import NeoXConfig
 from ..recipe import Model
+from ..records.manifest import Source
 from .pull import CONFIG, Pulled, read_config
 
 
-def require_recorded(pulled: Pulled, origin: Mapping[str, Any], config: NeoXConfig) -> Pulled:
+def require_recorded(pulled: Pulled, origin: Source, config: NeoXConfig) -> Pulled:
     """The checkpoint under the name and commit of `origin`, an artifact's record of its source; `config` is that
     artifact's.
 
     Raises:
         SourceError: it is another one; names the files that differ.
     """
-    if pulled.commit == origin["commit"]:
+    if pulled.commit == origin.commit:
         return pulled
     differing = list(_differing(pulled, origin, config))
-    if differing or not origin.get("files"):
+    if differing or not origin.files:
         raise SourceError(
-            f"{pulled.folder} is not the checkpoint that this artifact was made of, {origin['name']}:\n  "
-            + "\n  ".join(differing or [f"it is {pulled.commit}; {origin['commit']} was recorded"]),
+            f"{pulled.folder} is not the checkpoint that this artifact was made of, {origin.name}:\n  "
+            + "\n  ".join(differing or [f"it is {pulled.commit}; {origin.commit} was recorded"]),
             hint="Give the one that it was made of, or run the recipe again.",
         )
-    return replace(pulled, name=origin["name"], revision=origin["revision"], commit=origin["commit"])
+    return replace(pulled, name=origin.name, revision=origin.revision, commit=origin.commit)
 
 
-def _differing(pulled: Pulled, origin: Mapping[str, Any], config: NeoXConfig) -> Iterator[str]:
+def _differing(pulled: Pulled, origin: Source, config: NeoXConfig) -> Iterator[str]:
     for then, now, what in (
         (origin, pulled.record, ""),
-        (origin.get("adapter") or {}, pulled.record.get("adapter") or {}, "adapter's "),
+        (origin.adapter, pulled.record.adapter, "adapter's "),
     ):
-        recorded, found = then.get("files") or {}, now.get("files") or {}
+        recorded, found = (of.files or {} if of is not None else {} for of in (then, now))
         for name in sorted({*recorded, *found}):
-            wanted, has = (files.get(name, {}).get("sha256") for files in (recorded, found))
+            wanted, has = (files[name].sha256 if name in files else None for files in (recorded, found))
             if wanted is None and name == CONFIG:  # the hub lists no SHA-256 of small files
                 yield from _other_config(read_config(pulled.folder / CONFIG), config)
             elif has is None:

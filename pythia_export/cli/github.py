@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..artifact.records import Parity
+from ..records.parity import Parity
 from ..report import words
 from ..report.summary import summary
 

@@ -146,7 +146,7 @@ def pull(
         facts = {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit, "dtype": opened.dtype}
         where = {"folder": str(pulled.folder), "weights": [str(path) for path in pulled.weights]}
         read = {name: {"source": text.source, "sha256": text.sha256} for name, text in texts.items()}
-        print_json(facts | {"parameters": opened.parameters} | where | pulled.record | {"texts": read})
+        print_json(facts | {"parameters": opened.parameters} | where | pulled.record.to_json() | {"texts": read})
     else:
         stderr().print(checkpoint_view(opened, texts))
         show(str(pulled.folder))

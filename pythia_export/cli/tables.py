@@ -15,7 +15,6 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from ..artifact import Artifact, Quantization
-    from ..artifact.records import LinearRecord
     from ..checkpoint import Checkpoint
     from ..commands.dequantize import Dequantized
     from ..commands.plan import Plan
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from ..corpus import Windows
     from ..model.suite import Pythia
     from ..recipe import Recipe
+    from ..records.quantization import LinearRecord
 
 ROOMY = 116  # columns that everything of the list of models takes
 
@@ -68,25 +68,25 @@ def artifact_view(
     `speed` is what the graph runs at here, and why.
     """
     manifest, recipe = artifact.manifest, artifact.recipe
-    source, calibration, q = manifest["source"], manifest.get("calibration"), recipe.quantize
+    source, calibration, q = manifest.source, manifest.calibration, recipe.quantize
     facts = {
-        "Artifact": f"{artifact.folder}, made {manifest['created']}",
-        "Source": f"{source['name']} at {source['revision']}",
-        "Commit": source["commit"],
+        "Artifact": f"{artifact.folder}, made {manifest.created}",
+        "Source": f"{source.name} at {source.revision}",
+        "Commit": source.commit,
         "Recipe": f"{q.method}, {q.bits} bits, group {_group(q.group_size)}; for {recipe.export.target}, "
         f"rotary {recipe.export.rotary}, accuracy level {recipe.export.accuracy_level}, {recipe.export.dtype}, "
         f"KV cache of {recipe.export.cache_dtype}",
         "Speed here": f"{speed[0]} ({speed[1]})",
-        "Calibration": f"{calibration['windows']} x {calibration['sequence_length']} tokens, {calibration['source']}"
+        "Calibration": f"{calibration.windows} x {calibration.sequence_length} tokens, {calibration.source}"
         if calibration
         else "none",
-        "Made with": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
+        "Made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }
     files = new_table("Files, each as its SHA-256 says", "File", ">Size", "SHA-256")
-    for name, entry in manifest["files"].items():
-        files.add_row(name, decimal(entry["size"]), entry["sha256"][:16])
+    for name, entry in manifest.files.items():
+        files.add_row(name, decimal(entry.size), entry.sha256[:16])
     files.add_section()
-    files.add_row("in all", decimal(sum(entry["size"] for entry in manifest["files"].values())), "")
+    files.add_row("in all", decimal(sum(entry.size for entry in manifest.files.values())), "")
     parts: list[RenderableType] = [_facts(facts), "", files]
     if quantization is not None:
         parts += ["", losses_table(quantization)]
@@ -183,7 +183,7 @@ def bench_view(result: Mapping[str, Any]) -> Group:
 def eval_table(result: Mapping[str, Any]) -> Group:
     """A row a task and metric; the published figure and the difference from it, where there is one."""
     source, known = result["source"], any(row["published"] for row in result["rows"])
-    title = f"{source['name']} at {source['revision']}"
+    title = f"{source.name} at {source.revision}"
     columns = ["Task", "Metric", ">Samples", ">Artifact", ">± error"]
     table = new_table(title, *columns, *((">Published", ">± error", ">Difference") if known else ()))
     previous = None
@@ -210,16 +210,16 @@ def eval_table(result: Mapping[str, Any]) -> Group:
 def checkpoint_view(checkpoint: Checkpoint, texts: Mapping[str, Windows]) -> RenderableType:
     """What was pulled, and what was seen of it; `texts` by the section that asks for them."""
     pulled, record = checkpoint.pulled, checkpoint.pulled.record
-    compared, same = record.get("compared_revisions"), record.get("same_weights_as")
-    form = "pickles, converted to safetensors" if record.get("format") == "pickle" else "safetensors"
+    compared, same = record.compared_revisions, record.same_weights_as
+    form = "pickles, converted to safetensors" if record.format == "pickle" else "safetensors"
     files = "1 file" if len(pulled.weights) == 1 else f"{len(pulled.weights)} shards"
     nbytes = sum(path.stat().st_size for path in pulled.weights)
-    other = record.get("tokenizer")
+    other = record.tokenizer
     facts = {
         "Model": f"{pulled.name} at {pulled.revision}",
         "Commit": pulled.commit,
         "Weights": f"{checkpoint.parameters:,} parameters, {checkpoint.dtype}, {decimal(nbytes)} in {files} ({form})",
-        "Tokenizer": f"that of {other['revision']}" if other else "",
+        "Tokenizer": f"that of {other.revision}" if other else "",
         "Compared": f"with {compared} other revisions: {', '.join(same) + ' the same' if same else 'none the same'}"
         if compared
         else "",

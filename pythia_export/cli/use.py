@@ -35,7 +35,7 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     opened.check()
     check_runnable(opened)
 
-    described = opened.manifest["files"]
+    described = opened.manifest.files
     quantization = opened.quantization if "quantization.json" in described else None
     proved, parity = opened.parity_schema, opened.parity
     q, chosen = opened.recipe.quantize, opened.recipe.export
@@ -47,7 +47,7 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
         here = {"speed": speed[0], "why": speed[1], "warnings": warned}
         names = {part: f"{part}.json" for part in ("quantization", "parity")}
         records = {part: opened.read_json(n) if n in described else None for part, n in names.items()}
-        print_json({"manifest": opened.manifest, "here": here} | records)
+        print_json({"manifest": opened.manifest.to_json(), "here": here} | records)
         return
     show(artifact_view(opened, quantization, speed, warned))
     show("")

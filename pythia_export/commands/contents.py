@@ -9,13 +9,13 @@ from typing import Any
 import onnx
 
 from ..artifact import Parity, Quantization
-from ..artifact.records import Origin
 from ..base.machine import versions
 from ..graph.consumers import config_json, genai_config_json
 from ..graph.decoder import kv_cache
 from ..model.generation import Generation
 from ..model.neox import NeoXConfig
 from ..recipe import Export, Recipe
+from ..records.manifest import Cache, Calibration, Origin, Source
 from ..report.card import model_card
 from ..report.html import render_report
 from ..weights.names import MODEL
@@ -37,17 +37,16 @@ def write_configs(folder: Path, config: NeoXConfig, recipe: Recipe, generation: 
         write_json(folder / GENAI, genai)
 
 
-def manifest_of(recipe: Recipe, carried: dict[str, Any], chosen: Export) -> dict[str, Any]:
-    """What is published of a recipe; where its local files lie is kept on this machine alone."""
-    source = carried["source"]
-    remember(recipe, source["commit"])
-    return {
-        "versions": versions(),
-        **carried,
-        "source": source | {"name": last_part(source["name"]) if is_path(source["name"]) else source["name"]},
-        "recipe": without_paths(recipe).model_dump(mode="json"),
-        "layout": {"kv_cache": kv_cache(chosen), "kv_dtype": chosen.cache_dtype},
-    }
+def origin_of(recipe: Recipe, source: Source, calibration: Calibration | None, chosen: Export) -> Origin:
+    """Return what is published of a recipe; where its local files lie is kept on this machine alone."""
+    remember(recipe, source.commit)
+    return Origin(
+        versions=versions(),
+        source=source.model_copy(update={"name": last_part(source.name)}) if is_path(source.name) else source,
+        calibration=calibration,
+        recipe=without_paths(recipe).model_dump(mode="json"),
+        layout=Cache(kv_cache=kv_cache(chosen), kv_dtype=chosen.cache_dtype),
+    )
 
 
 def reports(origin: Origin, quantization: Quantization, parity: Parity) -> dict[str, str]:
@@ -58,8 +57,8 @@ def reports(origin: Origin, quantization: Quantization, parity: Parity) -> dict[
     }
 
 
-def write_reports(folder: Path, manifest: dict[str, Any], quantization: Quantization, parity: Parity) -> None:
-    for name, text in reports(Origin.model_validate(manifest), quantization, parity).items():
+def write_reports(folder: Path, origin: Origin, quantization: Quantization, parity: Parity) -> None:
+    for name, text in reports(origin, quantization, parity).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,6 @@ import onnx
 import torch
 
 from ..artifact import Quantization
-from ..artifact.records import QUANTIZATION
 from ..base.device import described
 from ..base.machine import versions
 from ..base.progress import Progress
@@ -29,12 +28,15 @@ from ..model.generation import GENERATION
 from ..model.neox import NeoXConfig
 from ..quantize import native
 from ..recipe import Export, Recipe
+from ..records import manifest
+from ..records.manifest import Calibration, Origin, Source
+from ..records.quantization import QUANTIZATION
 from ..tokenizer import tokenizer_files
 from ..weights.file import WeightsReader, WeightsWriter
 from ..weights.layout import Layout, require_overrides_match
 from ..weights.layout import layout as lay_out
 from ..weights.names import DATA_FILE
-from .contents import manifest_of, save_graph, write_configs, write_json
+from .contents import origin_of, save_graph, write_configs, write_json
 from .publication import work_folder
 from .pull import pull
 
@@ -149,21 +151,22 @@ class Conversion:
     def reader(self, folder: Path) -> WeightsReader:
         return WeightsReader(folder / DATA_FILE, self.layout, self.config)
 
-    def manifest(self, chosen: Export) -> dict[str, Any]:
+    def origin(self, chosen: Export) -> Origin:
         calibration = None
         if self.calibration is not None:
             windows, length = self.calibration.ids.shape
-            calibration = {
-                "source": self.calibration.source,
-                "sha256": self.calibration.sha256,
-                "windows": windows,
-                "sequence_length": length,
-                "end_tokens": self.calibration.end_tokens,
-            }
-        source = self.source | {"dtype": self.checkpoint.dtype} | self.checkpoint.pulled.record
-        return manifest_of(self.recipe, {"source": source, "calibration": calibration}, chosen)
+            calibration = Calibration(
+                source=self.calibration.source,
+                sha256=self.calibration.sha256,
+                windows=windows,
+                sequence_length=length,
+                end_tokens=self.calibration.end_tokens,
+            )
+        contents = self.checkpoint.pulled.record.model_copy(update={"dtype": self.checkpoint.dtype})
+        source = Source.model_validate(self.source.to_json() | contents.to_json())
+        return origin_of(self.recipe, source, calibration, chosen)
 
     @property
-    def source(self) -> dict[str, str]:
+    def source(self) -> manifest.Checkpoint:
         pulled = self.checkpoint.pulled
-        return {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit}
+        return manifest.Checkpoint(name=pulled.name, revision=pulled.revision, commit=pulled.commit)

@@ -24,6 +24,7 @@ from ..base.errors import NumericsError, RecipeError, ResourceError
 from ..base.machine import versions
 from ..base.progress import SILENT, Advance, Progress
 from ..model.neox import TensorSpec, tensors
+from ..records.manifest import DequantizedOrigin
 from ..tokenizer import is_tokenizer_file
 from ..weights.file import WeightsReader
 from ..weights.layout import layout
@@ -91,19 +92,19 @@ def dequantize(
             _write_json(staging.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
         settings = opened.read_json("config.json") | {"torch_dtype": dtype, "tie_word_embeddings": False}
         _write_json(staging.folder / "config.json", settings)
-        for name in opened.manifest["files"]:
+        for name in opened.manifest.files:
             if name == "generation_config.json" or is_tokenizer_file(name):
                 (staging.folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(opened.file(name), staging.folder / name)
         opened.require_unchanged()
         staging.publish(
-            {
-                "versions": versions(),
-                "source": opened.manifest["source"],
-                "weights": {weights: opened.manifest["files"][weights]},
-                "quantize": opened.manifest["recipe"]["quantize"],
-                "dtype": dtype,
-            }
+            DequantizedOrigin(
+                versions=versions(),
+                source=opened.manifest.source,
+                weights={weights: opened.manifest.files[weights]},
+                quantize=opened.manifest.recipe["quantize"],
+                dtype=dtype,
+            )
         )
     return Dequantized(staging.out, dtype, config.parameters, list(shards), total, time.perf_counter() - began)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,7 +16,7 @@ from ..graph.targets import require_fit, warnings
 from ..recipe import Export
 from ..weights.layout import layout as lay_out
 from ..weights.names import DATA_FILE, MODEL, arrange, data_name, graph_name
-from .contents import GENAI, manifest_of, save_graph, write_configs
+from .contents import GENAI, origin_of, save_graph, write_configs
 from .publication import Outcome
 from .whereabouts import located
 
@@ -42,7 +41,7 @@ def export(
     }  # fmt: skip
     chosen = source.recipe.export.model_dump() | {k: v for k, v in changes.items() if v is not None}
     try:
-        known = located(source.recipe, source.manifest["source"]["commit"], source.folder, needed=())
+        known = located(source.recipe, source.manifest.source.commit, source.folder, needed=())
         recipe = known.model_copy(update={"export": Export(**chosen)})
     except ValidationError as e:
         first = e.errors()[0]
@@ -58,7 +57,7 @@ def export(
         progress.note(warning)
     with Staging(out, overwrite) as staging:
         made_here = (MODEL, graph_name(source.recipe), GENAI, "parity.json", "report.html", "README.md")
-        kept = [name for name in source.manifest["files"] if name not in made_here]
+        kept = [name for name in source.manifest.files if name not in made_here]
         with progress.track("Copying", len(kept), "files") as advance:
             for name in kept:
                 to = staging.folder / (DATA_FILE if name == data_name(source.recipe) else name)
@@ -69,6 +68,5 @@ def export(
         write_configs(staging.folder, source.config, recipe, source.generation)
         arrange(staging.folder, recipe)
         source.require_unchanged()
-        carried: dict[str, Any] = {k: source.manifest[k] for k in ("source", "calibration") if k in source.manifest}
-        staging.publish(manifest_of(recipe, carried, recipe.export))
+        staging.publish(origin_of(recipe, source.manifest.source, source.manifest.calibration, recipe.export))
     return Outcome(staging.out, source.quantization, None, {"export": time.perf_counter() - began})

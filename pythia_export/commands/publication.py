@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..artifact import Artifact, Parity, Publisher, Quantization
 from ..base.errors import SourceError
@@ -13,6 +13,7 @@ from ..base.progress import Progress
 from ..calibrate import Journal, Publication, differences, published, remove_work
 from ..disk import clean_up, explained, held
 from ..recipe import Recipe
+from ..records.manifest import FileEntry, Origin
 from ..weights.names import arrange, data_name
 
 
@@ -24,15 +25,15 @@ class Outcome:
     seconds: dict[str, float]
 
 
-def publish(publisher: Publisher, journal: Journal, recipe: Recipe, manifest: dict[str, Any]) -> None:
+def publish(publisher: Publisher, journal: Journal, recipe: Recipe, origin: Origin) -> None:
     """Give what the journal's directory holds its name, and remove the rest of that directory."""
     arrange(journal.output, recipe)
 
-    def announce(whole: dict[str, Any], sha256: str) -> None:
-        weights = whole["files"][data_name(recipe)]["sha256"]
+    def announce(files: Mapping[str, FileEntry], sha256: str) -> None:
+        weights = files[data_name(recipe)].sha256
         journal.announce(Publication(manifest=sha256, weights=weights, recipe=recipe.model_dump(mode="json")))
 
-    publisher.publish(journal.output, manifest, announce)
+    publisher.publish(journal.output, origin, announce)
     journal.finish()
 
 

@@ -56,9 +56,9 @@ def push(
     opened.check()
     check_runnable(opened)  # whoever fetches it is refused otherwise
     _require_no_paths(opened)
-    described = opened.manifest["files"]
+    described = opened.manifest.files
     parity = opened.parity
-    files = {name: entry["size"] for name, entry in described.items()}
+    files = {name: entry.size for name, entry in described.items()}
     files[MANIFEST] = (opened.folder / MANIFEST).stat().st_size
     going = Push(repo, files, None, None if parity is None else parity.passed)
     if dry_run:
@@ -68,7 +68,7 @@ def push(
     commit, url = _commit(opened, repo, private, files, progress)
     try:
         listing = hub.list_revision(repo, commit, progress=progress)
-        _require_same(listing, {name: entry["sha256"] for name, entry in described.items()}, files)
+        _require_same(listing, {name: entry.sha256 for name, entry in described.items()}, files)
     except (SourceError, IntegrityError) as e:
         hint = "The commit is there. Pushing again sends what is missing, and checks it anew."
         raise type(e)(f"{url} was made, but its check failed: {e}", hint=hint) from e
@@ -77,8 +77,8 @@ def push(
 
 def _require_no_paths(opened: Artifact) -> None:
     """What earlier versions wrote, or was changed by hand: a path has people's and machines' names in it."""
-    records = {MANIFEST: {k: v for k, v in opened.manifest.items() if k != "files"}}
-    names = [name for name in ("parity.json", "tokenizer_config.json") if name in opened.manifest["files"]]
+    records = {MANIFEST: {k: v for k, v in opened.manifest.to_json().items() if k != "files"}}
+    names = [name for name in ("parity.json", "tokenizer_config.json") if name in opened.manifest.files]
     records |= {name: opened.read_json(name) for name in names}
     for name, record in records.items():
         for place, text in _strings(record):
@@ -107,7 +107,7 @@ def _commit(opened: Artifact, repo: str, private: bool, files: dict[str, int], p
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     disable_progress_bars()
-    api, source = HfApi(), opened.manifest["source"]
+    api, source = HfApi(), opened.manifest.source
     operations: list[Any] = [CommitOperationAdd(name, opened.folder / name) for name in files]
     total = sum(files.values())
     with hub.told(repo, "main", writing=True), progress.track(f"Pushing to {repo}", total, "bytes") as advance:
@@ -117,7 +117,7 @@ def _commit(opened: Artifact, repo: str, private: bool, files: dict[str, int], p
             hub.again(partial(api.preupload_lfs_files, repo, [operation]), f"{repo}/{name}", progress)
             advance(files[name])
         opened.require_unchanged()  # what was checked is what is sent
-        message = f"pythia-export: {source['name']} at {source['revision']}"
+        message = f"pythia-export: {source.name} at {source.revision}"
         made = hub.again(lambda: api.create_commit(repo, operations, commit_message=message), repo, progress)
     return made.oid, str(made.commit_url)
 

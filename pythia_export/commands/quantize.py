@@ -37,7 +37,7 @@ def quantize(
         job.open()
         with job.journal(out, resume) as journal:
             quantization = job.quantize_into(journal)
-            publish(publisher, journal, recipe, job.manifest(recipe.export))
+            publish(publisher, journal, recipe, job.origin(recipe.export))
     if evict:
         drop(job.checkpoint.pulled, progress)
     return Outcome(publisher.out, quantization, None, job.seconds)

@@ -62,9 +62,9 @@ def run(
                 with memory_of(job.device):
                     parity = prove(subject, held_out, recipe.verify.gates, progress).parity
             tell_of_another_models_text(parity, job.config, progress)
-            manifest = job.manifest(recipe.export)
-            write_reports(journal.output, manifest, quantization, parity)
-            publish(publisher, journal, recipe, manifest)
+            origin = job.origin(recipe.export)
+            write_reports(journal.output, origin, quantization, parity)
+            publish(publisher, journal, recipe, origin)
     if evict:
         drop(job.checkpoint.pulled, progress)
     return Outcome(publisher.out, quantization, parity, job.seconds)

@@ -11,8 +11,7 @@ from typing import Any
 import onnx
 import torch
 
-from ..artifact import MANIFEST, Artifact, Parity, is_snapshot
-from ..artifact.records import Origin, checked
+from ..artifact import Artifact, Parity, is_snapshot
 from ..base.device import DeviceName, device_called, memory_of
 from ..base.errors import IntegrityError, OutputError, PythiaExportError, RecipeError, ResourceError, SourceError
 from ..base.progress import SILENT, Progress
@@ -99,12 +98,12 @@ def _verify_held(
         raise RecipeError(f"{artifact} was not rounded by GPTQ: there is nothing to set beside round-to-nearest")
     other = None if against is None else _read_parity(against)
     opened.check()
-    recipe, origin = opened.recipe, opened.manifest["source"]
-    recipe = located(recipe, origin["commit"], opened.folder, elsewhere)
+    recipe, origin = opened.recipe, opened.manifest.source
+    recipe = located(recipe, origin.commit, opened.folder, elsewhere)
     # Which weights these are was settled when the artifact was made.
-    pulled = pull_checkpoint(_pinned(recipe, origin["commit"]), accept=Accept(duplicates="unasked"), progress=progress)
+    pulled = pull_checkpoint(_pinned(recipe, origin.commit), accept=Accept(duplicates="unasked"), progress=progress)
     source = open_checkpoint(require_recorded(pulled, origin, opened.config), progress)
-    if (told := moved(recipe.model, origin["commit"], progress)) is not None:
+    if (told := moved(recipe.model, origin.commit, progress)) is not None:
         progress.note(told)
     section = recipe.verify if tokens is None else recipe.verify.model_copy(update={"tokens": tokens})
     windows = verify_windows(section, opened.tokenizer(), opened.config, progress)
@@ -121,8 +120,7 @@ def _verify_held(
         proof = prove(subject, windows, recipe.verify.gates, progress, nearest=beside, against=other)
         del beside  # unmapped before its folder goes
     tell_of_another_models_text(proof.parity, opened.config, progress)
-    described = checked(Origin, opened.manifest, opened.folder / MANIFEST)
-    written = reports(described, opened.quantization, proof.parity)
+    written = reports(opened.manifest, opened.quantization, proof.parity)
     try:
         if not opened.is_snapshot:
             opened.replace_files({name: text.encode() for name, text in written.items()})

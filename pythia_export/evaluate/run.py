@@ -47,7 +47,7 @@ def evaluate(
     opened = Artifact.open(artifact)
     opened.require_graph()
     opened.check()
-    source = opened.manifest["source"]
+    source = opened.manifest.source
     manager = _tasks(tasks, include_path)
     model = PythiaOnnx(artifact, batch_size=batch_size, threads=threads, native=native)
     began = time.perf_counter()
@@ -66,11 +66,11 @@ def evaluate(
     assert found is not None
     whole = limit is None and num_fewshot in (None, 0)
     return {
-        "source": {k: source[k] for k in ("name", "revision", "commit")},
+        "source": {"name": source.name, "revision": source.revision, "commit": source.commit},
         "speed": model.speed,
         "num_fewshot": num_fewshot,
         "limit": limit,
-        "rows": list(_rows(found, published(source["name"], source["revision"]) if whole else {})),
+        "rows": list(_rows(found, published(source.name, source.revision) if whole else {})),
         "machine": machine(),
         "versions": versions() | {"lm_eval": version("lm_eval")},
         "seconds": round(time.perf_counter() - began, 1),

@@ -7,7 +7,7 @@ Names are those that ONNX Runtime's consumers expect: `input_ids`, `attention_ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from onnx import TensorProto, helper, inliner
@@ -139,7 +139,7 @@ def _called(nodes: Sequence[onnx.NodeProto]) -> list[onnx.FunctionProto]:
     return [matmul_nbits()] if any((n.domain, n.op_type) == (DOMAIN, "MatMulNBits") for n in nodes) else []
 
 
-def kv_cache(export: Export) -> str:
+def kv_cache(export: Export) -> Literal["shared", "growing"]:
     """How a runtime binds the cache: "shared" (one buffer is past and present) or "growing"."""
     return "growing" if export.rotary == "onnx" else "shared"
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..artifact.records import PARITY_SCHEMA as SCHEMA
-from ..artifact.records import Parity, checked
 from ..base.errors import IntegrityError, SourceError
 from ..base.strict_json import shown
+from ..records.parity import PARITY_SCHEMA as SCHEMA
+from ..records.parity import Parity
+from ..records.record import checked
 from .statistics import bootstrap, mean_json, mean_of_clusters
 
 _HINT = "Run `verify` on both with the same recipe text, number of tokens and version of pythia-export."

@@ -20,8 +20,6 @@ from typing import Any
 import onnx
 import torch
 
-from ..artifact.records import PARITY_SCHEMA as SCHEMA
-from ..artifact.records import Parity
 from ..base.device import CPU
 from ..base.machine import machine, versions
 from ..base.progress import SILENT, Progress
@@ -29,6 +27,9 @@ from ..corpus import Windows
 from ..graph.decoder import kv_cache, with_accuracy_level
 from ..model.neox import NeoXConfig
 from ..recipe import Export, Gates, Quantize
+from ..records.manifest import Checkpoint
+from ..records.parity import PARITY_SCHEMA as SCHEMA
+from ..records.parity import Parity
 from ..runtime import Session
 from . import cost, export
 from .against import compare, require_same
@@ -53,7 +54,7 @@ class Subject:
     """What is proved. `stored` are the dequantised weights of the data file that `model` names in `folder`; the
     artifact need not be published. `source` names the checkpoint: name, revision, commit."""
 
-    source: Mapping[str, str]
+    source: Checkpoint
     original: Tensors
     stored: Tensors
     config: NeoXConfig
@@ -95,7 +96,7 @@ def prove(
         "versions": versions(),
         "machine": machine(),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "source": dict(subject.source),
+        "source": {name: getattr(subject.source, name) for name in Checkpoint.model_fields},
         "corpus": {
             "source": windows.source,
             "sha256": windows.sha256,

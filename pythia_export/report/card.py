@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..artifact.records import Origin, Parity, Quantization, Source
 from ..base.version import __version__
 from ..recipe import Recipe, parse_recipe
+from ..records.manifest import Origin, Source
+from ..records.parity import Parity
+from ..records.quantization import Quantization
 from . import findings, words
 from .markdown import parity_tables, plain, table
 

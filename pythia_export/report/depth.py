@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from ..artifact.records import LayerRecord, LinearRecord
+from ..records.quantization import LayerRecord, LinearRecord
 from . import svg
 from .words import by_kind
 

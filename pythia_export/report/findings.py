@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..artifact.records import LinearRecord, Quantization
+from ..records.quantization import LinearRecord, Quantization
 from .words import kind, percent, power
 
 _NAMED = 3  # the worst of many

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from ..artifact.records import Cost, Part
+from ..records.parity import Cost, Part
 from . import svg
 
 Row = tuple[str, float | None, float | None, float | None]  # label, value, low, high

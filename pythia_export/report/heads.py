@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ..artifact.records import LinearRecord
+from ..records.quantization import LinearRecord
 from . import svg
 from .findings import Part, parts
 from .words import percent

@@ -9,9 +9,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..artifact.records import LayerRecord, LinearRecord, Origin, Parity, Quantization
 from ..base.version import __version__
 from ..recipe import Recipe, parse_recipe
+from ..records.manifest import Origin
+from ..records.parity import Parity
+from ..records.quantization import LayerRecord, LinearRecord, Quantization
 from . import findings, ruler, words
 from .depth import depth_panels, residual_panel
 from .forest import divergence_forest, perplexity_forest

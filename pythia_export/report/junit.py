@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from ..artifact.records import Parity
+from ..records.parity import Parity
 from . import words
 
 _QUESTION_OF = {"export_max_abs": "export", "decode_max_abs": "export", "regression": "against"}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..artifact.records import Parity, Ratio
+from ..records.parity import Parity, Ratio
 from . import words
 
 

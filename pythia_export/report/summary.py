@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..artifact.records import Against, Parity
+from ..records.parity import Against, Parity
 from . import words
 from .markdown import parity_tables, plain, table
 

@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..artifact.records import Parity, Quantization, Ratio, Run
+from ..records.parity import Parity, Ratio, Run
+from ..records.quantization import Quantization
 from . import words
 
 _STYLES = {"Passed": "bold green", "Failed": "bold red", "Inconclusive": "bold yellow", "Measured": "bold"}

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..artifact.records import Exported, LinearRecord, Parity, Part, Quantization, Ratio, Verdict
+from ..records.parity import Exported, Parity, Part, Ratio, Verdict
+from ..records.quantization import LinearRecord, Quantization
 
 QUESTIONS = ("Did the export keep the numbers?", "What did quantisation cost?")
 ABSENT = "–"

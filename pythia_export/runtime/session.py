@@ -126,17 +126,17 @@ class Session:
             raise ValueError(
                 f"the artifact ships accuracy level {export.accuracy_level}; level {accuracy_level} needs model_bytes"
             )
-        layout = artifact.manifest["layout"]
+        layout = artifact.manifest.layout
         return cls(
             artifact.file(MODEL) if model_bytes is None else model_bytes,
             artifact.folder,
             artifact.config,
-            kv_cache=layout.get("kv_cache"),
-            kv_dtype=layout.get("kv_dtype"),
+            kv_cache=layout.kv_cache,
+            kv_dtype=layout.kv_dtype,
             threads=threads,
             provider=provider or provider_of(artifact),
             native=native,
-            named=artifact.manifest["files"],
+            named=artifact.manifest.files,
             trust_graph=trust_graph,
         )
 
@@ -305,7 +305,7 @@ def check_graph(artifact: Artifact) -> None:
     """
     path = artifact.file(MODEL)
     contents = read_graph(path.read_bytes(), str(path))
-    require_files(contents, artifact.folder, artifact.manifest["files"], str(path))
+    require_files(contents, artifact.folder, artifact.manifest.files, str(path))
     require_ours(contents, str(path))
 
 
@@ -318,7 +318,7 @@ def check_runnable(artifact: Artifact) -> None:
     if artifact.has_graph:
         check_graph(artifact)
     _ = artifact.generation
-    if "tokenizer.json" in artifact.manifest["files"]:
+    if "tokenizer.json" in artifact.manifest.files:
         artifact.tokenizer()
 
 

@@ -49,7 +49,7 @@ def ready(folder: Path) -> Ready:
         RecipeError: activations of float16, or weights beyond what a browser holds.
     """
     artifact = Artifact.open(folder)
-    before = {path: state_of(path) for path in map(artifact.file, artifact.manifest["files"])}
+    before = {path: state_of(path) for path in map(artifact.file, artifact.manifest.files)}
     artifact.check()
     recipe, config = artifact.recipe, artifact.config
     if recipe.export.dtype != "float32":
@@ -66,11 +66,11 @@ def ready(folder: Path) -> Ready:
     if floats <= UNPACKED_BYTES:
         unpack(model)
 
-    source = artifact.manifest["source"]
+    source = artifact.manifest.source
     weights = artifact.file(data_name(recipe))
     about = {
         "name": artifact.folder.name,
-        "source": f"{source['name']} at {source['revision']}",
+        "source": f"{source.name} at {source.revision}",
         "treatment": _treatment(recipe.quantize.method, recipe.quantize.bits, recipe.quantize.group_size),
         "bits_per_weight": places.bits_per_weight,
         "unpacked": floats <= UNPACKED_BYTES,

@@ -238,7 +238,7 @@ def test_quantize_then_export_equals_run(whole, weights, tmp_path):
     bare("export", weights, "--out", tmp_path / "parts")
     assert (whole / "model.onnx").read_bytes() == (tmp_path / "parts" / "model.onnx").read_bytes()
     command("export", whole, "--out", tmp_path / "standard", "--rotary", "onnx")
-    assert Artifact.open(tmp_path / "standard").manifest["layout"]["kv_cache"] == "growing"
+    assert Artifact.open(tmp_path / "standard").manifest.layout.kv_cache == "growing"
     verified = json.loads(command("verify", tmp_path / "standard", "--json").stdout)
     (run,) = verified["export"]["runs"]
     assert run["max_abs"] <= 1e-4 and run["decode_max_abs"] <= 1e-4
@@ -246,7 +246,7 @@ def test_quantize_then_export_equals_run(whole, weights, tmp_path):
 
 def test_a_smaller_cache_is_exported_over_the_same_weights_and_proved(weights, tmp_path):
     command("export", weights, "--out", tmp_path / "kv8", "--kv-cache", "int8")
-    assert Artifact.open(tmp_path / "kv8").manifest["layout"] == {"kv_cache": "shared", "kv_dtype": "int8"}
+    assert Artifact.open(tmp_path / "kv8").manifest.layout.to_json() == {"kv_cache": "shared", "kv_dtype": "int8"}
     verified = json.loads(command("verify", tmp_path / "kv8", "--json").stdout)
     for run in verified["export"]["runs"]:
         assert 1e-4 < run["max_abs"] < 0.5  # the cache rounds

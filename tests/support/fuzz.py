@@ -31,9 +31,8 @@ from places import TESTS
 from rich.console import Console
 from tokenizers import Tokenizer, models
 
-from pythia_export.artifact.manifest import check_manifest
+from pythia_export.artifact.manifest import checked_manifest
 from pythia_export.artifact.read import Artifact
-from pythia_export.artifact.records import Origin, Parity, Quantization, checked
 from pythia_export.base.errors import PythiaExportError
 from pythia_export.base.strict_json import parse_json
 from pythia_export.calibrate.journal import Journal
@@ -44,6 +43,10 @@ from pythia_export.model.generation import read_generation
 from pythia_export.model.neox import NeoXConfig
 from pythia_export.proof.against import check_comparable, compare, require_same
 from pythia_export.recipe import load_recipe
+from pythia_export.records.manifest import Origin
+from pythia_export.records.parity import Parity
+from pythia_export.records.quantization import Quantization
+from pythia_export.records.record import checked
 from pythia_export.report.card import model_card
 from pythia_export.report.html import render_report
 from pythia_export.report.junit import junit
@@ -259,8 +262,7 @@ class Subjects:
     def read_manifest(self, data: bytes) -> None:
         where = Path("manifest.json")
         raw = parse_json(data, str(where))
-        check_manifest(raw, where)
-        opened = Artifact(self.folders["manifest.json"], raw)
+        opened = Artifact(self.folders["manifest.json"], checked_manifest(raw, where))
         _ = opened.recipe
         self.print(artifact_view(opened, None, ("none", "no graph"), ()))
         if self.page():
@@ -372,7 +374,7 @@ class Subjects:
         """The sound artifact, but for one file; a folder for each kind."""
         folder = self.folders[name]
         (folder / name).write_bytes(data)
-        return Artifact(folder, self.sound["manifest"])
+        return Artifact(folder, checked_manifest(self.sound["manifest"], folder))
 
     def written(self, name: str, data: bytes) -> Path:
         path = self.scratch / name

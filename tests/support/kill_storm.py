@@ -186,10 +186,10 @@ def content(folder: Path) -> str:
     for part in (record, *record["linears"], *record["layers"]):
         part.pop("seconds")
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for name in sorted(opened.manifest["files"]):
+    for name in sorted(opened.manifest.files):
         if name not in ("quantization.json", "parity.json", "report.html", "README.md"):  # these hold times
             digest.update(opened.file(name).read_bytes())
-    assert {"parity.json", "report.html", "README.md"} <= opened.manifest["files"].keys(), "the proof is gone"
+    assert {"parity.json", "report.html", "README.md"} <= opened.manifest.files.keys(), "the proof is gone"
     return digest.hexdigest()
 
 

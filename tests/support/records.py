@@ -9,12 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pythia_export.artifact.records import PARITY_SCHEMA as SCHEMA
-from pythia_export.artifact.records import Origin, Parity, Quantization
 from pythia_export.cli import tables
 from pythia_export.model.neox import LINEARS
 from pythia_export.proof.gates import judge
 from pythia_export.recipe import Gates, load_recipe
+from pythia_export.records.manifest import Origin
+from pythia_export.records.parity import PARITY_SCHEMA as SCHEMA
+from pythia_export.records.parity import Parity
+from pythia_export.records.quantization import Quantization
 from pythia_export.report import card, depth, heads, html, text
 from pythia_export.report import findings as of_findings
 from pythia_export.report import junit as junit_of

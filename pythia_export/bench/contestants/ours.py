@@ -16,7 +16,7 @@ onnxruntime()  # imported here as every contestant's library is, and not while t
 class Ours:
     def __init__(self, job: Job) -> None:
         artifact = Artifact.open(job.artifact)
-        self.files = [artifact.folder / n for n in artifact.manifest["files"] if n == MODEL or n.endswith("_data")]
+        self.files = [artifact.folder / n for n in artifact.manifest.files if n == MODEL or n.endswith("_data")]
         self._session = Session.open(artifact, threads=job.threads, native=job.variant == "native")
         self._room = job.room
 

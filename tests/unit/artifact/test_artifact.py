@@ -20,6 +20,7 @@ from pythia_export.artifact import publish as module
 from pythia_export.base.errors import IntegrityError, OutputError, ResourceError, SourceError
 from pythia_export.disk import held
 from pythia_export.model.neox import NeoXConfig
+from pythia_export.records.manifest import Origin
 
 CONFIG = NeoXConfig(vocab_size=64, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
 MANIFEST = {
@@ -29,6 +30,7 @@ MANIFEST = {
     "calibration": None,
     "layout": {"kv_cache": "shared", "kv_dtype": "float32"},
 }
+ORIGIN = Origin.model_validate(MANIFEST)
 
 
 def write(out: Path, text: str = "old", overwrite: bool = False) -> Artifact:
@@ -41,7 +43,7 @@ def write_into(staging: Staging, text: str = "old") -> None:
     (staging.folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     (staging.folder / "model.onnx_data").write_bytes(b"\0" * 5000)
     (staging.folder / "model.onnx").write_text(text)
-    staging.publish(MANIFEST)
+    staging.publish(ORIGIN)
 
 
 def content(out: Path) -> str:
@@ -66,9 +68,9 @@ def test_a_published_artifact_opens_and_describes_every_file(tmp_path: Path) -> 
     found = write(tmp_path / "deep" / "er" / "out")
     assert names(found.folder) == ["config.json", "manifest.json", "model.onnx", "model.onnx_data"]
     assert names(found.folder.parent) == ["out"]
-    assert list(found.manifest["files"]) == ["config.json", "model.onnx", "model.onnx_data"]
-    assert found.manifest["files"]["model.onnx_data"]["size"] == 5000
-    assert found.manifest["schema"] == 1 and found.manifest["created"].endswith("Z")
+    assert list(found.manifest.files) == ["config.json", "model.onnx", "model.onnx_data"]
+    assert found.manifest.files["model.onnx_data"].size == 5000
+    assert found.manifest.version == 1 and found.manifest.created.endswith("Z")
     assert found.config == CONFIG and found.recipe.model.name == "demo"
     found.check()
 
@@ -142,13 +144,13 @@ def test_nested_files_are_in_the_manifest_and_links_are_refused(tmp_path: Path) 
     with Staging(tmp_path / "out") as staging:
         (staging.folder / "onnx").mkdir()
         (staging.folder / "onnx" / "model.onnx").write_text("x")
-        staging.publish(MANIFEST)
-    assert list(Artifact.open(tmp_path / "out").manifest["files"]) == ["onnx/model.onnx"]
+        staging.publish(ORIGIN)
+    assert list(Artifact.open(tmp_path / "out").manifest.files) == ["onnx/model.onnx"]
 
     (tmp_path / "blob").write_text("x")
     with pytest.raises(OutputError, match="model.onnx is a symbolic link"), Staging(tmp_path / "other") as staging:
         (staging.folder / "model.onnx").symlink_to(tmp_path / "blob")
-        staging.publish(MANIFEST)
+        staging.publish(ORIGIN)
     assert names(tmp_path) == ["blob", "out"]
 
 
@@ -190,7 +192,7 @@ def test_data_that_appears_while_the_artifact_is_made_is_not_overwritten(tmp_pat
         with pytest.raises(OutputError), Staging(out, overwrite) as staging:
             out.mkdir()
             (out / "precious").write_text("x")
-            staging.publish(MANIFEST)
+            staging.publish(ORIGIN)
         assert names(tmp_path) == ["out"] and names(out) == ["precious"]
         (out / "precious").unlink()
         out.rmdir()
@@ -441,7 +443,7 @@ def test_an_artifact_whose_bytes_have_a_second_name_is_not_published(tmp_path: P
     (tmp_path / "mine").write_text("x")
     with pytest.raises(OutputError, match="hard link"), Staging(tmp_path / "out") as staging:
         os.link(tmp_path / "mine", staging.folder / "model.onnx")
-        staging.publish(MANIFEST)
+        staging.publish(ORIGIN)
 
 
 def test_a_dead_process_that_had_our_id_is_told_by_its_lock(tmp_path: Path) -> None:
@@ -535,7 +537,7 @@ def test_files_that_the_manifest_does_not_name_or_that_are_not_what_they_say(tmp
     with Staging(tmp_path / "out") as staging:
         (staging.folder / "tokenizer.json").write_text("{}")
         (staging.folder / "quantization.json").write_text("{")
-        staging.publish(MANIFEST)
+        staging.publish(ORIGIN)
     found = Artifact.open(tmp_path / "out")
     with pytest.raises(IntegrityError, match="not a tokenizer"):
         found.tokenizer()
@@ -549,7 +551,7 @@ def test_files_that_the_manifest_does_not_name_or_that_are_not_what_they_say(tmp
 def test_a_record_that_lacks_its_parts_is_named(tmp_path: Path, name: str) -> None:
     with Staging(tmp_path / "out") as staging:
         (staging.folder / name).write_text("{}")
-        staging.publish(MANIFEST)
+        staging.publish(ORIGIN)
     with pytest.raises(IntegrityError, match=f"{name}: an object with a number `schema` was expected"):
         _ = getattr(Artifact.open(tmp_path / "out"), name.partition(".")[0])
 
@@ -573,7 +575,7 @@ def test_replaced_files_are_in_the_manifest(tmp_path: Path) -> None:
     again.check()
     assert again.manifest == found.manifest
     assert again.read_json("figures.json") == {"passed": True}
-    assert "README.md" in again.manifest["files"]
+    assert "README.md" in again.manifest.files
     assert names(tmp_path) == ["out"] and len(names(found.folder)) == 6
 
 

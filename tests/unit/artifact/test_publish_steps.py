@@ -26,6 +26,7 @@ from pythia_export.commands.verify import verify as verify_artifact
 from pythia_export.disk import held
 from pythia_export.model.neox import layer_prefix
 from pythia_export.recipe import Recipe
+from pythia_export.records.manifest import Origin
 from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
 
@@ -72,7 +73,8 @@ def run(out: Path, recipe: Recipe, fill: int, resume: bool = False) -> None:
             (journal.output / "config.json").write_text(json.dumps(CONFIG.to_dict()))
             (journal.output / "quantization.json").write_text(json.dumps(record))
             (journal.output / "README.md").write_text(f"filled with {fill}")
-            publish_journal(publisher, journal, recipe, MANIFEST | {"recipe": recipe.model_dump(mode="json")})
+            origin = Origin.model_validate(MANIFEST | {"recipe": recipe.model_dump(mode="json")})
+            publish_journal(publisher, journal, recipe, origin)
 
 
 def put(writer: WeightsWriter, places, fill: int, wanted: Callable[[str], bool]) -> None:

@@ -20,6 +20,7 @@ from pythia_export.checkpoint.pull import read_config
 from pythia_export.cli import app
 from pythia_export.proof.against import check_comparable
 from pythia_export.recipe import Model, load_recipe
+from pythia_export.records.manifest import Origin
 from pythia_export.sweep.schema import load as load_sweep
 
 
@@ -38,7 +39,10 @@ def published(folder: Path, **changes) -> Path:
             (staging.folder / name).write_text(changed if isinstance(changed, str) else json.dumps(changed))
         with (staging.folder / "model.onnx_data").open("wb") as file:
             file.truncate(written("manifest.json")["files"]["model.onnx_data"]["size"])
-        staging.publish(changes.get("manifest", lambda x: x)(manifest))
+        staging.publish(Origin.model_validate(manifest))
+    if "manifest" in changes:
+        whole = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(changes["manifest"](whole)))
     return folder
 
 

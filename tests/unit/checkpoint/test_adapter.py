@@ -152,10 +152,10 @@ def test_an_adapter_is_part_of_what_the_checkpoint_is(base, tmp_path):
     plain, one = pull(Model(path=base)), pull(Model(path=base, adapter=adapter(tmp_path / "one", lora())))
     other = pull(Model(path=base, adapter=adapter(tmp_path / "other", lora(), lora_alpha=9)))
     assert len({plain.commit, one.commit, other.commit}) == 3 and one.commit.startswith(f"{plain.commit}+sha256:")
-    assert one.name == "base + one" and one.record["adapter"]["base"] == "someone/base"
-    assert set(one.record["adapter"]["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert one.name == "base + one" and one.record.adapter.base == "someone/base"
+    assert set(one.record.adapter.files) == {"adapter_config.json", "adapter_model.safetensors"}
     elsewhere = adapter(tmp_path / "elsewhere", lora(), base_model_name_or_path="/data/lovelace/base")
-    assert "lovelace" not in json.dumps(pull(Model(path=base, adapter=elsewhere)).record)
+    assert "lovelace" not in str(pull(Model(path=base, adapter=elsewhere)).record)
 
 
 def without(name):

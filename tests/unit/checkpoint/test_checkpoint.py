@@ -278,7 +278,7 @@ def test_a_pickle_reads_as_the_safetensors_file_does(folder, home, forks, stored
     torch.save(whole, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     checkpoint = opened(folder)
-    assert checkpoint.dtype == str(stored).removeprefix("torch.") and checkpoint.pulled.record["format"] == "pickle"
+    assert checkpoint.dtype == str(stored).removeprefix("torch.") and checkpoint.pulled.record.format == "pickle"
     for name, tensor in expected.items():
         assert tensor.dtype == stored and torch.equal(checkpoint.tensor(name), tensor), name
     with pytest.raises(SourceError, match=r"only pickled weights \(pytorch_model.bin\), and --no-pickle"):

@@ -34,6 +34,7 @@ from pythia_export.graph.decoder import kv_cache
 from pythia_export.model.neox import HEAD, TensorSpec, tensors
 from pythia_export.proof.reference import Reference
 from pythia_export.recipe import Export, Model, Quantize
+from pythia_export.records.manifest import Origin
 from pythia_export.runtime import Session
 from pythia_export.weights.file import WeightsReader
 from pythia_export.weights.names import DATA_FILE
@@ -78,7 +79,7 @@ def publish(out: Path, quantize: dict, size: str = "14m") -> Exported:
         write_json(staging.folder / "special_tokens_map.json", {"unk_token": "?"})
         recipe = {"model": {"id": "demo"}, "quantize": parsed.model_dump(), "verify": {"source": "python-stdlib"}}
         layout = {"kv_cache": kv_cache(EXPORT), "kv_dtype": EXPORT.dtype}
-        staging.publish({"versions": {}, "source": SOURCE, "recipe": recipe, "calibration": None, "layout": layout})
+        staging.publish(Origin(versions={}, source=SOURCE, recipe=recipe, calibration=None, layout=layout))
     exported.folder = out
     return exported
 

@@ -79,12 +79,12 @@ def test_no_file_of_an_artifact_says_where_its_sources_lie(made):
     for path in (made / "artifact").rglob("*"):
         assert path.is_dir() or b"ada-lovelace" not in path.read_bytes(), path.name
     manifest = Artifact.open(made / "artifact").manifest
-    assert manifest["recipe"]["model"] | {"revision": ""} == {
+    assert manifest.recipe["model"] | {"revision": ""} == {
         "id": None, "path": "my-model", "adapter": "my-adapter", "revision": "",
     }  # fmt: skip
-    assert manifest["recipe"]["verify"]["path"] == "held-out.txt"
-    assert manifest["source"]["name"] == "my-model + my-adapter"
-    assert manifest["source"]["adapter"]["files"].keys() == {"adapter_config.json", "adapter_model.safetensors"}
+    assert manifest.recipe["verify"]["path"] == "held-out.txt"
+    assert manifest.source.name == "my-model + my-adapter"
+    assert manifest.source.adapter.files.keys() == {"adapter_config.json", "adapter_model.safetensors"}
     card = (made / "artifact" / "README.md").read_text()
     assert "# my-model + my-adapter, " in card and "merged with the adapter `my-adapter`" in card
     assert push(made / "artifact", "me/it", dry_run=True).url is None
@@ -164,8 +164,8 @@ def test_another_adapter_is_refused_with_the_file_that_differs(made, tmp_path):
 
 def test_an_artifact_with_paths_is_not_pushed_and_export_makes_one_without(made, tmp_path):
     def as_written_before(manifest) -> None:
-        model, verify = manifest["recipe"]["model"], manifest["recipe"]["verify"]
-        manifest["source"]["name"] = model["path"] = str(made / "checkpoints" / "my-model")
+        model, verify = manifest.recipe["model"], manifest.recipe["verify"]
+        manifest.source.name = model["path"] = str(made / "checkpoints" / "my-model")
         model["adapter"], verify["path"] = str(made / "my-adapter"), str(made / "held-out.txt")
 
     old = edited(shutil.copytree(made / "artifact", tmp_path / "old"), as_written_before)
@@ -175,7 +175,7 @@ def test_an_artifact_with_paths_is_not_pushed_and_export_makes_one_without(made,
     export(old, tmp_path / "new")
     verify(tmp_path / "new")
     assert push(tmp_path / "new", "me/it", dry_run=True).passed
-    assert Artifact.open(tmp_path / "new").manifest["source"]["name"] == "my-model"
+    assert Artifact.open(tmp_path / "new").manifest.source.name == "my-model"
 
 
 def edited(artifact: Path, edit) -> Path:
@@ -188,8 +188,8 @@ def edited(artifact: Path, edit) -> Path:
 
 def test_options_that_an_artifact_has_no_use_for_are_refused(made, tmp_path):
     def other(manifest) -> None:
-        manifest["recipe"]["model"]["adapter"] = None
-        manifest["recipe"]["verify"] |= {"source": "python-stdlib", "path": None}
+        manifest.recipe["model"]["adapter"] = None
+        manifest.recipe["verify"] |= {"source": "python-stdlib", "path": None}
 
     plain = edited(shutil.copytree(made / "artifact", tmp_path / "plain"), other)
     with pytest.raises(RecipeError, match="this one has none"):

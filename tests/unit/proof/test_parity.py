@@ -13,7 +13,6 @@ import torch
 from models import InMemory, export_model, hugging_face, on_disk, small_config
 from records import words
 
-from pythia_export.artifact.records import PARITY_SCHEMA as SCHEMA
 from pythia_export.base.errors import EnvironmentProblem, SourceError
 from pythia_export.base.progress import SILENT
 from pythia_export.corpus import Subset, Windows
@@ -26,6 +25,7 @@ from pythia_export.proof.reference import Reference
 from pythia_export.proof.statistics import clustered_mean
 from pythia_export.proof.table import token_table
 from pythia_export.recipe import Export, Gates, Quantize
+from pythia_export.records.parity import PARITY_SCHEMA as SCHEMA
 
 CONFIG = small_config(layers=2, vocab=96, positions=64)
 

@@ -30,6 +30,7 @@ from pythia_export.base.errors import (
 )
 from pythia_export.graph.decoder import kv_cache, with_accuracy_level
 from pythia_export.recipe import Export, Quantize
+from pythia_export.records.manifest import Origin
 from pythia_export.runtime import (
     Sampling,
     Session,
@@ -87,13 +88,13 @@ def export_and_publish(
         }
         layout = {"kv_cache": kv_cache(export), "kv_dtype": export.cache_dtype}
         staging.publish(
-            {
-                "versions": {},
-                "source": {"name": "m", "revision": "main", "commit": "c"},
-                "recipe": recipe,
-                "calibration": None,
-                "layout": layout,
-            }
+            Origin(
+                versions={},
+                source={"name": "m", "revision": "main", "commit": "c"},
+                recipe=recipe,
+                calibration=None,
+                layout=layout,
+            )
         )
     return exported
 

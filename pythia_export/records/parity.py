@@ -1,154 +1,22 @@
-"""What the three records of an artifact hold, as types: read once, checked once, written from the same types.
-
-`quantization.json` says how each linear was rounded, `parity.json` what was proved, `manifest.json` where the artifact
-comes from and what its files are; docs/reference shows every field. A record that lacks a field, or holds
-another kind of value in it, is an error that names the field, what was found and what was expected. Fields that this
-version does not know are left aside.
-"""
+"""parity.json: what was proved of an artifact. docs/reference/parity.md shows every field."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from ..base.errors import IntegrityError
 from ..base.strict_json import shown
-from ..model.neox import MOST, MOST_LAYERS
+from .manifest import Checkpoint
+from .record import Count, Figure, Layer, Record, Seconds, Wide
 
-QUANTIZATION, PARITY = "quantization.json", "parity.json"
-PARITY_SCHEMA = 2  # of parity.json, which docs/reference/parity.md describes
-QUANTIZATION_SCHEMA = 2
+PARITY = "parity.json"
+PARITY_SCHEMA = 2
 
-Count = Annotated[int, Field(ge=0, le=1 << 62)]
-Layer = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
-Seconds = Annotated[float, Field(ge=0, le=1e12)]
-Linear = Annotated[str, StringConstraints(pattern=r"^(gpt_neox\.layers\.\d{1,5}\.[a-z0-9_.]+|embed_out)$")]
-Figure = Annotated[float, Field(ge=-1e100, le=1e100)]  # nats, logits, shares: squares and sums of such are finite
-Wide = Annotated[float, Field(ge=-1e300, le=1e300)]  # perplexities and their ratios: as percents they are finite still
 Outcome = Literal["passed", "failed", "inconclusive"]
 GateName = Literal[
     "export_max_abs", "decode_max_abs", "ppl_ratio", "delta_nll", "kld_mean", "same_top", "min_tokens", "regression"
 ]
-
-
-class Record(BaseModel):
-    """Strict: a string is no number, and neither is `true`. No infinities."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what the file holds, fields that were not given left out."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
-
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
-
-
-def checked(kind: type[AnyRecord], raw: Any, where: Path | str) -> AnyRecord:
-    """Return `raw`, parsed JSON, as a record.
-
-    Raises:
-        IntegrityError: names the first field that is missing or of another kind, and how many more are.
-    """
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as e:
-        _refuse(e, where)
-
-
-def _refuse(error: ValidationError, where: Path | str) -> NoReturn:
-    errors = error.errors(include_url=False)
-    first = errors[0]
-    field = ".".join(map(str, first["loc"]))
-    said = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if first["type"] == "missing":
-        found = f"no `{field}`"
-    else:
-        found = f"`{field}` is {shown(first['input'])}; " if field else f"{shown(first['input'])}; "
-        found += said if first["type"] == "value_error" else f"{said} was expected"
-    more = f" (and {len(errors) - 1} more such fields)" if len(errors) > 1 else ""
-    raise IntegrityError(f"{where}: {found}{more}", hint="Copy the artifact again, or export it again.")
-
-
-# quantization.json
-
-
-class LinearRecord(Record):
-    """How one linear was rounded. Losses are relative to the output's energy; None where nothing was observed."""
-
-    name: Linear
-    """The checkpoint's name, without `.weight`."""
-    layer: Layer | None
-    """Null for the head."""
-    shape: Annotated[list[Annotated[int, Field(ge=1, le=MOST)]], Field(min_length=2, max_length=2)]
-    """`[out, in]`."""
-    method: Literal["gptq", "rtn"]
-    bits: Literal[2, 3, 4, 8]
-    group_size: Annotated[int, Field(ge=-1, le=MOST)]
-    symmetric: bool = True
-    rtn_loss: float | None
-    """Error of the output under round-to-nearest, as a share of the output's energy; null if nothing was observed."""
-    loss: float | None
-    """The same under the method that was used."""
-    recovered: float | None
-    """The share of `rtn_loss` that `loss` lacks."""
-    expected_cost: float | None = None
-    """What the second-order model of the loss expects, nats per token; with `fisher`."""
-    heads: list[Annotated[list[float], Field(min_length=3, max_length=3)]] | None = None
-    """Losses of each attention head's q, k and v; of QKV alone."""
-    damp: float | None
-    """The damping that sufficed, relative to the mean of the Hessian's diagonal."""
-    tokens: Count
-    """Observed tokens."""
-    seconds: Seconds
-
-    @model_validator(mode="after")
-    def _layer_is_the_names(self) -> Self:
-        named = int(self.name.split(".")[2]) if self.name.startswith("gpt_neox.") else None
-        if self.layer != named:
-            raise ValueError(f"`layer` is {shown(self.layer)}, the name {self.name}")
-        return self
-
-
-class LayerRecord(Record):
-    layer: Layer
-    residual_error: float | None
-    """Error of the residual stream after this layer, as a share of its energy."""
-    seconds: Seconds
-
-
-class Allocation(Record):
-    """What a budget of bits came to."""
-
-    asked: float
-    """`quantize.bits_per_weight` of the recipe."""
-    reached: float
-    """Stored bits per weight, scales included."""
-    raised: list[str]
-    """Linears that got 8 bits."""
-
-
-class Quantization(Record):
-    """The content of quantization.json."""
-
-    version: Annotated[int, Field(alias="schema", ge=1, le=QUANTIZATION_SCHEMA)]
-    method: Literal["gptq", "rtn", "none"]
-    bits_per_weight: Annotated[float, Field(ge=0, le=64)]
-    """Stored bits, scales and zero points included."""
-    seconds: Seconds
-    """Seconds that quantising took."""
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
-    linears: list[LinearRecord]
-    """In the order of the model."""
-    layers: list[LayerRecord]
-    allocation: Allocation | None = None
-    """Null without a budget of bits."""
-
-
-# parity.json
 
 
 class Interval(Record):
@@ -399,16 +267,6 @@ class Exported(Record):
         return self
 
 
-class Checkpoint(Record):
-    """`name` and `commit` of what was exported; `revision` as it was asked for."""
-
-    name: str
-    revision: str
-    """As it was asked for."""
-    commit: str
-    """What it was."""
-
-
 class Corpus(Record):
     source: str
     sha256: str
@@ -503,69 +361,3 @@ class Parity(Record):
         if self.passed != all(gate.passed for gate in self.gates):
             raise ValueError(f"`passed` is {shown(self.passed)}, and its gates say otherwise")
         return self
-
-
-# manifest.json
-
-
-class FileEntry(Record):
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    size: Count
-
-
-class Adapter(Record):
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-
-
-class Source(Checkpoint):
-    """And what the checkpoint's files were, and the adapter that was merged into them."""
-
-    model_config = ConfigDict(extra="allow")
-
-    adapter: Adapter | None = None
-    """Null without one."""
-
-
-class Calibration(Record):
-    source: str
-    sha256: str
-    """SHA-256 of shape and token ids."""
-    windows: Count
-    sequence_length: Count
-    end_tokens: Count | None = None
-    """How many tokens are the end-of-text token; older records lack it."""
-
-
-class Cache(Record):
-    kv_cache: Literal["shared", "growing"]
-    """`shared`: one buffer may be bound as past and present."""
-    kv_dtype: Literal["float32", "float16", "int8"]
-
-
-class Origin(Record):
-    """What a manifest says before anything is published. `recipe` is held to its own schema where it is used."""
-
-    model_config = ConfigDict(extra="allow")
-
-    versions: dict[str, str]
-    """Versions of Python and the packages."""
-    source: Source
-    """The original."""
-    calibration: Calibration | None = None
-    """Null if nothing was observed."""
-    recipe: dict[str, Any]
-    """The whole recipe, defaults included."""
-    layout: Cache
-    """The KV cache."""
-
-
-class Manifest(Origin):
-    """The content of manifest.json."""
-
-    version: Annotated[int, Field(alias="schema")]
-    created: str
-    """UTC."""
-    files: dict[str, FileEntry]
-    """Every file but this one, by its path in the artifact."""

@@ -1,0 +1,133 @@
+"""manifest.json: where an artifact comes from, and what its files are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from .record import Count, Json, Kept, Record, Sha256
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+
+
+class Checkpoint(Record):
+    """`name` and `commit` of what was exported; `revision` as it was asked for."""
+
+    name: str
+    revision: str
+    """As it was asked for."""
+    commit: str
+    """What it was."""
+
+
+class Hash(Record):
+    sha256: Sha256
+
+
+def hashed(files: Mapping[str, str]) -> dict[str, Hash]:
+    """Return the SHA-256 of each file, by its name, as a record."""
+    return {name: Hash(sha256=sha256) for name, sha256 in files.items()}
+
+
+class Adapter(Kept):
+    """The adapter that was merged into a checkpoint."""
+
+    name: str
+    files: dict[str, Hash] | None = None
+    """SHA-256 of each file that was read."""
+    base: str | None = None
+    """The repository that its configuration names as what it was trained on."""
+
+
+class TokenizerOrigin(Kept):
+    revision: str
+    commit: str
+
+
+class Contents(Kept):
+    """What a checkpoint's files were, and the adapter that was merged into them. What was not looked at is absent."""
+
+    dtype: str | None = None
+    """Type of the weights in the checkpoint."""
+    format: str | None = None
+    """`safetensors` or `pickle`."""
+    compared_revisions: Count | None = None
+    """How many other revisions of the repository were compared with this one by their hashes."""
+    same_weights_as: list[str] | None = None
+    """Revisions that hold the same weights."""
+    files: dict[str, Hash] | None = None
+    """SHA-256 of each file that was read."""
+    tokenizer: TokenizerOrigin | None = None
+    """Where the tokenizer is from, if from another revision."""
+    adapter: Adapter | None = None
+    """Null without one."""
+
+
+class Source(Contents, Checkpoint):
+    """The original, and what its files were."""
+
+    model_config = Kept.model_config
+
+
+class Calibration(Record):
+    source: str
+    sha256: str
+    """SHA-256 of shape and token ids."""
+    windows: Count
+    sequence_length: Count
+    end_tokens: Count | None = None
+    """How many tokens are the end-of-text token; older records lack it."""
+
+
+class Cache(Record):
+    kv_cache: Literal["shared", "growing"]
+    """`shared`: one buffer may be bound as past and present."""
+    kv_dtype: Literal["float32", "float16", "int8"]
+
+
+class Origin(Kept):
+    """What a manifest says before anything is published. `recipe` is held to its own schema where it is used."""
+
+    versions: dict[str, str]
+    """Versions of Python and the packages."""
+    source: Source
+    """The original."""
+    calibration: Calibration | None = None
+    """Null if nothing was observed."""
+    recipe: Json
+    """The whole recipe, defaults included."""
+    layout: Cache
+    """The KV cache."""
+
+
+class FileEntry(Kept):
+    sha256: Sha256
+    size: Count
+
+
+class _Published(Kept):
+    version: Annotated[int, Field(alias="schema")]
+    created: str
+    """UTC."""
+
+
+class Manifest(Origin, _Published):
+    """The content of manifest.json."""
+
+    files: dict[str, FileEntry]
+    """Every file but this one, by its path in the artifact."""
+
+
+class DequantizedOrigin(Record):
+    """What dequantized.json says before anything is published: the checkpoint that stored weights stand for."""
+
+    versions: dict[str, str]
+    source: Source
+    weights: dict[str, FileEntry]
+    """The file of the artifact that they were read from."""
+    quantize: JsonValue
+    """The recipe's section."""
+    dtype: str
