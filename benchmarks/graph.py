@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pythia_export.base.device import CPU
 from pythia_export.base.machine import machine
 from pythia_export.calibrate import quantize_stream
 from pythia_export.graph.decoder import build_decoder
@@ -29,7 +30,7 @@ from pythia_export.model.suite import geometry
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import Session
 from pythia_export.weights.file import WeightsWriter
-from pythia_export.weights.layout import layout
+from pythia_export.weights.layout import Layout, layout
 from pythia_export.weights.names import DATA_FILE
 
 STEPS = 16
@@ -43,16 +44,16 @@ CASES = {
 
 
 class RandomWeights:
-    """A checkpoint that is made up tensor by tensor."""
+    """A checkpoint that is made up tensor by tensor, on a device."""
 
-    def __init__(self, config: NeoXConfig) -> None:
-        self.config = config
+    def __init__(self, config: NeoXConfig, device: torch.device = CPU) -> None:
+        self.config, self._device = config, device
         self._shapes = {spec.name: spec for spec in tensors(config)}
 
     def tensor(self, name: str) -> torch.Tensor:
         spec = self._shapes[name]
-        generator = torch.Generator().manual_seed(len(name) + sum(map(ord, name)))
-        value = torch.empty(spec.shape).normal_(0, 0.02, generator=generator)
+        generator = torch.Generator(self._device).manual_seed(len(name) + sum(map(ord, name)))
+        value = torch.empty(spec.shape, device=self._device).normal_(0, 0.02, generator=generator)
         return value + 1 if spec.role == "norm" and name.endswith("weight") else value
 
 
@@ -81,12 +82,16 @@ def main() -> None:
             _measure(config, Path(folder), threads, args.contexts, args.prefill, args.rounds)
 
 
-def write_weights(config: NeoXConfig, products: int, folder: Path) -> None:
+def write_weights(
+    config: NeoXConfig, products: int, folder: Path, dtype: str = "float32", device: torch.device = CPU
+) -> Layout:
+    """Random weights, rounded to nearest, and where they lie; `device` draws and rounds them."""
     folder.mkdir()
     quantize = Quantize(method="rtn", group_size=128, products=products)
-    places = layout(config, quantize, "float32")
+    places = layout(config, quantize, dtype)
     with WeightsWriter(folder / DATA_FILE, places) as writer:
-        quantize_stream(RandomWeights(config), quantize, places, "float32", None, writer)
+        quantize_stream(RandomWeights(config, device), quantize, places, dtype, None, writer, device=device)
+    return places
 
 
 def _measure(config: NeoXConfig, folder: Path, threads: int, contexts: list[int], prefill: int, rounds: int) -> None:

@@ -129,7 +129,7 @@ def on_disk(model: NeoX) -> dict[str, Tensor]:
             name = name.replace(f".{part}.", f".attention.{part}.")
         for part in ("dense_h_to_4h", "dense_4h_to_h"):
             name = name.replace(f".{part}.", f".mlp.{part}.")
-        out[name if name.startswith("embed_out") else f"gpt_neox.{name}"] = p.detach().half().contiguous()
+        out[name if name.startswith("embed_out") else f"gpt_neox.{name}"] = p.detach().half().cpu().contiguous()
     return out
 
 
@@ -178,7 +178,7 @@ def heldout_bits_per_byte(model: NeoX, tokenizer: Tokenizer) -> tuple[float, int
     texts = [text for _, text in stdlib_documents("heldout")]
     ids = [i for e in tokenizer.encode_batch(texts) for i in (0, *e.ids)]
     n = (len(ids) - 1) // CONTEXT
-    x = torch.tensor(ids[: n * CONTEXT + 1])
+    x = torch.tensor(ids[: n * CONTEXT + 1], device=model.cos.device)
     total = 0.0
     for i in range(n):
         w = x[i * CONTEXT : (i + 1) * CONTEXT + 1]
@@ -203,6 +203,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=BATCH, help=f"windows of {CONTEXT} tokens a step (%(default)s)")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--device", default="cpu", help="of torch, as `cuda` (%(default)s)")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
     keep = set(args.save)
@@ -222,7 +223,7 @@ def main() -> None:
     data = torch.from_numpy(ids)
     print(f"{len(texts)} documents, {sum(map(len, texts)):,} characters, {len(data):,} tokens", flush=True)
 
-    model = NeoX()
+    model = NeoX().to(args.device)
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -231,7 +232,7 @@ def main() -> None:
     )  # fmt: skip
     start = 0
     if args.resume:
-        state = torch.load(args.out / "state.pt", weights_only=True)
+        state = torch.load(args.out / "state.pt", weights_only=True, map_location=args.device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
@@ -251,6 +252,7 @@ def main() -> None:
         window = torch.stack([data[i : i + CONTEXT + 1] for i in at.tolist()])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps)
+        window = window.to(args.device)
         loss = step_fn(window[:, :-1], window[:, 1:])
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

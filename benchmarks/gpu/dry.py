@@ -13,7 +13,6 @@ from unittest.mock import patch
 import torch
 from emulated import emulation
 
-import pythia_export.commands.run  # noqa: F401 (what it imports is to be patched)
 from pythia_export.runtime import Session, onnxruntime, speed
 
 

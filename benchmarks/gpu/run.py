@@ -33,7 +33,7 @@ def main() -> int:
 
     os.environ["PYTHONPATH"] = os.pathsep.join([*_PATHS, *filter(None, [os.environ.get("PYTHONPATH")])])
     from journal import DONE, Journal, table
-    from plan import STEPS
+    from plan import PRELOADED, PROBE, STEPS
     from runner import Runner
 
     names = [step.name for step in STEPS]
@@ -44,7 +44,9 @@ def main() -> int:
     journal.add("run", "run", dry=args.dry, budget=args.budget, steps=args.steps)
     interrupted = False
     try:
-        Runner(journal, args.budget, args.dry).run(STEPS, args.steps)
+        # The emulation takes seconds to import torch._dynamo, in every step.
+        preloaded = [*PRELOADED, "torch._dynamo"] if args.dry else PRELOADED
+        Runner(journal, args.budget, args.dry, PROBE, preloaded).run(STEPS, args.steps)
     except KeyboardInterrupt:
         interrupted = True
     print(f"\n{table(journal, names)}\n\n{journal.path}")

@@ -19,23 +19,28 @@ from pathlib import Path
 import bench as screens
 from bench import Bench
 from journal import DONE, FAILED, Journal
-from plan import ENVIRONMENT, FORKS, GPU, PRELOADED, Step
+from plan import FORKS, GPU, Step
 
 GRACE = 5  # seconds between asking a process to end and killing it; a kernel that hangs may hold it even then
 RESERVE = 3  # seconds of the budget for the table
-PROBE = Step("probe", "the GPU still answers", "steps.environment:probe", 1, 60)
 
 
 class Runner:
-    def __init__(self, journal: Journal, budget: float, dry: bool) -> None:
-        self._journal, self._dry = journal, dry
+    """`probe` is the step that finds out whether the GPU still answers, after one that did not end by itself.
+    `preloaded` are modules that the processes of steps begin with."""
+
+    def __init__(self, journal: Journal, budget: float, dry: bool, probe: Step, preloaded: Sequence[str]) -> None:
+        self._journal, self._dry, self._probe, self._preloaded = journal, dry, probe, list(preloaded)
+        self._has_looked = False
         self._end = time.monotonic() + budget - RESERVE
 
     def run(self, steps: Sequence[Step], named: Sequence[str]) -> None:
-        """What is there is looked at in any case. Then come the steps that are named; where none is, those that were
-        never begun, and after them those that did not end well."""
-        self._do(ENVIRONMENT)
-        wanted = [step for step in steps if step != ENVIRONMENT and (step.name in named if named else True)]
+        """The first step, which looks at what is there, comes in any case. Then come those that are named; where none
+        is, those that were never begun, and after them those that did not end well."""
+        first, *others = steps
+        self._do(first)
+        self._has_looked = True
+        wanted = [step for step in others if step.name in named or not named]
         if not named:
             fresh = [step for step in wanted if self._journal.status(step.name) in (None, "interrupted")]
             again = [step for step in wanted if step not in fresh and self._journal.status(step.name) != DONE]
@@ -51,9 +56,9 @@ class Runner:
         if left < step.least:
             return self._ended(step, "no time", f"{left:.0f} s are left, it takes {step.least:.0f} or more")
         status = self._in_process(step, min(step.limit, left))
-        if status in ("timed out", "crashed") and step not in (ENVIRONMENT, PROBE):
+        if status in ("timed out", "crashed") and self._journal.has(GPU) and step != self._probe:
             self._journal.add(step.name, "has", what=GPU, value=False)  # until the probe says that it is
-            self._do(PROBE)
+            self._do(self._probe)
 
     def _in_process(self, step: Step, limit: float) -> str:
         print(f"\n{step.name}: {step.settles} (at most {limit:.0f} s)", flush=True)
@@ -83,10 +88,10 @@ class Runner:
         return status
 
     def _process(self, step: Step) -> BaseProcess:
-        forks = step != ENVIRONMENT and self._journal.has(FORKS)
+        forks = self._has_looked and self._journal.has(FORKS)
         context = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
-            context.set_forkserver_preload(PRELOADED)
+            context.set_forkserver_preload(self._preloaded)
         copies = [path.parent for path in self._journal._copies]
         arguments = (step, self._journal.path.parent, copies, self._dry, self._log(step))
         return context.Process(target=run_step, args=arguments, name=step.name)
@@ -121,6 +126,7 @@ def run_step(step: Step, out: Path, mirrors: list[Path], dry: bool, log: Path) -
         traceback.print_exc()
         bench.journal.add(step.name, "error", error=f"{type(e).__name__}: {' '.join(str(e).split())[:600]}")
         sys.exit(1)
+    print(f"{time.process_time():.1f} s of this process on processors")
     wrong = bench.failed()
     if wrong:
         bench.journal.add(step.name, "error", error=f"does not hold: {'; '.join(wrong)}")

@@ -20,18 +20,25 @@ from pythia_export.runtime import Session, speed
 POSITIONS = "position_ids"  # lie on the GPU, and are not waited for
 
 
-@pytest.fixture(scope="module")
-def emulated() -> Path:
-    library = emulated_library()
-    if library is None:
+@pytest.fixture(scope="module", params=["emulated", "GPU"])
+def library(request) -> Path:
+    """The kernels: emulated, or those for a GPU where one is and ONNX Runtime reaches it."""
+    built = emulated_library() if request.param == "emulated" else kernels_path("cuda")
+    if request.param == "GPU" and not torch.cuda.is_available():
+        pytest.skip("no GPU that torch reaches")
+    if built is None:
         pytest.skip("no build of the kernels in this checkout, or no CMake")
-    return library
+    return built
 
 
 @pytest.fixture(autouse=True)
-def in_its_place(emulated, monkeypatch) -> None:
+def in_its_place(library, monkeypatch) -> None:
     """The tests of the contract run by it."""
-    monkeypatch.setattr(contract, "LIBRARY", emulated)
+    monkeypatch.setattr(contract, "LIBRARY", library)
+    if library == kernels_path("cuda"):
+        onnxruntime.preload_dlls()
+        monkeypatch.setattr(contract, "PROVIDERS", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+        monkeypatch.setattr(contract, "MEMORY", "cuda")
 
 
 def cases(test) -> list:
@@ -159,7 +166,7 @@ def test_types_and_shapes_are_those_of_the_cpu():
         attention_session(0, 8)
 
 
-def test_a_whole_graph_gives_the_logits_of_the_cpus_kernel(emulated, tmp_path, monkeypatch):
+def test_a_whole_graph_gives_the_logits_of_the_cpus_kernel(library, tmp_path, monkeypatch):
     from models import InMemory, export_model, hugging_face, on_disk, small_config
 
     from pythia_export.recipe import Export, Quantize
@@ -169,15 +176,16 @@ def test_a_whole_graph_gives_the_logits_of_the_cpus_kernel(emulated, tmp_path, m
     exported = export_model(original, tmp_path, Quantize(method="rtn"), Export(kv_cache="int8"))
     ids, mask, found = np.random.default_rng(0).integers(0, 96, (2, 9)), np.ones((2, 9), np.int64), []
     mask[1, :4] = 0
-    for library in (LIBRARY, emulated):
-        monkeypatch.setattr(speed, "kernels_path", lambda provider, library=library: library)
-        graph = (tmp_path / "model.onnx").read_bytes()
-        opened = Session(graph, tmp_path, config, kv_cache="shared", kv_dtype="int8")
-        assert opened.speed == "native" and opened.why.startswith(library.name)
+    graph, provider = (tmp_path / "model.onnx").read_bytes(), "cpu" if contract.MEMORY == "cpu" else "cuda"
+    for path, on in ((LIBRARY, "cpu"), (library, provider)):
+        monkeypatch.setattr(speed, "kernels_path", lambda provider, path=path: path)
+        opened = Session(graph, tmp_path, config, kv_cache="shared", kv_dtype="int8", provider=on)
+        assert opened.speed == "native" and opened.why.startswith(path.name)
         cache = opened.start(2, 16)
         found.append([opened.step(cache, ids, mask), opened.step(cache, ids[:, :1]), opened.step(cache, ids[:, 1:2])])
     for one, other in zip(*found, strict=True):
-        assert np.abs(one - other)[0].max() <= 1e-4 * np.abs(one[0]).max()
+        precision = 1e-4 if provider == "cpu" else 1e-2  # ONNX Runtime's products on a GPU are of tensor cores
+        assert np.abs(one - other)[0].max() <= precision * np.abs(one[0]).max()
     assert exported.config is config
 
 
@@ -188,11 +196,11 @@ def test_the_library_for_a_gpu_serves_a_cpu_where_there_is_none(monkeypatch):
     contract.test_float16_activations_are_computed_in_float32("float16", 1, 9)
 
 
-def test_a_session_on_a_gpu_takes_the_library_for_it(emulated, monkeypatch):
+def test_a_session_on_a_gpu_takes_the_library_for_it(library, monkeypatch):
     graph = speed._OURS
-    monkeypatch.setattr(speed, "kernels_path", {"cuda": emulated, "cpu": None}.get)
-    assert speed.speed_of(graph, "cuda", True)[::2] == ("native", emulated)
+    monkeypatch.setattr(speed, "kernels_path", {"cuda": library, "cpu": None}.get)
+    assert speed.speed_of(graph, "cuda", True)[::2] == ("native", library)
     assert speed.speed_of(graph, "cuda", False)[0] == "function"
-    monkeypatch.setattr(speed, "kernels_path", {"cuda": None, "cpu": emulated}.get)
+    monkeypatch.setattr(speed, "kernels_path", {"cuda": None, "cpu": library}.get)
     name, why, library = speed.speed_of(graph, "cuda", True)
     assert (name, library) == ("function", None) and "make cuda" in why

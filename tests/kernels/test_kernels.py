@@ -15,6 +15,7 @@ needs_library = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
 HEADS = {"32/8": (32, 8), "64/16": (64, 16), "256/64": (256, 64), "128/32": (128, 32), "80/20": (80, 20)}
 POSITIONS = 256
+PROVIDERS, MEMORY = ["CPUExecutionProvider"], "cpu"  # where sessions compute, and buffers that are bound lie
 
 
 def session(nodes, inputs, outputs) -> onnxruntime.InferenceSession:
@@ -30,7 +31,7 @@ def session(nodes, inputs, outputs) -> onnxruntime.InferenceSession:
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("pythia", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
 
 
 def attention_session(
@@ -160,7 +161,7 @@ def test_a_shared_buffer_is_written_in_place_and_nowhere_else(cache):
     _, codes = expected(feeds, 2, 8, cache)
     opened = attention_session(2, 8, cache)
     binding = opened.io_binding()
-    shared = {name: onnxruntime.OrtValue.ortvalue_from_numpy(x.copy()) for name, x in feeds.items()}
+    shared = {name: onnxruntime.OrtValue.ortvalue_from_numpy(x.copy(), MEMORY) for name, x in feeds.items()}
     for name, value in shared.items():
         binding.bind_ortvalue_input(name, value)
     binding.bind_output("attention")

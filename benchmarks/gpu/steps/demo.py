@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
+import inspect
 import json
+import optparse
 import statistics
 import time
 from contextlib import nullcontext
@@ -26,16 +29,18 @@ TINY = """
 [model]
 path = "tiny"
 [calibration]
-source = "python-stdlib"
+source = "file"
+path = "calibration.txt"
 samples = 2
-sequence_length = 64
+sequence_length = 32
 [quantize]
 group_size = 32
 beam = 2
 [verify]
-source = "python-stdlib"
-tokens = 256
-sequence_length = 64
+source = "file"
+path = "verify.txt"
+tokens = 96
+sequence_length = 24
 """
 
 
@@ -127,11 +132,13 @@ def recipe(bench: Bench) -> str:
         save_file(values, checkpoint / "model.safetensors")
         (checkpoint / "config.json").write_text(json.dumps(config.to_dict("float16")))
         (checkpoint / "tokenizer.json").write_text((demo / "tokenizer.json").read_text())
+        for name, module in (("calibration", optparse), ("verify", argparse)):
+            (bench.work / f"{name}.txt").write_text(inspect.getsource(module))
         path.write_text(TINY)
     return str(path)
 
 
-def command(bench: Bench, *args: Any, codes: tuple[int, ...] = (0,)) -> float:
+def command(bench: Bench, *args: Any, codes: tuple[int, ...] = (0,), on_gpu: bool = False) -> float:
     """Run `pythia-export ARGS` in this process; return the seconds that it took.
 
     Raises:
@@ -139,7 +146,7 @@ def command(bench: Bench, *args: Any, codes: tuple[int, ...] = (0,)) -> float:
     """
     words = [str(word) for word in args]
     print("pythia-export", *words, flush=True)
-    began, on_gpu = time.perf_counter(), "cuda" in words
+    began, on_gpu = time.perf_counter(), on_gpu or "cuda" in words
     with bench.computing() if on_gpu else nullcontext():
         try:
             code = app(words, standalone_mode=False)

@@ -18,12 +18,12 @@ FEW = ["test_a_prompt_in_parts_is_the_prompt_in_one", "test_partial_rotary_turns
 def contract(bench: Bench) -> None:
     """Attention and rotary: all types, geometries and caches."""
     named = " or ".join(FEW) if bench.dry else "not beam"
-    _tests(bench, f"({named}) and {_device(bench)}", "test_cuda.py")
+    run_tests(bench, f"({named}) and {_device(bench)}", "test_cuda.py")
 
 
 def beam(bench: Bench) -> None:
     """GPTQ's beam: a block's codes bit for bit, and whole matrices."""
-    _tests(bench, f"beam and {_device(bench)}", "test_cuda.py")
+    run_tests(bench, f"beam and {_device(bench)}" + bench.sized("", " and 3-False"), "test_cuda.py")
 
 
 def sanitized(bench: Bench) -> None:
@@ -33,7 +33,7 @@ def sanitized(bench: Bench) -> None:
         return bench.say("compute-sanitizer", "not there")
     few = f"({' or '.join([*FEW, 'beam'])}) and {_device(bench)}"
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", _path("test_cuda.py"), "-k", few]
-    for check in ("memcheck", "racecheck"):
+    for check in bench.sized(("memcheck", "racecheck"), ("memcheck",)):
         command = [tool, "--tool", check, "--error-exitcode", "99", "--target-processes", "all", *tests]
         # torch's own allocator would hide what reads beyond a buffer.
         environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -70,7 +70,7 @@ class _Reports:
             self.failures.append((report.nodeid.partition("::")[2], said[0] if said else lines[-1]))
 
 
-def _tests(bench: Bench, which: str, *files: str) -> None:
+def run_tests(bench: Bench, which: str, *files: str) -> None:
     """Run tests, and record each that fails."""
     reports = _Reports()
     options = ["-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-k", which]
