@@ -16,6 +16,7 @@ include_patterns = [
     "docs/*.md",
     "docs/**/*.md",
     "benchmarks/README.md",
+    "benchmarks/gpu/README.md",
     "kernels/README.md",
     "demo/README.md",
 ]
@@ -64,6 +65,7 @@ NAVIGATION = {
         "docs/reference/python",
         "kernels/README",
         "benchmarks/README",
+        "benchmarks/gpu/README",
         "demo/README",
     ],
     "Contributing": [

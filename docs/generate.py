@@ -39,8 +39,9 @@ SOURCES: dict[str, Callable[..., str]] = {
 
 def pages() -> Iterator[Path]:
     """Yield every page that people read in the repository or on the site."""
-    for name in ("README", "CONTRIBUTING", "SECURITY", "benchmarks/README", "kernels/README", "demo/README"):
-        yield ROOT / f"{name}.md"
+    yield from (ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY"))
+    for folder in ("benchmarks", "benchmarks/gpu", "kernels", "demo"):
+        yield ROOT / folder / "README.md"
     yield from sorted((ROOT / "docs").rglob("*.md"))
 
 
