@@ -34,6 +34,8 @@ def _leaves(group: Any, path: list[str]) -> Iterator[tuple[list[str], Any]]:
         if command.hidden:
             continue
         if hasattr(command, "commands"):
+            if command.invoke_without_command:
+                yield [*path, name], command
             yield from _leaves(command, [*path, name])
         else:
             yield [*path, name], command

@@ -2,34 +2,75 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..base.errors import RecipeError
+from .asked import Asked, takes_recipe
 from .shared import Json, app, examples, print_json, say, show, stdout_width
 
+recipes = typer.Typer(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples("pythia-export recipes", "pythia-export recipes show 410m > my.toml"),
+)
+app.add_typer(recipes, name="recipes")
 
-@app.command(epilog=examples("pythia-export recipes", "pythia-export recipes --schema > recipe.schema.json"))
-def recipes(
+
+@recipes.callback(
+    epilog=examples(
+        "pythia-export recipes",
+        "pythia-export recipes show 410m --bits 8 > my.toml",
+        "pythia-export recipes --schema > recipe.schema.json",
+    )
+)
+def listed(
+    context: typer.Context,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a recipe instead.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the recipes that came with the package."""
-    from ..recipe import Recipe, load_recipe, recipe_names, recipes_folder
+    """List the recipes that come with the package. `recipes show` prints one."""
+    from ..recipe import Recipe, about, load_recipe, recipe_names
     from .tables import recipes_table
 
+    if context.invoked_subcommand is not None:
+        return
     if schema:
         print_json(Recipe.model_json_schema())
         return
-    paths = [recipes_folder() / f"{name}.toml" for name in recipe_names()]
-    shipped = [(path.stem, _opening_comment(path), load_recipe(str(path))) for path in paths]
     if as_json:
-        print_json([{"name": n, "about": about, "recipe": r.model_dump(mode="json")} for n, about, r in shipped])
-    else:
-        show(recipes_table(shipped))
+        found = [(name, load_recipe(name)) for name in recipe_names()]
+        print_json([{"name": n, "about": about(n), "recipe": r.model_dump(mode="json")} for n, r in found])
+        return
+    show(recipes_table((name, about(recipe), load_recipe(recipe)) for name, recipe in _families()))
+    show(
+        "\nMODEL is any model of the suite, as `pythia-export models` lists them, with @REVISION for a training "
+        "checkpoint: 410m, 160m-seed3-int8@step512. MODEL alone is MODEL-int4."
+    )
+
+
+def _families() -> list[tuple[str, str]]:
+    """Return a row for each file and each variant: its name, and a recipe that it is shown by."""
+    from ..recipe import recipe_files, variants
+
+    return [*((name, name) for name in recipe_files()), *((f"MODEL-{v}", f"410m-{v}") for v in variants())]
+
+
+@recipes.command(
+    name="show",
+    epilog=examples(
+        "pythia-export recipes show 410m",
+        "pythia-export recipes show 410m@step3000 --bits 3 > my.toml",
+        "pythia-export recipes show ./my-finetune --text heldout.jsonl > my.toml",
+    ),
+)
+@takes_recipe
+def show_recipe(asked: Asked) -> None:
+    """Print a recipe as TOML, with everything that its size and your options decided: a file to keep and to change."""
+    from ..recipe import as_toml
+
+    show(as_toml(asked.recipe()).rstrip())
 
 
 @app.command(
@@ -75,8 +116,3 @@ def models(
         print_json([model.to_json() for model in found])
     else:
         show(models_table(found, stdout_width()))
-
-
-def _opening_comment(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))

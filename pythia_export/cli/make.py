@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..base.errors import EXIT_GATE, OutputError, PythiaExportError
+from .asked import Asked, names_of_recipes, takes_recipe
 from .shared import (
     AdapterFolder,
     AllowDuplicate,
@@ -21,7 +21,6 @@ from .shared import (
     NoPickle,
     Out,
     Overwrite,
-    RecipeName,
     Resume,
     accepted,
     app,
@@ -31,7 +30,6 @@ from .shared import (
     print_json,
     print_verdict,
     progress_bars,
-    recipe_called,
     require_writable,
     say,
     say_error,
@@ -43,21 +41,21 @@ from .shared import (
 if TYPE_CHECKING:
     from ..artifact import Parity
     from ..commands.publication import Outcome
-    from ..recipe import Model
 
 
 @app.command(
     epilog=examples(
         "pythia-export run demo --out build/demo",
-        "pythia-export run pythia-160m-int4 --out models/pythia-160m",
-        "pythia-export run my.toml --out out --overwrite --json",
-        "pythia-export run pythia-6.9b-int4 --out models/pythia-6.9b --resume",
+        "pythia-export run 410m@step3000 --bits 4 --group-size 128 --out models/410m-step3000",
+        "pythia-export run ./my-finetune --calibration train.jsonl --text heldout.jsonl --out models/mine",
+        "pythia-export run my.toml --set quantize.beam=1 --out models/mine --overwrite",
+        "pythia-export run 6.9b-int8 --out models/6.9b --resume",
     )
 )
+@takes_recipe
 def run(
-    recipe: RecipeName,
+    asked: Asked,
     out: Out,
-    adapter: AdapterFolder = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     no_pickle: NoPickle = False,
@@ -74,9 +72,9 @@ def run(
     from ..commands.run import run as run_recipe
 
     require_writable(junit, out)
-    with ends_in_junit(junit, f"run {recipe}"), progress_bars() as progress:
+    with ends_in_junit(junit, f"run {asked.name}"), progress_bars() as progress:
         outcome = run_recipe(
-            recipe_called(recipe, adapter), out, overwrite=overwrite, resume=resume,
+            asked.recipe(), out, overwrite=overwrite, resume=resume,
             accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
         )  # fmt: skip
     parity = outcome.parity
@@ -93,15 +91,22 @@ def run(
     conclude(parity, junit, result)
 
 
-@app.command(epilog=examples("pythia-export plan pythia-2.8b-int4", "pythia-export plan my.toml --json"))
-def plan(recipe: RecipeName, as_json: Json = False) -> None:
+@app.command(
+    epilog=examples(
+        "pythia-export plan 2.8b",
+        "pythia-export plan 410m@step3000 --bits 8",
+        "pythia-export plan my.toml --json",
+    )
+)
+@takes_recipe
+def plan(asked: Asked, as_json: Json = False) -> None:
     """Sizes, memory and steps of a recipe. Pulls nothing."""
     from dataclasses import asdict
 
     from ..commands.plan import plan as planned_from
     from .tables import plan_view
 
-    planned = planned_from(recipe_called(recipe))
+    planned = planned_from(asked.recipe())
     if as_json:
         print_json(asdict(planned))
     else:
@@ -111,36 +116,41 @@ def plan(recipe: RecipeName, as_json: Json = False) -> None:
 @app.command(
     epilog=examples(
         "pythia-export pull 410m-deduped@step3000",
-        "pythia-export pull pythia-410m-int4 --no-pickle",
-        "pythia-export pull ./my-checkpoint",
+        "pythia-export pull 410m-int4 --no-pickle",
+        "pythia-export pull ./my-finetune",
         "HF_HOME=/data/hub pythia-export pull my.toml --json",
     )
 )
 def pull(
     what: Annotated[
-        str, typer.Argument(metavar="MODEL|RECIPE|DIR", help="A model of the suite, a recipe's, or a directory.")
+        str,
+        typer.Argument(
+            metavar="MODEL|RECIPE",
+            help="A model (410m@step3000), a checkpoint folder (./my-finetune), or a recipe (410m-int4, my.toml).",
+            autocompletion=names_of_recipes,
+        ),
     ],
     adapter: AdapterFolder = None,
     no_pickle: NoPickle = False,
     allow_duplicate_revision: AllowDuplicate = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch a checkpoint, pin it to its commit, and check it; of a recipe its texts too. Prints where it lies.
+    """Fetch a checkpoint, pin it to its commit, and check it; of a recipe its texts too. Prints where it is.
 
-    Sizes and hashes are those that the hub lists, shapes those of the config,
-    the geometry that of the catalogue, and no other training step has the
-    same weights. A recipe that was pulled runs with --offline.
+    Checked are sizes and hashes against the hub's list, shapes against the config, the geometry against the catalogue,
+    and that no other training step has the same weights. After `pull 410m-int4`, `run 410m-int4` works with --offline;
+    `pull 410m` fetches the model alone.
     """
     from ..commands.pull import pull as pull_checkpoint
     from ..commands.pull import read_texts
-    from ..recipe import recipe_names
+    from ..recipe import load_recipe, names_texts
     from .tables import checkpoint_view
 
-    recipe = recipe_called(what) if what in recipe_names() or what.endswith(".toml") else None
-    model = with_adapter(model_called(what) if recipe is None else recipe.model, adapter)
+    recipe = load_recipe(what)
+    model = with_adapter(recipe.model, adapter)
     with progress_bars() as progress:
         opened = pull_checkpoint(model, accept=accepted(no_pickle, allow_duplicate_revision), progress=progress)
-        texts = read_texts(recipe, opened, progress) if recipe is not None else {}
+        texts = read_texts(recipe, opened, progress) if names_texts(what) else {}
     pulled = opened.pulled
     if as_json:
         facts = {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit, "dtype": opened.dtype}
@@ -152,24 +162,17 @@ def pull(
         show(str(pulled.folder))
 
 
-def model_called(what: str) -> Model:
-    """A folder's or a model's: `demo` is a model's name, `./demo` a folder's, whether it is there or not."""
-    from ..recipe import Model
-
-    here = what.startswith((".", "/", "~")) or (os.sep in what and Path(what).exists())
-    return Model(path=Path(what)) if here else Model.named(what)
-
-
 @app.command(
     epilog=examples(
-        "pythia-export quantize pythia-160m-int4 --out weights/160m",
-        "pythia-export quantize pythia-6.9b-int4 --out weights/6.9b --device cuda",
+        "pythia-export quantize 160m --out weights/160m",
+        "pythia-export quantize 6.9b --method rtn --out weights/6.9b-rtn",
+        "pythia-export quantize 6.9b --out weights/6.9b --device cuda",
     )
 )
+@takes_recipe
 def quantize(
-    recipe: RecipeName,
+    asked: Asked,
     out: Out,
-    adapter: AdapterFolder = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     no_pickle: NoPickle = False,
@@ -183,7 +186,7 @@ def quantize(
 
     with progress_bars() as progress:
         outcome = quantize_recipe(
-            recipe_called(recipe, adapter), out, overwrite=overwrite, resume=resume,
+            asked.recipe(), out, overwrite=overwrite, resume=resume,
             accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
         )  # fmt: skip
     assert outcome.quantization is not None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..artifact import Parity, Quantization
     from ..base.progress import Progress
     from ..checkpoint import Accept
-    from ..recipe import Model, Recipe
+    from ..recipe import Model
 
 
 class _Commands(TyperGroup):
@@ -71,8 +71,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")]
 
 
 def found_artifact(name: Path, progress: Progress) -> Path:
@@ -147,14 +145,6 @@ def _version(wanted: bool) -> None:
     if wanted:
         show(f"pythia-export {__version__}")
         raise typer.Exit
-
-
-def recipe_called(name: str, adapter: Path | None = None) -> Recipe:
-    """The recipe, with another adapter where one is given."""
-    from ..recipe import load_recipe
-
-    recipe = load_recipe(name)
-    return recipe if adapter is None else recipe.model_copy(update={"model": with_adapter(recipe.model, adapter)})
 
 
 def with_adapter(model: Model, adapter: Path | None) -> Model:

@@ -288,11 +288,16 @@ def suggestion(asked: str) -> str:
     """For a name that is none: the nearest of the suite, or what an old name stands for."""
     if old := former_name(asked):
         return f"{old}."
-    names = {_short(m.id): m.name for m in suite().values()}
-    near = difflib.get_close_matches(_short(asked), names, n=3, cutoff=0.6)
-    if near:
-        return f"Did you mean {', '.join(names[n] for n in near)}?"
+    found = near(asked)
+    if found:
+        return f"Did you mean {', '.join(found)}?"
     return "`pythia-export models` lists them; a model of another owner is named with its owner, owner/name."
+
+
+def near(asked: str) -> list[str]:
+    """Return the names of the suite that are spelt most like this one."""
+    names = {_short(m.id): m.name for m in suite().values()}
+    return [names[n] for n in difflib.get_close_matches(_short(asked), names, n=3, cutoff=0.6)]
 
 
 def _step(model: Pythia, revision: str) -> str:

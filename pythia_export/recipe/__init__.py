@@ -5,15 +5,20 @@
 [quantize]     how weights are rounded
 """
 
+from .by_size import variants
+from .changes import Changes, changes_called
 from .export import Export
-from .load import load_recipe, parse_recipe, recipe_names, recipes_folder
+from .load import load_recipe, parse_recipe, recipe_keys
 from .model import Model
+from .named import about, names_texts, recipe_files, recipe_names, recipes_folder, split_variant
 from .quantize import Head, Method, Override, Quantize, Scheme
 from .schema import Recipe
 from .text import BATCH, Calibration, Text
+from .toml import as_toml
 from .verify import Gate, Gates, Verify
 
 __all__ = [
-    "BATCH", "Calibration", "Export", "Gate", "Gates", "Head", "Method", "Model", "Override", "Quantize", "Recipe",
-    "Scheme", "Text", "Verify", "load_recipe", "parse_recipe", "recipe_names", "recipes_folder",
+    "BATCH", "Calibration", "Changes", "Export", "Gate", "Gates", "Head", "Method", "Model", "Override", "Quantize",
+    "Recipe", "Scheme", "Text", "Verify", "about", "as_toml", "changes_called", "load_recipe", "names_texts",
+    "parse_recipe", "recipe_files", "recipe_keys", "recipe_names", "recipes_folder", "split_variant", "variants",
 ]  # fmt: skip

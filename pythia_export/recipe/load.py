@@ -1,65 +1,74 @@
-"""Recipes out of TOML, by path or by name; what is wrong with one is told with its place."""
+"""Recipes by path, name, model or folder, with changes; what is wrong with one is reported with its place."""
 
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
 from ..base.errors import RecipeError
 from ..base.strict_json import shown
+from .by_size import completed, whole
+from .changes import Changes, Raw, merged, nested
+from .named import recipe_called
 from .schema import Recipe
 from .section import Section
-from .toml import read_toml
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-def load_recipe(name: str) -> Recipe:
-    """Read a recipe by path, or by the name of one that came with the package (`demo`).
+def load_recipe(name: str | os.PathLike[str], changes: Changes = _NONE, *, said: Callable[[str], str] = str) -> Recipe:
+    """Read a recipe by path or name, or make one for a model or a checkpoint folder; named.py has what `name` may be.
 
-    Relative paths inside it are taken from the file's own folder.
+    `changes` are made before anything is checked: ``{"quantize.bits": 8}``. Where [calibration] or [verify] is left
+    out, it is filled in by the model's size. Relative paths in a file begin at its folder. `said` names a changed key
+    in messages.
 
     Raises:
-        RecipeError: no such recipe, not TOML, an unknown key, a value out of range.
+        RecipeError: nothing of that name, not TOML, an unknown key, a value out of range.
     """
-    path = Path(name)
-    if path.name == name and path.suffix != ".toml" and not _is_file(path):
-        shipped = recipe_names()
-        if name not in shipped:
-            near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.4)
-            raise RecipeError(
-                f"no recipe called {shown(name)}",
-                hint=f"Did you mean {', '.join(near)}?" if near else "`pythia-export recipes` lists them.",
-            )
-        path = recipes_folder() / f"{name}.toml"
-    raw = read_toml(path, "`pythia-export recipes` lists shipped ones.")
-    return _anchor(parse_recipe(raw, str(path)), path.absolute().parent)  # artifacts are proved from anywhere
+    found, tables = recipe_called(os.fspath(name)), nested(changes)
+    raw = found.raw if found.variant is None else whole(found.raw["model"], found.variant, tables, found.folder)
+    raw = merged(completed(raw, tables, found.folder), tables)
+    recipe = parse_recipe(raw, found.where, {key: said(key) for key in changes})
+    return _anchor(recipe, found.folder)  # artifacts are proved from anywhere
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+def parse_recipe(raw: Raw, where: str = "recipe", changed: Mapping[str, str] = _NONE) -> Recipe:
+    """Check the tables of a recipe. `changed` says what to call keys that are not of `where`.
 
-
-def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
+    Raises:
+        RecipeError: an unknown key, a value out of range, a section that is missing.
+    """
     try:
         return Recipe.model_validate(raw)
     except ValidationError as e:
-        raise RecipeError("\n".join(explain(where, error, Recipe) for error in e.errors())) from None
+        lines = [explain(_place(error["loc"], where, changed), error, Recipe) for error in e.errors()]
+        raise RecipeError("\n".join(lines)) from None
 
 
-def recipes_folder() -> Path:
-    """Inside the wheel, or at the top of a checkout."""
-    package = Path(__file__).parent.parent
-    packaged = package / "recipes"
-    return packaged if packaged.is_dir() else package.parent / "recipes"
+def recipe_keys() -> list[str]:
+    """Return every key of a recipe with its section, `quantize.head.bits`."""
+    return list(_dotted(Recipe, ""))
 
 
-def recipe_names() -> list[str]:
-    return sorted(p.stem for p in recipes_folder().glob("*.toml"))
+def _dotted(schema: type[Section], prefix: str) -> Iterator[str]:
+    for key, field in schema.model_fields.items():
+        of_many = get_origin(field.annotation) is tuple  # an array of tables is one value
+        inner = [c for c in (field.annotation, *get_args(field.annotation)) if isinstance(c, type) and not of_many]
+        sections = [c for c in inner if issubclass(c, Section) and "limit" not in c.model_fields]
+        yield from _dotted(sections[0], f"{prefix}{key}.") if sections else [f"{prefix}{key}"]
+
+
+def _place(loc: tuple[int | str, ...], where: str, changed: Mapping[str, str]) -> str:
+    dotted = ".".join(map(str, loc))
+    said = [name for key, name in changed.items() if f"{dotted}.".startswith(f"{key}.") or key.startswith(f"{dotted}.")]
+    return said[0] if said else where
 
 
 def _anchor(recipe: Recipe, folder: Path) -> Recipe:

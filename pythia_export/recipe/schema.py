@@ -55,6 +55,13 @@ class Recipe(Section):
             raise ValueError("method = 'gptq' needs a [calibration] section")
         return self
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> Any:
+        """Return the schema of a file, which may leave out [verify]: it is then filled in by the model's size."""
+        found = handler(core_schema)
+        handler.resolve_ref_schema(found)["required"] = ["model"]
+        return found
+
     @property
     def uses_gptq(self) -> bool:
         q = self.quantize

@@ -1,13 +1,16 @@
-"""TOML from outside, for recipes and sweeps: bounded, and every fault told as one of the file."""
+"""TOML: read for recipes and sweeps, bounded, every fault reported as one of the file; and a recipe written as one."""
 
 from __future__ import annotations
 
+import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import RecipeError
 from ..base.strict_json import shown
+from .schema import Recipe
 
 LARGEST = 1_000_000  # bytes; the longest recipe that is shipped has two thousand
 
@@ -30,3 +33,46 @@ def read_toml(path: Path, hint: str) -> dict[str, Any]:
         raise RecipeError(f"{path}: not TOML that is read here: nested too deeply") from None
     except ValueError as e:  # TOMLDecodeError is one, as is what Python says of a number of thousands of digits
         raise RecipeError(f"{shown(str(path))}: not TOML: {e}") from e
+
+
+def as_toml(recipe: Recipe) -> str:
+    """Return a recipe as a file: what differs from the defaults of its keys, and what says at a glance what it is."""
+    said = recipe.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    for name, keys in _AT_A_GLANCE.items():
+        section = getattr(recipe, name)
+        if section is not None:
+            shown_too = {key: value for key in keys if (value := getattr(section, key)) is not None}
+            found = said.get(name, {}) | shown_too
+            said[name] = {key: found[key] for key in type(section).model_fields if key in found}
+    ordered = {name: said[name] for name in Recipe.model_fields if name in said}
+    return "\n".join(_tables(ordered, ())).lstrip("\n") + "\n"
+
+
+# Written though they are the defaults: those may change, and a reader looks for them.
+_AT_A_GLANCE = {
+    "calibration": ("eos", "sequence_length", "samples"),
+    "quantize": ("method", "bits", "group_size"),
+    "export": ("target", "accuracy_level"),
+    "verify": ("eos", "sequence_length", "tokens"),
+}
+
+
+def _tables(table: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    """Yield the lines of a table: its values, then its tables, each under a heading of its own."""
+    inner = {key: value for key, value in table.items() if isinstance(value, dict)}
+    values = {key: value for key, value in table.items() if key not in inner}
+    if path and (values or not inner):
+        yield f"\n[{'.'.join(path)}]"
+    yield from (f"{key} = {_value(value)}" for key, value in values.items())
+    for key, value in inner.items():
+        yield from _tables(value, (*path, key))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL, which JSON leaves as it is
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from records import WRITTEN, typed
@@ -153,9 +154,44 @@ def test_plan_finds_what_cannot_come_to_anything(tmp_path):
 
 
 def test_recipes_lists_them_and_prints_the_schema():
-    assert "pythia-12b-int4" in invoke("recipes").stdout
-    assert json.loads(invoke("recipes", "--schema").stdout)["title"] == "Recipe"
+    assert "MODEL-int4" in invoke("recipes").stdout
+    schema = json.loads(invoke("recipes", "--schema").stdout)
+    assert schema["title"] == "Recipe" and schema["required"] == ["model"]
     assert {r["name"] for r in json.loads(invoke("recipes", "--json").stdout)} >= {"demo", "pythia-160m-web"}
+
+
+def test_a_recipe_that_is_shown_is_read_again(tmp_path):
+    (tmp_path / "my.toml").write_text(
+        invoke("recipes", "show", "410m@step3000", "--bits", "8", "--text", "x.txt").stdout
+    )
+    done = invoke("recipes", "show", str(tmp_path / "my.toml"), "--set", "quantize.beam=2")
+    assert done.exit_code == 0 and 'revision = "step3000"' in done.stdout and "beam = 2" in done.stdout
+    assert "bits = 8" in done.stdout and str(Path("x.txt").absolute()) in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "quantize", "plan"])
+def test_options_and_set_change_the_recipe_of_every_command_that_takes_one(command, monkeypatch):
+    """By what the command hands on: the options by their own names, then --set, both over the recipe."""
+    taken = []
+
+    def take(recipe, *args, **kwargs):
+        taken.append(recipe)
+        raise errors.SourceError("that is enough")
+
+    monkeypatch.setattr(f"pythia_export.commands.{command}.{command}", take)
+    out = () if command == "plan" else ("--out", "never")
+    changed = ("--bits", "8", "--group-size", "64", "--method", "rtn", "--set", "quantize.beam=2", "--adapter", "lora")
+    texts = ("--text", "held.txt", "--tokens", "4096", "--set", "verify.gates.kld_mean=", "--target", "cuda")
+    assert invoke(command, "410m@step3000", *out, *changed, *texts).exit_code == 3
+    (recipe,) = taken
+    q = recipe.quantize
+    assert (q.bits, q.group_size, q.method, q.beam) == (8, 64, "rtn", 2)
+    assert recipe.model.revision == "step3000" and recipe.model.adapter == Path("lora").absolute()
+    assert recipe.verify.path == Path("held.txt").absolute() and recipe.verify.tokens == 4096
+    assert recipe.export.target == "cuda" and recipe.verify.gates.kld_mean is None
+    failed = invoke(command, "410m", *out, "--bits", "5", "--set", "quantize.beem=1")
+    assert failed.exit_code == 2 and "--bits: `quantize.bits`" in failed.stderr
+    assert "--set quantize.beem: unknown key `quantize.beem`; did you mean `beam`?" in failed.stderr
 
 
 def test_no_artifact_is_3(tmp_path):

@@ -204,7 +204,7 @@ def test_an_untrue_recipe_is_a_recipe_error(name, tmp_path):
     with pytest.raises(RecipeError, match=said) as raised:
         load_recipe(str(tmp_path / "recipe.toml"))
     assert len(str(raised.value)) < 1500
-    with pytest.raises(RecipeError, match=r"no recipe called 'aaa.*\(300 characters\)"):
+    with pytest.raises(RecipeError, match=r"no recipe, model or folder called 'aaa.*\(300 characters\)"):
         load_recipe("a" * 300)
 
 

@@ -16,9 +16,8 @@ from transformers import GPTNeoXForCausalLM, GPTNeoXModel
 
 from pythia_export.base.errors import IntegrityError, NumericsError, PythiaExportError, RecipeError, SourceError
 from pythia_export.checkpoint import open_checkpoint, pull
-from pythia_export.cli.make import model_called
 from pythia_export.model.neox import tensors
-from pythia_export.recipe import Model, Verify, parse_recipe
+from pythia_export.recipe import Model, Verify, load_recipe, parse_recipe
 
 CONFIG = small_config(layers=2)
 LAYER = "gpt_neox.layers.0"
@@ -356,11 +355,11 @@ def test_a_snapshot_of_the_hubs_cache_is_called_as_its_repository(made, tmp_path
 
 def test_a_path_is_no_name_of_a_model(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert model_called("model/../model").path and model_called("owner/name").id == "owner/name"
+    assert load_recipe("model/../model").model.path and load_recipe("owner/name").model.id == "owner/name"
     for missing in ("./nothing", "../nothing", str(tmp_path / "nothing")):
         with pytest.raises(SourceError, match="no such checkpoint directory"):
-            pull(model_called(missing))
+            pull(load_recipe(missing).model)
     with pytest.raises(SourceError, match="a file; a checkpoint is a folder"):
-        pull(model_called("model/config.json"))
+        pull(load_recipe("model/config.json").model)
     with pytest.raises(RecipeError, match="'./model' is a path; a local checkpoint is given by `path`"):
         parse_recipe({"model": {"id": "./model"}, "verify": {"source": "python-stdlib"}})
