@@ -16,9 +16,10 @@ PACKAGE = Path(__file__).parent.parent / "pythia_export"
 # Lowest first: a room imports only rooms of lower floors. `floors()` prints the map for the docs.
 FLOORS = (
     ("base",),
-    ("disk", "model", "quantize", "tokenizer"),
+    ("disk", "model", "tokenizer"),
     ("hub", "recipe", "records"),
-    ("artifact", "checkpoint", "corpus", "weights"),
+    ("artifact", "checkpoint", "corpus", "quantize"),
+    ("weights",),
     ("calibrate", "graph", "report", "runtime"),
     ("api", "evaluate", "proof", "serve", "study"),
     ("commands",),
@@ -114,3 +115,14 @@ def test_no_machines_paths_in_the_tree():
         if path.suffix in (".safetensors", ".json") or not path.is_file():
             continue
         assert not homes.search(path.read_text(errors="ignore")), name
+
+
+def test_a_scheme_is_passed_whole():
+    """Bits, group size and symmetry are one value, from the recipe to the bytes: no function takes one alone."""
+    for room, path in modules():
+        if room not in ("quantize", "calibrate", "weights", "proof", "graph"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                names = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+                assert not names & {"group_size", "symmetric"}, f"{path.name}: {node.name}"

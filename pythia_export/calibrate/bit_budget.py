@@ -139,7 +139,7 @@ def _saved(
             measure_sensitivity(source, ids, felt, memory_gb, progress=progress)
         table = source.tensor(f"{EMBEDDING}.weight")
         where = place((*ids.shape, config.hidden_size), 1, memory_gb, Path(folder), table.device)
-        observed = Observed(config, ids, table, None, where)
+        observed = Observed(config, ids, table, None, where, quantize)
         del table
         with progress.track("Weighing bits", config.num_layers, "layers") as advance:
             for layer in range(config.num_layers):
@@ -164,8 +164,7 @@ def _weigher(
         name, W = f"{layer_prefix(layer)}.{linear}", problem.W
         costs = []
         for places in (base, high):
-            scheme = places.linears[name].scheme
-            E = W - rtn(W, scheme.bits, scheme.group_size, scheme.symmetric).dequantize()
+            E = W - rtn(W, places.linears[name].scheme).dequantize()
             costs.append(expected_cost(E, problem.H, felt.of(layer, linear).to(W.device)))
         if not all(map(math.isfinite, costs)):
             raise NumericsError(

@@ -33,7 +33,7 @@ from ..quantize.rounding import HUGE
 from ..quantize.rtn import rtn
 from ..recipe import Quantize
 from ..weights.file import WeightsReader, WeightsWriter
-from ..weights.layout import EMBEDDING_BITS, EMBEDDING_BLOCK, Layout, LinearPlan, packed_qkv_rows
+from ..weights.layout import Layout, LinearPlan, packed_qkv_rows
 from ..weights.packing import pack, pack_rows, round_rows
 from .activations import place
 from .fold_norms import Folded
@@ -188,10 +188,9 @@ class _Layers:
             correct = quantize.error_correction
             shape = (*windows.shape, self.config.hidden_size)
             where = place(shape, 2 if correct else 1, memory_gb, folder, source.device)
-            joint = (quantize.damp, quantize.max_damp) if quantize.joint_hessian else None
             # The artifact's own embedding is what every layer will read.
             x = table if self.original else stored[0]
-            self.observed = Observed(self.config, windows, x, table if correct else None, where, joint)
+            self.observed = Observed(self.config, windows, x, table if correct else None, where, quantize)
 
     def do(self, layer: int) -> None:
         began = time.perf_counter()
@@ -282,7 +281,7 @@ class _Job:
 
     def start(self, table: Tensor) -> Tensor:
         """Embedding and rotary tables; the embedding comes back as the artifact will read it."""
-        stored = self.out.embedding(table, self.quantize.embedding)
+        stored = self.out.embedding(table)
         for name, values in zip(("rotary.cos", "rotary.sin"), rotary_tables(self.config), strict=True):
             self.out.file.put(name, values.astype(self.out.dtype))
         return stored
@@ -330,11 +329,10 @@ class _Job:
         if plan.method == "none":
             return None
         began, scheme, quantize = time.perf_counter(), plan.scheme, self.quantize
-        grid = (scheme.bits, scheme.group_size, scheme.symmetric)
         scale_dtype = getattr(torch, self.out.dtype)
         target, damp, dead, G = W, None, 0, self._felt(plan)
         try:
-            result = nearest = rtn(W, *grid, scale_dtype)
+            result = nearest = rtn(W, scheme, scale_dtype)
             if plan.method == "gptq":
                 assert problem is not None  # a recipe with GPTQ has calibration text: the schema sees to it
                 L = self._factor(problem, factors)
@@ -345,9 +343,9 @@ class _Job:
                 damp, dead = L.damp, int(L.dead.sum())
                 # Of h_to_4h's many outputs, behind a GELU, only the diagonal is kept: their coupling gained nothing.
                 if G is None or G.ndim == 1:
-                    result = gptq(target, L, *grid, quantize.clip, scale_dtype, quantize.beam)
+                    result = gptq(target, L, scheme, quantize, scale_dtype)
                 else:
-                    result = gptq_coupled(target, L, G, *grid, quantize.clip, scale_dtype, quantize.beam)
+                    result = gptq_coupled(target, L, G, scheme, quantize, scale_dtype)
                 del L
             losses = _losses(plan, W, target, nearest, result, problem, G, self.config)
         except PythiaExportError as e:
@@ -371,7 +369,7 @@ class _Job:
         if found is None:
             if factors is not None:
                 factors.clear()
-            found = factor(problem.H, *self.damping)
+            found = factor(problem.H, self.quantize)
             if factors is not None:
                 factors[self.damping] = found
         return found
@@ -467,14 +465,14 @@ class _Writer:
         self.file.put(name, packed[self.config_rows] if name.removesuffix(".bias").endswith(QKV) else packed)
         return stored.float()
 
-    def embedding(self, table: Tensor, kind: str) -> Tensor:
-        """Write the table; returns it in float32 as the artifact will read it."""
-        if kind in EMBEDDING_BITS:
-            rounded = round_rows(table, EMBEDDING_BITS[kind], EMBEDDING_BLOCK, self.dtype)
+    def embedding(self, table: Tensor) -> Tensor:
+        """Write the table; return it in float32 as the artifact will read it."""
+        if self.layout.embedding is not None:
+            rounded = round_rows(table, self.layout.embedding, self.dtype)
             for part, array in pack_rows(rounded.to(CPU), self.dtype).items():
                 self.file.put(f"{EMBEDDING}.{part}", array)
             return rounded.dequantize()
-        stored = _cast(f"{EMBEDDING}.weight", table, kind)
+        stored = _cast(f"{EMBEDDING}.weight", table, self.layout.slots[f"{EMBEDDING}.weight"].dtype)
         self.file.put(f"{EMBEDDING}.weight", stored.cpu().numpy())
         return stored.float()
 
@@ -492,5 +490,5 @@ class _Writer:
             return
         result = result.to(CPU)
         ordered = result if rows is None else result.rows(rows)
-        for part, array in pack(ordered, plan.scheme.stored_bits, plan.block_size, self.dtype).items():
+        for part, array in pack(ordered, plan.block_size, self.dtype).items():
             self.file.put(f"{plan.name}.{part}", array)

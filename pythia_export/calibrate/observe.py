@@ -25,6 +25,7 @@ from ..base.errors import NumericsError
 from ..model.block import DENSE, DOWN, UP, Block, Rotary, Weights, final_norm, normalise
 from ..model.neox import NORMS, QKV, NeoXConfig, has_bias, layer_prefix
 from ..quantize.gptq import correction, factor, fitted_share
+from ..recipe import Quantize
 from .activations import Activations, Place
 from .problem import Moments, Problem
 
@@ -86,12 +87,13 @@ class Observed:
         embedding: Tensor,
         source: Tensor | None,
         place: Place,
-        joint: tuple[float, float] | None = None,
+        quantize: Quantize,
     ) -> None:
         """`embedding` is the table as it will be stored, on the device that computes, `source` the original one where
-        error correction wants it; `joint`, damp and max_damp, lets dense count on 4h_to_h."""
+        error correction wants it; with `quantize.joint_hessian` dense counts on 4h_to_h."""
         self.config, self.tokens, self.device = config, int(ids.size), embedding.device
-        self.joint = joint
+        # The order of columns is nothing to a solution.
+        self.joint = quantize.model_copy(update={"act_order": False}) if quantize.joint_hessian else None
         self.rotary = Rotary.of(config, ids.shape[1], torch.float32, self.device)
         self.x = self._embedded(ids, embedding, place)
         self.wanted = None if source is None else self._embedded(ids, source, place)
@@ -191,7 +193,7 @@ class Observed:
         """
         assert self.joint is not None
         try:
-            L = factor(H_up, False, *self.joint)
+            L = factor(H_up, self.joint)
         except NumericsError as e:
             raise NumericsError(f"layer {layer}, the inputs of {DOWN}: {e}", hint=e.hint) from e
         reach = correction(across, L, self.tokens).mul_(2 - fitted_share(len(H_up), self.tokens))  # [d, ff]

@@ -195,14 +195,14 @@ def _last(tape: _Tape, x: str, kind: int, hidden: int) -> str:
 
 
 def _embedding(tape: _Tape, layout: Layout, export: Export, hidden: int, kind: int) -> str:
-    bits = layout.embedding_bits(hidden)
-    if bits is not None:
+    scheme = layout.embedding
+    if scheme is not None:
         data, scales = tape.weight(f"{EMBEDDING}.qweight"), tape.weight(f"{EMBEDDING}.scales")
         if export.target == "web" or export.layout == "transformers.js":
-            return tape.typed(_dequantised_rows(tape, data, scales, bits, hidden, kind), kind, hidden)
+            return tape.typed(_dequantised_rows(tape, data, scales, scheme.bits, hidden, kind), kind, hidden)
         rows = tape.node(
             "GatherBlockQuantized", "/embed_in/GatherBlockQuantized", [data, "input_ids", scales],
-            domain=MICROSOFT, bits=bits, block_size=EMBEDDING_BLOCK, gather_axis=0, quantize_axis=1,
+            domain=MICROSOFT, bits=scheme.bits, block_size=scheme.group_size, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
         return tape.typed(rows, kind, hidden)
     rows = tape.node("Gather", "/embed_in/Gather", [tape.weight(f"{EMBEDDING}.weight"), "input_ids"])

@@ -53,7 +53,7 @@ def suspects(
         method, scheme = quantize.linear(base)
         if part != "weight" or base.rpartition(".")[2] not in _MATRICES or method == "none":
             return W
-        return rtn(W, scheme.bits, scheme.group_size, scheme.symmetric).dequantize()
+        return rtn(W, scheme).dequantize()
 
     def entry(layer: int | None, name: str, got: Tensor, expected: Tensor, rounded: Tensor, floor: float) -> None:
         error, by_rtn = relative_error(got, expected), relative_error(rounded, expected)

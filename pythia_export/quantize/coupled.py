@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import NumericsError
+from ..recipe import Quantize, Scheme
 from .gptq import Factor, gptq
 from .grid import Quantized
 
@@ -26,14 +27,11 @@ def gptq_coupled(
     W: Tensor,
     factor: Factor,
     G: Tensor,
-    bits: int,
-    group_size: int,
-    symmetric: bool,
-    clip: bool = True,
+    scheme: Scheme,
+    settings: Quantize,
     scale_dtype: torch.dtype = torch.float32,
-    beam: int = 1,
 ) -> Quantized:
-    """Quantise W [out, in] against a factored Hessian and G [blocks, out / blocks, out / blocks].
+    """Quantise W [out, in] against a factored Hessian and G [blocks, out / blocks, out / blocks], as `gptq` else.
 
     Raises:
         NumericsError: W or G holds a NaN or an infinity, or numbers so large that squares of errors overflow.
@@ -49,16 +47,13 @@ def gptq_coupled(
         owed = L[:, high:, low:high].transpose(1, 2) @ E[:, high:]
         owed /= L.diagonal(dim1=1, dim2=2)[:, low:high, None]
         wanted = W[taken] + owed.flatten(0, 1)
-        part = gptq(wanted, factor, bits, group_size, symmetric, clip, scale_dtype, beam)
+        part = gptq(wanted, factor, scheme, settings, scale_dtype)
         E[:, low:high] = (W[taken] - part.dequantize().to(W.dtype)).unflatten(0, (blocks, high - low))
         parts.append(part)
         rows.append(taken)
     back = torch.argsort(torch.cat(rows))
-    zero = None if symmetric else torch.cat([p.zero_point for p in parts if p.zero_point is not None])
-    whole = Quantized(
-        torch.cat([p.q for p in parts]), torch.cat([p.scale for p in parts]), zero, bits, parts[0].group_size
-    )
-    return whole.rows(back)
+    zero = None if scheme.symmetric else torch.cat([p.zero_point for p in parts if p.zero_point is not None])
+    return Quantized(torch.cat([p.q for p in parts]), torch.cat([p.scale for p in parts]), zero, scheme).rows(back)
 
 
 def _row_factor(G: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.errors import NumericsError
+from ..recipe import Quantize, Scheme
 from .grid import Quantized, find_grid
 from .rounding import Beam, Nearest, Rounding
 
@@ -65,14 +66,15 @@ class Factor:
         return importance
 
 
-def factor(H: Tensor, act_order: bool, damp: float, max_damp: float) -> Factor:
-    """Factor H [in, in], float32 or float64; `damp` doubles until H is positive definite, at most to max_damp.
+def factor(H: Tensor, settings: Quantize) -> Factor:
+    """Factor H [in, in], float32 or float64; `damp` doubles until H is positive definite, at most to `max_damp`.
 
     Raises:
         NumericsError: H holds a NaN or an infinity, or no damping up to max_damp makes it positive definite.
     """
     if not torch.isfinite(H).all():
         raise NumericsError("the Hessian holds a NaN or an infinity: an activation overflowed")
+    act_order, damp, max_damp = settings.act_order, settings.damp, settings.max_damp
     diagonal = H.diagonal()
     dead = diagonal <= 0  # an input that is always zero: any weight is exact, and zero is the cheapest
     mean = diagonal[~dead].mean() if not dead.all() else torch.ones_like(diagonal[0])
@@ -105,16 +107,14 @@ def _power_of_4(x: float) -> float:
 def gptq(
     W: Tensor,
     factor: Factor,
-    bits: int,
-    group_size: int,
-    symmetric: bool,
-    clip: bool = True,
+    scheme: Scheme,
+    settings: Quantize,
     scale_dtype: torch.dtype = torch.float32,
-    beam: int = 1,
 ) -> Quantized:
-    """Quantise W [out, in] against a factored Hessian; group_size -1 is the whole row, `clip` searches each scale.
+    """Quantise W [out, in] against a factored Hessian, onto the grid of `scheme`, whose scales have `scale_dtype`.
 
-    The best `beam` roundings of each row are carried on from column to column; 1 is GPTQ.
+    Of the settings, `clip` searches each scale, and the best `beam` roundings of each row are carried on from column to
+    column; 1 is GPTQ.
 
     Computes in W's dtype, float32 or float64, on W's device, where the factor lies as well.
 
@@ -123,9 +123,8 @@ def gptq(
     """
     if not torch.isfinite(W).all():
         raise NumericsError("a weight, or what it has to make up for, is NaN or infinite")
-    size = group_size if group_size > 0 else W.shape[1]
-    L, importance = factor.L.to(W.dtype), factor.importance.to(W.dtype) if clip else None
-    search = _Grid(bits, size, symmetric, importance, scale_dtype, beam)
+    L, importance = factor.L.to(W.dtype), factor.importance.to(W.dtype) if settings.clip else None
+    grid, beam = _Grid(scheme, scheme.columns(W.shape[1]), importance, scale_dtype), settings.beam
     threads = torch.get_num_threads()
     if W.device.type == "cpu":
         # Rows do not meet: a few at a time need little memory, and with many each thread has its own. One step of the
@@ -140,31 +139,31 @@ def gptq(
     try:
         with ThreadPoolExecutor(workers) as pool:
             run = pool.map if workers > 1 else map
-            parts = list(run(lambda part: _rows(part, L, factor, search), W.split(rows)))
+            parts = list(run(lambda part: _rows(part, L, factor, grid, beam), W.split(rows)))
     finally:
         torch.set_num_threads(threads)
     q, scale, zero = (torch.cat(x) for x in zip(*parts, strict=True))
-    return Quantized(q, scale, None if symmetric else zero, bits, size)
+    return Quantized(q, scale, None if scheme.symmetric else zero, scheme)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    bits: int
-    group_size: int
-    symmetric: bool
+    """Where the groups of a row get their scales from; `size` columns have one."""
+
+    scheme: Scheme
+    size: int
     importance: Tensor | None
     dtype: torch.dtype
-    beam: int
 
     def find(self, group: int, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point [out] of a group from its columns [columns, out]."""
-        first = group * self.group_size
+        first = group * self.size
         weights = None if self.importance is None else self.importance[first : first + len(columns)]
-        return find_grid(columns.T, self.bits, self.symmetric, self.dtype, weights)
+        return find_grid(columns.T, self.scheme, self.dtype, weights)
 
     def find_all(self, free: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """Scales and zero points [groups, out] of all groups; their columns [in, out] lie at `place` in `free`."""
-        size = self.group_size
+        size = self.size
         if free.device.type == "cpu":  # a group at a time takes little memory
             found = [self.find(g, free[columns]) for g, columns in enumerate(place.split(size))]
             scale, zero = (torch.stack(x) for x in zip(*found, strict=True))
@@ -172,13 +171,13 @@ class _Grid:
         short = -len(place) % size  # a GPU takes them in one go, the last one filled up by zeros, which change nothing
         groups = F.pad(free[place].T, (0, short)).unflatten(1, (-1, size)).transpose(0, 1)
         weights = None if self.importance is None else F.pad(self.importance, (0, short)).unflatten(0, (-1, size))
-        return find_grid(groups, self.bits, self.symmetric, self.dtype, weights)
+        return find_grid(groups, self.scheme, self.dtype, weights)
 
 
-def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _Grid) -> tuple[Tensor, Tensor, Tensor]:
+def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _Grid, beam: int) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [out, in] uint8, scales [out, groups] float32 and zero points [out, groups] uint8 of some rows."""
     torch.set_num_threads(1)
-    (out, fan_in), size, order = W.shape, grid.group_size, factor.order
+    (out, fan_in), size, order = W.shape, grid.size, factor.order
     # Columns lie as rows in the order of their places, so that the loop reads and writes whole runs of memory.
     free = torch.where(factor.dead, 0.0, W).T[order].contiguous()
     place = torch.empty_like(order)
@@ -188,7 +187,7 @@ def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _Grid) -> tuple[Tensor, Te
         scale, zero = (x.to(W.dtype) for x in grid.find_all(free, place))
     else:
         scale, zero = (torch.empty(groups, out, dtype=W.dtype, device=W.device) for _ in range(2))
-    rounding: Rounding = Nearest(free, L, grid.bits) if grid.beam == 1 else Beam(free, L, grid.bits, grid.beam)
+    rounding: Rounding = Nearest(free, L, grid.scheme) if beam == 1 else Beam(free, L, grid.scheme, beam)
     columns, edges = order.tolist(), set(range(fan_in, 0, -rounding.block))
     if not factor.act_order:
         edges |= {fan_in - g * size for g in range(groups)}  # a block begins where a group does

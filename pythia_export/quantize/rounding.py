@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import NumericsError
+from ..recipe import Scheme
 from . import native
 from .grid import to_codes
 
@@ -65,8 +66,8 @@ class Nearest:
 
     block = 64
 
-    def __init__(self, free: Tensor, L: Tensor, bits: int) -> None:
-        self._free, self._L, self._bits = free, L, bits
+    def __init__(self, free: Tensor, L: Tensor, scheme: Scheme) -> None:
+        self._free, self._L, self._scheme = free, L, scheme
         self._errors, self._codes = torch.empty_like(free), torch.empty_like(free, dtype=torch.uint8)
         self._pivots = L.diagonal().tolist()
 
@@ -79,7 +80,7 @@ class Nearest:
             if k + 1 < last:
                 target.addmv_(self._errors[k + 1 : last].T, within[at, at + 1 :])
             target.div_(self._pivots[k]).add_(free)
-            codes = to_codes(target, scale[at], zero[at], self._bits)
+            codes = to_codes(target, scale[at], zero[at], self._scheme)
             self._codes[k] = codes
             torch.sub(free, codes.sub_(zero[at]).mul_(scale[at]), out=self._errors[k])
 
@@ -97,8 +98,8 @@ class Beam:
 
     block = 32
 
-    def __init__(self, free: Tensor, L: Tensor, bits: int, width: int) -> None:
-        self._free, self._L, self._width, self._top = free, L, width, 2**bits - 1
+    def __init__(self, free: Tensor, L: Tensor, scheme: Scheme, width: int) -> None:
+        self._free, self._L, self._width, self._top = free, L, width, scheme.top
         n, self._rows = free.shape
         self._settled, self._settled_codes = torch.empty_like(free), torch.empty_like(free, dtype=torch.uint8)
         # Of one rounding all numbers lie together, since roundings are copied, dropped and change places.

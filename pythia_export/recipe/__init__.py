@@ -11,8 +11,9 @@ from .export import Export
 from .load import load_recipe, parse_recipe, recipe_keys
 from .model import Model
 from .named import about, names_texts, recipe_files, recipe_names, recipes_folder, split_variant
-from .quantize import Head, Method, Override, Quantize, Scheme
+from .quantize import Head, Method, Override, Quantize
 from .schema import Recipe
+from .scheme import Scheme
 from .text import BATCH, Calibration, Text
 from .toml import as_toml
 from .verify import Gate, Gates, Verify

@@ -8,23 +8,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_serializer, model_validator
 
 from ..model.neox import HEAD
+from .scheme import Bits, GroupSize, Scheme
 from .section import NonEmpty, Section
 
-Bits = Literal[2, 3, 4, 8]
-GroupSize = Literal[16, 32, 64, 128, 256, -1]
 Method = Literal["gptq", "rtn", "none"]
-
-
-class Scheme(Section):
-    """How one linear is stored. `bits` 3 is rounded to 3 bits and stored in 4."""
-
-    bits: Bits = 4
-    group_size: GroupSize = Field(128, description="inputs of a row that share a scale; -1 is the whole row")
-    symmetric: bool = True
-
-    @property
-    def stored_bits(self) -> int:
-        return 4 if self.bits == 3 else self.bits
+_OF_SCHEME = set(Scheme.model_fields)
 
 
 class Override(Section):
@@ -133,15 +121,15 @@ class Quantize(Section):
     def linear(self, name: str) -> tuple[Method, Scheme]:
         """Method and scheme of one linear, by its on-disk name without `.weight`."""
         if name == HEAD:
-            method, scheme = self.head.method, self.head.model_dump(include={"bits", "group_size", "symmetric"})
+            method, scheme = self.head.method, self.head.model_dump(include=_OF_SCHEME)
             if self.method == "none":
                 method = "none"
             elif self.method == "rtn" and method == "gptq":
                 method = "rtn"
         else:
-            method, scheme = self.method, self.model_dump(include={"bits", "group_size", "symmetric"})
+            method, scheme = self.method, self.model_dump(include=_OF_SCHEME)
         for rule in self.override:
             if fnmatchcase(name, rule.pattern):
                 method = rule.method or method
-                scheme |= rule.model_dump(include={"bits", "group_size", "symmetric"}, exclude_none=True)
+                scheme |= rule.model_dump(include=_OF_SCHEME, exclude_none=True)
         return method, Scheme(**scheme)

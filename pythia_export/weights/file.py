@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..base.errors import IntegrityError, ResourceError
 from ..model.neox import EMBEDDING, QKV, NeoXConfig
-from .layout import EMBEDDING_BLOCK, Layout, packed_qkv_rows
+from .layout import Layout, packed_qkv_rows
 from .packing import unpack, unpack_rows
 
 
@@ -136,17 +136,17 @@ class WeightsReader:
         if self._layout.fused and part == "bias" and name not in self._layout.slots:
             return torch.zeros(self._hidden)
         plan = self._layout.linears.get(base)
-        bits = self._layout.embedding_bits(self._hidden)
-        if name == f"{EMBEDDING}.weight" and bits is not None:
+        scheme = self._layout.embedding
+        if name == f"{EMBEDDING}.weight" and scheme is not None:
             rows = {x: self.stored(f"{EMBEDDING}.{x}") for x in ("qweight", "scales")}
-            return unpack_rows(rows, bits, self._hidden, EMBEDDING_BLOCK)
+            return unpack_rows(rows, self._hidden, scheme)
         if plan is not None and part == "weight" and plan.method != "none":
             parts = {
                 x: self.stored(f"{base}.{x}")
                 for x in ("qweight", "scales", "zero_points")
                 if f"{base}.{x}" in self._layout.slots
             }
-            tensor = unpack(parts, plan.shape[1], plan.scheme.stored_bits, plan.block_size)
+            tensor = unpack(parts, plan.shape[1], plan.scheme, plan.block_size)
         else:
             tensor = torch.from_numpy(self.stored(name).astype(np.float32))
             if plan is not None and part == "weight":

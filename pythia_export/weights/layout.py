@@ -39,7 +39,7 @@ from ..recipe import Method, Quantize, Scheme
 
 PAGE, SMALL = 4096, 64
 EMBEDDING_BLOCK = 32
-EMBEDDING_BITS = {"int8": 8, "int4": 4}
+EMBEDDINGS = {"int8": Scheme(bits=8, group_size=EMBEDDING_BLOCK), "int4": Scheme(bits=4, group_size=EMBEDDING_BLOCK)}
 FUSED_IN, FUSED_OUT = "fused_in", "fused_out"
 PARTS = {FUSED_IN: (LINEARS[0], LINEARS[2]), FUSED_OUT: (LINEARS[1], LINEARS[3])}
 
@@ -93,11 +93,13 @@ class LinearPlan:
 
 @dataclass(frozen=True)
 class Layout:
-    """slots: what is written and read back, by checkpoint names. linears: how each is rounded. fused, wholes: the
-    matrices of two products a layer and their tensors, which the graph reads; empty with four."""
+    """slots: what is written and read back, by checkpoint names. linears: how each is rounded. embedding: how its rows
+    are, None where they are stored in float. fused, wholes: the matrices of two products a layer and their tensors,
+    which the graph reads; empty with four."""
 
     slots: dict[str, Slot]
     linears: dict[str, LinearPlan]
+    embedding: Scheme | None
     fused: dict[str, LinearPlan]
     wholes: dict[str, Slot]
 
@@ -113,11 +115,6 @@ class Layout:
         parts = ("qweight", "scales", "zero_points", "weight")
         nbytes = sum(self.slots[f"{p.name}.{x}"].nbytes for p in chosen for x in parts if f"{p.name}.{x}" in self.slots)
         return 8 * nbytes / weights
-
-    def embedding_bits(self, hidden: int) -> int | None:
-        """Of each weight of a quantised embedding; None where it is stored in float."""
-        slot = self.slots.get(f"{EMBEDDING}.qweight")
-        return None if slot is None else 8 * slot.shape[1] // hidden
 
     def sharing(self, name: str) -> tuple[str, ...]:
         """The linears that are stored as one matrix with this one, itself among them."""
@@ -267,8 +264,9 @@ def layout(config: NeoXConfig, quantize: Quantize, dtype: str) -> Layout:
             slots[name] = Slot(name, tensor.dtype, shape, at, pitch)
             at += shape[tensor.axis] * step
 
-    if quantize.embedding in EMBEDDING_BITS:
-        place(_Tensor(f"{EMBEDDING}.qweight", "uint8", (vocab, d * EMBEDDING_BITS[quantize.embedding] // 8)))
+    embedding = EMBEDDINGS.get(quantize.embedding)
+    if embedding is not None:
+        place(_Tensor(f"{EMBEDDING}.qweight", "uint8", (vocab, d * embedding.bits // 8)))
         place(_Tensor(f"{EMBEDDING}.scales", dtype, (vocab, -(-d // EMBEDDING_BLOCK))))
     else:
         place(_Tensor(f"{EMBEDDING}.weight", quantize.embedding, (vocab, d)))
@@ -295,7 +293,7 @@ def layout(config: NeoXConfig, quantize: Quantize, dtype: str) -> Layout:
         place(_Tensor(f"{FINAL_NORM}.{part}", dtype, (d,)))
     for tensor in _linear(linears[HEAD], dtype, quantize.head.dtype):
         place(tensor)
-    return Layout(slots, linears, fused, wholes)
+    return Layout(slots, linears, embedding, fused, wholes)
 
 
 def packed_qkv_rows(config: NeoXConfig) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..quantize.grid import Quantized
 from ..quantize.rtn import rtn
+from ..recipe import Scheme
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -41,15 +42,15 @@ def unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     return flat
 
 
-def pack(quantized: Quantized, stored_bits: int, block_size: int, dtype: str) -> dict[str, np.ndarray]:
+def pack(quantized: Quantized, block_size: int, dtype: str) -> dict[str, np.ndarray]:
     """`qweight`, `scales` and, for an asymmetric grid, `zero_points`. The group size is a multiple of the block's."""
     out, fan_in = quantized.q.shape
     blocks = -(-fan_in // block_size)
-    whole_row = quantized.group_size >= fan_in
-    if not whole_row and quantized.group_size != block_size:
-        raise ValueError(f"groups of {quantized.group_size} do not fit blocks of {block_size}")
-    symmetric = quantized.zero_point is None
-    shift = 2 ** (stored_bits - 1) - 2 ** (quantized.bits - 1) if symmetric else 0
+    scheme, columns = quantized.scheme, quantized.columns
+    whole_row, stored_bits = columns >= fan_in, scheme.stored_bits
+    if not whole_row and columns != block_size:
+        raise ValueError(f"groups of {columns} do not fit blocks of {block_size}")
+    shift = 2 ** (stored_bits - 1) - scheme.middle if scheme.symmetric else 0
     codes = np.zeros((out, blocks * block_size), np.uint8)
     codes[:, :fan_in] = quantized.q.numpy() + np.uint8(shift)
     group = np.zeros(blocks, np.int64) if whole_row else np.arange(blocks)
@@ -62,9 +63,9 @@ def pack(quantized: Quantized, stored_bits: int, block_size: int, dtype: str) ->
     return parts
 
 
-def unpack(parts: dict[str, np.ndarray], fan_in: int, stored_bits: int, block_size: int) -> Tensor:
+def unpack(parts: dict[str, np.ndarray], fan_in: int, scheme: Scheme, block_size: int) -> Tensor:
     """The float32 matrix [out, in] that the packed operands stand for."""
-    out, blocks = parts["scales"].shape
+    (out, blocks), stored_bits = parts["scales"].shape, scheme.stored_bits
     codes = unpack_bits(parts["qweight"], stored_bits, block_size).astype(np.float32)
     if "zero_points" in parts:
         zero: Any = unpack_bits(parts["zero_points"], stored_bits, blocks).astype(np.float32)[..., None]
@@ -74,22 +75,22 @@ def unpack(parts: dict[str, np.ndarray], fan_in: int, stored_bits: int, block_si
     return torch.from_numpy(dense.reshape(out, blocks * block_size)[:, :fan_in].copy())
 
 
-def round_rows(table: Tensor, bits: int, block_size: int, dtype: str) -> Quantized:
-    """An embedding [vocab, hidden] on a symmetric grid with a scale for each block along hidden.
+def round_rows(table: Tensor, scheme: Scheme, dtype: str) -> Quantized:
+    """Round an embedding [vocab, hidden] on a symmetric grid with a scale for each group along hidden.
 
     Below 8 bits scales are searched, for a quarter less of squared error.
     """
-    return rtn(table, bits, block_size, symmetric=True, scale_dtype=getattr(torch, dtype), clip=bits < 8)
+    return rtn(table, scheme, getattr(torch, dtype), clip=scheme.bits < 8)
 
 
 def pack_rows(quantized: Quantized, dtype: str) -> dict[str, np.ndarray]:
     """`qweight` uint8 [vocab, hidden * bits / 8] with an implied zero of 2**(bits - 1), and `scales`."""
-    packed = pack_bits(quantized.q.numpy(), quantized.bits)
+    packed = pack_bits(quantized.q.numpy(), quantized.scheme.bits)
     return {"qweight": packed, "scales": quantized.scale.numpy().astype(dtype)}
 
 
-def unpack_rows(parts: dict[str, np.ndarray], bits: int, hidden: int, block_size: int) -> Tensor:
+def unpack_rows(parts: dict[str, np.ndarray], hidden: int, scheme: Scheme) -> Tensor:
     """The float32 table [vocab, hidden]."""
-    codes = unpack_bits(parts["qweight"], bits, hidden).astype(np.float32)
-    spread = np.repeat(parts["scales"].astype(np.float32), block_size, axis=1)[:, :hidden]
-    return torch.from_numpy((codes - 2 ** (bits - 1)) * spread)
+    codes = unpack_bits(parts["qweight"], scheme.bits, hidden).astype(np.float32)
+    spread = np.repeat(parts["scales"].astype(np.float32), scheme.columns(hidden), axis=1)[:, :hidden]
+    return torch.from_numpy((codes - scheme.middle) * spread)

@@ -33,7 +33,7 @@ from pythia_export.model.neox import QKV
 from pythia_export.proof import reference
 from pythia_export.proof.reference import Reference
 from pythia_export.quantize.gptq import factor, gptq
-from pythia_export.recipe import Head, Override, Quantize
+from pythia_export.recipe import Head, Override, Quantize, Scheme
 from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
 from pythia_export.weights.names import DATA_FILE
@@ -138,9 +138,10 @@ def test_groups_are_searched_in_one_go_the_last_one_short(group_size):
     rng = np.random.default_rng(1)
     W, X = torch.tensor(rng.normal(size=(40, 150)), dtype=torch.float32), torch.tensor(rng.normal(size=(400, 150)))
     H, searches = X.T @ X, []
-    on_cpu = gptq(W, factor(H, True, 0.01, 0.1), 4, group_size, True)
+    scheme, settings = Scheme(group_size=group_size), Quantize(beam=1)
+    on_cpu = gptq(W, factor(H, settings), scheme, settings)
     with emulation(lambda operator: searches.append(operator.overloadpacket.__name__)) as device:
-        got = gptq(W.to(device), factor(H.to(device), True, 0.01, 0.1), 4, group_size, True).to(CPU)
+        got = gptq(W.to(device), factor(H.to(device), settings), scheme, settings).to(CPU)
         assert (got.scale == on_cpu.scale).all() and (got.q == on_cpu.q).all()
     assert searches.count("amin") == 2  # of all groups: for the widest span, and once more where it is searched
 

@@ -20,10 +20,11 @@ from pythia_export.model.block import DENSE
 from pythia_export.model.neox import QKV
 from pythia_export.quantize.coupled import DAMP, gptq_coupled
 from pythia_export.quantize.gptq import correction, factor, gptq
-from pythia_export.recipe import Export, Override, Quantize
+from pythia_export.recipe import Export, Override, Quantize, Scheme
 from pythia_export.weights.layout import layout
 
 WINDOWS = np.random.default_rng(0).integers(0, 96, (64, 32))
+ROW, PLAIN = Scheme(group_size=-1), Quantize(beam=1)
 
 
 def source(layers: int = 3) -> InMemory:
@@ -47,7 +48,7 @@ def test_the_correction_is_the_ridge_regression_of_what_is_missing(act_order):
     X[:, 3] = 0
     W = rng.normal(size=(5, 12))
     H = torch.tensor(X.T @ X / 500)
-    L = factor(H, act_order, 0.01, 0.1)
+    L = factor(H, Quantize(act_order=act_order))
     missing = torch.tensor((wanted - X @ W.T).T @ X / 500)
     step = correction(missing, L, tokens=500).numpy()
     alive = np.arange(12) != 3
@@ -59,7 +60,7 @@ def test_the_correction_is_the_ridge_regression_of_what_is_missing(act_order):
 
 def test_a_fit_of_as_many_weights_as_tokens_is_noise_and_not_taken():
     W, H = correlated(4, 16)
-    assert (correction(W, factor(H, True, 0.01, 0.1), tokens=16) == 0).all()
+    assert (correction(W, factor(H, Quantize()), tokens=16) == 0).all()
 
 
 @pytest.mark.parametrize("tokens", [10**9, 500])
@@ -73,7 +74,8 @@ def test_counting_on_4h_to_h_is_the_joint_problem_with_4h_to_h_eliminated(tokens
     missing = torch.tensor(rng.normal(size=(out, d + ff)))  # of both, at their present weights
     A = torch.tensor(rng.normal(size=(out, d)))
     H_dd, C, H_uu = H[:d, :d], H[:d, d:], H[d:, d:]
-    observed = Observed(config, WINDOWS[:1], torch.zeros(96, 128), None, CPU, (damp, 1.0))
+    settings = Quantize(damp=damp, max_damp=1.0)
+    observed = Observed(config, WINDOWS[:1], torch.zeros(96, 128), None, CPU, settings)
     observed.tokens = tokens
     # `lacking` is E[lack up^T] - B H_up: that of B, with what A writes still in it
     got_H, got_missing = observed._counting_on_down(0, H_dd, missing[:, :d], A, H_uu, C, missing[:, d:] + A @ C)
@@ -163,9 +165,10 @@ def test_the_biases_take_the_mean_of_the_error_away(tmp_path):
 @pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (2, -1)])
 def test_a_diagonal_coupling_is_gptq_itself(bits, group_size, symmetric):
     W, H = correlated(24, 64)
-    L = factor(H, True, 0.01, 0.1)
+    L = factor(H, Quantize())
     G = torch.diag_embed(torch.rand(2, 12, dtype=torch.float64) + 0.5)
-    one, other = gptq(W, L, bits, group_size, symmetric), gptq_coupled(W, L, G, bits, group_size, symmetric)
+    scheme = Scheme(bits=bits, group_size=group_size, symmetric=symmetric)
+    one, other = gptq(W, L, scheme, PLAIN), gptq_coupled(W, L, G, scheme, PLAIN)
     assert torch.equal(one.q, other.q) and torch.equal(one.scale, other.scale)
     assert symmetric or torch.equal(one.zero_point, other.zero_point)
 
@@ -174,13 +177,13 @@ def test_coupling_lowers_the_loss_that_it_is_about():
     W, H = correlated(48, 64)
     _, G = correlated(1, 24, seed=2)
     blocks = torch.stack((G, 2 * G.flip(0, 1)))
-    L = factor(H, True, 0.01, 0.1)
+    L = factor(H, Quantize())
 
     def loss(done):
         E = (W - done.dequantize()).unflatten(0, (2, 24))
         return float(sum((g * (e @ H @ e.T)).sum() for g, e in zip(blocks, E, strict=True)))
 
-    assert loss(gptq_coupled(W, L, blocks, 4, -1, True)) < 0.8 * loss(gptq(W, L, 4, -1, True))
+    assert loss(gptq_coupled(W, L, blocks, ROW, PLAIN)) < 0.8 * loss(gptq(W, L, ROW, PLAIN))
 
 
 def test_one_row_a_pass_is_the_textbook_of_both_sides():
@@ -188,15 +191,15 @@ def test_one_row_a_pass_is_the_textbook_of_both_sides():
     rows of G, by GPTQ: the best that the free rows can do about the errors made."""
     W, H = correlated(8, 32)
     _, G = correlated(1, 8, seed=5)
-    L = factor(H, True, 0.01, 0.1)
-    done = gptq_coupled(W, L, G[None], 4, -1, True)
+    L = factor(H, Quantize())
+    done = gptq_coupled(W, L, G[None], ROW, PLAIN)
     damped = (G + DAMP * G.diagonal().mean() * torch.eye(8)).numpy()
     order = list(np.argsort(-np.diag(G), kind="stable"))
     E, q = np.zeros(W.shape), np.zeros(W.shape)
     for place, row in enumerate(order):
         free, past = order[place:], order[:place]
         owed = np.linalg.solve(damped[np.ix_(free, free)], damped[np.ix_(free, past)] @ E[past])[0] if past else 0
-        part = gptq(W[row : row + 1] + torch.tensor(owed), L, 4, -1, True)
+        part = gptq(W[row : row + 1] + torch.tensor(owed), L, ROW, PLAIN)
         q[row], E[row] = part.q[0], (W[row] - part.dequantize()[0]).numpy()
     assert (done.q.numpy() == q).all()
 

@@ -9,7 +9,7 @@ from models import InMemory, export_model, hugging_face, on_disk, small_config
 
 from pythia_export.base.errors import IntegrityError, NumericsError
 from pythia_export.quantize.gptq import factor, gptq, row_errors
-from pythia_export.recipe import Export, Override, Quantize
+from pythia_export.recipe import Export, Override, Quantize, Scheme
 from pythia_export.weights.file import WeightsReader, WeightsWriter
 from pythia_export.weights.layout import layout
 
@@ -46,9 +46,8 @@ def test_each_linear_is_calibrated_on_what_the_quantised_layers_before_it_give(t
     for name, record in records.items():
         X = inputs[name].flatten(0, 1)
         H, W = X.T @ X / len(X), original.tensor(f"{name}.weight")
-        bits, size = record["bits"], record["group_size"]
-        L = factor(H, quantize.act_order, quantize.damp, quantize.max_damp)
-        expected = gptq(W, L, bits, size, True, beam=beam)
+        scheme = Scheme(bits=record["bits"], group_size=record["group_size"])
+        expected = gptq(W, factor(H, quantize), scheme, quantize)
         got = reader.tensor(f"{name}.weight")
         assert torch.isclose(got, expected.dequantize(), atol=1e-6).float().mean() > 0.98, name
         E = (W - got).double()

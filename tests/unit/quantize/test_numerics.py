@@ -22,7 +22,7 @@ from pythia_export.calibrate.problem import Moments
 from pythia_export.quantize import native
 from pythia_export.quantize.coupled import gptq_coupled
 from pythia_export.quantize.gptq import correction, factor, gptq
-from pythia_export.recipe import Export, Quantize
+from pythia_export.recipe import Export, Quantize, Scheme
 
 WINDOWS = np.random.default_rng(0).integers(0, 96, (16, 32))
 CONFIG = small_config(layers=2)
@@ -72,11 +72,12 @@ def test_huge_inputs_alone_are_no_overflow():
     rng = torch.Generator().manual_seed(0)
     W, X = torch.randn(24, 64, generator=rng), torch.randn(400, 64, generator=rng, dtype=torch.float64)
     H, missing = X.T @ X / 400, torch.randn(24, 64, generator=rng, dtype=torch.float64)
-    G = torch.eye(24)[None]
+    G, scheme, settings = torch.eye(24)[None], Scheme(group_size=32), Quantize(beam=8)
     for unit in (4.0**60, 4.0**-60):
-        small, large = factor(H, True, 0.01, 0.1), factor(H * unit, True, 0.01, 0.1)
-        assert torch.equal(gptq(W, small, 4, 32, True, beam=8).q, gptq(W, large, 4, 32, True, beam=8).q)
-        assert torch.equal(gptq_coupled(W, small, G, 4, 32, True).q, gptq_coupled(W, large, G, 4, 32, True).q)
+        small, large = factor(H, settings), factor(H * unit, settings)
+        assert torch.equal(gptq(W, small, scheme, settings).q, gptq(W, large, scheme, settings).q)
+        one, other = (gptq_coupled(W, L, G, scheme, Quantize(beam=1)).q for L in (small, large))
+        assert torch.equal(one, other)
         assert torch.equal(correction(missing, small, 1000), correction(missing * unit, large, 1000))
 
 
@@ -88,8 +89,9 @@ def test_a_beam_of_numbers_that_overflow_says_so(width, device, monkeypatch):
     W = torch.randn(6, 96, generator=torch.Generator().manual_seed(0))
     W[2, 40] = 3e30
     for act_order in (True, False):
+        settings = Quantize(act_order=act_order, beam=width)
         with pytest.raises(NumericsError, match=r"as large as 3e\+30"):
-            gptq(W, factor(torch.eye(96), act_order, 0.01, 0.1), 4, 32, True, beam=width)
+            gptq(W, factor(torch.eye(96), settings), Scheme(group_size=32), settings)
 
 
 # What interpretability people zero, and a constant that takes its place.

@@ -17,6 +17,7 @@ from pythia_export.quantize import native, rounding
 from pythia_export.quantize.gptq import factor, gptq
 from pythia_export.quantize.grid import zeros
 from pythia_export.quantize.rtn import rtn
+from pythia_export.recipe import Quantize, Scheme
 from pythia_export.weights.packing import pack, pack_bits, round_rows, unpack, unpack_bits
 
 
@@ -34,7 +35,9 @@ def problem(kind: str, out: int = 24, n: int = 160, seed: int = 0) -> tuple[torc
 
 
 def run_gptq(W, H, bits=4, group_size=32, symmetric=True, act_order=False, clip=False, beam=1):
-    return gptq(W, factor(H, act_order, 0.01, 0.1), bits, group_size, symmetric, clip, beam=beam)
+    scheme = Scheme(bits=bits, group_size=group_size, symmetric=symmetric)
+    settings = Quantize(act_order=act_order, clip=clip, beam=beam)
+    return gptq(W, factor(H, settings), scheme, settings)
 
 
 @pytest.mark.parametrize("kind", ["random", "correlated", "rank-deficient", "dead"])
@@ -62,13 +65,13 @@ def test_equals_the_textbook(kind, act_order, clip, bits, group_size, symmetric)
 @pytest.mark.parametrize("kind", ["random", "correlated", "rank-deficient"])
 @pytest.mark.parametrize(
     ("bits", "group_size", "symmetric", "width"),
-    [(4, -1, True, 4), (3, 16, False, 8), (2, 32, True, 3), (8, 48, True, 8)],
+    [(4, -1, True, 4), (3, 16, False, 8), (2, 32, True, 3), (8, -1, True, 8)],
 )
 def test_a_beam_equals_the_textbook(kind, bits, group_size, symmetric, width):
     W, H = problem(kind, 6, 48)
     done = run_gptq(W.double(), H, bits, group_size, symmetric, True, True, width)
     scale, zero = done.scale.double().numpy(), zeros(done).double().numpy()
-    assert (done.q.numpy() == beam_textbook(W, H, scale, zero, bits, done.group_size, 0.01, width)).all()
+    assert (done.q.numpy() == beam_textbook(W, H, scale, zero, bits, done.columns, 0.01, width)).all()
 
 
 @pytest.mark.parametrize(("apart", "block"), [(1, 4), (10, 8), (16, 16)])
@@ -160,16 +163,17 @@ def test_dead_inputs_do_not_crowd_a_beam():
     """Roundings that differ in an input that is always zero cost the same."""
     W, H = problem("dead", n=48)
     live = H.diagonal() > 0
-    with_dead, without = factor(H * 1e6, False, 1e-9, 0.1), factor(H[live][:, live] * 1e6, False, 1e-9, 0.1)
-    done = gptq(W.double(), with_dead, 4, -1, True, beam=4)
-    assert torch.equal(done.q[:, live], gptq(W[:, live].double(), without, 4, -1, True, beam=4).q)
+    scheme, settings = Scheme(group_size=-1), Quantize(act_order=False, damp=1e-9, beam=4)
+    with_dead, without = factor(H * 1e6, settings), factor(H[live][:, live] * 1e6, settings)
+    done = gptq(W.double(), with_dead, scheme, settings)
+    assert torch.equal(done.q[:, live], gptq(W[:, live].double(), without, scheme, settings).q)
 
 
 @pytest.mark.parametrize("act_order", [False, True])
 def test_a_diagonal_hessian_gives_exactly_rtn(act_order):
     W, _ = problem("random")
     H = torch.diag(torch.rand(W.shape[1], dtype=torch.float64) + 0.5)
-    done, nearest = run_gptq(W, H, act_order=act_order), rtn(W, 4, 32, True)
+    done, nearest = run_gptq(W, H, act_order=act_order), rtn(W, Scheme(group_size=32))
     assert torch.equal(done.q, nearest.q) and torch.equal(done.scale, nearest.scale)
     beam = run_gptq(W, H, act_order=act_order, beam=8).dequantize()  # of two codes as near, it takes either
     assert torch.allclose((W - beam).abs(), (W - nearest.dequantize()).abs(), atol=1e-6)
@@ -180,7 +184,7 @@ def test_a_correlated_hessian_gives_strictly_lower_loss(bits):
     W, H = problem("correlated")
     for act_order in (False, True):
         done = run_gptq(W, H, bits, act_order=act_order)
-        assert output_error(W, done, H) < 0.8 * output_error(W, rtn(W, bits, 32, True), H)
+        assert output_error(W, done, H) < 0.8 * output_error(W, rtn(W, Scheme(bits=bits, group_size=32)), H)
 
 
 def test_act_order_does_not_depend_on_the_order_of_the_columns():
@@ -253,19 +257,19 @@ def test_damping_does_not_depend_on_dead_inputs(scale):
     with_dead = torch.zeros(n + 64, n + 64, dtype=H.dtype)
     with_dead[:n, :n] = H * scale
     more = torch.cat([W, torch.ones(len(W), 64, dtype=W.dtype)], 1)
-    alone, beside = (gptq(w, factor(h, False, 0.01, 0.1), 4, -1, True) for w, h in ((W, H * scale), (more, with_dead)))
+    alone, beside = (run_gptq(w, h, group_size=-1, clip=True) for w, h in ((W, H * scale), (more, with_dead)))
     assert torch.equal(alone.q, beside.q[:, :n])
 
 
 def test_the_damping_ladder_is_recorded_and_ends_by_name():
     W, H = problem("correlated")
-    assert factor(H, True, 0.01, 0.1).damp == 0.01
+    assert factor(H, Quantize()).damp == 0.01
     shift = torch.linalg.eigvalsh(H)[0] + 0.03 * H.diagonal().mean()
     sick = H - shift * torch.eye(len(H))
-    climbed = factor(sick, True, 0.01, 0.5)
+    climbed = factor(sick, Quantize(max_damp=0.5))
     assert 0.03 < climbed.damp <= 0.5
     with pytest.raises(NumericsError, match="not positive definite even with damp 0.02"):
-        factor(sick, True, 0.01, 0.02)
+        factor(sick, Quantize(max_damp=0.02))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -273,7 +277,7 @@ def test_nan_and_infinity_are_refused(value):
     W, H = problem("random")
     bad = W.clone()
     bad[3, 5] = value
-    for broken in (lambda: run_gptq(bad, H), lambda: rtn(bad, 4, 32, True), lambda: run_gptq(W, H * value)):
+    for broken in (lambda: run_gptq(bad, H), lambda: rtn(bad, Scheme(group_size=32)), lambda: run_gptq(W, H * value)):
         with pytest.raises(NumericsError):
             broken()
 
@@ -281,7 +285,7 @@ def test_nan_and_infinity_are_refused(value):
 def test_rtn_is_the_nearest_point_of_the_grid():
     W, _ = problem("random", 5, 70)
     for symmetric in (True, False):
-        done = rtn(W, 3, 32, symmetric)
+        done = rtn(W, Scheme(bits=3, group_size=32, symmetric=symmetric))
         zero = torch.full_like(done.scale, 4) if symmetric else done.zero_point.float()
         for i in range(5):
             for j in range(70):
@@ -293,7 +297,8 @@ def test_rtn_is_the_nearest_point_of_the_grid():
 
 def test_an_all_zero_group_stays_zero():
     W = torch.zeros(3, 64)
-    assert (rtn(W, 4, 32, True).dequantize() == 0).all() and (rtn(W, 4, 32, False).dequantize() == 0).all()
+    for symmetric in (True, False):
+        assert (rtn(W, Scheme(group_size=32, symmetric=symmetric)).dequantize() == 0).all()
 
 
 # Packing: the bytes are a specification
@@ -319,10 +324,11 @@ def test_unpack_inverts_pack(bits, count, seed):
 def test_matmulnbits_computes_with_the_dequantised_matrix(bits, symmetric, group_size, n):
     """ONNX Runtime, fed unit vectors, returns the columns of exactly the matrix that `dequantize` says."""
     W, _ = problem("random", 12, n)
-    done, stored = rtn(W, bits, group_size, symmetric), 4 if bits == 3 else bits
+    scheme = Scheme(bits=bits, group_size=group_size, symmetric=symmetric)
+    done, stored = rtn(W, scheme), 4 if bits == 3 else bits
     block = group_size if group_size > 0 else 128 if n >= 128 else 32
-    parts = pack(done, stored, block, "float32")
-    assert torch.equal(unpack(parts, n, stored, block), done.dequantize())
+    parts = pack(done, block, "float32")
+    assert torch.equal(unpack(parts, n, scheme, block), done.dequantize())
 
     names = [k for k in ("qweight", "scales", "zero_points") if k in parts]
     types = {"qweight": TensorProto.UINT8, "scales": TensorProto.FLOAT, "zero_points": TensorProto.UINT8}
@@ -345,8 +351,9 @@ def test_matmulnbits_computes_with_the_dequantised_matrix(bits, symmetric, group
 @pytest.mark.parametrize("bits", [4, 8])
 def test_weights_beyond_what_a_scale_can_hold_are_refused(bits):
     with pytest.raises(NumericsError, match=r"a weight of 1e\+08 has no scale in float16"):
-        round_rows(torch.full((2, 32), 1e8), bits, 32, "float16")
-    assert torch.isfinite(round_rows(torch.full((2, 32), 1e8), bits, 32, "float32").dequantize()).all()
+        round_rows(torch.full((2, 32), 1e8), Scheme(bits=bits, group_size=32), "float16")
+    rounded = round_rows(torch.full((2, 32), 1e8), Scheme(bits=bits, group_size=32), "float32")
+    assert torch.isfinite(rounded.dequantize()).all()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -354,14 +361,12 @@ def test_weights_beyond_what_a_scale_can_hold_are_refused(bits):
 def test_small_weights_have_scales_of_float16_too(bits, spread, most, symmetric):
     """The output projections of a fresh 410m or 12b: scales below float16's normal numbers, 6.1e-5."""
     W, H = problem("correlated", 32, 256)
-    W = W / W.std() * spread
-    for made in (
-        rtn(W, bits, 128, symmetric, torch.float16),
-        gptq(W, factor(H, True, 0.01, 0.1), bits, 128, symmetric, scale_dtype=torch.float16),
-    ):
+    W, settings = W / W.std() * spread, Quantize(beam=1)
+    scheme = Scheme(bits=bits, symmetric=symmetric)
+    for made in (rtn(W, scheme, torch.float16), gptq(W, factor(H, settings), scheme, settings, torch.float16)):
         assert (made.scale.half().float() == made.scale).all()
         assert (made.dequantize() - W).norm() <= most * W.norm()
-    least = rtn(torch.full((2, 32), 1e-9), bits, 32, symmetric, torch.float16)  # as good as nothing
+    least = rtn(torch.full((2, 32), 1e-9), scheme, torch.float16)  # as good as nothing
     assert (least.dequantize().abs() <= 2.0**-24).all() and (least.scale.abs() > 0).all()
 
 
@@ -371,5 +376,6 @@ def test_an_embedding_of_4_bits_loses_a_fifth_less_than_one_that_is_rounded_to_n
     def lost(quantized):
         return (quantized.dequantize() - table).square().mean()
 
-    assert lost(round_rows(table, 4, 32, "float16")) < 0.8 * lost(rtn(table, 4, 32, True, torch.float16))
-    assert torch.equal(round_rows(table, 8, 32, "float16").q, rtn(table, 8, 32, True, torch.float16).q)
+    four, eight = Scheme(bits=4, group_size=32), Scheme(bits=8, group_size=32)
+    assert lost(round_rows(table, four, "float16")) < 0.8 * lost(rtn(table, four, torch.float16))
+    assert torch.equal(round_rows(table, eight, "float16").q, rtn(table, eight, torch.float16).q)
