@@ -6,6 +6,7 @@ https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 from __future__ import annotations
 
 import re
+import stat
 from pathlib import Path
 
 from .errors import SourceError
@@ -14,6 +15,8 @@ _START = b"version https://git-lfs.github.com/spec/"
 
 
 def is_pointer(path: Path) -> bool:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        return False
     with path.open("rb") as f:
         return f.read(len(_START)) == _START
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -59,6 +60,8 @@ class Sensitivity:
         """
         path = self._path(layer, kind)
         try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise FileNotFoundError
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == self.digests.get(path.name):
                     file.seek(0)

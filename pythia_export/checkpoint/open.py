@@ -15,7 +15,7 @@ from ..base.errors import IntegrityError, SourceError
 from ..base.progress import SILENT, Progress
 from ..model.generation import Generation
 from ..model.neox import EMBEDDING, HEAD, IGNORED_BUFFERS, NeoXConfig, TensorSpec, tensors
-from ..tokenizer import FolderTokenizer
+from ..tokenizer import FolderTokenizer, has_tokenizer
 from .adapter import Adapter, open_adapter
 from .fit import misfits
 from .header import read_header
@@ -74,8 +74,13 @@ class Checkpoint:
         """
         return open_tokenizer(self.pulled.tokenizer_folder or self.pulled.folder)
 
+    @property
+    def has_tokenizer(self) -> bool:
+        folder = self.pulled.tokenizer_folder or self.pulled.folder
+        return has_tokenizer({path.name for path in folder.iterdir()})
+
     def notes(self) -> list[str]:
-        """What a user should know of its tokenizer and of how its texts end; raises as `tokenizer_folder`."""
+        """Return what a user should know of its tokenizer and of how its texts end; raises as `tokenizer_folder`."""
         return [*self.generation.notes, *misfits(self.tokenizer_folder, self.config)]
 
     def tokenizer(self) -> Tokenizer:

@@ -147,6 +147,8 @@ def _local(folder: Path, name: str, revision: str, accept: Accept, progress: Pro
     for path in folder.iterdir():
         if path.is_symlink() and not path.exists():
             raise SourceError(f"{path}: a link that leads nowhere", hint="Copy the file that it stood for.")
+        if not path.is_file() and not path.is_dir():
+            raise SourceError(f"{path}: neither a plain file nor a folder", hint="Copy the file that it stands for.")
         there |= {path.name} if path.is_file() else set()
     if CONFIG in there:
         read_config(folder / CONFIG)  # before its gigabytes are hashed

@@ -150,6 +150,10 @@ def pull(
     model = with_adapter(recipe.model, adapter)
     with progress_bars() as progress:
         opened = pull_checkpoint(model, accept=accepted(no_pickle, allow_duplicate_revision), progress=progress)
+        # What `run` would refuse is refused here; a checkpoint may be pulled for its weights alone.
+        notes = opened.notes() if opened.has_tokenizer else ["It has no tokenizer; `run` and `quantize` need one."]
+        for note in notes:
+            progress.note(note)
         texts = read_texts(recipe, opened, progress) if names_texts(what) else {}
     pulled = opened.pulled
     if as_json:

@@ -8,8 +8,9 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from ..recipe import Model
 
 
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or that of the click which newer versions of typer bring
+_LINE = "pythia_export.line"  # where a context keeps the words that it was made of
+
+
 class _Commands(TyperGroup):
     """What a user can cause becomes a message and an exit code here, once for all commands."""
 
@@ -36,11 +41,19 @@ class _Commands(TyperGroup):
         for flag in ("--debug", "--offline"):
             if flag in args:
                 args = [flag, *(x for x in args if x != flag)]
-        return super().parse_args(ctx, args)
+        ctx.meta[_LINE] = tuple(args)
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as e:
+            _refused_in_junit(args, e.format_message())
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except _UsageError as e:  # of the command's own options
+            _refused_in_junit(ctx.meta[_LINE], e.format_message())
+            raise
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in ("run", "quantize")
             further = "; --resume goes on after the last layer, if one was finished" if resumes else ""
@@ -192,16 +205,29 @@ def ends_in_junit(file: Path | None, what: str) -> Iterator[None]:
         raise
     except BaseException as e:
         if file is not None:
-            from ..disk import write_atomically
-            from ..report.junit import junit_of_error
-
             known = e if isinstance(e, PythiaExportError) else memory_fault(e)
             kind, said = type(known or e).__name__, str(known or e) or "interrupted"
-            try:
-                write_atomically(file, junit_of_error(what, kind, said, known.hint if known else "").encode())
-            except (OSError, PythiaExportError) as unwritten:
-                say(f"{file} could not be written: {unwritten}")
+            _error_into_junit(file, what, kind, said, known.hint if known else "")
         raise
+
+
+def _refused_in_junit(line: Sequence[str], said: str) -> None:
+    """Do the same for a command line that is not understood, if a file of --junit can be made out in it."""
+    named = [b for a, b in pairwise(line) if a == "--junit" and not b.startswith("-")]
+    named += [word.partition("=")[2] for word in line if word.startswith("--junit=")]
+    file = Path(named[-1]) if named and named[-1] else None
+    if file is not None and not (file.parent / "manifest.json").exists():  # an artifact holds its own files alone
+        _error_into_junit(file, " ".join(line[:2]), "UsageError", said, "`--help` lists the options.")
+
+
+def _error_into_junit(file: Path, what: str, kind: str, said: str, hint: str) -> None:
+    from ..disk import write_atomically
+    from ..report.junit import junit_of_error
+
+    try:
+        write_atomically(file, junit_of_error(what, kind, said, hint).encode())
+    except (OSError, PythiaExportError) as unwritten:
+        say(f"{file} could not be written: {unwritten}")
 
 
 def fail(error: PythiaExportError, debug: bool) -> None:

@@ -65,11 +65,11 @@ class Conversion:
         for note in self.checkpoint.notes():
             self.progress.note(note)
         asked, chosen = self.recipe.quantize, self.recipe.export
-        exact = asked.exactly(self.checkpoint.dtype) if chosen.dtype == "float32" else asked
-        if exact != asked:
-            self.progress.note(f"Embedding and head are stored as float32: the weights are {self.checkpoint.dtype}.")
-            self.recipe = self.recipe.model_copy(update={"quantize": exact})
-        self.layout: Layout = lay_out(self.config, exact, chosen.dtype)
+        settled, notes = asked.settled(self.checkpoint.dtype, self.config.parallel_residual, chosen.dtype)
+        for note in notes:
+            self.progress.note(note)
+        self.recipe = self.recipe.model_copy(update={"quantize": settled})
+        self.layout: Layout = lay_out(self.config, settled, chosen.dtype)
         require_fit(self.config, self.layout, self.recipe.export)
         require_overrides_match(self.config, self.recipe.quantize)
         self.calibration: Windows | None = None

@@ -44,7 +44,9 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         SourceError: the model's geometry cannot be known without pulling it, or a local text is not there.
     """
-    config, source_bytes = _geometry(recipe)
+    config, source_bytes, dtype = _geometry(recipe)
+    settled, notes = recipe.quantize.settled(dtype, config.parallel_residual, recipe.export.dtype)
+    recipe = recipe.model_copy(update={"quantize": settled})
     places = lay_out(config, recipe.quantize, recipe.export.dtype)
     require_fit(config, places, recipe.export)
     require_overrides_match(config, recipe.quantize)
@@ -95,7 +97,7 @@ def plan(recipe: Recipe) -> Plan:
         ],
         bits_per_weight=places.bits_per_weight,
         steps=steps,
-        warnings=[*warnings(places, recipe.export), *_hopeless(recipe.verify)],
+        warnings=[*notes, *warnings(places, recipe.export), *_hopeless(recipe.verify)],
     )
 
 
@@ -113,8 +115,8 @@ def _files(recipe: Recipe, graph: int, weights: int) -> dict[str, int]:
     return {MODEL: graph} | ({second: graph} if second is not None else {}) | {data_name(recipe): weights}
 
 
-def _geometry(recipe: Recipe) -> tuple[NeoXConfig, int]:
-    """Configuration and bytes of the source weights."""
+def _geometry(recipe: Recipe) -> tuple[NeoXConfig, int, str]:
+    """Return the configuration, the bytes and the dtype of the source weights: of the suite's as most of them are."""
     if recipe.model.id not in (None, "demo"):
         config = geometry(recipe.model.id)
         if config is None:
@@ -122,6 +124,6 @@ def _geometry(recipe: Recipe) -> tuple[NeoXConfig, int]:
                 f"{recipe.model.id} is not in the catalogue, so its size is not known before it is pulled",
                 hint="`pythia-export pull RECIPE` fetches it.",
             )
-    else:
-        config = open_checkpoint(pull_checkpoint(recipe.model)).config
-    return config, 2 * config.parameters
+        return config, 2 * config.parameters, "float16"
+    checkpoint = open_checkpoint(pull_checkpoint(recipe.model))
+    return checkpoint.config, 2 * checkpoint.config.parameters, checkpoint.dtype

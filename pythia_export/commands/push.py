@@ -12,6 +12,7 @@ from .. import hub
 from ..artifact import MANIFEST, Artifact
 from ..base.errors import IntegrityError, OutputError, RecipeError, SourceError
 from ..base.progress import SILENT, Progress
+from ..records.quantization import QUANTIZATION
 from ..runtime import check_runnable
 from .whereabouts import is_path
 
@@ -39,7 +40,8 @@ def push(
     Raises:
         SourceError: no artifact, without a graph (of `quantize`), or the hub refuses.
         IntegrityError: a file that is not what its manifest says, or that the hub lists otherwise than it was sent;
-            what `generate` would refuse: a foreign graph, an end token that the model lacks, a broken tokenizer.
+            a record that lies; what `generate` would refuse: a foreign graph, an end token that the model lacks, a
+            broken tokenizer.
         RecipeError: `repo` is not OWNER/NAME.
         OutputError: offline, or a record names a path of the machine that the artifact was made on.
     """
@@ -55,6 +57,8 @@ def push(
     opened.require_graph()
     opened.check()
     check_runnable(opened)  # whoever fetches it is refused otherwise
+    if QUANTIZATION in opened.manifest.files:
+        _ = opened.quantization
     _require_no_paths(opened)
     described = opened.manifest.files
     parity = opened.parity

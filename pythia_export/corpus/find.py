@@ -74,6 +74,7 @@ def _local(path: Path) -> Found:
         return Found(path.name, [_opened(path, path.name)])
     if path.is_dir():
         return Found(path.name, [_opened(path / name, name) for name in _texts_in(path)])
+    _require_plain(path)
     folder = next(
         parent for parent in path.absolute().parents if parent.is_dir()
     )  # brackets in its name are no pattern
@@ -86,10 +87,21 @@ def _local(path: Path) -> Found:
             if remote
             else "`path` is taken from the recipe's own folder.",
         )
-    names = sorted(name for name in glob.glob(pattern, root_dir=folder, recursive=True) if (folder / name).is_file())
+    matching = glob.glob(pattern, root_dir=folder, recursive=True)
+    names = sorted(name for name in matching if not (folder / name).is_dir())
+    for name in names:
+        _require_plain(folder / name)
     if not names:
         raise SourceError(f"{path}: no file matches", hint="`path` is taken from the recipe's own folder.")
     return Found(pattern, [_opened(folder / name, Path(name).as_posix()) for name in names])
+
+
+def _require_plain(path: Path) -> None:
+    """SourceError for a name that is there and stands for no text: it would be missing in silence, or waited for."""
+    if path.is_symlink() and not path.exists():
+        raise SourceError(f"{path}: a link that leads nowhere", hint="Copy the file that it stood for.")
+    if path.exists() and not path.is_file():
+        raise SourceError(f"{path}: no plain file; one of text was expected", hint="Write the text into a file.")
 
 
 def _opened(path: Path, name: str) -> Opened:
@@ -99,9 +111,11 @@ def _opened(path: Path, name: str) -> Opened:
 
 def _texts_in(folder: Path) -> list[str]:
     """Return the names of its files of text, below it, all of one kind; what is hidden is left out."""
-    names = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
+    names = [p.relative_to(folder) for p in folder.rglob("*") if not p.is_dir()]
     seen = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
     texts = [name for name in seen if kind_of(name) in KINDS]
+    for name in texts:
+        _require_plain(folder / name)
     kinds = Counter(kind_of(name) for name in texts)
     if not texts or len(kinds) > 1:
         others = Counter(Path(name).suffix or name for name in seen)

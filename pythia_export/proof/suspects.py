@@ -25,6 +25,7 @@ from .reference import Tensors
 TOKENS = 256
 WORSE_THAN_RTN = 2.0  # times; GPTQ, which also mends what the layers before did, reaches 1.7 in the demo's head
 _EXACT = 1e-3  # error that a matrix kept in float may have, of its own rounding to float16
+EXTREME = 1e4  # times the other weights' mean: trained ones reach some hundreds
 _MATRICES = {name.rpartition(".")[2] for name in LINEARS} | {HEAD}
 
 
@@ -36,13 +37,16 @@ def suspects(
     window: np.ndarray,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """`first`: the first entry whose error is beyond `limit` times that of round-to-nearest, or None; `worst`: the five
+    """Return where the artifact's weights err more than rounding must, and whether one weight widens a whole scale.
+
+    `first`: the first entry whose error is beyond `limit` times that of round-to-nearest, or None; `worst`: the five
     whose ratio is largest. An entry: `name`, `layer`, `error` (of the output, relative, root of squares), `rtn_error`,
-    `ratio`.
+    `ratio`. `extreme`: the rounded linear, if any, whose `largest` weight is most beyond the `mean` of its others.
 
     With two products a layer biases lie elsewhere, so dense and 4h_to_h are one entry.
     """
     found: list[dict[str, Any]] = []
+    extremes: list[dict[str, Any]] = []
 
     def of(source: Tensors) -> Callable[[str], Tensor]:
         return lambda name: source.tensor(name).float()
@@ -53,6 +57,11 @@ def suspects(
         method, scheme = quantize.linear(base)
         if part != "weight" or base.rpartition(".")[2] not in _MATRICES or method == "none":
             return W
+        size = W.abs()
+        largest = float(size.max())
+        mean = (float(size.sum(dtype=torch.float64)) - largest) / max(1, W.numel() - 1)
+        if largest > EXTREME * mean > 0:
+            extremes.append({"name": base, "largest": largest, "mean": mean})
         return rtn(W, scheme).dequantize()
 
     def entry(layer: int | None, name: str, got: Tensor, expected: Tensor, rounded: Tensor, floor: float) -> None:
@@ -96,4 +105,5 @@ def suspects(
         entry(None, HEAD, logits[1], logits[0], logits[2], _EXACT)
     beyond = [x for x in found if not x["ratio"] <= WORSE_THAN_RTN]
     worst = sorted(found, key=lambda x: -x["ratio"])[:5]
-    return {"limit": WORSE_THAN_RTN, "first": beyond[0] if beyond else None, "worst": worst}
+    extreme = max(extremes, key=lambda x: x["largest"] / x["mean"], default=None)
+    return {"limit": WORSE_THAN_RTN, "first": beyond[0] if beyond else None, "worst": worst, "extreme": extreme}

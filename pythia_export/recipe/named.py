@@ -120,6 +120,6 @@ def about(name: str) -> str:
 
 def _is(path: Path, kind: str) -> bool:
     try:
-        return path.is_dir() if kind == "folder" else path.is_file()
+        return path.is_dir() if kind == "folder" else path.exists() and not path.is_dir()  # a shell's pipe is a file
     except (OSError, ValueError):  # a name that no file can have
         return False

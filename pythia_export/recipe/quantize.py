@@ -109,14 +109,26 @@ class Quantize(Section):
             raise ValueError("bits_per_weight measures on calibration text: it needs method = 'gptq'")
         return self
 
-    def exactly(self, dtype: str) -> Quantize:
-        """For a source of `dtype`: where nothing is quantised, embedding and head keep every value, unless the recipe
-        says otherwise."""
-        if self.method != "none" or dtype == "float16":
-            return self
-        head = self.head if "dtype" in self.head.model_fields_set else self.head.model_copy(update={"dtype": "float32"})
-        embedding = self.embedding if "embedding" in self.model_fields_set else "float32"
-        return self.model_copy(update={"head": head, "embedding": embedding})
+    def settled(self, weights: str, parallel_residual: bool, computed: str) -> tuple[Quantize, list[str]]:
+        """Return what is done of this for one checkpoint, and a sentence for each setting that is not as it was given.
+
+        `weights` is the dtype of the checkpoint, `computed` that of the graph. Where nothing is quantised, embedding
+        and head keep every value. `joint_hessian` needs dense and 4h_to_h to add into one vector.
+        """
+        found, notes = self, []
+        if self.method == "none" and weights != "float16" and computed == "float32":
+            kept = "dtype" in self.head.model_fields_set
+            head = self.head if kept else self.head.model_copy(update={"dtype": "float32"})
+            embedding = self.embedding if "embedding" in self.model_fields_set else "float32"
+            found = self.model_copy(update={"head": head, "embedding": embedding})
+            if found != self:
+                notes.append(f"Embedding and head are stored as float32: the weights are {weights}.")
+        if self.method == "gptq" and self.joint_hessian and self.error_correction and not parallel_residual:
+            found = found.model_copy(update={"joint_hessian": False})
+            notes.append(
+                "joint_hessian is off: this model's residual is sequential, so dense cannot leave errors to 4h_to_h."
+            )
+        return found, notes
 
     def linear(self, name: str) -> tuple[Method, Scheme]:
         """Method and scheme of one linear, by its on-disk name without `.weight`."""

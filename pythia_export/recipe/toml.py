@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +24,14 @@ def read_toml(path: Path, hint: str) -> dict[str, Any]:
         RecipeError: no such file, larger than a million bytes, not TOML, nested without end.
     """
     try:
-        if path.is_file() and path.stat().st_size > LARGEST:
-            raise RecipeError(f"{path}: {path.stat().st_size:,} bytes; {LARGEST:,} are the most that is read")
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or _is_pipe_of_a_shell(path, mode)):
+            raise RecipeError(f"{path}: a plain file was expected")  # a named pipe is waited for, a device has no end
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise RecipeError(f"{path}: more than {LARGEST:,} bytes, which are the most that is read")
+        return tomllib.loads(data.decode("utf-8-sig"))  # editors on Windows write a mark
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file", hint=hint) from None
     except (OSError, UnicodeDecodeError) as e:
@@ -76,3 +83,8 @@ def _value(value: Any) -> str:
     if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL, which JSON leaves as it is
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps(value)
+
+
+def _is_pipe_of_a_shell(path: Path, mode: int) -> bool:
+    """Whether it is `<(...)` or /dev/stdin of a pipe: one whose writer is there, and that has no name on a disk."""
+    return stat.S_ISFIFO(mode) and not os.path.exists(os.path.realpath(path))

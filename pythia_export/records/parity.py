@@ -154,6 +154,16 @@ class Suspect(Record):
     """The first divided by the second."""
 
 
+class Extreme(Record):
+    """A linear with one weight so large that the scale it needs rounds the weights beside it away."""
+
+    name: str
+    largest: Figure
+    """Magnitude of its largest weight: beyond 10,000 times the mean."""
+    mean: Figure
+    """Mean magnitude of its other weights."""
+
+
 class Suspects(Record):
     limit: Figure
     """A linear is suspect beyond this ratio."""
@@ -161,6 +171,8 @@ class Suspects(Record):
     """The first linear of the model beyond the limit."""
     worst: Annotated[list[Suspect], Field(min_length=1)]
     """Up to five linears with the largest ratio."""
+    extreme: Extreme | None = None
+    """Null in proofs of before it was looked for, too."""
 
 
 class Reference(Record):

@@ -99,7 +99,12 @@ def look_in_weights(parity: Parity) -> str:
     found = parity.cost.suspects
     if not found:
         return ""
-    first, worst = found.first, found.worst[0]
+    first, worst, extreme = found.first, found.worst[0], found.extreme
+    if extreme is not None:
+        return (
+            f"Look first at the weights of {extreme.name}: the largest is {power(extreme.largest)}, their mean "
+            f"{power(extreme.mean)}; on a scale as wide as it needs, the weights beside it are rounded away."
+        )
     if first is None:
         return (
             f"Look first: no weights are out of line; the worst, {worst.name}, have {worst.ratio:.2g} times the "

@@ -208,6 +208,37 @@ def test_what_ends_a_proof_before_it_begins_is_in_the_junit_too(what, code, told
     assert told in ElementTree.fromstring(file.read_text()).find("testsuite/testcase/error").get("message")
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("run demo --out o --overwrit --junit x.xml", "--overwrit"),
+        ("run --out o --junit=x.xml", "RECIPE"),
+        ("run demo --junit x.xml", "--out"),
+        ("verify --junit x.xml", "ARTIFACT"),
+        ("verify a b --junit x.xml", "b"),
+        ("run demo --out o --device tpu --junit x.xml", "tpu"),
+        ("--colour verify a --junit x.xml", "--colour"),
+    ],
+)
+def test_a_command_line_that_is_not_understood_is_in_the_junit_too(line, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke(*line.split())
+    assert done.exit_code == 2 and "Usage" in done.stderr
+    error = ElementTree.fromstring((tmp_path / "x.xml").read_text()).find("testsuite/testcase/error")
+    assert error.get("type") == "UsageError" and said in error.get("message")
+
+
+@pytest.mark.parametrize(
+    "line", ["run demo --junit", "run demo --junit --out", "verify --junit a/x.xml", "run --junit="]
+)
+def test_a_junit_file_that_cannot_be_made_out_is_not_written(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "manifest.json").write_text("{}")  # an artifact holds what its manifest names
+    assert invoke(*line.split()).exit_code == 2
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "manifest.json"]
+
+
 # ---- the hub
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from importlib.util import find_spec
@@ -79,6 +80,22 @@ def test_a_hub_that_refuses_or_garbles_is_told(hub, folder, tmp_path):
     garbled = push(hub, tmp_path, str(folder), REPO, code=4).stderr
     assert "config.json is not on the hub as it was sent" in garbled
     assert f"{hub.endpoint}/{REPO}/commit/" in garbled and "was made, but its check failed" in garbled
+
+
+def test_a_record_that_inspect_refuses_is_not_pushed(hub, folder, tmp_path):
+    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+    record = json.loads((changed / "quantization.json").read_text())
+    record["linears"][0]["bits"] = "4"
+    data = json.dumps(record).encode()
+    (changed / "quantization.json").write_bytes(data)
+    manifest = json.loads((changed / "manifest.json").read_text())
+    manifest["files"]["quantization.json"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (changed / "manifest.json").write_text(json.dumps(manifest))
+    done = push(hub, tmp_path, str(changed), REPO, "--dry-run", code=4)
+    assert (
+        "`linears.0.bits` is '4'" in done.stderr
+        and "`linears.0.bits`" in pythia_export("inspect", changed, check=4).stderr
+    )
 
 
 def test_only_a_whole_artifact_with_a_graph_is_pushed(hub, folder, tmp_path):

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from pythia_export.artifact import Artifact
 from pythia_export.checkpoint import demo_folder
+from pythia_export.commands.plan import plan
 from pythia_export.commands.quantize import quantize as quantize_recipe
 from pythia_export.model.neox import tensors
 from pythia_export.recipe import Quantize, parse_recipe
@@ -43,5 +44,25 @@ def test_without_quantisation_every_value_is_kept(stored, tmp_path):
 
 def test_a_type_that_the_recipe_names_is_kept_to():
     asked = Quantize(method="none", embedding="float16", head={"dtype": "float16"})
-    assert asked.exactly("float32") == asked and Quantize(method="rtn").exactly("float32") == Quantize(method="rtn")
+    rounded = Quantize(method="rtn")
+    assert asked.settled("float32", True, "float32") == (asked, [])
+    assert rounded.settled("float32", True, "float32") == (rounded, [])
+    assert Quantize(method="none").settled("float32", True, "float16")[1] == []
     assert "dtype" not in Quantize().model_dump()["head"], "what was recorded before compares equal"
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_a_plan_counts_what_is_stored(stored, tmp_path):
+    """Embedding and head in float32 are most of a small model."""
+    model = save_checkpoint(hugging_face(CONFIG), CONFIG, tmp_path / "model", demo_folder() / "main" / "tokenizer.json")
+    save_file({name: x.to(stored) for name, x in on_disk(hugging_face(CONFIG)).items()}, model / "model.safetensors")
+    recipe = parse_recipe(
+        {
+            "model": {"path": str(model)}, "quantize": {"method": "none"},
+            "verify": {"source": "python-stdlib", "tokens": 64, "sequence_length": 16},
+        }
+    )  # fmt: skip
+    planned = plan(recipe)
+    quantize_recipe(recipe, tmp_path / "out")
+    assert planned.files["model.onnx_data"] == (tmp_path / "out" / "model.onnx_data").stat().st_size
+    assert any("stored as float32" in warning for warning in planned.warnings) == (stored == torch.float32)

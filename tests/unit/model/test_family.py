@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from models import Exported, InMemory, export_model, hugging_face, on_disk, save_checkpoint, small_config
+from test_corpus import Told
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
@@ -23,7 +24,10 @@ from pythia_export.artifact import Artifact
 from pythia_export.base.errors import RecipeError, SourceError
 from pythia_export.base.native_library import kernels_path
 from pythia_export.calibrate import Output, allocate, quantize_together
+from pythia_export.checkpoint import demo_folder
 from pythia_export.commands.dequantize import dequantize
+from pythia_export.commands.plan import plan
+from pythia_export.commands.quantize import quantize as quantize_recipe
 from pythia_export.commands.run import run
 from pythia_export.graph.decoder import _activation, _Tape, build_decoder
 from pythia_export.model.block import Block, Rotary, activate, final_norm, head
@@ -32,7 +36,7 @@ from pythia_export.model.rope import Rope
 from pythia_export.model.rotary import rotary_tables
 from pythia_export.proof.divergence import first_divergence
 from pythia_export.proof.suspects import suspects
-from pythia_export.recipe import Export, Quantize, Recipe
+from pythia_export.recipe import Export, Quantize, Recipe, parse_recipe
 from pythia_export.runtime import Session
 from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
@@ -272,6 +276,38 @@ def test_no_operator_of_a_graph_differs_and_no_weight_is_suspect(layered, tmp_pa
 def test_two_products_are_refused_where_layers_cannot_be_folded(changes, said):
     with pytest.raises(RecipeError, match=f"products = 2: .*{said}"):
         layout(replace(BASE, **changes), Quantize(products=2), "float32")
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_joint_hessian_is_off_and_told_where_it_has_no_part(parallel, tmp_path):
+    config = replace(BASE, parallel_residual=parallel, vocab_size=4096, **SMALL)
+    model = save_checkpoint(hugging_face(config), config, tmp_path / "m", demo_folder() / "main" / "tokenizer.json")
+    text = {"source": "python-stdlib", "sequence_length": 16}
+    recipe = parse_recipe(
+        {
+            "model": {"path": str(model)}, "calibration": text | {"samples": 2}, "verify": text | {"tokens": 64},
+            "quantize": {"group_size": 32, "beam": 1, "fisher": False},
+        }
+    )  # fmt: skip
+    told = "joint_hessian is off: this model's residual is sequential"
+    assert any(warning.startswith(told) for warning in plan(recipe).warnings) != parallel
+    notes = Told()
+    quantize_recipe(recipe, tmp_path / "out", progress=notes)
+    assert any(note.startswith(told) for note in notes.notes) != parallel
+    assert Artifact.open(tmp_path / "out").recipe.quantize.joint_hessian == parallel
+
+
+def test_one_weight_that_widens_a_whole_scale_is_named(tmp_path):
+    """Rounded to nearest it costs as much, so no ratio shows it."""
+    source = InMemory(LAYERED["no attention bias"], on_disk(hugging_face(LAYERED["no attention bias"])))
+    name = "gpt_neox.layers.1.attention.query_key_value"
+    quantize = Quantize(method="rtn", group_size=32)
+    export_model(source, tmp_path, quantize, Export())
+    for factor, expected in ((1.0, None), (1e6, name), (1e18, name)):
+        source.tensors[f"{name}.weight"][3, 5] = 0.1 * factor
+        exported = export_model(source, tmp_path, quantize, Export())
+        found = suspects(source, exported.reader(), source.config, quantize, WINDOWS[0])
+        assert (found["extreme"] or {}).get("name") == expected
 
 
 def test_a_budget_of_bits_is_met_with_a_sequential_residual(tmp_path):
