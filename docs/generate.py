@@ -27,6 +27,8 @@ PLACE = re.compile(r"(<!-- fill: (?P<what>[^\n]+?) -->\n).*?(<!-- end -->)", re.
 SOURCES: dict[str, Callable[..., str]] = {
     "commands": commands.all_commands,  # every command's help
     "recipe": recipe.all_sections,  # every key of a recipe
+    "by_size": recipe.by_size,  # defaults of a recipe by the model's size
+    "variants": recipe.variants,  # 410m-int8 and its like
     "floors": house.floors,  # the rooms of the package
     "record": records.table,  # a type of pythia_export/records
     "python": python.described,  # a class or a function of the package

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
@@ -80,3 +82,24 @@ def _default(field: Any) -> str:
     if field.default is PydanticUndefined:
         return "; required"
     return "" if field.default is None or field.default == () else f"; default {code(toml(field.default))}"
+
+
+def by_size() -> str:
+    """Return what a recipe gets by the model's size where it says nothing, from recipe/by_size.toml."""
+    from pythia_export import recipe
+
+    tables = tomllib.loads(Path(recipe.__file__).with_name("by_size.toml").read_text(encoding="utf-8"))
+    rows = [
+        [size, str(row["group_size"]), f"{row['tokens']:,}", f"{row['logits']:g}"]
+        + [f"{row['ppl_ratio'][bits]:g}" for bits in ("8", "4", "3")]
+        for size, row in tables["size"].items()
+    ]
+    gates = [f"`ppl_ratio`, {bits} bits" for bits in (8, 4, 3)]
+    return table(["model", "`group_size`", "`verify.tokens`", "`export_max_abs`, `decode_max_abs`", *gates], rows)
+
+
+def variants() -> str:
+    """Return the last words that a model's name may have."""
+    from pythia_export.recipe.by_size import variants
+
+    return table(["name", "what it stands for"], [[code(f"MODEL-{name}"), about] for name, about in variants().items()])
