@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import io
 import itertools
 import json
@@ -38,8 +39,12 @@ class Page:
         self.workers: list[str] = []
         self._ids = itertools.count(1)
         self._held = b""
-        ours_in, theirs_out = os.pipe()
-        theirs_in, ours_out = os.pipe()
+        ours_in, written = os.pipe()
+        read, ours_out = os.pipe()
+        # Above 3 and 4, which Chromium's are to be: the shell below would close one before it copies the other.
+        theirs_in, theirs_out = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read, written))
+        os.close(read)
+        os.close(written)
         command = [
             str(CHROMIUM), "--headless=new", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
