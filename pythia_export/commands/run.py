@@ -7,12 +7,14 @@ from pathlib import Path
 import onnx
 
 from ..artifact import Publisher
+from ..base.compute import Compute
 from ..base.device import DeviceName, device_called, memory_of
 from ..base.progress import SILENT, Progress
 from ..calibrate import require_begun
 from ..checkpoint import Accept
 from ..corpus import verify_windows
-from ..proof.prove import Subject, prove
+from ..proof.prove import prove
+from ..proof.subject import Subject
 from ..recipe import Recipe
 from ..runtime import require_provider
 from .contents import write_reports
@@ -57,10 +59,10 @@ def run(
             with job.stage("verify"):
                 subject = Subject(
                     job.source, job.checkpoint, job.reader(journal.output), job.config, model, journal.output,
-                    job.recipe.quantize, recipe.export, job.device,
+                    job.recipe.quantize, recipe.export,
                 )  # fmt: skip
                 with memory_of(job.device):
-                    parity = prove(subject, held_out, recipe.verify.gates, progress).parity
+                    parity = prove(subject, held_out, recipe.verify.gates, Compute(job.device, progress)).parity
             tell_of_another_models_text(parity, job.config, progress)
             origin = job.origin(recipe.export)
             write_reports(journal.output, origin, quantization, parity)

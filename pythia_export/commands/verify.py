@@ -12,6 +12,7 @@ import onnx
 import torch
 
 from ..artifact import Artifact, Parity, is_snapshot
+from ..base.compute import Compute
 from ..base.device import DeviceName, device_called, memory_of
 from ..base.errors import IntegrityError, OutputError, PythiaExportError, RecipeError, ResourceError, SourceError
 from ..base.progress import SILENT, Progress
@@ -23,7 +24,8 @@ from ..corpus import Windows, verify_windows
 from ..disk import explained, held, write_atomically
 from ..model.neox import NeoXConfig
 from ..proof.against import check_comparable
-from ..proof.prove import Subject, prove
+from ..proof.prove import prove
+from ..proof.subject import Subject
 from ..proof.table import require_parquet, token_table
 from ..recipe import Recipe
 from ..runtime import check_graph
@@ -112,12 +114,10 @@ def _verify_held(
     reader = WeightsReader(opened.file(data_name(opened.recipe)), places, opened.config)
     check_graph(opened)
     model = onnx.load(opened.file(MODEL), load_external_data=False)
-    subject = Subject(
-        origin, source, reader, opened.config, model, opened.folder, recipe.quantize, recipe.export, computes
-    )
+    subject = Subject(origin, source, reader, opened.config, model, opened.folder, recipe.quantize, recipe.export)
     with tempfile.TemporaryDirectory(prefix="pythia-export-rtn-") as scratch, memory_of(computes):
         beside = _rounded_to_nearest(source, recipe, Path(scratch), progress) if nearest else None
-        proof = prove(subject, windows, recipe.verify.gates, progress, nearest=beside, against=other)
+        proof = prove(subject, windows, recipe.verify.gates, Compute(computes, progress), nearest=beside, against=other)
         del beside  # unmapped before its folder goes
     tell_of_another_models_text(proof.parity, opened.config, progress)
     written = reports(opened.manifest, opened.quantization, proof.parity)

@@ -10,38 +10,32 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
-from ..base.device import CPU
-from ..base.progress import SILENT, Progress
+from ..base.compute import DEFAULT, Compute
 from ..corpus import Windows
-from ..model.neox import NeoXConfig
 from ..runtime import Session
 from .metrics import TokenFigures, token_figures
 from .reference import Reference, Tensors
 from .statistics import bootstrap, clustered_mean, mean_json, summarise
+from .subject import Subject
 
 
 def measure(
-    original: Tensors,
-    session: Session,
-    config: NeoXConfig,
-    windows: Windows,
-    progress: Progress = SILENT,
-    device: torch.device = CPU,
+    subject: Subject, shipped: Session, windows: Windows, compute: Compute = DEFAULT
 ) -> tuple[dict[str, Any], TokenFigures]:
-    """The section `cost` of parity.json, and the figures of every token that it sums up.
+    """Return the section `cost` of parity.json, and the figures of every token that it sums up. `shipped` is the
+    subject's session as it ships.
 
     Raises:
         NumericsError: the graph, or the original, computes a NaN or an infinity.
     """
-    reference = Reference(original, config, windows.ids, "Original checkpoint", progress, device)
+    reference = Reference(subject.original, subject.config, windows.ids, "Original checkpoint", compute)
     figures, in_runtime = TokenFigures(), 0.0
-    with progress.track("Artifact against original", len(windows.ids), "windows") as advance:
+    with compute.progress.track("Artifact against original", len(windows.ids), "windows") as advance:
         for i, window in enumerate(windows.ids):
             began = time.perf_counter()
-            quantised = session.logits(window[None])[0]
+            quantised = shipped.logits(window[None])[0]
             in_runtime += time.perf_counter() - began
             figures.add(reference.logits(i)[:-1], quantised[:-1], window[1:], windows.documents[i, 1:])
             advance(1)
@@ -50,28 +44,22 @@ def measure(
 
 
 def measure_rounding(
-    original: Tensors,
-    stored: Tensors,
-    nearest: Tensors,
-    config: NeoXConfig,
-    windows: Windows,
-    progress: Progress = SILENT,
-    device: torch.device = CPU,
+    subject: Subject, nearest: Tensors, windows: Windows, compute: Compute = DEFAULT
 ) -> dict[str, Any]:
-    """Round to nearest beside what the artifact holds: the section `cost.rounding`.
+    """Return the section `cost.rounding`: round-to-nearest beside what the artifact holds.
 
     All three in torch with activations in float, so that nothing but the weights differs. `recovered` is
     ``1 - mean / mean of RTN``, its interval a bootstrap over documents; None where RTN's own mean cannot be told from
     nothing.
     """
-    sources = {"original": original, "artifact": stored, "rtn": nearest}
+    sources = {"original": subject.original, "artifact": subject.stored, "rtn": nearest}
     titles = {"original": "Original checkpoint", "artifact": "Artifact's weights", "rtn": "Round to nearest"}
     references = {
-        name: Reference(of, config, windows.ids, titles[name], progress, device, together=len(sources))
+        name: Reference(of, subject.config, windows.ids, titles[name], compute, together=len(sources))
         for name, of in sources.items()
     }
     found: dict[str, list[Any]] = {"artifact": [], "rtn": []}
-    with progress.track("Rounding alone", len(windows.ids), "windows") as advance:
+    with compute.progress.track("Rounding alone", len(windows.ids), "windows") as advance:
         for i, window in enumerate(windows.ids):
             expected = references["original"].logits(i)[:-1]
             for name, parts in found.items():

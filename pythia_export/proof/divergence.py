@@ -22,16 +22,15 @@ from torch import Tensor
 
 from ..base.native_library import kernels_path
 from ..base.progress import SILENT, Progress
-from ..graph.decoder import kv_cache, with_accuracy_level
+from ..graph.decoder import kv_cache
 from ..graph.ops import DOMAIN
 from ..model.block import DENSE, DOWN, UP, Block, Rotary, activate, attention, final_norm, head
 from ..model.neox import EMBEDDING, LINEARS, NORMS, QKV, NeoXConfig, cache_parts
-from ..recipe import Export
 from ..runtime.onnxruntime import onnxruntime
 from ..runtime.snapshot import as_blobs
 from ..weights.layout import FUSED_IN, FUSED_OUT, packed_qkv_rows
 from .metrics import relative_error
-from .reference import Tensors
+from .subject import Subject
 
 TOKENS = 64
 # Relative to the operator's output, root of squares. Single operators of float32 stay below 1e-6.
@@ -39,36 +38,27 @@ TOLERANCE = {"float32": 5e-6, "float16": 1e-2}
 CACHE_TOLERANCE = {"float32": 5e-6, "float16": 1e-2, "int8": 5e-2}
 
 
-def first_divergence(
-    model: onnx.ModelProto,
-    folder: Path,
-    stored: Tensors,
-    config: NeoXConfig,
-    export: Export,
-    window: np.ndarray,
-    progress: Progress = SILENT,
-) -> dict[str, Any]:
+def first_divergence(subject: Subject, window: np.ndarray, progress: Progress = SILENT) -> dict[str, Any]:
     """`layer`, None outside the blocks; `op`; `node`; `error`, None where the graph lacks the value; `tolerance`; `way`
     ("one pass" or "over the cache"); `speed`; `checked` and `diverging`, numbers of operators.
 
     Where none diverges `op` is None. `window` [S] int64; its first tokens are used, at accuracy level 0.
     """
-    graph = model if export.accuracy_level == 0 else with_accuracy_level(model, 0)
-    ids, checked = window[:TOKENS], 0
-    ours = any(node.domain == DOMAIN for node in graph.graph.node)
+    export, ids, checked = subject.export, window[:TOKENS], 0
+    ours = any(node.domain == DOMAIN for node in subject.model.graph.node)
     library = kernels_path("cuda" if export.target == "cuda" else "cpu") if ours else None
     libraries = [None, *([library] if library else [])]
     tolerance = TOLERANCE[export.dtype], max(TOLERANCE[export.dtype], CACHE_TOLERANCE[export.cache_dtype])
     with progress.track("Looking for the first operator that differs", len(libraries), "speeds") as advance:
         for library in libraries:
-            taps = _Taps(graph, folder, config, export, library)
+            taps = _Taps(subject, library)
             one_pass = taps.run(ids[:-1])
             over_cache = taps.run(ids[-1:])
             for way, values, part, before in (
                 ("one pass", one_pass, ids[:-1], None),
                 ("over the cache", over_cache, ids[-1:], one_pass),
             ):
-                found = list(_compared(stored, config, taps.places, part, values, before))
+                found = list(_compared(subject, taps.places, part, values, before))
                 checked += len(found)
                 wrong = [x for x in found if not relative_error(x[3], x[4]) <= tolerance[x[1] == "RotaryAttention"]]
                 if wrong:
@@ -93,17 +83,17 @@ Compared = tuple[int | None, str, str, Tensor | None, Tensor]  # layer, operator
 
 
 def _compared(
-    stored: Tensors,
-    config: NeoXConfig,
+    subject: Subject,
     places: dict[str, str],
     ids: np.ndarray,
     values: dict[str, Tensor],
     before: dict[str, Tensor] | None,
 ) -> Iterator[Compared]:
     """In the order of the graph. A value that is missing counts as zero for what reads it."""
+    config = subject.config
 
     def weights(name: str) -> Tensor:
-        return stored.tensor(name).double()
+        return subject.stored.tensor(name).double()
 
     def given(place: str, like: Tensor) -> Tensor:
         return values.get(places[place], torch.zeros_like(like))
@@ -172,11 +162,10 @@ def _compared(
 class _Taps:
     """A copy of the graph whose inner values are outputs; its cache lies outside and is handed from call to call."""
 
-    def __init__(
-        self, graph: onnx.ModelProto, folder: Path, config: NeoXConfig, export: Export, library: Path | None
-    ) -> None:
+    def __init__(self, subject: Subject, library: Path | None) -> None:
+        config, export = subject.config, subject.export
         copy = onnx.ModelProto()
-        copy.CopyFrom(graph)
+        copy.CopyFrom(subject.graph(0))
         made = {output for node in copy.graph.node for output in node.output}
         self.places = _places(config, made)
         self._wanted = [value for value in dict.fromkeys(self.places.values()) if value in made]
@@ -187,7 +176,7 @@ class _Taps:
         if library is not None:
             options.register_custom_ops_library(str(library))
         options.log_severity_level = 3
-        graph_bytes, folder = as_blobs(copy.SerializeToString(), folder)
+        graph_bytes, folder = as_blobs(copy.SerializeToString(), subject.folder)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         providers = ["CUDAExecutionProvider"] if export.target == "cuda" else []
         self._session = ort.InferenceSession(graph_bytes, options, providers=[*providers, "CPUExecutionProvider"])

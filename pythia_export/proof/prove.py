@@ -14,19 +14,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import onnx
-import torch
-
-from ..base.device import CPU
+from ..base.compute import DEFAULT, Compute
 from ..base.machine import machine, versions
-from ..base.progress import SILENT, Progress
 from ..corpus import Windows
-from ..graph.decoder import kv_cache, with_accuracy_level
-from ..model.neox import NeoXConfig
-from ..recipe import Export, Gates, Quantize
+from ..recipe import Gates
 from ..records.manifest import Checkpoint
 from ..records.parity import PARITY_SCHEMA as SCHEMA
 from ..records.parity import Parity
@@ -38,6 +31,7 @@ from .export import Run
 from .gates import judge
 from .metrics import TokenFigures
 from .reference import Reference, Tensors
+from .subject import Subject
 from .suspects import suspects
 
 
@@ -49,34 +43,11 @@ class Proof:
     figures: TokenFigures
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is proved. `stored` are the dequantised weights of the data file that `model` names in `folder`; the
-    artifact need not be published. `source` names the checkpoint: name, revision, commit."""
-
-    source: Checkpoint
-    original: Tensors
-    stored: Tensors
-    config: NeoXConfig
-    model: onnx.ModelProto
-    folder: Path
-    quantize: Quantize
-    export: Export
-    device: torch.device = CPU  # where torch computes
-
-    def session(self, level: int, native: bool) -> Session:
-        graph = self.model if level == self.export.accuracy_level else with_accuracy_level(self.model, level)
-        return Session(
-            graph.SerializeToString(), self.folder, self.config, kv_cache=kv_cache(self.export),
-            kv_dtype=self.export.cache_dtype, provider="cuda" if self.export.target == "cuda" else "cpu", native=native,
-        )  # fmt: skip
-
-
 def prove(
     subject: Subject,
     windows: Windows,
     gates: Gates,
-    progress: Progress = SILENT,
+    compute: Compute = DEFAULT,
     *,
     nearest: Tensors | None = None,
     against: Mapping[str, Any] | None = None,
@@ -109,30 +80,24 @@ def prove(
     }
     if against is not None:
         require_same(parity["source"], parity["corpus"], against)
-    some, config = windows.ids[: export.WINDOWS], subject.config
-    reference = Reference(subject.stored, config, some, "Reference on the artifact's weights", progress, subject.device)
+    some = windows.ids[: export.WINDOWS]
+    reference = Reference(subject.stored, subject.config, some, "Reference on the artifact's weights", compute)
     shipped = subject.session(subject.export.accuracy_level, native=True)
-    measured = [export.measure(run, reference, some, progress) for run in runs(subject, shipped)]
+    measured = [export.measure(run, reference, some, compute.progress) for run in runs(subject, shipped)]
     del reference
     parity["export"] = {"tokens": int(some.size), "runs": measured, "first_divergence": None}
-    parity["cost"], figures = cost.measure(subject.original, shipped, config, windows, progress, subject.device)
+    parity["cost"], figures = cost.measure(subject, shipped, windows, compute)
     del shipped
     parity["cost"]["rounding"] = parity["cost"]["suspects"] = None
     if nearest is not None:
-        parity["cost"]["rounding"] = cost.measure_rounding(
-            subject.original, subject.stored, nearest, config, windows, progress, subject.device
-        )
+        parity["cost"]["rounding"] = cost.measure_rounding(subject, nearest, windows, compute)
     parity["against"] = None if against is None else compare(parity, against)
     verdicts = judge(gates, parity)
     unmet = {gate["name"] for gate in verdicts if not gate["passed"]}
     if unmet & {"export_max_abs", "decode_max_abs"}:
-        parity["export"]["first_divergence"] = first_divergence(
-            subject.model, subject.folder, subject.stored, config, subject.export, windows.ids[0], progress
-        )
+        parity["export"]["first_divergence"] = first_divergence(subject, windows.ids[0], compute.progress)
     if unmet & {"ppl_ratio", "delta_nll", "kld_mean", "same_top", "regression"}:
-        parity["cost"]["suspects"] = suspects(
-            subject.original, subject.stored, config, subject.quantize, windows.ids[0], progress
-        )
+        parity["cost"]["suspects"] = suspects(subject, windows.ids[0], compute.progress)
     parity["gates"] = verdicts
     parity["passed"] = not unmet
     parity["seconds"] = round(time.perf_counter() - began, 2)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.device import CPU, described, free_bytes
-from ..base.progress import SILENT, Progress
+from ..base.compute import DEFAULT, Compute
+from ..base.device import described, free_bytes
 from ..model.block import Block, Rotary, final_norm, head
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_tensors
 
@@ -43,13 +43,13 @@ class Reference:
         config: NeoXConfig,
         ids: np.ndarray,
         title: str,
-        progress: Progress = SILENT,
-        device: torch.device = CPU,
+        compute: Compute = DEFAULT,
         *,
         together: int = 1,
     ) -> None:
+        device = compute.device
         self._source, self._config, self._ids, self._device = source, config, ids, device
-        self._title, self._progress = title, progress
+        self._title, self._progress = title, compute.progress
         self._rotary = Rotary.of(config, ids.shape[1], torch.float32, device)
         self._slab = max(1, min(len(ids), SLAB_BYTES // (4 * ids.shape[1] * config.hidden_size)))
         passes, need = -(-len(ids) // self._slab), 4 * config.parameters

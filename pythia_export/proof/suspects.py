@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..base.progress import SILENT, Progress
 from ..model.block import DENSE, DOWN, UP, Block, Rotary, activate, attention, final_norm, head
-from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, NeoXConfig, layer_prefix
+from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, layer_prefix
 from ..quantize.rtn import rtn
-from ..recipe import Quantize
 from ..weights.layout import FUSED_OUT
 from .metrics import relative_error
 from .reference import Tensors
+from .subject import Subject
 
 TOKENS = 256
 WORSE_THAN_RTN = 2.0  # times; GPTQ, which also mends what the layers before did, reaches 1.7 in the demo's head
@@ -29,14 +29,7 @@ EXTREME = 1e4  # times the other weights' mean: trained ones reach some hundreds
 _MATRICES = {name.rpartition(".")[2] for name in LINEARS} | {HEAD}
 
 
-def suspects(
-    original: Tensors,
-    stored: Tensors,
-    config: NeoXConfig,
-    quantize: Quantize,
-    window: np.ndarray,
-    progress: Progress = SILENT,
-) -> dict[str, Any]:
+def suspects(subject: Subject, window: np.ndarray, progress: Progress = SILENT) -> dict[str, Any]:
     """Return where the artifact's weights err more than rounding must, and whether one weight widens a whole scale.
 
     `first`: the first entry whose error is beyond `limit` times that of round-to-nearest, or None; `worst`: the five
@@ -45,6 +38,7 @@ def suspects(
 
     With two products a layer biases lie elsewhere, so dense and 4h_to_h are one entry.
     """
+    original, stored, config, quantize = subject.original, subject.stored, subject.config, subject.quantize
     found: list[dict[str, Any]] = []
     extremes: list[dict[str, Any]] = []
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..base.compute import Compute
 from ..base.device import described, memory_of
 from ..base.errors import IntegrityError, SourceError
 from ..base.machine import machine, peak_memory_bytes
-from ..base.progress import Progress
 from ..calibrate import Output, Sensitivity, measure_sensitivity, quantize_stream, quantize_together
 from ..calibrate.fold_norms import Folded
 from ..calibrate.placed import Placed
@@ -46,25 +46,22 @@ class Shared:
     """The open checkpoint, the original's hidden states on the held-out text, and what the loss feels of each layer's
     outputs: all computed once, the latter two when they are first needed."""
 
-    def __init__(
-        self, job: Job, folder: Folder, memory_gb: float, device: torch.device, stack: ExitStack, progress: Progress
-    ) -> None:
-        """`job` is any of the snapshot's; torch computes on `device`. What is spilled to disk lies in the system's
-        temporary directory, TMPDIR.
+    def __init__(self, job: Job, folder: Folder, compute: Compute, stack: ExitStack) -> None:
+        """`job` is any of the snapshot's. What is spilled to disk lies in the system's temporary directory, TMPDIR.
 
         Raises:
             SourceError: the checkpoint cannot be had, or is not the one that the sweep was pinned to.
             IntegrityError: it is not what it says.
         """
         began = time.perf_counter()
-        pulled = pull_checkpoint(job.model, progress=progress)
+        pulled = pull_checkpoint(job.model, progress=compute.progress)
         if pulled.commit != job.commit:
             raise SourceError(
                 f"{job.model.name} at {job.model.revision} is {pulled.commit}; the sweep was pinned to {job.commit}",
                 hint="It changed since. `sweep run` pins it anew.",
             )
         self.checkpoint: Checkpoint = open_checkpoint(pulled)
-        self._folder, self._memory_gb, self._device, self._progress = folder, memory_gb, device, progress
+        self._folder, self._compute, self._progress = folder, compute, compute.progress
         self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pythia-export-sweep-")))
         self._texts: dict[str, Windows] = {}
         self._originals: dict[str, Reference] = {}
@@ -78,7 +75,7 @@ class Shared:
             NumericsError: as `quantize_stream`; of several jobs, before there is a record of any.
             ResourceError: the disk, or a GPU's memory, did not suffice.
         """
-        with memory_of(self._device):
+        with memory_of(self._compute.device):
             yield from self._measure(jobs)
 
     def _measure(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
@@ -101,7 +98,7 @@ class Shared:
             rounded = time.perf_counter()
             for job, output, found in zip(jobs, outputs, quantized, strict=True):
                 start, reader = time.perf_counter(), WeightsReader(output.writer.path, output.layout, config)
-                stored = Reference(reader, config, verify.ids, "Quantised weights", self._progress, self._device)
+                stored = Reference(reader, config, verify.ids, "Quantised weights", self._compute)
                 cost = self._score(original, stored, verify)
                 del stored, reader  # unmapped before the file goes
                 output.writer.path.unlink()
@@ -116,17 +113,24 @@ class Shared:
     def _quantize(
         self, outputs: Sequence[Output], ids: np.ndarray | None, felt: Sensitivity | None
     ) -> list[dict[str, Any]]:
-        told = self._progress
+        compute, told = self._compute, self._progress
         if len(outputs) > 1:
             assert ids is not None  # only GPTQ has Hessians to share
             return quantize_together(
-                self.checkpoint, outputs, DTYPE, ids, told, memory_gb=self._memory_gb, felt=felt, device=self._device
+                self.checkpoint,
+                outputs,
+                DTYPE,
+                ids,
+                told,
+                memory_gb=compute.memory_gb,
+                felt=felt,
+                device=compute.device,
             )
         (one,) = outputs
         return [
             quantize_stream(
-                self.checkpoint, one.quantize, one.layout, DTYPE, ids, one.writer, told, memory_gb=self._memory_gb,
-                felt=felt if one.quantize.fisher else None, device=self._device,
+                self.checkpoint, one.quantize, one.layout, DTYPE, ids, one.writer, told, memory_gb=compute.memory_gb,
+                felt=felt if one.quantize.fisher else None, device=compute.device,
             )
         ]  # fmt: skip
 
@@ -154,7 +158,7 @@ class Shared:
             "peak_memory_bytes": peak_memory_bytes(),
             "threads": torch.get_num_threads(),
             "machine": machine(),
-            "device": described(self._device),
+            "device": described(self._compute.device),
             "when": now(),
         }
 
@@ -174,7 +178,7 @@ class Shared:
     def _original(self, text: str) -> Reference:
         if text not in self._originals:
             ids, config = self._text(text).ids, self.checkpoint.config
-            self._originals[text] = Reference(self.checkpoint, config, ids, "Original", self._progress, self._device)
+            self._originals[text] = Reference(self.checkpoint, config, ids, "Original", self._compute)
         return self._originals[text]
 
     def _sensitivity(self, text: str, quantize: Quantize) -> Sensitivity:
@@ -183,7 +187,7 @@ class Shared:
         if at not in self._felt:
             felt = Sensitivity(Path(tempfile.mkdtemp(dir=self._scratch)))
             source = Folded(self.checkpoint) if quantize.products == 2 else self.checkpoint
-            placed = Placed(source, self._device)
-            measure_sensitivity(placed, self._text(text).ids, felt, self._memory_gb, progress=self._progress)
+            placed = Placed(source, self._compute.device)
+            measure_sensitivity(placed, self._text(text).ids, felt, self._compute.memory_gb, progress=self._progress)
             self._felt[at] = felt
         return self._felt[at]

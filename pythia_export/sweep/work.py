@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..base.compute import Compute
 from ..base.device import device_called
 from ..base.errors import PythiaExportError, ResourceError
 from ..base.memory import memory_fault
@@ -67,7 +68,8 @@ def work(
             batch = left[:1] if left[0] in alone else _together([jobs[key] for key in left if key not in alone])
             try:
                 if shared is None:
-                    shared = Shared(jobs[left[0]], folder, memory_gb, device_called(device), stack, told)
+                    compute = Compute(device_called(device), told, memory_gb)
+                    shared = Shared(jobs[left[0]], folder, compute, stack)
                 for record in shared.measure([jobs[key] for key in batch]):
                     folder.put_result(record["key"], record | {"attempt": attempt})
                     codes[record["key"]] = 0

@@ -13,6 +13,7 @@ from emulated import DEVICE, emulation
 from models import InMemory, hugging_face, on_disk, small_config
 from processes import pythia_export
 
+from pythia_export.base.compute import Compute
 from pythia_export.base.device import CPU, as_multiplied, device_called, tensor_cores
 from pythia_export.base.errors import EnvironmentProblem, RecipeError, ResourceError
 from pythia_export.calibrate import (
@@ -223,7 +224,7 @@ def test_the_original_runs_on_it(windows, monkeypatch):
     on_cpu = Reference(original, original.config, ids, "")
     expected = [on_cpu.logits(i) for i in range(windows)]
     with emulation() as device:
-        got = Reference(original, original.config, ids, "", device=device)
+        got = Reference(original, original.config, ids, "", Compute(device))
         for i in range(windows):
             assert np.abs(got.logits(i) - expected[i]).max() <= 1e-5
     assert (got.how["device"], on_cpu.how["device"]) == ("emulated", "cpu")

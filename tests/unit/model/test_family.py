@@ -35,8 +35,10 @@ from pythia_export.model.neox import ACTIVATIONS, NeoXConfig
 from pythia_export.model.rope import Rope
 from pythia_export.model.rotary import rotary_tables
 from pythia_export.proof.divergence import first_divergence
+from pythia_export.proof.subject import Subject
 from pythia_export.proof.suspects import suspects
 from pythia_export.recipe import Export, Quantize, Recipe, parse_recipe
+from pythia_export.records.manifest import Checkpoint
 from pythia_export.runtime import Session
 from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
@@ -258,12 +260,16 @@ def test_quantisations_of_one_pass_are_those_of_each_alone(tmp_path):
 def test_no_operator_of_a_graph_differs_and_no_weight_is_suspect(layered, tmp_path):
     exported = export_model(layered, tmp_path, Quantize(method="rtn", group_size=32), Export())
     window = WINDOWS[0].repeat(2)
-    found = first_divergence(exported.model, tmp_path, exported.reader(), layered.config, exported.export, window)
+    quantize = Quantize(method="rtn", group_size=32)
+    origin = Checkpoint(name="layered", revision="main", commit="x")
+    subject = Subject(
+        origin, layered, exported.reader(), layered.config, exported.model, tmp_path, quantize, exported.export
+    )
+    found = first_divergence(subject, window)
     per_layer = 9 if layered.config.parallel_residual else 10
     operators = 3 + layered.config.num_layers * per_layer
     assert found["op"] is None and found["checked"] in (2 * operators, 4 * operators)
-    quantize = Quantize(method="rtn", group_size=32)
-    assert suspects(layered, exported.reader(), layered.config, quantize, window)["first"] is None
+    assert suspects(subject, window)["first"] is None
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,10 @@ from pythia_export.corpus.stdlib import stdlib_documents
 from pythia_export.graph.decoder import with_accuracy_level
 from pythia_export.model.neox import EMBEDDING, NeoXConfig
 from pythia_export.proof.divergence import first_divergence
-from pythia_export.proof.prove import Subject, prove
+from pythia_export.proof.prove import prove
+from pythia_export.proof.subject import Subject
 from pythia_export.recipe import Export, Gates, Model, Override, Quantize
+from pythia_export.records import manifest
 from pythia_export.runtime import Session
 from pythia_export.weights.file import WeightsReader
 from pythia_export.weights.layout import Layout, packed_qkv_rows
@@ -246,12 +248,15 @@ def embedding_stored_a_row_on(b: Built) -> None:
 
 
 def prove_it(made: Built, checkpoint: Checkpoint, folder: Path, windows: Windows, against: dict | None = None) -> dict:
+    return prove(subject_of(made, checkpoint, folder), windows, GATES, against=against).parity.to_json()
+
+
+def subject_of(made: Built, checkpoint: Checkpoint, folder: Path) -> Subject:
     (folder / DATA_FILE).write_bytes(made.data.tobytes())
     config = checkpoint.config
     reader = WeightsReader(folder / DATA_FILE, made.places, config)
-    origin = {"name": "demo", "revision": "main", "commit": "x"}
-    subject = Subject(origin, checkpoint, reader, config, made.model, folder, QUANTIZE, EXPORT)
-    return prove(subject, windows, GATES, against=against).parity.to_json()
+    origin = manifest.Checkpoint(name="demo", revision="main", commit="x")
+    return Subject(origin, checkpoint, reader, config, made.model, folder, QUANTIZE, EXPORT)
 
 
 def edited(right: Built, change) -> Built:
@@ -284,8 +289,7 @@ def test_an_artifact_is_no_regression_of_itself(sound, right, checkpoint, window
 
 def test_where_no_operator_differs_it_says_so(right, checkpoint, windows, tmp_path):
     (tmp_path / DATA_FILE).write_bytes(right.data.tobytes())
-    reader = WeightsReader(tmp_path / DATA_FILE, right.places, right.config)
-    found = first_divergence(right.model, tmp_path, reader, right.config, EXPORT, windows.ids[0])
+    found = first_divergence(subject_of(right, checkpoint, tmp_path), windows.ids[0])
     speeds = 2 if kernels_path() else 1
     assert found == {"layer": None, "op": None, "checked": 2 * 57 * speeds, "diverging": 0, "rounded_cache": None}
 

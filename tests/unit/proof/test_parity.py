@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ import torch
 from models import InMemory, export_model, hugging_face, on_disk, small_config
 from records import words
 
+from pythia_export.base.compute import Compute
 from pythia_export.base.errors import EnvironmentProblem, SourceError
 from pythia_export.base.progress import SILENT
 from pythia_export.corpus import Subset, Windows
@@ -20,11 +22,13 @@ from pythia_export.proof import cost, export, reference
 from pythia_export.proof.against import check_comparable, compare, require_same
 from pythia_export.proof.divergence import first_divergence
 from pythia_export.proof.metrics import TokenFigures
-from pythia_export.proof.prove import Subject, prove, runs
+from pythia_export.proof.prove import prove, runs
 from pythia_export.proof.reference import Reference
 from pythia_export.proof.statistics import clustered_mean
+from pythia_export.proof.subject import Subject
 from pythia_export.proof.table import token_table
 from pythia_export.recipe import Export, Gates, Quantize
+from pythia_export.records.manifest import Checkpoint
 from pythia_export.records.parity import PARITY_SCHEMA as SCHEMA
 
 CONFIG = small_config(layers=2, vocab=96, positions=64)
@@ -46,7 +50,7 @@ def some_windows(rows: int = 9, length: int = 40, seed: int = 0) -> Windows:
 def subject(source, folder, quantize, chosen=None) -> Subject:
     chosen = chosen or Export()
     made = export_model(source, folder, quantize, chosen)
-    origin = {"name": "noise", "revision": "main", "commit": "c0ffee"}
+    origin = Checkpoint(name="noise", revision="main", commit="c0ffee")
     return Subject(origin, source, made.reader(), CONFIG, made.model, folder, quantize, chosen)
 
 
@@ -121,7 +125,7 @@ def test_one_window_is_batched_too(rows, length, source, tmp_path, monkeypatch):
 @pytest.mark.parametrize("rotary", ["custom", "gqa", "onnx"])
 def test_no_operator_of_any_graph_differs(products, rotary, source, tmp_path):
     it = subject(source, tmp_path, Quantize(method="rtn", group_size=32, products=products), Export(rotary=rotary))
-    found = first_divergence(it.model, tmp_path, it.stored, CONFIG, it.export, some_windows().ids[0])
+    found = first_divergence(it, some_windows().ids[0])
     operators = 3 + CONFIG.num_layers * (9 if products == 4 else 7)
     assert found["op"] is None and found["diverging"] == 0 and found["checked"] in (2 * operators, 4 * operators)
     assert found["rounded_cache"] is None and "rounded" not in words.look_in_graph(
@@ -132,7 +136,7 @@ def test_no_operator_of_any_graph_differs(products, rotary, source, tmp_path):
 @pytest.mark.parametrize("cache", ["float16", "int8"])
 def test_a_cache_that_rounds_is_named_where_no_operator_differs(cache, source, tmp_path):
     it = subject(source, tmp_path, Quantize(method="rtn", group_size=32), Export(kv_cache=cache))
-    found = first_divergence(it.model, tmp_path, it.stored, CONFIG, it.export, some_windows().ids[0])
+    found = first_divergence(it, some_windows().ids[0])
     assert found["op"] is None
     assert words.look_in_graph({"export": {"first_divergence": found}}).endswith(
         f"on its own inputs; but the KV cache is rounded to {cache}, for which limits are wider."
@@ -227,7 +231,7 @@ def test_another_text_is_refused_before_anything_is_measured(source, tmp_path, p
 
     it = subject(source, tmp_path, Quantize(method="rtn", group_size=32))
     with pytest.raises(SourceError, match="held-out text"):
-        prove(it, some_windows(rows=30), Gates(), Watched(), against=other)
+        prove(it, some_windows(rows=30), Gates(), Compute(progress=Watched()), against=other)
     assert not measured
 
 
@@ -271,11 +275,12 @@ def test_three_models_at_once_keep_their_weights_within_the_share_of_one(source,
             super().__init__(*args, **kwargs)
             made.append(self.how["weights"])
 
+    itself = replace(subject(source, tmp_path, Quantize(method="rtn")), stored=source)
     monkeypatch.setattr(cost, "Reference", Noted)
     monkeypatch.setattr(reference, "SLAB_BYTES", 8 * 4 * 40 * CONFIG.hidden_size)
     for free in (6 * need - 1, 6 * need):
         monkeypatch.setattr(reference, "_free_memory", lambda free=free: free)
-        cost.measure_rounding(source, source, source, CONFIG, windows)
+        cost.measure_rounding(itself, source, windows)
     assert made == 3 * ["one layer at a time"] + 3 * ["kept in memory"]
 
 

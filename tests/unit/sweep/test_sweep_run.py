@@ -26,7 +26,8 @@ from pythia_export.calibrate import quantize_stream
 from pythia_export.checkpoint import demo_folder, open_checkpoint, pull
 from pythia_export.corpus import calibration_windows, verify_windows
 from pythia_export.proof.cost import measure_rounding
-from pythia_export.recipe import Calibration, Model, Verify
+from pythia_export.proof.subject import Subject
+from pythia_export.recipe import Calibration, Export, Model, Verify
 from pythia_export.sweep import work as working
 from pythia_export.sweep.engines import Inline
 from pythia_export.sweep.folder import MANIFEST, SILENT_SECONDS, Folder
@@ -132,7 +133,8 @@ def test_a_result_is_what_the_pipelines_parts_say_by_hand(done, held_out, tmp_pa
         by_gptq = job.quantize.method == "gptq"
         found = quantize_stream(checkpoint, job.quantize, places, "float32", ids if by_gptq else None, writer)
     stored = WeightsReader(tmp_path / DATA_FILE, places, config)
-    expected = measure_rounding(checkpoint, stored, stored, config, windows)
+    subject = Subject(None, checkpoint, stored, config, None, tmp_path, job.quantize, Export())  # no graph: torch alone
+    expected = measure_rounding(subject, stored, windows)
     for figure in ("delta_nll", "kld"):
         for part in ("mean", "se", "low", "high"):
             assert record["cost"][figure][part] == expected[figure]["artifact"][part], (figure, part)
