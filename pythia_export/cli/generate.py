@@ -48,12 +48,12 @@ def generate(
         bool, typer.Option("--chat", help="The prompt is a user's message, put into the checkpoint's chat template.")
     ] = False,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
-    native: Annotated[bool, typer.Option(help="By the native kernels, where they are built.")] = True,
+    native: Annotated[bool, typer.Option(help="Use the native kernels, where they are built.")] = True,
     trust_graph: Annotated[
         bool, typer.Option("--trust-graph", help="Run operators that pythia-export does not write, too.")
     ] = False,
 ) -> None:
-    """Continue a prompt; the text appears as it comes, its speed on stderr at the end.
+    """Continue a prompt. The text appears as it comes; its speed on stderr at the end.
 
     A text ends at any of the checkpoint's end tokens. Ctrl-C ends it too, and keeps what is there.
     """

@@ -8,13 +8,10 @@ import typer
 
 from ..base.errors import RecipeError
 from .asked import Asked, takes_recipe
+from .help import App
 from .shared import Json, app, examples, print_json, say, show, stdout_width
 
-recipes = typer.Typer(
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=examples("pythia-export recipes", "pythia-export recipes show 410m > my.toml"),
-)
+recipes = App(invoke_without_command=True)
 app.add_typer(recipes, name="recipes")
 
 
@@ -85,7 +82,7 @@ def show_recipe(asked: Asked) -> None:
 def models(
     name: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="One model, or words that its name holds: a size, deduped, v0, seed."),
+        typer.Argument(metavar="NAME...", help="One model, or words that its name holds: a size, deduped, v0, seed."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -65,7 +65,7 @@ def run(
     junit: JUnit = None,
     as_json: Json = False,
 ) -> None:
-    """The whole job: pull, quantise, export, prove, publish.
+    """Do the whole job: fetch, quantise, export, prove, publish.
 
     Exit code 10 means that a gate of the recipe failed; the artifact is published all the same, with that verdict.
     """
@@ -100,7 +100,7 @@ def run(
 )
 @takes_recipe
 def plan(asked: Asked, as_json: Json = False) -> None:
-    """Sizes, memory and steps of a recipe. Pulls nothing."""
+    """Show sizes, memory and steps of a recipe. Fetches nothing."""
     from dataclasses import asdict
 
     from ..commands.plan import plan as planned_from
@@ -184,7 +184,7 @@ def quantize(
     evict: Evict = False,
     device: Device = "cpu",
 ) -> None:
-    """Only the weights: quantised, streamed layer by layer, for `export` to build graphs over."""
+    """Quantise the weights alone, layer by layer; `export` then builds graphs over them."""
     from ..commands.quantize import quantize as quantize_recipe
     from .tables import losses_table
 
@@ -220,11 +220,11 @@ def export(
         Literal["float32", "float16", "int8"] | None, typer.Option(help="Type of cached keys and values.")
     ] = None,
     layout: Annotated[
-        Literal["flat", "transformers.js"] | None, typer.Option(help="Where graph and weights lie in the directory.")
+        Literal["flat", "transformers.js"] | None, typer.Option(help="Places and names of graph and weights.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Build a graph over weights that are quantised already. Not yet proved: `verify` does that."""
+    """Build a graph over weights that are quantised already; `verify` then proves it."""
     from ..commands.export import export as export_graph
 
     with progress_bars() as progress:
@@ -266,19 +266,19 @@ def verify(
         Path | None, typer.Option(metavar="FILE", help="Write a Parquet table, one row a token (needs pyarrow).")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where its original lies now; accepted by the recorded hashes.")
+        Path | None, typer.Option(metavar="DIR", help="Where its original is now; accepted by the recorded hashes.")
     ] = None,
     adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the original's adapter lies now; likewise.")
+        Path | None, typer.Option(metavar="DIR", help="Where the original's adapter is now; likewise.")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Where the recipe's local held-out text lies now.")
+        Path | None, typer.Option(metavar="PATH", help="Where the recipe's local held-out text is now.")
     ] = None,
     device: Device = "cpu",
     junit: JUnit = None,
     as_json: Json = False,
 ) -> None:
-    """Prove an artifact against its original again, and put verdict and report into it.
+    """Prove an artifact against its original again, and write verdict and report into it.
 
     Exit code 10: a gate did not pass. It failed, or it is inconclusive: then more --tokens decide.
     """

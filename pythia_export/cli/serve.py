@@ -22,7 +22,7 @@ def serve(
     artifact: ArtifactFolder,
     other: Annotated[
         Path | None, typer.Argument(
-            metavar="[OTHER]", callback=artifact_called, help="A second one, of the same vocabulary, to set beside it."
+            metavar="OTHER", callback=artifact_called, help="A second one, of the same vocabulary, to set beside it."
         ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes any that is free.")] = 0,

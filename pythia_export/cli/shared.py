@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 from rich.console import Console, RenderableType
-from typer.core import TyperGroup
 
 from ..base.errors import EXIT_INTERRUPTED, Interrupted, OutputError, PythiaExportError
 from ..base.memory import memory_fault
 from ..base.version import __version__
+from .help import App, Group, UsageError, as_ours
 
 if TYPE_CHECKING:
     from ..artifact import Parity, Quantization
@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     from ..recipe import Model
 
 
-_UsageError: Any = typer.BadParameter.__mro__[1]  # click's, or that of the click which newer versions of typer bring
 _LINE = "pythia_export.line"  # where a context keeps the words that it was made of
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """What a user can cause becomes a message and an exit code here, once for all commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -44,16 +43,14 @@ class _Commands(TyperGroup):
         ctx.meta[_LINE] = tuple(args)
         try:
             return super().parse_args(ctx, args)
-        except _UsageError as e:
-            _refused_in_junit(args, e.format_message())
-            raise
+        except UsageError as e:
+            _fail_of_usage(e, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except _UsageError as e:  # of the command's own options
-            _refused_in_junit(ctx.meta[_LINE], e.format_message())
-            raise
+        except UsageError as e:  # of the command's own options
+            _fail_of_usage(e, ctx.meta[_LINE])
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in ("run", "quantize")
             further = "; --resume goes on after the last layer, if one was finished" if resumes else ""
@@ -76,14 +73,7 @@ class _Commands(TyperGroup):
 _REINSTALL = "pip install pythia-export, in a virtual environment of its own."
 
 
-app = typer.Typer(
-    name="pythia-export",
-    cls=_Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = App(name="pythia-export", cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def found_artifact(name: Path, progress: Progress) -> Path:
@@ -142,11 +132,11 @@ def examples(*lines: str) -> str:
 )
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=lambda v: _version(v), is_eager=True)
+        bool, typer.Option("--version", "-V", help="Print the version.", callback=lambda v: _version(v), is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no hub: only what was pulled before, as with HF_HUB_OFFLINE=1.")
+        bool, typer.Option("--offline", help="Contact no hub: use what was fetched before, as with HF_HUB_OFFLINE=1.")
     ] = False,
 ) -> None:
     """Quantise Pythia checkpoints, export them to ONNX, and prove the result against the original."""
@@ -211,8 +201,18 @@ def ends_in_junit(file: Path | None, what: str) -> Iterator[None]:
         raise
 
 
+def _fail_of_usage(error: Any, line: Sequence[str]) -> NoReturn:
+    """End the command in the style of every other error; the help alone is shown as it is."""
+    _refused_in_junit(line, error.format_message())
+    ours = as_ours(error)
+    if ours is None:
+        raise error
+    say_error(ours)
+    raise typer.Exit(ours.exit_code)
+
+
 def _refused_in_junit(line: Sequence[str], said: str) -> None:
-    """Do the same for a command line that is not understood, if a file of --junit can be made out in it."""
+    """Write a command line that is not understood to the file of --junit, if one can be made out in it."""
     named = [b for a, b in pairwise(line) if a == "--junit" and not b.startswith("-")]
     named += [word.partition("=")[2] for word in line if word.startswith("--junit=")]
     file = Path(named[-1]) if named and named[-1] else None

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..base.errors import EXIT_INTERRUPTED, EXIT_SWEEP
+from .help import App
 from .shared import Json, app, examples, print_json, progress_bars, say, show
 
 if TYPE_CHECKING:
     from ..sweep.folder import Folder
 
-sweep = typer.Typer(
+sweep = App(
     no_args_is_help=True,
-    help="Many quantisations of many checkpoints, restartable, on one machine or by Slurm; and the curve of it all.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Quantise many checkpoints in many ways, restartable, here or by Slurm; then fit and plot what it cost.",
 )
-app.add_typer(sweep, name="sweep", rich_help_panel=None)
+app.add_typer(sweep, name="sweep")
 
 SweepName = Annotated[Path, typer.Argument(metavar="SWEEP.TOML", help="Models x revisions x quantisations.")]
 SweepFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A directory that `sweep run` worked in.")]
@@ -32,11 +32,11 @@ SweepFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A directory th
 def plan(
     file: SweepName,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where it was run before: count what is done there.")
+        Path | None, typer.Option("--out", "-o", help="Where it ran before: count what is done there.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Jobs, bytes to fetch, memory and time by model; what is left out, and what is done already. Asks no hub."""
+    """Show jobs, bytes to fetch, memory and time by model, what is left out and what is done. Contacts no hub."""
     from ..sweep.folder import Folder
     from ..sweep.plan import plan as planned
     from ..sweep.plan import to_json
@@ -69,11 +69,11 @@ def run(
         typer.Option(min=1, help="Tasks at once; as many as the machine's cores, or GPUs, hold if not given."),
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Also jobs that failed in a way that will be the same each time.")
+        bool, typer.Option("--again", help="Also repeat jobs whose failure will be the same each time.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Do what is not done yet. Run it again after whatever happened: nothing is done twice.
+    """Do what is not done yet. Run it again after any interruption: nothing is done twice.
 
     Exit code 11: some jobs have no result; `sweep status` lists them.
     """
@@ -103,11 +103,12 @@ def run(
 def status(
     folder: SweepFolder,
     watch: Annotated[
-        float | None, typer.Option(min=0.5, metavar="SECONDS", help="Look again so often, until nothing is left.")
+        float | None,
+        typer.Option(min=0.5, metavar="SECONDS", help="Refresh every so many seconds, until nothing is left."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """How far it is, by model; what runs, and what failed and why."""
+    """Show progress by model, what runs, and what failed and why."""
     from ..sweep.status import status as look
     from .sweep_views import status_view, watched
 
@@ -125,7 +126,7 @@ def logs(
     folder: SweepFolder,
     key: Annotated[str, typer.Argument(metavar="KEY", help="A job's key, or enough of its beginning.")],
 ) -> None:
-    """What a job is, what came of it, and the log of its task, all attempts."""
+    """Show one job: its settings, its result, and the log of its task, all attempts."""
     from ..sweep.status import find, task_of
 
     existing = _existing(folder)

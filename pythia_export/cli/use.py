@@ -23,7 +23,7 @@ from .shared import (
 
 @app.command(epilog=examples("pythia-export inspect build/demo", "pythia-export inspect build/demo --json"))
 def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
-    """Hash every file again and show where the artifact comes from, what it holds and what was proved of it."""
+    """Show where an artifact comes from, what it holds and what was proved of it; check every file's hash."""
     from ..artifact import Artifact
     from ..graph.targets import warnings
     from ..runtime import check_runnable, speed_here
@@ -81,11 +81,13 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="The most rows of a batch; as many as fit if not given.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime; every core if not given.")] = None,
-    native: Annotated[bool, typer.Option(help="By the native kernels, where they are built.")] = True,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of ONNX Runtime; every core if not given.")
+    ] = None,
+    native: Annotated[bool, typer.Option(help="Use the native kernels, where they are built.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Tasks of lm-evaluation-harness, beside what was published of the original.
+    """Run tasks of lm-evaluation-harness, beside the published results of the original.
 
     The harness comes with the extra `eval` of this package; its own tasks fetch their data from the hub.
     """
@@ -124,7 +126,9 @@ def dequantize(
         Literal["float32", "float16", "bfloat16"],
         typer.Option(help="float32 keeps the dequantised weights exactly; the others round them again."),
     ] = "float32",
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of one safetensors file: 500MB, 2GiB.")] = "5GB",
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="The largest size of one safetensors file: 500MB, 2GiB.")
+    ] = "5GB",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what dequantize wrote there before, once this is whole.")
     ] = False,
@@ -163,7 +167,7 @@ def dequantize(
 )
 def bench(
     artifact: ArtifactFolder,
-    peers: Annotated[bool, typer.Option(help="Beside every other runtime that is installed, in the same run.")] = True,
+    peers: Annotated[bool, typer.Option(help="Measure every other installed runtime too, in the same run.")] = True,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -176,25 +180,28 @@ def bench(
         list[Path] | None,
         typer.Option(metavar="PATH", help="Another interpreter to look for peers in. Several times for several."),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of prefill.")] = 128,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt whose prefill is timed.")] = 128,
     contexts: Annotated[
         str | None,
         typer.Option(
             metavar="N,N",
-            help="Tokens before those that are decoded; of the prompt, 512 and 1500 as far as they fit if not given.",
+            help="Tokens in the cache while decoding is timed. If not given: the prompt's, 512 and 1500, if they fit.",
         ),
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded one by one, at each context.")] = 64,
     tokens: Annotated[
-        int, typer.Option(min=0, help="Of the artifact's own held-out text, for perplexity; 0 leaves it out.")
+        int, typer.Option(min=0, help="Held-out tokens of the artifact's own text for perplexity; 0 leaves it out.")
     ] = 4096,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; contenders take turns within each.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of everyone; every core if not given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of every contender; every core if not given.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Prefill and decode tokens per second, load time, memory, size and perplexity, beside other runtimes.
+    """Measure speed, load time, memory, size and perplexity, beside other runtimes.
 
-    Optimum, transformers, onnxruntime-genai and llama.cpp, whatever is installed; the others are told with the reason.
+    Those are Optimum, transformers, onnxruntime-genai and llama.cpp, as far as they are installed. What cannot run is
+    listed with the reason.
     """
     from ..bench.run import bench as measure
     from .tables import bench_view
@@ -237,10 +244,10 @@ def push(
     artifact: ArtifactFolder,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the hub; made where there is none.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go; ask no hub.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; contact no hub.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Put an artifact on the hub, model card included, in one commit; then check the hashes that the hub lists."""
+    """Put an artifact on the hub, with its model card, in one commit; then check the hashes that the hub lists."""
     from dataclasses import asdict
 
     from ..commands.push import push as push_artifact

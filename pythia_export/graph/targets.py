@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from ..base.errors import RecipeError
 from ..model.neox import EMBEDDING, NeoXConfig
 from ..recipe import Export
 from ..weights.layout import EMBEDDING_BLOCK, Layout
 
 CUDA_HEAD_DIM = 256  # of our kernel, and of ONNX Runtime's GroupQueryAttention
+FELT_WEIGHTS = 2**20  # as many cost at most a millisecond a token by the slow kernel: the demo's head has half of it
 WEB_BYTES = 2**31 - 1  # the longest ArrayBuffer that every browser makes; ONNX Runtime Web reads a file into one
 
 
@@ -55,7 +58,7 @@ def warnings(layout: Layout, export: Export) -> list[str]:
     if export.target != "cpu" or export.accuracy_level != 0:
         return []
     found = [p for p in layout.linears.values() if p.method != "none" and p.scheme.stored_bits != 4]
-    if not found:
+    if sum(math.prod(p.shape) for p in found) < FELT_WEIGHTS:
         return []
     bits = " and ".join(str(b) for b in sorted({p.scheme.stored_bits for p in found}))
     which = found[0].name if len(found) == 1 else f"{len(found)} linears, {found[0].name} first,"

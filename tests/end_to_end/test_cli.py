@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from records import WRITTEN, typed
 from typer.testing import CliRunner
 
@@ -103,8 +104,64 @@ def test_a_failed_gate_is_10_and_is_named(monkeypatch):
     "args",
     [("run", "demo"), ("run", "demo", "--ot", "x"), ("nonsense",), ("export", "a", "--out", "b", "--rotary", "c")],
 )
-def test_wrong_usage_is_2(args):
-    assert invoke(*args).exit_code == 2
+def test_wrong_usage_is_2_and_reads_like_every_other_error(args):
+    done = invoke(*args)
+    assert done.exit_code == 2 and done.stdout == ""
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("Error: ") and hint.startswith("Hint: `") and "--help` shows how it is used." in hint
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("run", "demo", "--ot", "x"), "no such option: --ot; did you mean --out"),
+        (("rnu",), "no such command 'rnu'. Did you mean 'run'?"),
+        (("run",), "missing argument 'RECIPE'"),
+        (("bench", "x", "--repeats", "0"), "--repeats"),
+        (("--nonsense",), "no such option: --nonsense"),
+    ],
+)
+def test_wrong_usage_is_named(args, said):
+    assert said in invoke(*args).stderr
+
+
+def every_command(group=None, path=("pythia-export",)):
+    group = group or typer.main.get_command(cli.app)
+    yield path, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from every_command(command, (*path, name))
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(p, c, id=" ".join(p)) for p, c in every_command()])
+def test_help_fits_80_columns_and_cuts_no_name(path, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = invoke(*path[1:], "--help").output
+    head, _, examples = said.partition("\nExamples:\n")
+    assert max(map(len, head.splitlines())) <= 80 and "…" not in head
+    usage = head.splitlines()[0]
+    assert usage.startswith(f"Usage: {' '.join(path)} ") and "{" not in usage and "[[" not in usage
+    for parameter in command.params:
+        for name in (*parameter.opts, *parameter.secondary_opts):
+            assert name in head if name.startswith("--") else True, name
+    assert examples.count("pythia-export") >= 1 or len(path) == 2 and path[1] == "sweep"
+
+
+def test_the_version_has_a_short_option():
+    assert invoke("-V").output == invoke("--version").output != ""
+
+
+def test_a_shell_completes_options_recipes_and_models():
+    def completed(line):
+        words = {
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split()) - 1),
+            "_PYTHIA_EXPORT_COMPLETE": "complete_bash",
+        }
+        return CliRunner().invoke(cli.app, [], prog_name="pythia-export", env=words).output.split()
+
+    assert "--group-size" in completed("pythia-export run --gro")
+    assert {"410m", "410m-int8", "410m-deduped"} <= set(completed("pythia-export run 410m"))
+    assert completed("pythia-export run dem") == ["demo", "demo-int8"]
 
 
 def test_an_unknown_recipe_is_2_with_a_guess():
@@ -119,7 +176,10 @@ def test_plan_shows_size_memory_and_steps():
         assert said in done.stdout
     assert json.loads(invoke("plan", "pythia-2.8b-int8", "--json").stdout)["geometry"]["head_dim"] == 80
     assert "Warning" not in done.stdout and "KV cache" in done.stdout
-    assert "Warning: embed_out of 8 bits at accuracy level 0" in invoke("plan", "demo").stdout
+    slow = invoke("plan", "410m", "--set", "export.accuracy_level=0").stdout
+    assert "Warning: embed_out of 8 bits at accuracy level 0" in slow
+    for recipe in ("demo", "demo-int8"):
+        assert "Warning" not in invoke("plan", recipe).stdout, "what ships does not warn of itself"
 
 
 PLAIN = """

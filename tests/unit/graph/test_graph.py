@@ -309,7 +309,7 @@ def test_an_override_that_matches_nothing_is_an_error_that_names_what_there_is()
     ],
 )
 def test_what_onnx_runtime_has_no_fast_kernel_for_is_warned_of(quantize, export, said):
-    config, chosen = small_config(layers=1), Export(**export)
+    config, chosen = small_config(layers=1, vocab=50304, size="410m", ff=4096), Export(**export)
     found = warnings(layout(config, Quantize(**({"method": "rtn"} | quantize)), chosen.dtype), chosen)
     assert len(found) == (said is not None) and (said or "") in "".join(found)
 
