@@ -261,8 +261,8 @@ def _run_ours(job: dict[str, Any]) -> None:
     report = {
         "quantize_seconds": time.perf_counter() - began,
         "peak_memory_bytes": peak_memory_bytes(),
-        "linears": len(record["linears"]),
-        "damp": max(linear["damp"] for linear in record["linears"]),
+        "linears": len(record.linears),
+        "damp": max(linear.damp for linear in record.linears if linear.damp is not None),
     }
     Path(job["report"]).write_text(json.dumps(report))
 

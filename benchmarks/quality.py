@@ -123,7 +123,7 @@ def main() -> None:
                 record = quantize_stream(checkpoint, quantize, places, "float32", ids, writer)
             seconds = time.perf_counter() - began
             found = score(WeightsReader(path, places, config))
-        below = [x["loss"] < x["rtn_loss"] for x in record["linears"] if x["loss"] is not None]
+        below = [x.loss < x.rtn_loss for x in record.linears if x.loss is not None and x.rtn_loss is not None]
         return found | {"seconds": seconds, "below": sum(below), "stored_bits": places.bits_per_weight}
 
     scored, documents = score.original.size, held_out.documents.max() + 1

@@ -1,6 +1,7 @@
 """Quantisation, one layer at a time."""
 
-from .bit_budget import Allocation, allocate, require_budget
+from ..records.quantization import Allocation
+from .bit_budget import allocate, require_budget
 from .journal import Journal, Publication, differences, published, remove_work, require_begun
 from .loop import Output, quantize_stream, quantize_together
 from .sensitivity import Sensitivity, Tensors, measure_sensitivity

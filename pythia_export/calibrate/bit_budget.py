@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from ..model.neox import EMBEDDING, NeoXConfig, layer_prefix, layer_tensors
 from ..quantize.rounding import HUGE
 from ..quantize.rtn import rtn
 from ..recipe import Override, Quantize
+from ..records.quantization import Allocation
 from ..weights.layout import Layout, layout
 from .activations import place
 from .fold_norms import Folded
@@ -37,18 +36,6 @@ from .sensitivity import Sensitivity, Tensors, expected_cost, measure_sensitivit
 from .sequential import quantise_in_sequence
 
 RAISED = 8
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """asked, reached: stored bits a weight, scales included. raised: names of the linears that get 8 bits."""
-
-    asked: float
-    reached: float
-    raised: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"raised": list(self.raised)}
 
 
 def allocate(
@@ -89,7 +76,7 @@ def allocate(
             raised += names
             reached = with_it
     final = _raised(quantize, raised).model_copy(update={"bits_per_weight": None})
-    return final, Allocation(asked, round(reached, 4), tuple(raised))
+    return final, Allocation(asked=asked, reached=round(reached, 4), raised=raised)
 
 
 def require_budget(config: NeoXConfig, quantize: Quantize, dtype: str) -> tuple[Layout, Layout, list[str]]:

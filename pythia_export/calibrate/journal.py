@@ -31,6 +31,8 @@ from ..base.progress import SILENT, Progress
 from ..base.strict_json import read_json
 from ..disk import explained, lock_folder, write_atomically
 from ..model.neox import layer_prefix
+from ..records.quantization import LayerRecord, LinearRecord
+from ..records.record import Json
 from ..weights.file import WeightsWriter
 from ..weights.names import DATA_FILE
 
@@ -48,8 +50,8 @@ class Finished(_Record):
     """One layer that is in the weights file: what quantization.json says of it, the SHA-256 of its tensors, and a seal
     over all of that and over the layers before it."""
 
-    layer: dict[str, Any]
-    linears: list[dict[str, Any]]
+    layer: LayerRecord
+    linears: list[LinearRecord]
     weights: Digest
     seal: Digest
 
@@ -59,14 +61,14 @@ class Publication(_Record):
 
     manifest: Digest
     weights: Digest
-    recipe: dict[str, Any]
+    recipe: Json
 
 
 class State(_Record):
     """The content of journal.json."""
 
     schema_: Literal[2] = Field(alias="schema")
-    fingerprint: dict[str, Any]
+    fingerprint: Json
     finished: list[Finished]
     sensitivity: dict[str, Digest] | None  # by file name
     publication: Publication | None
@@ -91,9 +93,7 @@ class Journal:
         OutputError: another process holds the directory.
     """
 
-    def __init__(
-        self, folder: Path, fingerprint: dict[str, Any], resume: bool = False, progress: Progress = SILENT
-    ) -> None:
+    def __init__(self, folder: Path, fingerprint: Json, resume: bool = False, progress: Progress = SILENT) -> None:
         self.folder, self.fingerprint, self._resume, self._progress = folder, fingerprint, resume, progress
         self.output = folder / OUTPUT
         self.weights = self.output / DATA_FILE
@@ -144,7 +144,9 @@ class Journal:
             raise SourceError(
                 f"{self.folder}: its artifact was published, and is not under its name any more", hint=ANEW
             )
-        self.finished, self.sensitivity = state.finished, state.sensitivity
+        self.finished, self.sensitivity = [], state.sensitivity
+        for entry in state.finished:  # without what this version does not keep of a layer, so sealed again
+            self.finished.append(_sealed(entry.layer, entry.linears, entry.weights, self.finished))
         if state.publication is not None:
             self._write(None)  # from here on what lies in the output is not what was to be published
         self._take_back()
@@ -184,8 +186,8 @@ class Journal:
 
     def commit(
         self,
-        layer: dict[str, Any],
-        linears: list[dict[str, Any]],
+        layer: LayerRecord,
+        linears: list[LinearRecord],
         weights: str,
         sensitivity: Mapping[str, str] | None,
     ) -> None:
@@ -194,8 +196,7 @@ class Journal:
         `layer` and `linears` are its records, `weights` the SHA-256 of its tensors (`WeightsWriter.digest`),
         `sensitivity` those of the files beside the journal.
         """
-        seal = _seal(layer, linears, weights, self.finished[-1].seal if self.finished else "")
-        self.finished.append(Finished(layer=layer, linears=linears, weights=weights, seal=seal))
+        self.finished.append(_sealed(layer, linears, weights, self.finished))
         self.sensitivity = None if sensitivity is None else dict(sensitivity)
         self._write(None)
 
@@ -211,7 +212,9 @@ class Journal:
             sensitivity=self.sensitivity,
             publication=publication,
         )
-        write_atomically(self.folder / JOURNAL, json.dumps(state.model_dump(by_alias=True)).encode())
+        write_atomically(
+            self.folder / JOURNAL, json.dumps(state.model_dump(by_alias=True, exclude_unset=True)).encode()
+        )
 
     def finish(self) -> None:
         """The output is published: nothing to go on from is left."""
@@ -283,19 +286,21 @@ def _read_state(path: Path) -> State:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise IntegrityError(f"{path}: not a journal of ours: {where}: {first['msg']}", hint=ANEW) from e
-    _check_seals(state, path)
+    before = ""
+    for i, (entry, raw) in enumerate(zip(state.finished, found["finished"], strict=True)):
+        if entry.layer.layer != i or entry.seal != _seal(raw["layer"], raw["linears"], entry.weights, before):
+            raise IntegrityError(f"{path}: what it says of layer {i} is not what was written", hint=ANEW)
+        before = entry.seal
     return state
 
 
-def _check_seals(state: State, path: Path) -> None:
-    before = ""
-    for i, entry in enumerate(state.finished):
-        if entry.layer.get("layer") != i or entry.seal != _seal(entry.layer, entry.linears, entry.weights, before):
-            raise IntegrityError(f"{path}: what it says of layer {i} is not what was written", hint=ANEW)
-        before = entry.seal
+def _sealed(layer: LayerRecord, linears: list[LinearRecord], weights: str, before: list[Finished]) -> Finished:
+    told = layer.to_json(), [linear.to_json() for linear in linears]
+    seal = _seal(*told, weights, before[-1].seal if before else "")
+    return Finished(layer=layer, linears=linears, weights=weights, seal=seal)
 
 
-def _seal(layer: dict[str, Any], linears: list[dict[str, Any]], weights: str, before: str) -> str:
+def _seal(layer: Json, linears: list[Json], weights: str, before: str) -> str:
     return hashlib.sha256(json.dumps([before, layer, linears, weights], sort_keys=True).encode()).hexdigest()
 
 

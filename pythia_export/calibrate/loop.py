@@ -32,6 +32,7 @@ from ..quantize.grid import Quantized
 from ..quantize.rounding import HUGE
 from ..quantize.rtn import rtn
 from ..recipe import Quantize
+from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization
 from ..weights.file import WeightsReader, WeightsWriter
 from ..weights.layout import Layout, LinearPlan, packed_qkv_rows
 from ..weights.packing import pack, pack_rows, round_rows
@@ -69,13 +70,13 @@ def quantize_stream(
     journal: Journal | None = None,
     felt: Sensitivity | None = None,
     device: torch.device = CPU,
-) -> dict[str, Any]:
+) -> Quantization:
     """Stream every tensor of `source` into `writer`; windows [N, S] int64 are what GPTQ observes.
 
     Computes on `device`. `felt` is the sensitivity of these weights on these windows, where it was measured before.
     Activations beyond `memory_gb`, and beyond a GPU's own memory, lie in files beside the weights. With a journal,
-    finished layers are committed to it, and those that it has already are read back instead of quantised. Returns the
-    content of `quantization.json`.
+    finished layers are committed to it, and those that it has already are read back instead of quantised. Returns how
+    each linear was rounded.
 
     Raises:
         NumericsError: a NaN or an infinity in a weight or an activation, or a Hessian that no damping mends; the
@@ -96,7 +97,7 @@ def quantize_together(
     memory_gb: float = 4.0,
     felt: Sensitivity | None = None,
     device: torch.device = CPU,
-) -> list[dict[str, Any]]:
+) -> list[Quantization]:
     """Several quantisations of one checkpoint in one pass: all by GPTQ with Hessians of the original model, which they
     share, and with the same `products`. Each comes out as `quantize_stream` would make it alone.
 
@@ -118,7 +119,7 @@ def _stream(
     journal: Journal | None,
     felt: Sensitivity | None,
     device: torch.device,
-) -> list[dict[str, Any]]:
+) -> list[Quantization]:
     began, first = time.perf_counter(), outputs[0]
     source = largest = Largest(source)
     if first.quantize.products == 2:
@@ -231,7 +232,7 @@ class _Layers:
             error = self.observed.propagate(block)
         seconds = round((time.perf_counter() - began) / len(self.jobs), 3)
         for job in self.jobs:
-            job.layers.append({"layer": layer, "residual_error": error, "seconds": seconds})
+            job.layers.append(LayerRecord(layer=layer, residual_error=error, seconds=seconds))
 
     def go_past(self, layer: int) -> None:
         """A layer that is in the file already."""
@@ -276,8 +277,8 @@ class _Job:
         self.config, self.quantize, self.layout, self.felt = source.config, output.quantize, output.layout, felt
         self.device = source.device
         self.out = _Writer(output.writer, output.layout, dtype, packed_qkv_rows(source.config))
-        self.linears: list[dict[str, Any]] = []
-        self.layers: list[dict[str, Any]] = []
+        self.linears: list[LinearRecord] = []
+        self.layers: list[LayerRecord] = []
 
     def start(self, table: Tensor) -> Tensor:
         """Embedding and rotary tables; the embedding comes back as the artifact will read it."""
@@ -309,18 +310,17 @@ class _Job:
             weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
         return rounded
 
-    def record(self, seconds: float) -> dict[str, Any]:
-        """The content of quantization.json."""
+    def record(self, seconds: float) -> Quantization:
         place = {name: i for i, name in enumerate(self.layout.linears)}  # stages are out of the checkpoint's order
-        return {
-            "schema": 2,
-            "method": self.quantize.method,
-            "bits_per_weight": round(self.layout.bits_per_weight, 4),
-            "seconds": seconds,
-            "device": described(self.device),
-            "linears": sorted(self.linears, key=lambda record: place[record["name"]]),
-            "layers": self.layers,
-        }
+        return Quantization(
+            version=QUANTIZATION_SCHEMA,
+            method=self.quantize.method,
+            bits_per_weight=round(self.layout.bits_per_weight, 4),
+            seconds=seconds,
+            device=described(self.device),
+            linears=sorted(self.linears, key=lambda record: place[record.name]),
+            layers=self.layers,
+        )
 
     def quantized(
         self, plan: LinearPlan, W: Tensor, problem: Problem | None, factors: Factors | None = None
@@ -330,7 +330,7 @@ class _Job:
             return None
         began, scheme, quantize = time.perf_counter(), plan.scheme, self.quantize
         scale_dtype = getattr(torch, self.out.dtype)
-        target, damp, dead, G = W, None, 0, self._felt(plan)
+        target, damp, G = W, None, self._felt(plan)
         try:
             result = nearest = rtn(W, scheme, scale_dtype)
             if plan.method == "gptq":
@@ -340,7 +340,7 @@ class _Job:
                     target = torch.addmm(W, W, correction(problem.drift, L, problem.tokens).to(W.dtype))
                 elif problem.missing is not None:
                     target = W + correction(problem.missing, L, problem.tokens).to(W.dtype)
-                damp, dead = L.damp, int(L.dead.sum())
+                damp = L.damp
                 # Of h_to_4h's many outputs, behind a GELU, only the diagonal is kept: their coupling gained nothing.
                 if G is None or G.ndim == 1:
                     result = gptq(target, L, scheme, quantize, scale_dtype)
@@ -350,18 +350,18 @@ class _Job:
             losses = _losses(plan, W, target, nearest, result, problem, G, self.config)
         except PythiaExportError as e:
             raise type(e)(f"{plan.name}: {e}", hint=e.hint) from e
-        record = {
-            "name": plan.name,
-            "layer": plan.layer,
-            "shape": list(plan.shape),
-            "method": plan.method,
+        record = LinearRecord(
+            name=plan.name,
+            layer=plan.layer,
+            shape=list(plan.shape),
+            method=plan.method,
             **scheme.model_dump(),
             **losses,
-            "damp": damp,
-            "dead_inputs": dead,
-            "tokens": problem.tokens if problem is not None else 0,
-        }
-        self.linears.append(record | {"seconds": round(time.perf_counter() - began, 3)})
+            damp=damp,
+            tokens=problem.tokens if problem is not None else 0,
+            seconds=round(time.perf_counter() - began, 3),
+        )
+        self.linears.append(record)
         return result
 
     def _factor(self, problem: Problem, factors: Factors | None) -> Factor:

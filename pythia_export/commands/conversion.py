@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -31,6 +30,7 @@ from ..recipe import Export, Recipe
 from ..records import manifest
 from ..records.manifest import Calibration, Origin, Source
 from ..records.quantization import QUANTIZATION
+from ..records.record import Json
 from ..tokenizer import tokenizer_files
 from ..weights.file import WeightsReader, WeightsWriter
 from ..weights.layout import Layout, require_overrides_match
@@ -110,13 +110,12 @@ class Conversion:
         memory_gb = recipe.calibration.memory_gb if recipe.calibration is not None else 0.0
         folder, keep = journal.output, bool(journal.finished)
         with self.stage("quantize"), WeightsWriter(journal.weights, self.layout, keep=keep) as writer:
-            record = quantize_stream(
+            quantization = quantize_stream(
                 self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress,
                 memory_gb=memory_gb, journal=journal, device=self.device,
             )  # fmt: skip
         if self.allocation is not None:
-            record["allocation"] = self.allocation.to_json()
-        quantization = Quantization.model_validate(record)
+            quantization = quantization.model_copy(update={"allocation": self.allocation})
         write_json(folder / QUANTIZATION, quantization.to_json())
         write_json(folder / "config.json", config_json(self.config, recipe))
         write_json(folder / GENERATION, dict(self.checkpoint.generation.raw))
@@ -125,7 +124,7 @@ class Conversion:
             (folder / name).write_bytes(data)
         return quantization
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def _fingerprint(self) -> Json:
         """Everything that the quantised bytes depend on."""
         recipe, calibration = self.recipe.model_dump(mode="json"), self.calibration
         return {

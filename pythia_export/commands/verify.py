@@ -23,7 +23,7 @@ from ..checkpoint import pull as pull_checkpoint
 from ..corpus import Windows, verify_windows
 from ..disk import explained, held, write_atomically
 from ..model.neox import NeoXConfig
-from ..proof.against import check_comparable
+from ..proof.against import comparable
 from ..proof.prove import prove
 from ..proof.subject import Subject
 from ..proof.table import require_parquet, token_table
@@ -153,7 +153,7 @@ def _tell_of_other_text(opened: Artifact, windows: Windows, progress: Progress) 
         progress.note(f"The held-out text ({windows.source}) is not what this artifact was proved on before.")
 
 
-def _read_parity(path: Path) -> dict[str, Any]:
+def _read_parity(path: Path) -> Parity:
     """Another artifact's parity.json, or the artifact itself."""
     hint = "--against takes another artifact's parity.json."
     try:
@@ -163,8 +163,7 @@ def _read_parity(path: Path) -> dict[str, Any]:
         raise SourceError(f"{path}: no such file", hint=hint) from None
     except (OSError, ValueError) as e:  # a name that is too long, or of no file system
         raise SourceError(f"{shown(str(path))}: {getattr(e, 'strerror', None) or e}", hint=hint) from e
-    check_comparable(found, str(path))
-    return found
+    return comparable(found, str(path))
 
 
 def _rounded_to_nearest(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress) -> WeightsReader:

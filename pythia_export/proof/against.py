@@ -10,81 +10,82 @@ out, so its error is many times smaller: of the int8 demo, on 65,408 tokens, 0.0
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..base.errors import IntegrityError, SourceError
 from ..base.strict_json import shown
-from ..records.parity import PARITY_SCHEMA as SCHEMA
-from ..records.parity import Parity
+from ..records.manifest import Checkpoint
+from ..records.parity import PARITY_SCHEMA, Against, Bootstrap, Corpus, Exported, Parity, Scored, Worst
 from ..records.record import checked
-from .statistics import bootstrap, mean_json, mean_of_clusters
+from .statistics import bootstrap, mean_of, mean_of_clusters
 
 _HINT = "Run `verify` on both with the same recipe text, number of tokens and version of pythia-export."
-Json = Mapping[str, Any]
 
 
-def check_comparable(other: Json, where: str) -> None:
-    """Before anything is opened.
+def comparable(raw: object, where: str) -> Parity:
+    """Return parsed JSON as another artifact's proof, before anything is opened.
 
     Raises:
         SourceError: not a whole parity.json, or of another version of the schema.
     """
-    if not isinstance(other, Mapping) or other.get("schema") != SCHEMA:
-        found = other.get("schema") if isinstance(other, Mapping) else other
-        raise SourceError(f"{where}: schema {shown(found)}; a parity.json of schema {SCHEMA} was expected", hint=_HINT)
+    if not isinstance(raw, Mapping) or raw.get("schema") != PARITY_SCHEMA:
+        found = raw.get("schema") if isinstance(raw, Mapping) else raw
+        raise SourceError(
+            f"{where}: schema {shown(found)}; a parity.json of schema {PARITY_SCHEMA} was expected", hint=_HINT
+        )
     try:
-        checked(Parity, other, where)
+        return checked(Parity, raw, where)
     except IntegrityError as e:
         raise SourceError(f"{e}: not a whole parity.json", hint=_HINT) from e
 
 
-def require_same(source: Json, corpus: Json, other: Json) -> None:
+def require_same(source: Checkpoint, corpus: Corpus, other: Parity) -> None:
     """Before the long part: sections of this proof, and the other's whole.
 
     Raises:
         SourceError: other text, or another checkpoint.
     """
     for what, a, b in (
-        ("held-out text (SHA-256)", corpus["sha256"], other["corpus"]["sha256"]),
-        ("source checkpoint", source["commit"], other["source"]["commit"]),
+        ("held-out text (SHA-256)", corpus.sha256, other.corpus.sha256),
+        ("source checkpoint", source.commit, other.source.commit),
     ):
         if a != b:
             raise SourceError(f"the two artifacts cannot be compared: {what}: {b} there, {a} here", hint=_HINT)
 
 
-def compare(this: Json, other: Json) -> dict[str, Any]:
-    """The section `against`: differences, this less the other, of loss, divergence and same likeliest token.
+def compare(cost: Scored, exported: Exported, other: Parity) -> Against:
+    """Return the differences of loss, divergence and same likeliest token, this proof's sections less the other.
 
     Raises:
         SourceError: the documents of the text were cut otherwise.
     """
-    if this["cost"]["sums"]["tokens"] != other["cost"]["sums"]["tokens"]:
+    mine, theirs = cost.sums, other.cost.sums
+    if mine.tokens != theirs.tokens:
         raise SourceError("the two artifacts cannot be compared: tokens of each document: differ", hint=_HINT)
-    mine, theirs = this["cost"]["sums"], other["cost"]["sums"]
-    n = np.asarray(mine["tokens"], np.float64)
+    n = np.asarray(mine.tokens, np.float64)
 
-    def difference(name: str) -> np.ndarray:
-        return np.asarray(mine[name], np.float64) - np.asarray(theirs[name], np.float64)
+    def difference(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+        return np.asarray(a, np.float64) - np.asarray(b, np.float64)
 
-    delta = difference("nll_quantized")
+    delta = difference(mine.nll_quantized, theirs.nll_quantized)
     ends = bootstrap(n, delta)
-    return {
-        "created": other.get("created"),
-        "machine": other.get("machine"),
-        "versions": other.get("versions"),
-        "tokens": int(n.sum()),
-        "clusters": this["cost"]["clusters"],
-        "delta_nll": mean_json(mean_of_clusters(n, delta))
-        | {"bootstrap": None if ends is None else {"low": ends[0], "high": ends[1]}},
-        "kld": mean_json(mean_of_clusters(n, difference("kld"))),
-        "same_top": mean_json(mean_of_clusters(n, difference("same_top"))),
-        "export": _worst(this) | {f"other_{key}": value for key, value in _worst(other).items()},
-    }
+    here, there = _worst(exported), _worst(other.export)
+    return Against(
+        created=other.created,
+        machine=other.machine,
+        versions=other.versions,
+        tokens=int(n.sum()),
+        clusters=cost.clusters,
+        delta_nll=mean_of(mean_of_clusters(n, delta), None if ends is None else Bootstrap(low=ends[0], high=ends[1])),
+        kld=mean_of(mean_of_clusters(n, difference(mine.kld, theirs.kld))),
+        same_top=mean_of(mean_of_clusters(n, difference(mine.same_top, theirs.same_top))),
+        export=Worst(max_abs=here[0], decode_max_abs=here[1], other_max_abs=there[0], other_decode_max_abs=there[1]),
+    )
 
 
-def _worst(parity: Json) -> dict[str, float]:
-    gated = [run for run in parity["export"]["runs"] if run["gated"]]
-    return {key: max(run[key] for run in gated) for key in ("max_abs", "decode_max_abs")}
+def _worst(exported: Exported) -> tuple[float, float]:
+    """Return the largest `max_abs` and the largest `decode_max_abs` of the gated runs."""
+    gated = [run for run in exported.runs if run.gated]
+    return max(run.max_abs for run in gated), max(run.decode_max_abs for run in gated)

@@ -14,16 +14,17 @@ from numpy.typing import ArrayLike
 
 from ..base.compute import DEFAULT, Compute
 from ..corpus import Windows
+from ..records.parity import Cost, Ratio, Rounding, RoundingOfBoth
 from ..runtime import Session
 from .metrics import TokenFigures, token_figures
 from .reference import Reference, Tensors
-from .statistics import bootstrap, clustered_mean, mean_json, summarise
+from .statistics import bootstrap, clustered_mean, mean_of, summarise
 from .subject import Subject
 
 
 def measure(
     subject: Subject, shipped: Session, windows: Windows, compute: Compute = DEFAULT
-) -> tuple[dict[str, Any], TokenFigures]:
+) -> tuple[Cost, TokenFigures]:
     """Return the section `cost` of parity.json, and the figures of every token that it sums up. `shipped` is the
     subject's session as it ships.
 
@@ -39,13 +40,14 @@ def measure(
             in_runtime += time.perf_counter() - began
             figures.add(reference.logits(i)[:-1], quantised[:-1], window[1:], windows.documents[i, 1:])
             advance(1)
-    cost = summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
-    return cost | {"reference": reference.how, "tokens_per_second": round(windows.ids.size / in_runtime, 1)}, figures
+    scored = summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
+    speed = round(windows.ids.size / in_runtime, 1)
+    return Cost(**vars(scored), reference=reference.how, tokens_per_second=speed, rounding=None, suspects=None), figures
 
 
 def measure_rounding(
     subject: Subject, nearest: Tensors, windows: Windows, compute: Compute = DEFAULT
-) -> dict[str, Any]:
+) -> RoundingOfBoth:
     """Return the section `cost.rounding`: round-to-nearest beside what the artifact holds.
 
     All three in torch with activations in float, so that nothing but the weights differs. `recovered` is
@@ -71,7 +73,7 @@ def measure_rounding(
         clusters = np.repeat(np.arange(len(windows.ids)), windows.ids.shape[1] - 1)
     _, index = np.unique(clusters, return_inverse=True)
     n = np.bincount(index)
-    figures: dict[str, Any] = {}
+    figures = {}
     for k, figure in enumerate(("delta_nll", "kld")):
         values = {name: np.concatenate([part[k] for part in parts]) for name, parts in found.items()}
         estimates = {name: clustered_mean(x, clusters) for name, x in values.items()}
@@ -81,12 +83,11 @@ def measure_rounding(
             totals = {name: np.bincount(index, weights=x) for name, x in values.items()}
             ends = bootstrap(n, totals["artifact"], relative_to=totals["rtn"])
             low, high = ends if ends is not None else (None, None)
-            recovered = {"value": 1 - estimates["artifact"].value / rtn.value, "low": low, "high": high}
-        figures[figure] = {name: mean_json(x) for name, x in estimates.items()} | {
-            "saved": mean_json(saved),
-            "recovered": recovered,
-        }
-    return figures
+            recovered = Ratio(value=1 - estimates["artifact"].value / rtn.value, low=low, high=high)
+        figures[figure] = Rounding(
+            artifact=mean_of(estimates["artifact"]), rtn=mean_of(rtn), saved=mean_of(saved), recovered=recovered
+        )
+    return RoundingOfBoth(**figures)
 
 
 def subsets_of(windows: Windows) -> Mapping[str, tuple[ArrayLike, float]]:

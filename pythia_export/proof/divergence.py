@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -26,6 +25,7 @@ from ..graph.decoder import kv_cache
 from ..graph.ops import DOMAIN
 from ..model.block import DENSE, DOWN, UP, Block, Rotary, activate, attention, final_norm, head
 from ..model.neox import EMBEDDING, LINEARS, NORMS, QKV, NeoXConfig, cache_parts
+from ..records.parity import FirstDivergence
 from ..runtime.onnxruntime import onnxruntime
 from ..runtime.snapshot import as_blobs
 from ..weights.layout import FUSED_IN, FUSED_OUT, packed_qkv_rows
@@ -38,7 +38,7 @@ TOLERANCE = {"float32": 5e-6, "float16": 1e-2}
 CACHE_TOLERANCE = {"float32": 5e-6, "float16": 1e-2, "int8": 5e-2}
 
 
-def first_divergence(subject: Subject, window: np.ndarray, progress: Progress = SILENT) -> dict[str, Any]:
+def first_divergence(subject: Subject, window: np.ndarray, progress: Progress = SILENT) -> FirstDivergence:
     """`layer`, None outside the blocks; `op`; `node`; `error`, None where the graph lacks the value; `tolerance`; `way`
     ("one pass" or "over the cache"); `speed`; `checked` and `diverging`, numbers of operators.
 
@@ -63,20 +63,20 @@ def first_divergence(subject: Subject, window: np.ndarray, progress: Progress = 
                 wrong = [x for x in found if not relative_error(x[3], x[4]) <= tolerance[x[1] == "RotaryAttention"]]
                 if wrong:
                     layer, op, value, got, expected = wrong[0]
-                    return {
-                        "layer": layer,
-                        "op": op,
-                        "node": value.removesuffix("/out0"),
-                        "error": None if got is None else relative_error(got, expected),
-                        "tolerance": tolerance[op == "RotaryAttention"],
-                        "way": way,
-                        "speed": "function" if library is None else "native",
-                        "checked": checked,
-                        "diverging": len(wrong),
-                    }
+                    return FirstDivergence(
+                        layer=layer,
+                        op=op,
+                        node=value.removesuffix("/out0"),
+                        error=None if got is None else relative_error(got, expected),
+                        tolerance=tolerance[op == "RotaryAttention"],
+                        way=way,
+                        speed="function" if library is None else "native",
+                        checked=checked,
+                        diverging=len(wrong),
+                    )
             advance(1)
     rounded = export.cache_dtype if export.cache_dtype != export.dtype else None
-    return {"layer": None, "op": None, "checked": checked, "diverging": 0, "rounded_cache": rounded}
+    return FirstDivergence(layer=None, op=None, checked=checked, diverging=0, rounded_cache=rounded)
 
 
 Compared = tuple[int | None, str, str, Tensor | None, Tensor]  # layer, operator, value, what the graph gave, expected

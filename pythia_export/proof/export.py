@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..base.progress import SILENT, Progress
+from ..records import parity as records
+from ..records.parity import Cut
 from ..runtime import Session
 from .metrics import ExportDifference
 from .reference import Reference
@@ -43,8 +44,8 @@ def splits(length: int) -> list[int]:
     return sorted({0, 1, length // 3, 2 * length // 3, length - 1})
 
 
-def measure(run: Run, reference: Reference, ids: np.ndarray, progress: Progress = SILENT) -> dict[str, Any]:
-    """One entry of `runs` in parity.json; ids [N, S] int64 are what the reference was made of.
+def measure(run: Run, reference: Reference, ids: np.ndarray, progress: Progress = SILENT) -> records.Run:
+    """Return one entry of `runs` in parity.json; ids [N, S] int64 are what the reference was made of.
 
     `max_abs`, `p999_abs`, `same_top`: one pass against torch. `splits`, `batch_max_abs`, `padding_max_abs`: the other
     ways against that pass, and `decode_max_abs`, the largest of them. Differences of logits, absolute.
@@ -67,24 +68,24 @@ def measure(run: Run, reference: Reference, ids: np.ndarray, progress: Progress 
             advance(1)
         for row in range(len(ids), rows):  # of the only window, shifted
             starts[row] = session.logits(batch[row][None])[0]
-        cuts = [{"at": at, "max_abs": _largest(_split(session, ids[0], at) - whole)} for at in splits(ids.shape[1])]
+        cuts = [Cut(at=at, max_abs=_largest(_split(session, ids[0], at) - whole)) for at in splits(ids.shape[1])]
         advance(1)
         together = _largest(session.logits(batch) - starts)
         advance(1)
         padded = _padded(session, batch, starts)
         advance(1)
-    return {
-        "name": run.name,
-        "speed": session.speed,
-        "why": session.why,
-        "accuracy_level": run.accuracy_level,
-        "gated": run.gated,
+    return records.Run(
+        name=run.name,
+        speed=session.speed,
+        why=session.why,
+        accuracy_level=run.accuracy_level,
+        gated=run.gated,
         **difference.result(),
-        "splits": cuts,
-        "batch_max_abs": together,
-        "padding_max_abs": padded,
-        "decode_max_abs": max([together, padded, *(cut["max_abs"] for cut in cuts)]),
-    }
+        splits=cuts,
+        batch_max_abs=together,
+        padding_max_abs=padded,
+        decode_max_abs=max([together, padded, *(cut.max_abs for cut in cuts)]),
+    )
 
 
 def _batch(ids: np.ndarray) -> np.ndarray:

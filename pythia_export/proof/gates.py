@@ -14,89 +14,79 @@ tokens of such text would decide.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import get_args
 
 from ..recipe import Gate, Gates
+from ..records.parity import Against, Corpus, Exported, GateName, Mean, Outcome, Run, Scored, Share, Verdict
 from .statistics import LARGEST, student_t, t_interval, wilson
 
-PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
 REGRESSION = Gate(limit=1e-3)  # of `verify --against`, where the recipe sets none: nats of divergence a token
-_EXPORT = {"export_max_abs": "max_abs", "decode_max_abs": "decode_max_abs"}
-Json = Mapping[str, Any]
-Verdict = dict[str, Any]
+NAMES: tuple[GateName, ...] = get_args(GateName)
 
 
-def judge(gates: Gates, parity: Json) -> list[Verdict]:
-    """One dict a gate that the recipe sets, in the recipe's order; `parity` has `corpus`, `export` and `cost`.
+def judge(
+    gates: Gates, corpus: Corpus, exported: Exported, cost: Scored, against: Against | None = None
+) -> list[Verdict]:
+    """Return a verdict for each gate that the recipe sets, in the recipe's order, from the sections of a proof.
 
-    `name`, `limit`; `confidence`, None where the figure was measured outright; `value`; `bound`, what was held to the
-    limit: the value itself, or the far end of its interval, None where there is none; `outcome`; `passed`;
-    `more_tokens` that would decide what is inconclusive, None where that is unknown; `run`, the name of the run of
-    question A that gave the figure. `regression` is judged only where there is a section `against`, and then always.
+    `regression` is judged only where there is a section `against`, and then always.
     """
     verdicts = []
-    for name in Gates.model_fields:
+    for name in NAMES:
         limit = getattr(gates, name)
-        if name == "regression" and parity.get("against"):
-            verdicts.append(_estimated(name, limit or REGRESSION, parity))
-        elif limit is None or name == "regression":
+        if name == "regression":
+            if against is not None:
+                verdicts.append(_mean(name, limit or REGRESSION, against.kld, against.tokens))
+        elif limit is None:
             continue
-        elif name in _EXPORT:
-            verdicts.append(_measured(name, limit, parity))
+        elif name == "export_max_abs" or name == "decode_max_abs":
+            verdicts.append(_measured(name, limit, exported))
         elif name == "min_tokens":
-            verdicts.append(_enough(limit, parity))
+            verdicts.append(_enough(limit, corpus.tokens))
+        elif name == "same_top":
+            verdicts.append(_share(limit, cost.same_top, cost.tokens))
         else:
-            verdicts.append(_estimated(name, limit, parity))
+            verdicts.append(_mean(name, limit, cost.kld if name == "kld_mean" else cost.delta_nll, cost.tokens))
     return verdicts
 
 
-def _measured(name: str, limit: float, parity: Json) -> Verdict:
-    """The worst of the runs that are held to limits."""
-    runs = [run for run in (parity.get("export") or {}).get("runs", ()) if run["gated"]]
-    key, worst = _EXPORT[name], None
-    for run in runs:
-        if worst is None or math.isnan(run[key]) or run[key] > worst[key]:
-            worst = run
-    if worst is None:
-        return _verdict(name, limit, None, None, None, INCONCLUSIVE)
-    value = worst[key]
-    return _verdict(name, limit, None, value, value, PASSED if value <= limit else FAILED, run=worst["name"])
+def _measured(name: GateName, limit: float, exported: Exported) -> Verdict:
+    """Judge the worst of the runs that are held to limits."""
+
+    def value(run: Run) -> float:
+        return run.max_abs if name == "export_max_abs" else run.decode_max_abs
+
+    worst = max((run for run in exported.runs if run.gated), key=value)
+    found = value(worst)
+    return _verdict(name, limit, None, found, found, "passed" if found <= limit else "failed", run=worst.name)
 
 
-def _enough(limit: int, parity: Json) -> Verdict:
-    tokens = (parity.get("corpus") or {}).get("tokens", 0)
-    outcome, more = (PASSED, None) if tokens >= limit else (INCONCLUSIVE, limit - tokens)
-    return _verdict("min_tokens", limit, None, tokens, tokens, outcome, more)
+def _enough(limit: int, tokens: int) -> Verdict:
+    enough = tokens >= limit
+    more = None if enough else limit - tokens
+    return _verdict("min_tokens", limit, None, tokens, tokens, "passed" if enough else "inconclusive", more)
 
 
-def _estimated(name: str, gate: Gate, parity: Json) -> Verdict:
-    cost = parity.get("cost") or {}
-    if name == "same_top":
-        return _share(gate, cost.get("same_top") or {}, cost.get("tokens", 0))
-    measured = (parity.get("against") or {}) if name == "regression" else cost
-    section = measured.get("kld" if name in ("kld_mean", "regression") else "delta_nll") or {}
-    tokens = measured.get("tokens", 0)
-    mean, se, dof, limit = section.get("mean"), section.get("se"), section.get("dof"), gate.limit
-    show = _exp if name == "ppl_ratio" else float
+def _mean(name: GateName, gate: Gate, found: Mean, tokens: int) -> Verdict:
+    mean, limit, show = found.mean, gate.limit, _exp if name == "ppl_ratio" else float
     at = math.log(limit) if name == "ppl_ratio" else limit  # where the interval is symmetric
-    if mean is None or se is None or dof is None:
+    if found.se is None or found.dof is None:
         # Without an interval even an estimate beyond the limit decides nothing.
-        return _verdict(name, limit, gate.confidence, None if mean is None else show(mean), None, INCONCLUSIVE)
-    low, high = t_interval(mean, se, dof, gate.confidence)
-    outcome = PASSED if high <= at else INCONCLUSIVE if low <= at else FAILED
-    more = _more(tokens, high - mean, abs(at - mean)) if outcome == INCONCLUSIVE else None
+        return _verdict(name, limit, gate.confidence, show(mean), None, "inconclusive")
+    low, high = t_interval(mean, found.se, found.dof, gate.confidence)
+    outcome: Outcome = "passed" if high <= at else "inconclusive" if low <= at else "failed"
+    more = _more(tokens, high - mean, abs(at - mean)) if outcome == "inconclusive" else None
     return _verdict(name, limit, gate.confidence, show(mean), show(high), outcome, more)
 
 
-def _share(gate: Gate, section: Json, tokens: int) -> Verdict:
-    value, trials, dof = section.get("value"), section.get("independent_tokens"), section.get("dof")
-    if value is None or trials is None or dof is None:
-        return _verdict("same_top", gate.limit, gate.confidence, value, None, INCONCLUSIVE)
-    low, high = wilson(value, trials, student_t(dof, gate.confidence))
-    outcome = PASSED if low >= gate.limit else INCONCLUSIVE if high >= gate.limit else FAILED
-    more = _more(tokens, value - low, abs(value - gate.limit)) if outcome == INCONCLUSIVE else None
-    return _verdict("same_top", gate.limit, gate.confidence, value, low, outcome, more)
+def _share(gate: Gate, found: Share, tokens: int) -> Verdict:
+    value, trials, limit = found.value, found.independent_tokens, gate.limit
+    if trials is None or found.dof is None:
+        return _verdict("same_top", limit, gate.confidence, value, None, "inconclusive")
+    low, high = wilson(value, trials, student_t(found.dof, gate.confidence))
+    outcome: Outcome = "passed" if low >= limit else "inconclusive" if high >= limit else "failed"
+    more = _more(tokens, value - low, abs(value - limit)) if outcome == "inconclusive" else None
+    return _verdict("same_top", limit, gate.confidence, value, low, outcome, more)
 
 
 def _more(tokens: int, half_width: float, distance: float) -> int | None:
@@ -111,26 +101,26 @@ def _more(tokens: int, half_width: float, distance: float) -> int | None:
 
 
 def _verdict(
-    name: str,
+    name: GateName,
     limit: float,
     confidence: float | None,
     value: float | None,
     bound: float | None,
-    outcome: str,
+    outcome: Outcome,
     more_tokens: int | None = None,
     run: str | None = None,
 ) -> Verdict:
-    return {
-        "name": name,
-        "limit": limit,
-        "confidence": confidence,
-        "value": value,
-        "bound": bound,
-        "outcome": outcome,
-        "passed": outcome == PASSED,
-        "more_tokens": more_tokens,
-        "run": run,
-    }
+    return Verdict(
+        name=name,
+        limit=limit,
+        confidence=confidence,
+        value=value,
+        bound=bound,
+        outcome=outcome,
+        passed=outcome == "passed",
+        more_tokens=more_tokens,
+        run=run,
+    )
 
 
 def _exp(x: float) -> float | None:

@@ -11,18 +11,15 @@ What comes out is the content of `parity.json`; `docs/reference/parity.md` descr
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from ..base.compute import DEFAULT, Compute
 from ..base.machine import machine, versions
 from ..corpus import Windows
 from ..recipe import Gates
 from ..records.manifest import Checkpoint
-from ..records.parity import PARITY_SCHEMA as SCHEMA
-from ..records.parity import Parity
+from ..records.parity import PARITY_SCHEMA, Corpus, Exported, Parity
 from ..runtime import Session
 from . import cost, export
 from .against import compare, require_same
@@ -50,58 +47,63 @@ def prove(
     compute: Compute = DEFAULT,
     *,
     nearest: Tensors | None = None,
-    against: Mapping[str, Any] | None = None,
+    against: Parity | None = None,
 ) -> Proof:
     """Measure an artifact and judge it by the recipe's gates.
 
     `nearest` are the same checkpoint's weights rounded to nearest, to be scored beside the artifact's; `against` is
-    another artifact's parity.json, to be compared with on the same text.
+    another artifact's proof, to be compared with on the same text.
 
     Raises:
         NumericsError: the graph computes a NaN or an infinity.
         SourceError: `against` is of another text or another checkpoint.
     """
     began = time.perf_counter()
-    parity: dict[str, Any] = {
-        "schema": SCHEMA,
-        "versions": versions(),
-        "machine": machine(),
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "source": {name: getattr(subject.source, name) for name in Checkpoint.model_fields},
-        "corpus": {
-            "source": windows.source,
-            "sha256": windows.sha256,
-            "tokens": int(windows.ids.size),
-            "windows": len(windows.ids),
-            "sequence_length": windows.ids.shape[1],
-            "n_bytes": windows.n_bytes,
-            "end_tokens": windows.end_tokens,
-        },
-    }
+    corpus = Corpus(
+        source=windows.source,
+        sha256=windows.sha256,
+        tokens=int(windows.ids.size),
+        windows=len(windows.ids),
+        sequence_length=windows.ids.shape[1],
+        n_bytes=windows.n_bytes,
+        end_tokens=windows.end_tokens,
+    )
     if against is not None:
-        require_same(parity["source"], parity["corpus"], against)
+        require_same(subject.source, corpus, against)
+    begun = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     some = windows.ids[: export.WINDOWS]
     reference = Reference(subject.stored, subject.config, some, "Reference on the artifact's weights", compute)
     shipped = subject.session(subject.export.accuracy_level, native=True)
     measured = [export.measure(run, reference, some, compute.progress) for run in runs(subject, shipped)]
     del reference
-    parity["export"] = {"tokens": int(some.size), "runs": measured, "first_divergence": None}
-    parity["cost"], figures = cost.measure(subject, shipped, windows, compute)
+    exported = Exported(tokens=int(some.size), runs=measured, first_divergence=None)
+    costs, figures = cost.measure(subject, shipped, windows, compute)
     del shipped
-    parity["cost"]["rounding"] = parity["cost"]["suspects"] = None
     if nearest is not None:
-        parity["cost"]["rounding"] = cost.measure_rounding(subject, nearest, windows, compute)
-    parity["against"] = None if against is None else compare(parity, against)
-    verdicts = judge(gates, parity)
-    unmet = {gate["name"] for gate in verdicts if not gate["passed"]}
+        costs = costs.model_copy(update={"rounding": cost.measure_rounding(subject, nearest, windows, compute)})
+    compared = None if against is None else compare(costs, exported, against)
+    verdicts = judge(gates, corpus, exported, costs, compared)
+    unmet = {gate.name for gate in verdicts if not gate.passed}
     if unmet & {"export_max_abs", "decode_max_abs"}:
-        parity["export"]["first_divergence"] = first_divergence(subject, windows.ids[0], compute.progress)
+        divergence = first_divergence(subject, windows.ids[0], compute.progress)
+        exported = exported.model_copy(update={"first_divergence": divergence})
     if unmet & {"ppl_ratio", "delta_nll", "kld_mean", "same_top", "regression"}:
-        parity["cost"]["suspects"] = suspects(subject, windows.ids[0], compute.progress)
-    parity["gates"] = verdicts
-    parity["passed"] = not unmet
-    parity["seconds"] = round(time.perf_counter() - began, 2)
-    return Proof(Parity.model_validate(parity), figures)
+        costs = costs.model_copy(update={"suspects": suspects(subject, windows.ids[0], compute.progress)})
+    parity = Parity(
+        version=PARITY_SCHEMA,
+        versions=versions(),
+        machine=machine(),
+        created=begun,
+        source=Checkpoint(**{name: getattr(subject.source, name) for name in Checkpoint.model_fields}),
+        corpus=corpus,
+        export=exported,
+        cost=costs,
+        against=compared,
+        gates=verdicts,
+        passed=not unmet,
+        seconds=round(time.perf_counter() - began, 2),
+    )
+    return Proof(parity, figures)
 
 
 def runs(subject: Subject, shipped: Session) -> list[Run]:

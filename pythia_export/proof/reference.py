@@ -21,6 +21,7 @@ from ..base.compute import DEFAULT, Compute
 from ..base.device import described, free_bytes
 from ..model.block import Block, Rotary, final_norm, head
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, NeoXConfig, layer_tensors
+from ..records import parity as records
 
 CHUNK_TOKENS = 4096
 SLAB_BYTES = 1 << 30  # of hidden states
@@ -58,7 +59,7 @@ class Reference:
         self._kept: dict[str, Tensor] | None = {} if passes > 1 and fits else None
         weights = "kept in memory" if self._kept is not None else "one layer at a time"
         sizes = {"float32_bytes": need, "free_bytes": free}
-        self.how = {"weights": weights, "passes": passes, **sizes, "device": described(device)}
+        self.how = records.Reference(weights=weights, passes=passes, **sizes, device=described(device))
         self._first: int | None = None  # the slab that is held begins with this window
         self._head = {f"{HEAD}.weight": self._read(f"{HEAD}.weight")}
 

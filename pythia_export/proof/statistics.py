@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
+from ..records.parity import Bootstrap, Change, Clusters, Mean, Ratio, Scored, Share, Subset, Sums, Tails
 from .metrics import Floats, TokenFigures, bits_per_byte
 
 LARGEST = 1e300  # perplexity, or ratio of two, that is recorded: as a percent it is finite still
@@ -70,8 +71,8 @@ def summarise(
     figures: TokenFigures,
     bytes_per_token: float,
     subsets: Mapping[str, tuple[ArrayLike, float]] | None = None,
-) -> dict[str, Any]:
-    """The section `cost` of parity.json. A bound that does not exist, or is beyond float64, is None.
+) -> Scored:
+    """What quantisation cost on a text. A bound that does not exist, or is beyond float64, is None.
 
     `subsets` are names of parts of the text, each with the documents in it and its bytes a token.
     """
@@ -83,13 +84,13 @@ def summarise(
     for name, (documents, bytes_each) in (subsets or {}).items():
         of_name = np.isin(clusters, np.asarray(documents))
         if of_name.any():
-            parts.append({"name": name} | _cost(tokens.only(of_name), "document", bytes_each))
+            parts.append(Subset(name=name, **_figures(tokens.only(of_name), "document", bytes_each)))
     if len(np.unique(clusters)) == 1:
         by, tokens = "window", replace(tokens, clusters=figures.windows)
-    return _cost(tokens, by, bytes_per_token) | {"subsets": parts, "sums": sums(tokens)}
+    return Scored(**_figures(tokens, by, bytes_per_token), subsets=parts, sums=sums(tokens))
 
 
-def sums(tokens: Tokens) -> dict[str, list[Any]]:
+def sums(tokens: Tokens) -> Sums:
     """One entry a cluster, in the order in which they are read: all that an interval depends on."""
     labels, first, index = np.unique(tokens.clusters, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
@@ -97,10 +98,11 @@ def sums(tokens: Tokens) -> dict[str, list[Any]]:
     for name in ("nll_original", "nll_quantized", "kld"):
         kept[name] = np.bincount(index, weights=getattr(tokens, name))[order].tolist()
     kept["same_top"] = np.bincount(index[tokens.same_top], minlength=len(labels))[order].tolist()
-    return kept
+    return Sums(**kept)
 
 
-def _cost(tokens: Tokens, by: str, bytes_per_token: float) -> dict[str, Any]:
+def _figures(tokens: Tokens, by: str, bytes_per_token: float) -> dict[str, Any]:
+    """Return the fields of a `Part`."""
     n, delta_sums = _by_cluster(tokens.nll_quantized - tokens.nll_original, tokens.clusters)
     _, kld_sums = _by_cluster(tokens.kld, tokens.clusters)
     delta, divergence = mean_of_clusters(n, delta_sums), mean_of_clusters(n, kld_sums)
@@ -111,44 +113,49 @@ def _cost(tokens: Tokens, by: str, bytes_per_token: float) -> dict[str, Any]:
     nll_original, nll_quantized = float(tokens.nll_original.mean()), float(tokens.nll_quantized.mean())
     return {
         "tokens": len(tokens.kld),
-        "clusters": {"by": by, "count": len(n)},
+        "clusters": Clusters.model_validate({"by": by, "count": len(n)}),
         "nll_original": nll_original,
         "nll_quantized": nll_quantized,
         "ppl_original": _exp(nll_original),
         "ppl_quantized": _exp(nll_quantized),
-        "ppl_ratio": {"value": _exp(delta.value), "low": _exp(delta.low), "high": _exp(delta.high)},
-        "delta_nll": mean_json(delta) | {"bootstrap": _interval(bootstrap(n, delta_sums))},
-        "kld": {
-            **mean_json(divergence),
-            "low": None if divergence.low is None else max(0.0, divergence.low),
-            "bootstrap": _interval(bootstrap(n, kld_sums)),
-            "median": float(np.median(tokens.kld)),
-            "p90": float(np.quantile(tokens.kld, 0.9)),
-            "p99": float(np.quantile(tokens.kld, 0.99)),
-            "p999": float(np.quantile(tokens.kld, 0.999)),
-            "max": float(tokens.kld.max()),
-        },
-        "same_top": {
-            "value": top.value,
-            "se": top.se,
-            "dof": top.dof,
-            "low": top.low,
-            "high": top.high,
-            "independent_tokens": None if top.se is None else _trials(top.value, top.se, len(tokens.kld)),
-        },
-        "delta_p": {
-            "mean": float(moved.mean()),
-            "rms": math.sqrt(square.value),
-            "low": None if square.low is None else math.sqrt(max(0.0, square.low)),
-            "high": None if square.high is None else math.sqrt(square.high),
-        },
+        "ppl_ratio": Ratio(value=_exp(delta.value), low=_exp(delta.low), high=_exp(delta.high)),
+        "delta_nll": mean_of(delta, _interval(bootstrap(n, delta_sums))),
+        "kld": Tails(
+            mean=divergence.value,
+            se=divergence.se,
+            dof=divergence.dof,
+            low=None if divergence.low is None else max(0.0, divergence.low),
+            high=divergence.high,
+            bootstrap=_interval(bootstrap(n, kld_sums)),
+            median=float(np.median(tokens.kld)),
+            p90=float(np.quantile(tokens.kld, 0.9)),
+            p99=float(np.quantile(tokens.kld, 0.99)),
+            p999=float(np.quantile(tokens.kld, 0.999)),
+            max=float(tokens.kld.max()),
+        ),
+        "same_top": Share(
+            value=top.value,
+            se=top.se,
+            dof=top.dof,
+            low=top.low,
+            high=top.high,
+            independent_tokens=None if top.se is None else _trials(top.value, top.se, len(tokens.kld)),
+        ),
+        "delta_p": Change(
+            mean=float(moved.mean()),
+            rms=math.sqrt(square.value),
+            low=None if square.low is None else math.sqrt(max(0.0, square.low)),
+            high=None if square.high is None else math.sqrt(square.high),
+        ),
         "bits_per_byte_original": bits_per_byte(nll_original, bytes_per_token),
         "bits_per_byte_quantized": bits_per_byte(nll_quantized, bytes_per_token),
     }
 
 
-def mean_json(found: Estimate) -> dict[str, float | None]:
-    return {"mean": found.value, "se": found.se, "dof": found.dof, "low": found.low, "high": found.high}
+def mean_of(found: Estimate, *second: Bootstrap | None) -> Mean:
+    """Return an estimate as a record; `second` is the interval beside it, if one was asked for."""
+    own = Mean(mean=found.value, se=found.se, dof=found.dof, low=found.low, high=found.high)
+    return own.model_copy(update={"bootstrap": second[0]}) if second else own
 
 
 def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Estimate:
@@ -218,8 +225,8 @@ def _trials(p: float, se: float, tokens: int) -> float:
     return min(float(tokens), p * (1 - p) / se**2) if se > 0 else float(tokens)
 
 
-def _interval(ends: tuple[float, float] | None) -> dict[str, Any] | None:
-    return None if ends is None else {"low": ends[0], "high": ends[1], "replicates": REPLICATES, "seed": SEED}
+def _interval(ends: tuple[float, float] | None) -> Bootstrap | None:
+    return None if ends is None else Bootstrap(low=ends[0], high=ends[1], replicates=REPLICATES, seed=SEED)
 
 
 def wilson(p: float, n: float, z: float) -> tuple[float, float]:

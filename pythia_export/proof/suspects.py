@@ -7,7 +7,6 @@ that of round-to-nearest on the same grid: how many times larger is it than it m
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from ..base.progress import SILENT, Progress
 from ..model.block import DENSE, DOWN, UP, Block, Rotary, activate, attention, final_norm, head
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, layer_prefix
 from ..quantize.rtn import rtn
+from ..records.parity import Extreme, Suspect, Suspects
 from ..weights.layout import FUSED_OUT
 from .metrics import relative_error
 from .reference import Tensors
@@ -29,7 +29,7 @@ EXTREME = 1e4  # times the other weights' mean: trained ones reach some hundreds
 _MATRICES = {name.rpartition(".")[2] for name in LINEARS} | {HEAD}
 
 
-def suspects(subject: Subject, window: np.ndarray, progress: Progress = SILENT) -> dict[str, Any]:
+def suspects(subject: Subject, window: np.ndarray, progress: Progress = SILENT) -> Suspects:
     """Return where the artifact's weights err more than rounding must, and whether one weight widens a whole scale.
 
     `first`: the first entry whose error is beyond `limit` times that of round-to-nearest, or None; `worst`: the five
@@ -39,8 +39,8 @@ def suspects(subject: Subject, window: np.ndarray, progress: Progress = SILENT) 
     With two products a layer biases lie elsewhere, so dense and 4h_to_h are one entry.
     """
     original, stored, config, quantize = subject.original, subject.stored, subject.config, subject.quantize
-    found: list[dict[str, Any]] = []
-    extremes: list[dict[str, Any]] = []
+    found: list[Suspect] = []
+    extremes: list[Extreme] = []
 
     def of(source: Tensors) -> Callable[[str], Tensor]:
         return lambda name: source.tensor(name).float()
@@ -55,14 +55,13 @@ def suspects(subject: Subject, window: np.ndarray, progress: Progress = SILENT) 
         largest = float(size.max())
         mean = (float(size.sum(dtype=torch.float64)) - largest) / max(1, W.numel() - 1)
         if largest > EXTREME * mean > 0:
-            extremes.append({"name": base, "largest": largest, "mean": mean})
+            extremes.append(Extreme(name=base, largest=largest, mean=mean))
         return rtn(W, scheme).dequantize()
 
     def entry(layer: int | None, name: str, got: Tensor, expected: Tensor, rounded: Tensor, floor: float) -> None:
         error, by_rtn = relative_error(got, expected), relative_error(rounded, expected)
-        found.append(
-            {"name": name, "layer": layer, "error": error, "rtn_error": by_rtn, "ratio": error / max(by_rtn, floor)}
-        )
+        ratio = error / max(by_rtn, floor)
+        found.append(Suspect(name=name, layer=layer, error=error, rtn_error=by_rtn, ratio=ratio))
 
     with torch.inference_mode(), progress.track("Looking for the first weights that differ", config.num_layers) as go:
         ids = torch.from_numpy(window[:TOKENS].copy())
@@ -97,7 +96,7 @@ def suspects(subject: Subject, window: np.ndarray, progress: Progress = SILENT) 
         entry(None, FINAL_NORM, normed[1], normed[0], normed[0], _EXACT / WORSE_THAN_RTN)
         logits = [head(normed[0], read) for read in (of(original), of(stored), nearest)]
         entry(None, HEAD, logits[1], logits[0], logits[2], _EXACT)
-    beyond = [x for x in found if not x["ratio"] <= WORSE_THAN_RTN]
-    worst = sorted(found, key=lambda x: -x["ratio"])[:5]
-    extreme = max(extremes, key=lambda x: x["largest"] / x["mean"], default=None)
-    return {"limit": WORSE_THAN_RTN, "first": beyond[0] if beyond else None, "worst": worst, "extreme": extreme}
+    beyond = [x for x in found if not x.ratio <= WORSE_THAN_RTN]
+    worst = sorted(found, key=lambda x: -x.ratio)[:5]
+    extreme = max(extremes, key=lambda x: x.largest / x.mean, default=None)
+    return Suspects(limit=WORSE_THAN_RTN, first=beyond[0] if beyond else None, worst=worst, extreme=extreme)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from ..base.strict_json import shown
 from .manifest import Checkpoint
 from .record import Count, Figure, Layer, Record, Seconds, Wide
 
 PARITY = "parity.json"
-PARITY_SCHEMA = 2
+PARITY_SCHEMA: Literal[2] = 2
 
 Outcome = Literal["passed", "failed", "inconclusive"]
 GateName = Literal[
@@ -20,6 +20,8 @@ GateName = Literal[
 
 
 class Interval(Record):
+    """Bounds; null where there are none, or beyond a float."""
+
     low: Wide | None
     high: Wide | None
 
@@ -30,12 +32,15 @@ class Bootstrap(Interval):
     seed: int | None = None
 
 
-class Mean(Interval):
+class _Estimated(Record):
     mean: Figure
     se: Figure | None
     """Standard error, clustered."""
     dof: Figure | None
     """Satterthwaite's degrees of freedom."""
+
+
+class Mean(Interval, _Estimated):
     bootstrap: Bootstrap | None = None
     """A second interval, from drawing whole documents."""
 
@@ -48,25 +53,36 @@ class Tails(Mean):
     max: Figure
 
 
-class Ratio(Interval):
+class _Value(Record):
     value: Wide | None
 
 
-class Share(Interval):
+class Ratio(Interval, _Value):
+    pass
+
+
+class _ShareOfTokens(Record):
     value: Figure
     """Share of tokens, 0 to 1."""
     se: Figure | None
     """Standard error, clustered."""
     dof: Figure | None
+
+
+class Share(Interval, _ShareOfTokens):
     independent_tokens: Figure | None
     """So many independent tokens would have this error; Wilson's interval is computed for them."""
 
 
-class Change(Interval):
+class _Changed(Record):
     mean: Figure
     """Mean change of the probability of the token that came next in the text."""
     rms: Figure
     """Its root mean square; `low` and `high` are of this."""
+
+
+class Change(Interval, _Changed):
+    pass
 
 
 class Clusters(Record):
@@ -104,9 +120,13 @@ class Part(Record):
     bits_per_byte_quantized: Figure
 
 
-class Subset(Part):
+class _Named(Record):
     name: str
     """`meta.pile_set_name` of its documents."""
+
+
+class Subset(Part, _Named):
+    """The same figures of one part of the text."""
 
 
 class Sums(Record):
@@ -190,17 +210,24 @@ class Reference(Record):
     """Where torch ran it."""
 
 
-class Cost(Part):
+class Scored(Part):
+    """What quantisation cost on the whole text, with or without a graph."""
+
     subsets: list[Subset]
     """The same figures by part of the text, if its documents name one."""
     sums: Sums
+
+
+class Cost(Scored):
+    """The artifact as it ships against the original."""
+
+    reference: Reference
+    tokens_per_second: Figure
+    """Speed of ONNX Runtime while it scored, with logits of every token."""
     rounding: RoundingOfBoth | None
     """Null without `--rtn`."""
     suspects: Suspects | None
     """Null unless a gate on the cost did not pass."""
-    reference: Reference
-    tokens_per_second: Figure
-    """Speed of ONNX Runtime while it scored, with logits of every token."""
 
 
 class Cut(Record):
@@ -310,6 +337,10 @@ class Verdict(Record):
     """Tokens of such text that would decide; null if not known."""
     run: str | None
     """The run of `export` that gave the value."""
+
+    @field_serializer("limit", "value", "bound")
+    def _tokens_are_whole(self, figure: float | None) -> float | None:
+        return int(figure) if self.name == "min_tokens" and figure is not None else figure
 
     @model_validator(mode="after")
     def _outcome_is_the_verdict(self) -> Self:

@@ -33,6 +33,8 @@ from ..proof.metrics import TokenFigures
 from ..proof.reference import Reference
 from ..proof.statistics import summarise
 from ..recipe import Quantize
+from ..records.parity import Scored
+from ..records.quantization import Quantization
 from ..weights.file import WeightsReader, WeightsWriter
 from ..weights.layout import layout as lay_out
 from ..weights.names import DATA_FILE
@@ -112,7 +114,7 @@ class Shared:
 
     def _quantize(
         self, outputs: Sequence[Output], ids: np.ndarray | None, felt: Sensitivity | None
-    ) -> list[dict[str, Any]]:
+    ) -> list[Quantization]:
         compute, told = self._compute, self._progress
         if len(outputs) > 1:
             assert ids is not None  # only GPTQ has Hessians to share
@@ -134,7 +136,7 @@ class Shared:
             )
         ]  # fmt: skip
 
-    def _score(self, original: Reference, stored: Reference, windows: Windows) -> dict[str, Any]:
+    def _score(self, original: Reference, stored: Reference, windows: Windows) -> Scored:
         figures = TokenFigures()
         with self._progress.track("Against the original", len(windows.ids), "windows") as advance:
             for i, window in enumerate(windows.ids):
@@ -143,17 +145,17 @@ class Shared:
         return summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
 
     def _record(
-        self, job: Job, quantized: dict[str, Any], cost: dict[str, Any], seconds: tuple[float, float, float]
+        self, job: Job, quantized: Quantization, cost: Scored, seconds: tuple[float, float, float]
     ) -> dict[str, Any]:
-        expected = [linear["expected_cost"] for linear in quantized["linears"] if linear["expected_cost"] is not None]
+        expected = [linear.expected_cost for linear in quantized.linears if linear.expected_cost is not None]
         return {
             "schema": SCHEMA,
             "key": job.key,
             "job": job.to_json(),
-            "bits_per_weight": quantized["bits_per_weight"],
+            "bits_per_weight": quantized.bits_per_weight,
             "expected_cost": sum(expected) if expected else None,
-            "residual_error": quantized["layers"][-1]["residual_error"],
-            "cost": cost,
+            "residual_error": quantized.layers[-1].residual_error,
+            "cost": cost.to_json(),
             "seconds": dict(zip(("share", "quantize", "score"), (round(s, 3) for s in seconds), strict=True)),
             "peak_memory_bytes": peak_memory_bytes(),
             "threads": torch.get_num_threads(),

@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from places import SUPPORT
-from records import GATES, HOSTILE, everything, records, render_report
+from records import GATES, HOSTILE, everything, judged, records, render_report
 
-from pythia_export.proof.gates import judge
 from pythia_export.recipe import Gates
 
 LOOK = SUPPORT / "look.js"
@@ -34,7 +33,7 @@ def failed():
     """A page with long sentences at its gates: one failed, one undecided for want of text."""
     manifest, quantization, parity = everything()
     gates = Gates.model_validate(GATES.model_dump() | {"kld_mean": 0.01, "min_tokens": 1_000_000})
-    parity["gates"] = judge(gates, parity)
+    parity["gates"] = judged(gates, parity)
     parity["passed"] = False
     return manifest, quantization, parity
 
@@ -44,7 +43,7 @@ def hostile():
     manifest, quantization, parity = everything()
     manifest["source"]["name"] = HOSTILE + "x" * 120
     parity["corpus"]["source"] = "y" * 200
-    parity["gates"] = judge(Gates(export_max_abs=1e-7), parity)
+    parity["gates"] = judged(Gates(export_max_abs=1e-7), parity)
     parity["passed"] = False
     return manifest, quantization, parity
 

@@ -19,6 +19,7 @@ from processes import pythia_export, script, started
 
 from pythia_export.base.errors import IntegrityError, OutputError, SourceError
 from pythia_export.calibrate import Journal, quantize_stream
+from pythia_export.calibrate.journal import _seal
 from pythia_export.checkpoint import demo_folder
 from pythia_export.recipe import Quantize
 from pythia_export.weights.file import WeightsWriter
@@ -200,7 +201,7 @@ def test_a_layer_that_is_read_back_computes_what_it_computed(dtype, parallel, tm
 
                 def commit(layer, *rest, stop=stop, monkey=monkey):
                     monkey(layer, *rest)
-                    if layer["layer"] + 1 == stop:
+                    if layer.layer + 1 == stop:
                         raise InterruptedError
 
                 journal.commit = commit
@@ -225,7 +226,7 @@ def interrupted(tmp_path_factory):
 
             def stops(layer, *rest):
                 commit(layer, *rest)
-                if layer["layer"] + 1 == stop:
+                if layer.layer + 1 == stop:
                     raise InterruptedError
 
             patch.setattr(journal, "commit", stops)
@@ -307,6 +308,22 @@ def test_a_number_that_changed_in_the_journal_is_found(interrupted, work):
     journal.write_text(json.dumps(state))
     with pytest.raises(IntegrityError, match="what it says of layer 1 is not what was written"):
         interrupted[1](work)
+
+
+def test_a_journal_of_a_version_that_said_more_of_a_linear_is_gone_on_from(interrupted, work):
+    """What this version does not know is under the seal that it was given, and is not kept."""
+    journal, before = work / "journal.json", ""
+    state = json.loads(journal.read_text())
+    for entry in state["finished"]:
+        for linear in entry["linears"]:
+            linear["dead_inputs"] = 3
+        entry["seal"] = before = _seal(entry["layer"], entry["linears"], entry["weights"], before)
+    journal.write_text(json.dumps(state))
+    assert interrupted[1](work) == interrupted[3]
+    finished = json.loads(journal.read_text())["finished"]
+    assert len(finished) == 3 and all("dead_inputs" not in linear for x in finished for linear in x["linears"])
+    with Journal(work, {}, resume=True) as read_again:
+        assert [entry.layer.layer for entry in read_again.finished] == [0, 1, 2]
 
 
 def test_a_journal_that_hashed_nothing_is_refused_with_the_cause(interrupted, work):

@@ -41,7 +41,7 @@ from pythia_export.checkpoint.shards import read_index
 from pythia_export.cli.tables import artifact_view, losses_table
 from pythia_export.model.generation import read_generation
 from pythia_export.model.neox import NeoXConfig
-from pythia_export.proof.against import check_comparable, compare, require_same
+from pythia_export.proof.against import comparable, compare, require_same
 from pythia_export.recipe import load_recipe
 from pythia_export.records.manifest import Origin
 from pythia_export.records.parity import Parity
@@ -293,12 +293,11 @@ class Subjects:
             self.render(self.sound["manifest"], self.quantized, found)
 
     def read_against(self, data: bytes) -> None:
-        raw, sound = parse_json(data, "there.json"), self.sound["parity"]
-        check_comparable(raw, "there.json")
-        require_same(sound["source"], sound["corpus"], raw)
+        other, sound = comparable(parse_json(data, "there.json"), "there.json"), self.proof
+        require_same(sound.source, sound.corpus, other)
         self.accepted += 1
         if self.page():
-            json.dumps(compare(sound, raw), allow_nan=False)
+            json.dumps(compare(sound.cost, sound.export, other).to_json(), allow_nan=False)
 
     def config(self) -> bytes:
         return _text(self.trees["config"].damaged(self.rng), self.rng)

@@ -15,7 +15,7 @@ from pythia_export.proof.gates import judge
 from pythia_export.recipe import Gates, load_recipe
 from pythia_export.records.manifest import Origin
 from pythia_export.records.parity import PARITY_SCHEMA as SCHEMA
-from pythia_export.records.parity import Parity
+from pythia_export.records.parity import Against, Corpus, Cost, Exported, Parity
 from pythia_export.records.quantization import Quantization
 from pythia_export.report import card, depth, heads, html, text
 from pythia_export.report import findings as of_findings
@@ -97,7 +97,7 @@ def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
         "seconds": 31.0,
     }  # fmt: skip
     parity = completed(parity, WRITTEN)
-    parity["gates"] = judge(gates, parity)
+    parity["gates"] = judged(gates, parity)
     parity["passed"] = all(gate["passed"] for gate in parity["gates"])
     recipe = load_recipe("demo").model_dump(mode="json")
     recipe["model"]["id"] = model
@@ -109,6 +109,14 @@ def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
         "layout": {"kv_cache": "shared", "kv_dtype": "float32"},
     }
     return manifest, quantization, parity
+
+
+def judged(gates, parity) -> list[dict]:
+    """What the gates say of a proof in JSON, with what production wrote in the place of what it lacks."""
+    whole = completed(parity, WRITTEN)
+    sections = Corpus.model_validate(whole["corpus"]), Exported.model_validate(whole["export"])
+    against = whole["against"] and Against.model_validate(whole["against"])
+    return [verdict.to_json() for verdict in judge(gates, *sections, Cost.model_validate(whole["cost"]), against)]
 
 
 def completed(made, written):

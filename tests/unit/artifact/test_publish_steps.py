@@ -27,6 +27,7 @@ from pythia_export.disk import held
 from pythia_export.model.neox import layer_prefix
 from pythia_export.recipe import Recipe
 from pythia_export.records.manifest import Origin
+from pythia_export.records.quantization import LayerRecord
 from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
 
@@ -65,7 +66,9 @@ def run(out: Path, recipe: Recipe, fill: int, resume: bool = False) -> None:
                         continue
                     put(writer, places, fill, lambda name, prefix=prefix: name.startswith(prefix))
                     writer.commit()
-                    journal.commit({"layer": layer}, [], writer.digest(prefix), None)
+                    journal.commit(
+                        LayerRecord(layer=layer, residual_error=None, seconds=0.0), [], writer.digest(prefix), None
+                    )
                 put(writer, places, fill, lambda name: not name.startswith(tuple(prefixes)))
             layers = [{"layer": layer, "residual_error": None, "seconds": 0} for layer in range(LAYERS)]
             record = {"schema": 2, "method": "rtn", "bits_per_weight": 4, "linears": [], "layers": layers}

@@ -18,7 +18,7 @@ from pythia_export.base.errors import IntegrityError, RecipeError, SourceError
 from pythia_export.checkpoint import demo_folder, pull
 from pythia_export.checkpoint.pull import read_config
 from pythia_export.cli import app
-from pythia_export.proof.against import check_comparable
+from pythia_export.proof.against import comparable
 from pythia_export.recipe import Model, load_recipe
 from pythia_export.records.manifest import Origin
 from pythia_export.sweep.schema import load as load_sweep
@@ -162,9 +162,9 @@ def test_a_manifest_with_names_that_no_file_system_takes_is_refused(tmp_path):
 
 
 def test_a_proof_to_compare_with_is_held_to_the_same(tmp_path):
-    check_comparable(written("parity.json"), "there.json")
+    comparable(written("parity.json"), "there.json")
     with pytest.raises(SourceError, match=r"there.json: no `export.runs.0.max_abs`"):
-        check_comparable(at("export", "runs", 0, max_abs=None)(written("parity.json")), "there.json")
+        comparable(at("export", "runs", 0, max_abs=None)(written("parity.json")), "there.json")
 
 
 def test_a_checkpoints_configuration_stays_the_sources_fault(tmp_path):

@@ -164,8 +164,8 @@ def test_another_adapter_is_refused_with_the_file_that_differs(made, tmp_path):
 
 def test_an_artifact_with_paths_is_not_pushed_and_export_makes_one_without(made, tmp_path):
     def as_written_before(manifest) -> None:
-        model, verify = manifest.recipe["model"], manifest.recipe["verify"]
-        manifest.source.name = model["path"] = str(made / "checkpoints" / "my-model")
+        model, verify = manifest["recipe"]["model"], manifest["recipe"]["verify"]
+        manifest["source"]["name"] = model["path"] = str(made / "checkpoints" / "my-model")
         model["adapter"], verify["path"] = str(made / "my-adapter"), str(made / "held-out.txt")
 
     old = edited(shutil.copytree(made / "artifact", tmp_path / "old"), as_written_before)

@@ -268,8 +268,8 @@ def test_no_operator_of_a_graph_differs_and_no_weight_is_suspect(layered, tmp_pa
     found = first_divergence(subject, window)
     per_layer = 9 if layered.config.parallel_residual else 10
     operators = 3 + layered.config.num_layers * per_layer
-    assert found["op"] is None and found["checked"] in (2 * operators, 4 * operators)
-    assert suspects(subject, window)["first"] is None
+    assert found.op is None and found.checked in (2 * operators, 4 * operators)
+    assert suspects(subject, window).first is None
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_one_weight_that_widens_a_whole_scale_is_named(tmp_path):
         source.tensors[f"{name}.weight"][3, 5] = 0.1 * factor
         exported = export_model(source, tmp_path, quantize, Export())
         found = suspects(source, exported.reader(), source.config, quantize, WINDOWS[0])
-        assert (found["extreme"] or {}).get("name") == expected
+        assert (found.extreme and found.extreme.name) == expected
 
 
 def test_a_budget_of_bits_is_met_with_a_sequential_residual(tmp_path):

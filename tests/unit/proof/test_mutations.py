@@ -28,6 +28,7 @@ from pythia_export.proof.prove import prove
 from pythia_export.proof.subject import Subject
 from pythia_export.recipe import Export, Gates, Model, Override, Quantize
 from pythia_export.records import manifest
+from pythia_export.records.parity import Parity
 from pythia_export.runtime import Session
 from pythia_export.weights.file import WeightsReader
 from pythia_export.weights.layout import Layout, packed_qkv_rows
@@ -247,7 +248,9 @@ def embedding_stored_a_row_on(b: Built) -> None:
     rows[:] = np.roll(rows, 1, axis=0)
 
 
-def prove_it(made: Built, checkpoint: Checkpoint, folder: Path, windows: Windows, against: dict | None = None) -> dict:
+def prove_it(
+    made: Built, checkpoint: Checkpoint, folder: Path, windows: Windows, against: Parity | None = None
+) -> dict:
     return prove(subject_of(made, checkpoint, folder), windows, GATES, against=against).parity.to_json()
 
 
@@ -282,14 +285,14 @@ def test_without_a_fault_every_gate_passes(sound):
 
 
 def test_an_artifact_is_no_regression_of_itself(sound, right, checkpoint, windows, tmp_path):
-    parity = prove_it(right, checkpoint, tmp_path, windows, against=sound)
+    parity = prove_it(right, checkpoint, tmp_path, windows, against=Parity.model_validate(sound))
     assert parity["passed"] and parity["gates"][-1]["name"] == "regression"
     assert abs(parity["against"]["kld"]["high"]) < 1e-6  # the same but for sums that threads take in another order
 
 
 def test_where_no_operator_differs_it_says_so(right, checkpoint, windows, tmp_path):
     (tmp_path / DATA_FILE).write_bytes(right.data.tobytes())
-    found = first_divergence(subject_of(right, checkpoint, tmp_path), windows.ids[0])
+    found = first_divergence(subject_of(right, checkpoint, tmp_path), windows.ids[0]).to_json()
     speeds = 2 if kernels_path() else 1
     assert found == {"layer": None, "op": None, "checked": 2 * 57 * speeds, "diverging": 0, "rounded_cache": None}
 
@@ -337,7 +340,7 @@ IN_THE_WEIGHTS = [
 def test_a_fault_of_the_weights_is_question_bs_and_not_as(
     fault, name, alone, right, sound, checkpoint, windows, tmp_path
 ):
-    parity = prove_it(edited(right, fault), checkpoint, tmp_path, windows, against=sound)
+    parity = prove_it(edited(right, fault), checkpoint, tmp_path, windows, against=Parity.model_validate(sound))
     assert unmet(parity) == ({"ppl_ratio", "kld_mean", "regression"} if alone else {"regression"})
     assert parity["export"]["first_divergence"] is None  # the graph computes faithfully what is stored
     suspects = parity["cost"]["suspects"]

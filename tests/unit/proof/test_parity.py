@@ -19,7 +19,7 @@ from pythia_export.base.errors import EnvironmentProblem, SourceError
 from pythia_export.base.progress import SILENT
 from pythia_export.corpus import Subset, Windows
 from pythia_export.proof import cost, export, reference
-from pythia_export.proof.against import check_comparable, compare, require_same
+from pythia_export.proof.against import comparable, compare, require_same
 from pythia_export.proof.divergence import first_divergence
 from pythia_export.proof.metrics import TokenFigures
 from pythia_export.proof.prove import prove, runs
@@ -30,6 +30,7 @@ from pythia_export.proof.table import token_table
 from pythia_export.recipe import Export, Gates, Quantize
 from pythia_export.records.manifest import Checkpoint
 from pythia_export.records.parity import PARITY_SCHEMA as SCHEMA
+from pythia_export.records.parity import Against, Parity
 
 CONFIG = small_config(layers=2, vocab=96, positions=64)
 
@@ -52,6 +53,10 @@ def subject(source, folder, quantize, chosen=None) -> Subject:
     made = export_model(source, folder, quantize, chosen)
     origin = Checkpoint(name="noise", revision="main", commit="c0ffee")
     return Subject(origin, source, made.reader(), CONFIG, made.model, folder, quantize, chosen)
+
+
+def compared(this: Parity, other: Parity) -> Against:
+    return compare(this.cost, this.export, other)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +83,7 @@ def proofs(source, tmp_path_factory):
 def test_cache_batch_and_padding_give_the_logits_of_one_pass(chosen, source, tmp_path):
     it, ids = subject(source, tmp_path, Quantize(method="rtn"), Export(**chosen)), some_windows().ids
     (run, *_) = runs(it, it.session(0, native=False))
-    found = export.measure(run, Reference(it.stored, CONFIG, ids, ""), ids)
+    found = export.measure(run, Reference(it.stored, CONFIG, ids, ""), ids).to_json()
     assert [cut["at"] for cut in found["splits"]] == [0, 1, 13, 26, 39]
     rounds = "kv_cache" in chosen  # such a cache rounds keys; what was rounded the other way may be a whole step off
     limit = 0.05 if rounds else 2e-5
@@ -92,7 +97,9 @@ def test_cache_batch_and_padding_give_the_logits_of_one_pass(chosen, source, tmp
 @pytest.mark.parametrize("rows", [1, 2, 9])
 def test_windows_of_the_least_length_are_measured_too(rows, source, tmp_path):
     it, ids = subject(source, tmp_path, Quantize(method="none")), some_windows(rows, 8).ids
-    found = export.measure(runs(it, it.session(0, native=False))[0], Reference(it.stored, CONFIG, ids, ""), ids)
+    found = export.measure(
+        runs(it, it.session(0, native=False))[0], Reference(it.stored, CONFIG, ids, ""), ids
+    ).to_json()
     assert found["decode_max_abs"] < 2e-5 and [cut["at"] for cut in found["splits"]] == [0, 1, 2, 5, 7]
 
 
@@ -106,7 +113,9 @@ def test_a_graph_that_attends_to_padding_is_found_whatever_text_there_is(rows, l
     it.model.graph.initializer.append(onnx.helper.make_tensor("a_real_one", onnx.TensorProto.INT64, [], [1]))
     del it.model.graph.node[:]
     it.model.graph.node.extend([real, *nodes])
-    found = export.measure(runs(it, it.session(0, native=False))[0], Reference(it.stored, CONFIG, ids, ""), ids)
+    found = export.measure(
+        runs(it, it.session(0, native=False))[0], Reference(it.stored, CONFIG, ids, ""), ids
+    ).to_json()
     assert found["padding_max_abs"] > 1e-2 and found["batch_max_abs"] < 2e-5
 
 
@@ -117,7 +126,7 @@ def test_one_window_is_batched_too(rows, length, source, tmp_path, monkeypatch):
     logits = session.logits
     monkeypatch.setattr(session, "logits", lambda ids: logits(ids) + 0.1 * (len(ids) > 1))
     run = export.Run("level 0", 0, True, lambda: session)
-    found = export.measure(run, Reference(it.stored, CONFIG, ids, ""), ids)
+    found = export.measure(run, Reference(it.stored, CONFIG, ids, ""), ids).to_json()
     assert found["batch_max_abs"] == pytest.approx(0.1, abs=1e-3) and found["padding_max_abs"] < 2e-5
 
 
@@ -127,9 +136,9 @@ def test_no_operator_of_any_graph_differs(products, rotary, source, tmp_path):
     it = subject(source, tmp_path, Quantize(method="rtn", group_size=32, products=products), Export(rotary=rotary))
     found = first_divergence(it, some_windows().ids[0])
     operators = 3 + CONFIG.num_layers * (9 if products == 4 else 7)
-    assert found["op"] is None and found["diverging"] == 0 and found["checked"] in (2 * operators, 4 * operators)
-    assert found["rounded_cache"] is None and "rounded" not in words.look_in_graph(
-        {"export": {"first_divergence": found}}
+    assert found.op is None and found.diverging == 0 and found.checked in (2 * operators, 4 * operators)
+    assert found.rounded_cache is None and "rounded" not in words.look_in_graph(
+        {"export": {"first_divergence": found.to_json()}}
     )
 
 
@@ -137,8 +146,8 @@ def test_no_operator_of_any_graph_differs(products, rotary, source, tmp_path):
 def test_a_cache_that_rounds_is_named_where_no_operator_differs(cache, source, tmp_path):
     it = subject(source, tmp_path, Quantize(method="rtn", group_size=32), Export(kv_cache=cache))
     found = first_divergence(it, some_windows().ids[0])
-    assert found["op"] is None
-    assert words.look_in_graph({"export": {"first_divergence": found}}).endswith(
+    assert found.op is None
+    assert words.look_in_graph({"export": {"first_divergence": found.to_json()}}).endswith(
         f"on its own inputs; but the KV cache is rounded to {cache}, for which limits are wider."
     )
 
@@ -149,7 +158,7 @@ def test_a_cache_that_rounds_is_named_where_no_operator_differs(cache, source, t
 def test_slabs_of_windows_give_the_logits_of_all_at_once(source, monkeypatch):
     ids = some_windows().ids
     whole = Reference(source, CONFIG, ids, "")
-    assert whole.how["passes"] == 1 and whole.how["weights"] == "one layer at a time"
+    assert whole.how.passes == 1 and whole.how.weights == "one layer at a time"
     monkeypatch.setattr(reference, "SLAB_BYTES", 2 * 4 * 40 * CONFIG.hidden_size)
     read: list[str] = []
 
@@ -162,11 +171,11 @@ def test_slabs_of_windows_give_the_logits_of_all_at_once(source, monkeypatch):
     kept = Reference(counted, CONFIG, ids, "")
     once = [kept.logits(i) for i in range(9)]
     layers = [name for name in read if ".layers." in name]
-    assert kept.how["passes"] == 5 and kept.how["weights"] == "kept in memory" and len(layers) == len(set(layers))
+    assert kept.how.passes == 5 and kept.how.weights == "kept in memory" and len(layers) == len(set(layers))
     monkeypatch.setattr(reference, "_free_memory", lambda: 100)
     read.clear()
     small = Reference(counted, CONFIG, ids, "")
-    assert small.how["weights"] == "one layer at a time" and small.how["free_bytes"] == 100
+    assert small.how.weights == "one layer at a time" and small.how.free_bytes == 100
     for i in (*range(9), 3):  # and back again
         np.testing.assert_allclose(small.logits(i), whole.logits(i), atol=1e-5)
         np.testing.assert_array_equal(once[i], kept.logits(i))
@@ -189,13 +198,13 @@ def test_a_proof_holds_what_its_schema_promises(proofs):
 
 def test_two_artifacts_are_compared_token_by_token(proofs):
     four, eight = proofs
-    found = compare(four.parity.to_json(), eight.parity.to_json())
+    found = compared(four.parity, eight.parity).to_json()
     clusters = four.figures.clusters
     for name, figure in (("delta_nll", "nll_quantized"), ("kld", "kld")):
         paired = clustered_mean(getattr(four.figures, figure) - getattr(eight.figures, figure), clusters)
         for key, value in (("mean", paired.value), ("se", paired.se), ("low", paired.low), ("high", paired.high)):
             assert found[name][key] == pytest.approx(value, rel=1e-6)
-    assert found["kld"]["mean"] > 0 > compare(eight.parity.to_json(), four.parity.to_json())["kld"]["mean"]
+    assert found["kld"]["mean"] > 0 > compared(eight.parity, four.parity).kld.mean
     top = four.figures.same_top.mean() - eight.figures.same_top.mean()
     assert found["same_top"]["mean"] == pytest.approx(top)
 
@@ -214,10 +223,12 @@ def test_what_cannot_be_paired_is_refused(place, value, said, proofs):
     for key in place[:-1]:
         section = section[key]
     section[place[-1]] = value
-    this = proofs[0].parity.to_json()
+    this = proofs[0].parity
+    if place[-1] == "tokens":
+        other["cost"]["sums"] = dict.fromkeys(other["cost"]["sums"], value)  # lists of one length
     with pytest.raises(SourceError, match=said):
-        require_same(this["source"], this["corpus"], other)
-        compare(this, other)
+        require_same(this.source, this.corpus, comparable(other, "there"))
+        compared(this, comparable(other, "there"))
 
 
 def test_another_text_is_refused_before_anything_is_measured(source, tmp_path, proofs):
@@ -231,7 +242,7 @@ def test_another_text_is_refused_before_anything_is_measured(source, tmp_path, p
 
     it = subject(source, tmp_path, Quantize(method="rtn", group_size=32))
     with pytest.raises(SourceError, match="held-out text"):
-        prove(it, some_windows(rows=30), Gates(), Compute(progress=Watched()), against=other)
+        prove(it, some_windows(rows=30), Gates(), Compute(progress=Watched()), against=comparable(other, "there"))
     assert not measured
 
 
@@ -244,13 +255,13 @@ def test_half_a_proof_is_refused_by_name(proofs, lacks):
         section = section[key]
     del section[name]
     with pytest.raises(SourceError, match=f"there.json: no `{lacks}`.*not a whole parity.json"):
-        check_comparable(other, "there.json")
+        comparable(other, "there.json")
 
 
 @pytest.mark.parametrize("other", [{"schema": 1}, {}, [], "x"])
 def test_another_schema_is_refused_before_the_long_part(other):
     with pytest.raises(SourceError, match="there.json: schema .*schema 2 was expected"):
-        check_comparable(other, "there.json")
+        comparable(other, "there.json")
 
 
 def test_rounding_to_nearest_is_scored_beside_the_artifact(source, tmp_path):
@@ -273,7 +284,7 @@ def test_three_models_at_once_keep_their_weights_within_the_share_of_one(source,
     class Noted(reference.Reference):
         def __init__(self, *args, **kwargs) -> None:
             super().__init__(*args, **kwargs)
-            made.append(self.how["weights"])
+            made.append(self.how.weights)
 
     itself = replace(subject(source, tmp_path, Quantize(method="rtn")), stored=source)
     monkeypatch.setattr(cost, "Reference", Noted)

@@ -138,7 +138,7 @@ def figures(rng, windows=12, documents=4, tokens=9, noise=0.3):
 
 def test_summary_holds_each_figure_of_the_schema():
     collected = figures(np.random.default_rng(0))
-    cost = summarise(collected, bytes_per_token=3.5)
+    cost = summarise(collected, bytes_per_token=3.5).to_json()
     delta = collected.nll_quantized - collected.nll_original
     se, dof = cr2_written_out(delta, collected.clusters)
     half = student_t(dof) * se
@@ -166,28 +166,28 @@ def test_the_difference_is_paired():
     """Tokens differ among themselves a hundred times more than the models do; the error is that of the models."""
     rng = np.random.default_rng(3)
     collected = figures(rng, windows=40, documents=40, tokens=25, noise=0.01)
-    cost = summarise(collected, 1)
+    cost = summarise(collected, 1).to_json()
     unpaired = math.hypot(*(x.std(ddof=1) / math.sqrt(1000) for x in (collected.nll_original, collected.nll_quantized)))
     assert cost["delta_nll"]["se"] < unpaired / 50
 
 
 def test_text_of_one_document_is_clustered_by_window_and_says_so():
     collected = figures(np.random.default_rng(1), documents=1)
-    cost = summarise(collected, 1)
+    cost = summarise(collected, 1).to_json()
     delta = collected.nll_quantized - collected.nll_original
     assert cost["clusters"] == {"by": "window", "count": 12}
     assert cost["delta_nll"]["se"] == pytest.approx(clustered_mean(delta, collected.windows).se)
 
 
 def test_a_single_window_gives_figures_without_intervals():
-    cost = summarise(figures(np.random.default_rng(1), windows=1, documents=1), 1)
+    cost = summarise(figures(np.random.default_rng(1), windows=1, documents=1), 1).to_json()
     for section in ("ppl_ratio", "delta_nll", "kld", "same_top"):
         assert cost[section]["low"] is None and cost[section]["high"] is None
     assert cost["delta_nll"]["se"] is None and cost["ppl_ratio"]["value"] > 0
 
 
 def test_unquantised_weights_cost_nothing_exactly():
-    cost = summarise(figures(np.random.default_rng(2), noise=0), 1)
+    cost = summarise(figures(np.random.default_rng(2), noise=0), 1).to_json()
     assert cost["ppl_ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert {cost["delta_nll"][key] for key in ("mean", "se", "low", "high")} == {0.0}
     assert cost["delta_nll"]["bootstrap"]["low"] == cost["delta_nll"]["bootstrap"]["high"] == 0.0
@@ -199,7 +199,7 @@ def test_a_destroyed_model_gives_no_infinity_to_json():
     for document in range(3):
         p = np.zeros((2, 2))
         collected.add(p, p + [0.0, 2000.0 + document], np.zeros(2, int), cluster=document)
-    cost = summarise(collected, 1)
+    cost = summarise(collected, 1).to_json()
     assert cost["ppl_quantized"] is None and cost["ppl_ratio"] == {"value": None, "low": None, "high": None}
     assert cost["delta_nll"]["mean"] > 1999
     json.dumps(cost, allow_nan=False)
@@ -211,7 +211,7 @@ def test_the_divergences_interval_does_not_reach_below_zero():
         rng = np.random.default_rng(document)
         p = rng.normal(size=(4, 6))
         collected.add(p, p + noise * rng.normal(size=p.shape), np.zeros(4, int), cluster=document)
-    cost = summarise(collected, 1)
+    cost = summarise(collected, 1).to_json()
     assert cost["kld"]["low"] == 0 < cost["kld"]["mean"] < cost["kld"]["high"]
 
 
@@ -236,7 +236,7 @@ def test_the_bootstrap_draws_whole_documents():
 
 def test_sums_are_all_that_an_interval_depends_on():
     collected = figures(np.random.default_rng(6))
-    cost = summarise(collected, 1)
+    cost = summarise(collected, 1).to_json()
     kept = cost["sums"]
     assert sum(kept["tokens"]) == cost["tokens"] and len(kept["tokens"]) == 4
     assert sum(kept["same_top"]) == collected.same_top.sum()
@@ -257,9 +257,9 @@ def test_a_part_of_the_text_is_summarised_as_if_it_were_all():
         own = documents % 2 == 1
         part.add(p[own], q[own], targets[own], documents[own])
     odd, even = [1, 3, 5, 7, 9, 11], [0, 2, 4, 6, 8, 10, 12]
-    cost = summarise(whole, 3.0, {"odd": (odd, 2.0), "even": (even, 4.0), "none": ([99], 1.0)})
+    cost = summarise(whole, 3.0, {"odd": (odd, 2.0), "even": (even, 4.0), "none": ([99], 1.0)}).to_json()
     assert [x["name"] for x in cost["subsets"]] == ["odd", "even"]
-    alone = summarise(part, 2.0)
+    alone = summarise(part, 2.0).to_json()
     assert {k: v for k, v in cost["subsets"][0].items() if k != "name"} == {
         k: v for k, v in alone.items() if k not in ("subsets", "sums")
     }

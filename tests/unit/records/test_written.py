@@ -1,4 +1,4 @@
-"""What production wrote is read as types and written again as it was."""
+"""What production wrote is read as types and written again, byte for byte."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ KINDS = {"manifest.json": Manifest, "quantization.json": Quantization, "parity.j
 @pytest.mark.parametrize(("name", "kind"), KINDS.items())
 def test_a_record_is_written_as_it_was_read(name, kind):
     data = (SUPPORT / "written" / name).read_bytes()
-    again = checked(kind, json.loads(data), name).to_json()
-    assert again == json.loads(data)
-    if name == "manifest.json":  # which `verify` writes again
-        assert json_bytes(again) == data
+    assert json_bytes(checked(kind, json.loads(data), name).to_json()) == data
 
 
 def test_a_manifest_keeps_what_this_version_does_not_know():

@@ -25,6 +25,7 @@ from records import (
     depth_panels,
     everything,
     head_maps,
+    judged,
     linear,
     losses_table,
     model_card,
@@ -40,7 +41,6 @@ from tokenizers import models as tokenizer_models
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel
 
-from pythia_export.proof.gates import judge
 from pythia_export.recipe import Export, Gates, Quantize, parse_recipe
 from pythia_export.report.ruler import interval_plot, ruler
 
@@ -125,7 +125,7 @@ def test_what_is_missing_or_zero_leaves_every_rendering_whole(change):
         for key in sections:
             section = section[int(key) if key.isdigit() else key]
         section[name] = value
-    parity["gates"] = judge(GATES, parity)
+    parity["gates"] = judged(GATES, parity)
     page = render_report(manifest, quantization, parity)
     Page(page)
     for text in (

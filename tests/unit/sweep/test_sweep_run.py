@@ -134,11 +134,11 @@ def test_a_result_is_what_the_pipelines_parts_say_by_hand(done, held_out, tmp_pa
         found = quantize_stream(checkpoint, job.quantize, places, "float32", ids if by_gptq else None, writer)
     stored = WeightsReader(tmp_path / DATA_FILE, places, config)
     subject = Subject(None, checkpoint, stored, config, None, tmp_path, job.quantize, Export())  # no graph: torch alone
-    expected = measure_rounding(subject, stored, windows)
+    expected = measure_rounding(subject, stored, windows).to_json()
     for figure in ("delta_nll", "kld"):
         for part in ("mean", "se", "low", "high"):
             assert record["cost"][figure][part] == expected[figure]["artifact"][part], (figure, part)
-    assert record["bits_per_weight"] == found["bits_per_weight"] and record["cost"]["tokens"] == 8 * 127
+    assert record["bits_per_weight"] == found.bits_per_weight and record["cost"]["tokens"] == 8 * 127
     assert record["job"]["verify"] == windows.sha256 and record["job"]["commit"] == checkpoint.pulled.commit
 
 
