@@ -29,9 +29,9 @@ from pythia_export.model.neox import NeoXConfig, tensors
 from pythia_export.model.suite import geometry
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import Session
-from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import Layout, layout
 from pythia_export.weights.names import DATA_FILE
+from pythia_export.weights.writer import WeightsWriter
 
 STEPS = 16
 CASES = {

@@ -38,9 +38,9 @@ from pythia_export.model.neox import NeoXConfig, tensors
 from pythia_export.model.suite import geometry
 from pythia_export.recipe import Model, Quantize
 from pythia_export.runtime import peak_memory_bytes
-from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
 from pythia_export.weights.names import DATA_FILE
+from pythia_export.weights.writer import WeightsWriter
 
 
 def main() -> None:

@@ -79,9 +79,10 @@ from pythia_export.proof.reference import Reference
 from pythia_export.proof.statistics import clustered_mean
 from pythia_export.recipe import Calibration, Model, Quantize, Verify
 from pythia_export.runtime import peak_memory_bytes
-from pythia_export.weights.file import WeightsReader, WeightsWriter
 from pythia_export.weights.layout import layout
 from pythia_export.weights.names import DATA_FILE
+from pythia_export.weights.reader import WeightsReader
+from pythia_export.weights.writer import WeightsWriter
 
 PEER_SCRIPT = Path(__file__).absolute().with_name("_gptqmodel_peer.py")
 OURS, PEER = "pythia-export", "GPTQModel"
@@ -289,7 +290,7 @@ def _compare(
     """Share of weights that both rounded to the same value, and what each cost on held-out text."""
     config = checkpoint.config
     places = layout(config, _quantize(group, False), "float32")
-    ours = WeightsReader(scratch / DATA_FILE, places, config)
+    ours = WeightsReader(scratch / DATA_FILE, places)
     sources = {"ours": ours} | {x: _Replaced(checkpoint, scratch / f"{x}.safetensors") for x in ("packed", "solved")}
     same = weights = 0
     for name, plan in places.linears.items():

@@ -33,9 +33,10 @@ from pythia_export.proof.metrics import log_softmax
 from pythia_export.proof.reference import Reference, Tensors
 from pythia_export.proof.statistics import clustered_mean
 from pythia_export.recipe import Calibration, Model, Quantize, Verify
-from pythia_export.weights.file import WeightsReader, WeightsWriter
 from pythia_export.weights.layout import layout
 from pythia_export.weights.names import DATA_FILE
+from pythia_export.weights.reader import WeightsReader
+from pythia_export.weights.writer import WeightsWriter
 
 GRIDS = ["8:row", "4:row", "4:128", "4:32", "3:row", "3:32", "2:row", "2:32"]  # bits:group
 PLAIN = {"clip": False, "beam": 1, "error_correction": False, "fisher": False}
@@ -122,7 +123,7 @@ def main() -> None:
             with WeightsWriter(path, places) as writer:
                 record = quantize_stream(checkpoint, quantize, places, "float32", ids, writer)
             seconds = time.perf_counter() - began
-            found = score(WeightsReader(path, places, config))
+            found = score(WeightsReader(path, places))
         below = [x.loss < x.rtn_loss for x in record.linears if x.loss is not None and x.rtn_loss is not None]
         return found | {"seconds": seconds, "below": sum(below), "stored_bits": places.bits_per_weight}
 

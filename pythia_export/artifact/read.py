@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers import Tokenizer
 
@@ -25,9 +25,14 @@ from ..records.parity import PARITY, PARITY_SCHEMA, Parity
 from ..records.quantization import QUANTIZATION, QUANTIZATION_SCHEMA, Quantization
 from ..records.record import checked
 from ..tokenizer import SETTINGS, read_tokenizer, render_chat
+from ..weights.layout import Layout, layout_of
+from ..weights.names import data_name
 from .manifest import checked_manifest, hash_fault, is_inside, json_bytes, size_fault
 from .pending import current, give_names, pending, remove_strays
 from .snapshot import is_snapshot
+
+if TYPE_CHECKING:
+    from ..weights.reader import WeightsReader
 
 GRAPH = "model.onnx"  # of every layout; what `quantize` writes has none
 
@@ -79,7 +84,7 @@ class Artifact:
                     hint="Copy the artifact again, or export it again.",
                 )
             self.manifest = now
-            for read_before in ("config", "quantization", "generation", "recipe", "tokenizer_settings"):
+            for read_before in ("config", "quantization", "generation", "recipe", "layout", "tokenizer_settings"):
                 self.__dict__.pop(read_before, None)
 
     def _faults(self, fault: Fault, names: Iterable[str]) -> dict[str, str]:
@@ -141,15 +146,33 @@ class Artifact:
             raise IntegrityError(f"{self.folder / MANIFEST} names no {name}; it has {', '.join(self.manifest.files)}")
         return current(self.folder, name, self.manifest.files[name].sha256)
 
-    def require_size(self, name: str, expected: int) -> None:
-        """IntegrityError where a file is not as large as recipe and configuration make it."""
-        found = self.manifest.files.get(name)
-        if found is None or found.size < expected:
-            size = shown(found.size if found else None)
+    @cached_property
+    def layout(self) -> Layout:
+        """Where each of its weights is stored.
+
+        Raises:
+            IntegrityError: its weights file is too small for what recipe and config.json lay out.
+        """
+        found, name = layout_of(self.recipe, self.config), data_name(self.recipe)
+        entry = self.manifest.files.get(name)
+        if entry is None or entry.size < found.nbytes:
+            size = shown(None if entry is None else entry.size)
             raise IntegrityError(
-                f"{self.folder / name}: {size} bytes; its recipe and config.json lay out {expected:,}",
+                f"{self.folder / name}: {size} bytes; its recipe and config.json lay out {found.nbytes:,}",
                 hint="Copy the artifact again, or export it again.",
             )
+        return found
+
+    @property
+    def weights_file(self) -> Path:
+        """Path of the file with its weights."""
+        return self.file(data_name(self.recipe))
+
+    def weights(self) -> WeightsReader:
+        """Return its stored weights, readable one by one as float32 tensors; raises as `layout`."""
+        from ..weights.reader import WeightsReader  # with torch, which nothing else here needs
+
+        return WeightsReader(self.weights_file, self.layout)
 
     def read_json(self, name: str) -> Any:
         """The parsed content of one JSON file of the manifest.

@@ -33,8 +33,8 @@ from ..disk import explained, lock_folder, write_atomically
 from ..model.neox import layer_prefix
 from ..records.quantization import LayerRecord, LinearRecord
 from ..records.record import Json
-from ..weights.file import WeightsWriter
 from ..weights.names import DATA_FILE
+from ..weights.writer import WeightsWriter
 
 JOURNAL, OUTPUT = "journal.json", "artifact"
 ANEW = "Start anew without --resume."

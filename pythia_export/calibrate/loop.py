@@ -24,7 +24,6 @@ from ..base.errors import NumericsError, PythiaExportError
 from ..base.progress import SILENT, Progress
 from ..model.block import Block
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, NeoXConfig, layer_prefix, layer_tensors
-from ..model.rotary import rotary_tables
 from ..quantize import native
 from ..quantize.coupled import gptq_coupled
 from ..quantize.gptq import WEIGHTS_AT_ONCE, Factor, correction, factor, gptq, row_errors
@@ -33,9 +32,9 @@ from ..quantize.rounding import HUGE
 from ..quantize.rtn import rtn
 from ..recipe import Quantize
 from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization
-from ..weights.file import WeightsReader, WeightsWriter
-from ..weights.layout import Layout, LinearPlan, packed_qkv_rows
-from ..weights.packing import pack, pack_rows, round_rows
+from ..weights.layout import Layout, LinearPlan
+from ..weights.reader import WeightsReader
+from ..weights.writer import WeightsWriter
 from .activations import place
 from .fold_norms import Folded
 from .interruption import finishing_layers
@@ -237,7 +236,7 @@ class _Layers:
     def go_past(self, layer: int) -> None:
         """A layer that is in the file already."""
         out = self.jobs[0].out
-        out.file.kept(f"{layer_prefix(layer)}.")
+        out.kept(f"{layer_prefix(layer)}.")
         if self.observed is None:
             return
         source = Block(self.config, layer, self._weights(layer).__getitem__)
@@ -245,7 +244,7 @@ class _Layers:
         if self.original:
             self.observed.propagate(source, measure=False)
             return
-        stored, device = WeightsReader(out.file.path, out.layout, self.config), self.source.device
+        stored, device = WeightsReader(out.path, out.layout), self.source.device
         written = {spec.name: stored.tensor(spec.name).to(device) for spec in layer_tensors(self.config, layer)}
         self.observed.propagate(Block(self.config, layer, written.__getitem__), measure=False)
 
@@ -276,16 +275,14 @@ class _Job:
     def __init__(self, source: Placed, output: Output, dtype: str, felt: Sensitivity | None) -> None:
         self.config, self.quantize, self.layout, self.felt = source.config, output.quantize, output.layout, felt
         self.device = source.device
-        self.out = _Writer(output.writer, output.layout, dtype, packed_qkv_rows(source.config))
+        self.out = output.writer
         self.linears: list[LinearRecord] = []
         self.layers: list[LayerRecord] = []
 
     def start(self, table: Tensor) -> Tensor:
         """Embedding and rotary tables; the embedding comes back as the artifact will read it."""
-        stored = self.out.embedding(table)
-        for name, values in zip(("rotary.cos", "rotary.sin"), rotary_tables(self.config), strict=True):
-            self.out.file.put(name, values.astype(self.out.dtype))
-        return stored
+        self.out.rotary()
+        return self.out.embedding(table)
 
     def norms(self, layer: int, names: Sequence[str], weights: dict[str, Tensor]) -> None:
         for norm in names:
@@ -329,7 +326,7 @@ class _Job:
         if plan.method == "none":
             return None
         began, scheme, quantize = time.perf_counter(), plan.scheme, self.quantize
-        scale_dtype = getattr(torch, self.out.dtype)
+        scale_dtype = getattr(torch, self.layout.dtype)
         target, damp, G = W, None, self._felt(plan)
         try:
             result = nearest = rtn(W, scheme, scale_dtype)
@@ -429,66 +426,3 @@ def _losses(
         "recovered": 1 - lost / lost_by_rtn if lost_by_rtn else None,
         "expected_cost": None,
     } | found
-
-
-def _cast(name: str, value: Tensor, dtype: str) -> Tensor:
-    """Raises:
-    NumericsError: `dtype` does not hold a value.
-    """
-    stored = value.to(getattr(torch, dtype))
-    if not torch.isfinite(stored).all():
-        raise NumericsError(
-            f"{name} has a value of {value.abs().max():.3g}, which {dtype} does not hold",
-            hint="Export with dtype = 'float32', or give this tensor another type (quantize.embedding, quantize.head).",
-        )
-    return stored
-
-
-@dataclass
-class _Writer:
-    """Puts tensors into the file in the form that the graph reads."""
-
-    file: WeightsWriter
-    layout: Layout
-    dtype: str
-    config_rows: np.ndarray
-
-    def vector(self, name: str, value: Tensor) -> Tensor:
-        """Write a bias or a norm; returns it in float32 as the artifact will read it.
-
-        Those that are folded into other weights are not stored and keep the value that this gave them.
-        """
-        if name not in self.layout.slots:
-            return value
-        stored = _cast(name, value, self.dtype)
-        packed = stored.cpu().numpy()
-        self.file.put(name, packed[self.config_rows] if name.removesuffix(".bias").endswith(QKV) else packed)
-        return stored.float()
-
-    def embedding(self, table: Tensor) -> Tensor:
-        """Write the table; return it in float32 as the artifact will read it."""
-        if self.layout.embedding is not None:
-            rounded = round_rows(table, self.layout.embedding, self.dtype)
-            for part, array in pack_rows(rounded.to(CPU), self.dtype).items():
-                self.file.put(f"{EMBEDDING}.{part}", array)
-            return rounded.dequantize()
-        stored = _cast(f"{EMBEDDING}.weight", table, self.layout.slots[f"{EMBEDDING}.weight"].dtype)
-        self.file.put(f"{EMBEDDING}.weight", stored.cpu().numpy())
-        return stored.float()
-
-    def stored(self, plan: LinearPlan, W: Tensor) -> Tensor:
-        """A linear that is not quantised, in float32 as the artifact will read it."""
-        return _cast(f"{plan.name}.weight", W, self.layout.slots[f"{plan.name}.weight"].dtype).float()
-
-    def linear(self, plan: LinearPlan, W: Tensor, result: Quantized | None) -> None:
-        """Write one linear [out, in]."""
-        rows = torch.from_numpy(self.config_rows) if plan.name.endswith(QKV) else None
-        if result is None:
-            stored = _cast(f"{plan.name}.weight", W.cpu(), self.layout.slots[f"{plan.name}.weight"].dtype)
-            packed = stored if rows is None else stored[rows]
-            self.file.put(f"{plan.name}.weight", packed.T.contiguous().numpy())
-            return
-        result = result.to(CPU)
-        ordered = result if rows is None else result.rows(rows)
-        for part, array in pack(ordered, plan.block_size, self.dtype).items():
-            self.file.put(f"{plan.name}.{part}", array)

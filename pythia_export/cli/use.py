@@ -27,8 +27,6 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     from ..artifact import Artifact
     from ..graph.targets import warnings
     from ..runtime import check_runnable, speed_here
-    from ..weights.layout import layout
-    from ..weights.names import data_name
     from .tables import artifact_view
 
     opened = Artifact.open(artifact)
@@ -38,11 +36,8 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     described = opened.manifest.files
     quantization = opened.quantization if "quantization.json" in described else None
     proved, parity = opened.parity_schema, opened.parity
-    q, chosen = opened.recipe.quantize, opened.recipe.export
-    places = layout(opened.config, q, chosen.dtype)
-    opened.require_size(data_name(opened.recipe), places.nbytes)
+    warned = warnings(opened.layout, opened.recipe.export)
     speed = speed_here(opened) if opened.has_graph else ("none", "there is no graph")
-    warned = warnings(places, chosen)
     if as_json:
         here = {"speed": speed[0], "why": speed[1], "warnings": warned}
         names = {part: f"{part}.json" for part in ("quantization", "parity")}

@@ -18,7 +18,7 @@ from ..recipe import Export, Recipe
 from ..records.manifest import Cache, Calibration, Origin, Source
 from ..report.card import model_card
 from ..report.html import render_report
-from ..weights.names import MODEL
+from ..weights.names import DATA_FILE, MODEL, data_name, graph_name
 from .whereabouts import is_path, last_part, remember, without_paths
 
 GENAI = "genai_config.json"
@@ -27,6 +27,28 @@ GENAI = "genai_config.json"
 def save_graph(model: onnx.ModelProto, folder: Path) -> None:
     (folder / MODEL).write_bytes(model.SerializeToString())
     onnx.checker.check_model(str(folder / MODEL), full_check=True)
+
+
+def arrange(folder: Path, recipe: Recipe) -> None:
+    """Bring flat weights in `folder`, and their graph where there is one, into the recipe's layout."""
+    graph = graph_name(recipe)
+    if graph is None:
+        return
+    (folder / graph).parent.mkdir(exist_ok=True)
+    (folder / DATA_FILE).rename(folder / data_name(recipe))
+    if not (folder / MODEL).is_file():  # weights alone, for graphs to come
+        return
+    model = onnx.load(folder / MODEL, load_external_data=False)
+    (folder / graph).write_bytes(_reading(model, Path(data_name(recipe)).name))
+    (folder / MODEL).write_bytes(_reading(model, data_name(recipe)))
+
+
+def _reading(model: onnx.ModelProto, location: str) -> bytes:
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    return bytes(model.SerializeToString())
 
 
 def write_configs(folder: Path, config: NeoXConfig, recipe: Recipe, generation: Generation) -> None:

@@ -32,10 +32,10 @@ from ..records.manifest import Calibration, Origin, Source
 from ..records.quantization import QUANTIZATION
 from ..records.record import Json
 from ..tokenizer import tokenizer_files
-from ..weights.file import WeightsReader, WeightsWriter
-from ..weights.layout import Layout, require_overrides_match
-from ..weights.layout import layout as lay_out
+from ..weights.layout import Layout, layout_of, require_overrides_match
 from ..weights.names import DATA_FILE
+from ..weights.reader import WeightsReader
+from ..weights.writer import WeightsWriter
 from .contents import origin_of, save_graph, write_configs, write_json
 from .publication import work_folder
 from .pull import pull
@@ -69,7 +69,7 @@ class Conversion:
         for note in notes:
             self.progress.note(note)
         self.recipe = self.recipe.model_copy(update={"quantize": settled})
-        self.layout: Layout = lay_out(self.config, settled, chosen.dtype)
+        self.layout: Layout = layout_of(self.recipe, self.config)
         require_fit(self.config, self.layout, self.recipe.export)
         require_overrides_match(self.config, self.recipe.quantize)
         self.calibration: Windows | None = None
@@ -102,7 +102,7 @@ class Conversion:
                 self.recipe.calibration.memory_gb, Path(scratch), self.progress, self.device,
             )  # fmt: skip
         self.recipe = self.recipe.model_copy(update={"quantize": resolved})
-        self.layout = lay_out(self.config, resolved, self.recipe.export.dtype)
+        self.layout = layout_of(self.recipe, self.config)
 
     def quantize_into(self, journal: Journal) -> Quantization:
         recipe = self.recipe
@@ -148,7 +148,7 @@ class Conversion:
         return model
 
     def reader(self, folder: Path) -> WeightsReader:
-        return WeightsReader(folder / DATA_FILE, self.layout, self.config)
+        return WeightsReader(folder / DATA_FILE, self.layout)
 
     def origin(self, chosen: Export) -> Origin:
         calibration = None

@@ -26,9 +26,8 @@ from ..base.progress import SILENT, Advance, Progress
 from ..model.neox import TensorSpec, tensors
 from ..records.manifest import DequantizedOrigin
 from ..tokenizer import is_tokenizer_file
-from ..weights.file import WeightsReader
-from ..weights.layout import layout
 from ..weights.names import data_name
+from ..weights.reader import WeightsReader
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -76,10 +75,7 @@ def dequantize(
     target = Staging(out, overwrite, CHECKPOINT)  # refuses before every file is hashed, makes nothing yet
     opened.check()
     with target as staging:
-        recipe, config = opened.recipe, opened.config
-        places = layout(config, recipe.quantize, recipe.export.dtype)
-        weights = data_name(recipe)
-        reader = WeightsReader(opened.file(weights), places, config)
+        config, reader, weights = opened.config, opened.weights(), data_name(opened.recipe)
         specs = list(tensors(replace(config, tied_head=False)))  # rounded, head and embedding are two matrices
         total = sum(_nbytes(spec, dtype) for spec in specs)
         _require_space(staging.folder, total)

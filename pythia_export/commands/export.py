@@ -14,9 +14,9 @@ from ..base.progress import SILENT, Progress
 from ..graph.decoder import build_decoder
 from ..graph.targets import require_fit, warnings
 from ..recipe import Export
-from ..weights.layout import layout as lay_out
-from ..weights.names import DATA_FILE, MODEL, arrange, data_name, graph_name
-from .contents import GENAI, origin_of, save_graph, write_configs
+from ..weights.layout import layout_of
+from ..weights.names import DATA_FILE, MODEL, data_name, graph_name
+from .contents import GENAI, arrange, origin_of, save_graph, write_configs
 from .publication import Outcome
 from .whereabouts import located
 
@@ -51,7 +51,7 @@ def export(
             raise RecipeError(f"{option} {first['input']}: {reason}") from e
         raise RecipeError(f"these export options do not go together: {reason}") from e
     began = time.perf_counter()
-    places = lay_out(source.config, recipe.quantize, recipe.export.dtype)
+    places = layout_of(recipe, source.config)
     require_fit(source.config, places, recipe.export)
     for warning in warnings(places, recipe.export):
         progress.note(warning)

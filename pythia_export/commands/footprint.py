@@ -10,7 +10,7 @@ from ..calibrate.observe import KEPT_BYTES
 from ..calibrate.sensitivity import TOKENS as FELT_TOKENS
 from ..model.neox import NeoXConfig
 from ..recipe import Calibration, Quantize, Recipe
-from ..weights.layout import layout
+from ..weights.layout import layout_of
 
 CHOICE = 1000.0  # to choose a weight's codes in one rounding of a beam takes as long as so many operations
 ROUNDING = 200_000_000  # bytes of rows on their way through a beam, two threads'
@@ -30,7 +30,7 @@ def peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
         peak = max(4 * 3 * ends + ROUNDING, 4 * 4 * layer + 4 * 3 * ff * ff) + activations
         peak += middles if middles <= KEPT_BYTES else 0
     scored = 4 * d * recipe.verify.tokens * 2 + 4 * 6 * config.vocab_size * recipe.verify.sequence_length
-    return LIBRARIES + max(peak, scored + layout(config, recipe.quantize, recipe.export.dtype).nbytes)
+    return LIBRARIES + max(peak, scored + layout_of(recipe, config).nbytes)
 
 
 def sensitivity_operations(config: NeoXConfig, calibration: Calibration) -> float:

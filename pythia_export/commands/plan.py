@@ -15,8 +15,7 @@ from ..graph.targets import require_fit, warnings
 from ..model.neox import NeoXConfig, cache_bytes
 from ..model.suite import geometry
 from ..recipe import Recipe, Verify
-from ..weights.layout import layout as lay_out
-from ..weights.layout import require_overrides_match
+from ..weights.layout import layout_of, require_overrides_match
 from ..weights.names import MODEL, data_name, graph_name
 from .footprint import peak_memory
 
@@ -47,7 +46,7 @@ def plan(recipe: Recipe) -> Plan:
     config, source_bytes, dtype = _geometry(recipe)
     settled, notes = recipe.quantize.settled(dtype, config.parallel_residual, recipe.export.dtype)
     recipe = recipe.model_copy(update={"quantize": settled})
-    places = lay_out(config, recipe.quantize, recipe.export.dtype)
+    places = layout_of(recipe, config)
     require_fit(config, places, recipe.export)
     require_overrides_match(config, recipe.quantize)
     if recipe.quantize.bits_per_weight is not None:

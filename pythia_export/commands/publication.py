@@ -14,7 +14,8 @@ from ..calibrate import Journal, Publication, differences, published, remove_wor
 from ..disk import clean_up, explained, held
 from ..recipe import Recipe
 from ..records.manifest import FileEntry, Origin
-from ..weights.names import arrange, data_name
+from ..weights.names import data_name
+from .contents import arrange
 
 
 @dataclass(frozen=True)

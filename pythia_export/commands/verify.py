@@ -29,9 +29,10 @@ from ..proof.subject import Subject
 from ..proof.table import require_parquet, token_table
 from ..recipe import Recipe
 from ..runtime import check_graph
-from ..weights.file import WeightsReader, WeightsWriter
-from ..weights.layout import layout as lay_out
-from ..weights.names import DATA_FILE, MODEL, data_name
+from ..weights.layout import layout
+from ..weights.names import DATA_FILE, MODEL
+from ..weights.reader import WeightsReader
+from ..weights.writer import WeightsWriter
 from .contents import reports
 from .whereabouts import Elsewhere, located
 
@@ -110,11 +111,11 @@ def _verify_held(
     section = recipe.verify if tokens is None else recipe.verify.model_copy(update={"tokens": tokens})
     windows = verify_windows(section, opened.tokenizer(), opened.config, progress)
     _tell_of_other_text(opened, windows, progress)
-    places = lay_out(opened.config, recipe.quantize, recipe.export.dtype)
-    reader = WeightsReader(opened.file(data_name(opened.recipe)), places, opened.config)
     check_graph(opened)
     model = onnx.load(opened.file(MODEL), load_external_data=False)
-    subject = Subject(origin, source, reader, opened.config, model, opened.folder, recipe.quantize, recipe.export)
+    subject = Subject(
+        origin, source, opened.weights(), opened.config, model, opened.folder, recipe.quantize, recipe.export
+    )
     with tempfile.TemporaryDirectory(prefix="pythia-export-rtn-") as scratch, memory_of(computes):
         beside = _rounded_to_nearest(source, recipe, Path(scratch), progress) if nearest else None
         proof = prove(subject, windows, recipe.verify.gates, Compute(computes, progress), nearest=beside, against=other)
@@ -172,11 +173,11 @@ def _rounded_to_nearest(checkpoint: Checkpoint, recipe: Recipe, folder: Path, pr
     rules = tuple(r.model_copy(update={"method": "rtn"}) if r.method == "gptq" else r for r in asked.override)
     method = "rtn" if asked.method == "gptq" else asked.method
     plain = asked.model_copy(update={"method": method, "override": rules, "bits_per_weight": None})
-    places = lay_out(checkpoint.config, plain, recipe.export.dtype)
+    places = layout(checkpoint.config, plain, recipe.export.dtype)
     path = folder / DATA_FILE
     with WeightsWriter(path, places) as writer:
         quantize_stream(checkpoint, plain, places, recipe.export.dtype, None, writer, progress)
-    return WeightsReader(path, places, checkpoint.config)
+    return WeightsReader(path, places)
 
 
 def _pinned(recipe: Recipe, commit: str) -> Any:

@@ -17,8 +17,7 @@ from ..graph.browser import UNPACKED_BYTES, require_keep, unpack, unpacked_bytes
 from ..graph.decoder import build_decoder
 from ..graph.targets import require_fit
 from ..recipe import Export
-from ..weights.layout import layout
-from ..weights.names import DATA_FILE, data_name
+from ..weights.names import DATA_FILE
 
 State = tuple[int, int, int]
 
@@ -58,21 +57,20 @@ def ready(folder: Path) -> Ready:
             hint="Run its recipe with target = 'web' and dtype = 'float32'.",
         )
     export = Export(target="web", rotary=recipe.export.rotary)
-    places = layout(config, recipe.quantize, export.dtype)
-    require_fit(config, places, export)
-    model = build_decoder(config, places, export)
+    require_fit(config, artifact.layout, export)
+    model = build_decoder(config, artifact.layout, export)
     require_keep(model)
     floats = unpacked_bytes(model)
     if floats <= UNPACKED_BYTES:
         unpack(model)
 
     source = artifact.manifest.source
-    weights = artifact.file(data_name(recipe))
+    weights = artifact.weights_file
     about = {
         "name": artifact.folder.name,
         "source": f"{source.name} at {source.revision}",
         "treatment": _treatment(recipe.quantize.method, recipe.quantize.bits, recipe.quantize.group_size),
-        "bits_per_weight": places.bits_per_weight,
+        "bits_per_weight": artifact.layout.bits_per_weight,
         "unpacked": floats <= UNPACKED_BYTES,
         "passed": None if artifact.parity is None else artifact.parity.passed,
         "weights": {"path": DATA_FILE, "bytes": weights.stat().st_size},

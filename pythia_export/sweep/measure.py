@@ -35,9 +35,10 @@ from ..proof.statistics import summarise
 from ..recipe import Quantize
 from ..records.parity import Scored
 from ..records.quantization import Quantization
-from ..weights.file import WeightsReader, WeightsWriter
-from ..weights.layout import layout as lay_out
+from ..weights.layout import layout
 from ..weights.names import DATA_FILE
+from ..weights.reader import WeightsReader
+from ..weights.writer import WeightsWriter
 from .folder import Folder, now
 from .jobs import SCHEMA, Job
 
@@ -94,12 +95,12 @@ class Shared:
             with ExitStack() as files:
                 outputs = []
                 for job in jobs:
-                    places, path = lay_out(config, job.quantize, DTYPE), Path(scratch) / f"{job.key}.{DATA_FILE}"
+                    places, path = layout(config, job.quantize, DTYPE), Path(scratch) / f"{job.key}.{DATA_FILE}"
                     outputs.append(Output(job.quantize, places, files.enter_context(WeightsWriter(path, places))))
                 quantized = self._quantize(outputs, ids, felt)
             rounded = time.perf_counter()
             for job, output, found in zip(jobs, outputs, quantized, strict=True):
-                start, reader = time.perf_counter(), WeightsReader(output.writer.path, output.layout, config)
+                start, reader = time.perf_counter(), WeightsReader(output.writer.path, output.layout)
                 stored = Reference(reader, config, verify.ids, "Quantised weights", self._compute)
                 cost = self._score(original, stored, verify)
                 del stored, reader  # unmapped before the file goes

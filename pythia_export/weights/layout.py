@@ -1,4 +1,4 @@
-"""Where every tensor of an artifact lies in `model.onnx_data`, from configuration and recipe alone.
+"""Where every tensor of an artifact is stored in `model.onnx_data`, from configuration and recipe alone.
 
 The layout is known before a weight has been read: `plan` prints it, the graph records its offsets, and the stream
 fills it. Weights are stored as the graph wants them:
@@ -35,7 +35,7 @@ from ..model.neox import (
     layer_prefix,
     linear_shape,
 )
-from ..recipe import Method, Quantize, Scheme
+from ..recipe import Method, Quantize, Recipe, Scheme
 
 PAGE, SMALL = 4096, 64
 EMBEDDING_BLOCK = 32
@@ -93,10 +93,18 @@ class LinearPlan:
 
 @dataclass(frozen=True)
 class Layout:
-    """slots: what is written and read back, by checkpoint names. linears: how each is rounded. embedding: how its rows
-    are, None where they are stored in float. fused, wholes: the matrices of two products a layer and their tensors,
-    which the graph reads; empty with four."""
+    """Where every tensor of a model is stored, once quantised.
 
+    config, quantize, dtype: what the layout is of; `dtype` is that of scales, biases and norms.
+    slots: what is written and read back, by checkpoint names.
+    linears: how each is rounded.
+    embedding: how its rows are rounded; None where they are stored in float.
+    fused, wholes: the matrices of two products a layer and their tensors, which the graph reads; empty with four.
+    """
+
+    config: NeoXConfig
+    quantize: Quantize
+    dtype: str
     slots: dict[str, Slot]
     linears: dict[str, LinearPlan]
     embedding: Scheme | None
@@ -293,7 +301,12 @@ def layout(config: NeoXConfig, quantize: Quantize, dtype: str) -> Layout:
         place(_Tensor(f"{FINAL_NORM}.{part}", dtype, (d,)))
     for tensor in _linear(linears[HEAD], dtype, quantize.head.dtype):
         place(tensor)
-    return Layout(slots, linears, embedding, fused, wholes)
+    return Layout(config, quantize, dtype, slots, linears, embedding, fused, wholes)
+
+
+def layout_of(recipe: Recipe, config: NeoXConfig) -> Layout:
+    """Return the layout of the weights that a recipe makes; raises as `layout`."""
+    return layout(config, recipe.quantize, recipe.export.dtype)
 
 
 def packed_qkv_rows(config: NeoXConfig) -> np.ndarray:

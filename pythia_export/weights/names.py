@@ -7,10 +7,6 @@ every other consumer finds what it expects and no weight is stored twice. Links 
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import onnx
-
 from ..recipe import Recipe
 
 MODEL = "model.onnx"
@@ -39,25 +35,3 @@ def data_name(recipe: Recipe) -> str:
     """Path of the weights."""
     graph = graph_name(recipe)
     return DATA_FILE if graph is None else f"{graph}_data"
-
-
-def arrange(folder: Path, recipe: Recipe) -> None:
-    """Bring flat weights in `folder`, and their graph where there is one, into the recipe's layout."""
-    graph = graph_name(recipe)
-    if graph is None:
-        return
-    (folder / graph).parent.mkdir(exist_ok=True)
-    (folder / DATA_FILE).rename(folder / data_name(recipe))
-    if not (folder / MODEL).is_file():  # weights alone, for graphs to come
-        return
-    model = onnx.load(folder / MODEL, load_external_data=False)
-    (folder / graph).write_bytes(_reading(model, Path(data_name(recipe)).name))
-    (folder / MODEL).write_bytes(_reading(model, data_name(recipe)))
-
-
-def _reading(model: onnx.ModelProto, location: str) -> bytes:
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = location
-    return bytes(model.SerializeToString())

@@ -25,8 +25,8 @@ from pythia_export.calibrate import Journal, quantize_stream
 from pythia_export.commands import dequantize
 from pythia_export.commands import plan as planning
 from pythia_export.recipe import Quantize
-from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
+from pythia_export.weights.writer import WeightsWriter
 
 DOCS = ROOT / "docs" / "reference" / "exit-codes.md"
 PLAIN = Quantize(method="rtn", bits=4, group_size=32)

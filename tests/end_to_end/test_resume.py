@@ -22,8 +22,8 @@ from pythia_export.calibrate import Journal, quantize_stream
 from pythia_export.calibrate.journal import _seal
 from pythia_export.checkpoint import demo_folder
 from pythia_export.recipe import Quantize
-from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
+from pythia_export.weights.writer import WeightsWriter
 
 RECIPE = """
 model = {path = "model"}

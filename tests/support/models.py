@@ -16,9 +16,10 @@ from pythia_export.calibrate import quantize_stream
 from pythia_export.graph.decoder import build_decoder
 from pythia_export.model.neox import NeoXConfig, cache_parts
 from pythia_export.recipe import Export, Quantize
-from pythia_export.weights.file import WeightsReader, WeightsWriter
 from pythia_export.weights.layout import Layout, layout
 from pythia_export.weights.names import DATA_FILE
+from pythia_export.weights.reader import WeightsReader
+from pythia_export.weights.writer import WeightsWriter
 
 # Of the demo checkpoint, as a directory beside it: seconds.
 SMALL_RECIPE = """
@@ -97,7 +98,7 @@ class Exported:
         )
 
     def reader(self) -> WeightsReader:
-        return WeightsReader(self.folder / DATA_FILE, self.places, self.config)
+        return WeightsReader(self.folder / DATA_FILE, self.places)
 
     def feeds(self, ids: np.ndarray, mask: np.ndarray, past: list[np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Inputs of one call: ids [B, T] are the last T of the mask's [B, total] tokens."""

@@ -28,8 +28,8 @@ from pythia_export.model.neox import layer_prefix
 from pythia_export.recipe import Recipe
 from pythia_export.records.manifest import Origin
 from pythia_export.records.quantization import LayerRecord
-from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
+from pythia_export.weights.writer import WeightsWriter
 
 LAYERS = 2
 CONFIG = small_config(layers=LAYERS, vocab=32, positions=32, ff=128)

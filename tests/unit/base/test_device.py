@@ -35,9 +35,9 @@ from pythia_export.proof import reference
 from pythia_export.proof.reference import Reference
 from pythia_export.quantize.gptq import factor, gptq
 from pythia_export.recipe import Head, Override, Quantize, Scheme
-from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
 from pythia_export.weights.names import DATA_FILE
+from pythia_export.weights.writer import WeightsWriter
 
 WINDOWS = np.random.default_rng(0).integers(0, 96, (12, 32))
 

@@ -31,7 +31,6 @@ from pythia_export.commands.run import run as run_recipe
 from pythia_export.commands.verify import verify
 from pythia_export.evaluate.scores import ScoringSession
 from pythia_export.recipe import parse_recipe
-from pythia_export.weights.layout import layout
 
 BUILD = ROOT / "build"
 # Interpreters that have peers which this one lacks: `make consumers`, and benchmarks/README.md for llama.cpp.
@@ -223,8 +222,7 @@ def test_an_error_of_ours_keeps_its_class_on_the_way_out_of_its_process(artifact
     broken = tmp_path / "broken"
     shutil.copytree(artifact, broken)
     data, opened = broken / "model.onnx_data", Artifact.open(broken)
-    places = layout(opened.config, opened.recipe.quantize, opened.recipe.export.dtype)
-    slot = next(slot for name, slot in places.slots.items() if name.endswith("final_layer_norm.weight"))
+    slot = next(slot for name, slot in opened.layout.slots.items() if name.endswith("final_layer_norm.weight"))
     raw = bytearray(data.read_bytes())
     raw[slot.offset : slot.offset + slot.nbytes] = np.full(slot.nbytes // 4, np.nan, "f4").tobytes()
     data.write_bytes(raw)

@@ -10,8 +10,9 @@ from models import InMemory, export_model, hugging_face, on_disk, small_config
 from pythia_export.base.errors import IntegrityError, NumericsError
 from pythia_export.quantize.gptq import factor, gptq, row_errors
 from pythia_export.recipe import Export, Override, Quantize, Scheme
-from pythia_export.weights.file import WeightsReader, WeightsWriter
 from pythia_export.weights.layout import layout
+from pythia_export.weights.reader import WeightsReader
+from pythia_export.weights.writer import WeightsWriter
 
 WINDOWS = np.random.default_rng(0).integers(0, 96, (40, 32))
 
@@ -146,7 +147,7 @@ def test_a_truncated_weights_file_is_refused(tmp_path):
     path = tmp_path / "model.onnx_data"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match="its recipe lays out"):
-        WeightsReader(path, exported.places, exported.config)
+        WeightsReader(path, exported.places)
 
 
 def test_row_errors_are_the_squared_errors_of_the_outputs():

@@ -36,8 +36,8 @@ from pythia_export.proof.reference import Reference
 from pythia_export.recipe import Export, Model, Quantize
 from pythia_export.records.manifest import Origin
 from pythia_export.runtime import Session
-from pythia_export.weights.file import WeightsReader
 from pythia_export.weights.names import DATA_FILE
+from pythia_export.weights.reader import WeightsReader
 
 FORMAT = Path(__file__).parents[3] / "docs" / "reference" / "artifact.md"
 EXPORT = Export()
@@ -77,7 +77,11 @@ def publish(out: Path, quantize: dict, size: str = "14m") -> Exported:
         tokenizer.save(str(staging.folder / "tokenizer.json"))
         write_json(staging.folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
         write_json(staging.folder / "special_tokens_map.json", {"unk_token": "?"})
-        recipe = {"model": {"id": "demo"}, "quantize": parsed.model_dump(), "verify": {"source": "python-stdlib"}}
+        recipe = {
+            "model": {"id": "demo"},
+            "quantize": parsed.model_dump(mode="json"),
+            "verify": {"source": "python-stdlib"},
+        }
         layout = {"kv_cache": kv_cache(EXPORT), "kv_dtype": EXPORT.dtype}
         staging.publish(Origin(versions={}, source=SOURCE, recipe=recipe, calibration=None, layout=layout))
     exported.folder = out

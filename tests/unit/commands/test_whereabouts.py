@@ -188,8 +188,8 @@ def edited(artifact: Path, edit) -> Path:
 
 def test_options_that_an_artifact_has_no_use_for_are_refused(made, tmp_path):
     def other(manifest) -> None:
-        manifest.recipe["model"]["adapter"] = None
-        manifest.recipe["verify"] |= {"source": "python-stdlib", "path": None}
+        manifest["recipe"]["model"]["adapter"] = None
+        manifest["recipe"]["verify"] |= {"source": "python-stdlib", "path": None}
 
     plain = edited(shutil.copytree(made / "artifact", tmp_path / "plain"), other)
     with pytest.raises(RecipeError, match="this one has none"):
@@ -200,13 +200,7 @@ def test_options_that_an_artifact_has_no_use_for_are_refused(made, tmp_path):
 
 def test_an_adapter_changes_what_is_quantised(made):
     """The whole way: what the artifact holds is the merged weight, not the base's."""
-    from pythia_export.weights.file import WeightsReader
-    from pythia_export.weights.layout import layout
-    from pythia_export.weights.names import data_name
-
-    opened = Artifact.open(made / "artifact")
-    places = layout(opened.config, opened.recipe.quantize, opened.recipe.export.dtype)
-    stored = WeightsReader(opened.file(data_name(opened.recipe)), places, opened.config)
+    stored = Artifact.open(made / "artifact").weights()
     name = "gpt_neox.layers.0.attention.dense.weight"
     base = load_file(made / "checkpoints" / "my-model" / "model.safetensors")[name].float()
     update = lora(layers=(0,))

@@ -13,9 +13,6 @@ from pythia_export.commands.plan import plan
 from pythia_export.commands.quantize import quantize as quantize_recipe
 from pythia_export.model.neox import tensors
 from pythia_export.recipe import Quantize, parse_recipe
-from pythia_export.weights.file import WeightsReader
-from pythia_export.weights.layout import layout
-from pythia_export.weights.names import data_name
 
 CONFIG = small_config(layers=1, vocab=4096)
 
@@ -36,8 +33,7 @@ def test_without_quantisation_every_value_is_kept(stored, tmp_path):
     opened = Artifact.open(tmp_path / "out")
     quantize = opened.recipe.quantize
     assert (quantize.embedding, quantize.head.dtype) == (("float16",) if stored == torch.float16 else ("float32",)) * 2
-    places = layout(opened.config, quantize, opened.recipe.export.dtype)
-    read = WeightsReader(opened.file(data_name(opened.recipe)), places, opened.config)
+    read = opened.weights()
     for spec in tensors(CONFIG):
         assert torch.equal(read.tensor(spec.name), noise[spec.name].float()), spec.name
 

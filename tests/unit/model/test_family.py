@@ -40,9 +40,9 @@ from pythia_export.proof.suspects import suspects
 from pythia_export.recipe import Export, Quantize, Recipe, parse_recipe
 from pythia_export.records.manifest import Checkpoint
 from pythia_export.runtime import Session
-from pythia_export.weights.file import WeightsWriter
 from pythia_export.weights.layout import layout
 from pythia_export.weights.names import DATA_FILE
+from pythia_export.weights.writer import WeightsWriter
 
 ROPES = {
     "linear": Rope("linear", (("factor", 4.0),)),

@@ -30,10 +30,10 @@ from pythia_export.recipe import Export, Gates, Model, Override, Quantize
 from pythia_export.records import manifest
 from pythia_export.records.parity import Parity
 from pythia_export.runtime import Session
-from pythia_export.weights.file import WeightsReader
 from pythia_export.weights.layout import Layout, packed_qkv_rows
 from pythia_export.weights.names import DATA_FILE
 from pythia_export.weights.packing import pack_bits, unpack_bits
+from pythia_export.weights.reader import WeightsReader
 
 ASYMMETRIC = "gpt_neox.layers.1.mlp.dense_h_to_4h"
 QUANTIZE = Quantize(
@@ -257,7 +257,7 @@ def prove_it(
 def subject_of(made: Built, checkpoint: Checkpoint, folder: Path) -> Subject:
     (folder / DATA_FILE).write_bytes(made.data.tobytes())
     config = checkpoint.config
-    reader = WeightsReader(folder / DATA_FILE, made.places, config)
+    reader = WeightsReader(folder / DATA_FILE, made.places)
     origin = manifest.Checkpoint(name="demo", revision="main", commit="x")
     return Subject(origin, checkpoint, reader, config, made.model, folder, QUANTIZE, EXPORT)
 

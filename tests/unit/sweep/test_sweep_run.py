@@ -37,9 +37,10 @@ from pythia_export.sweep.run import Outcome, run
 from pythia_export.sweep.status import keys, status
 from pythia_export.sweep.table import COLUMNS, MARK, SUBSET_COLUMNS, read, tables, write
 from pythia_export.sweep.work import work
-from pythia_export.weights.file import WeightsReader, WeightsWriter
 from pythia_export.weights.layout import layout
 from pythia_export.weights.names import DATA_FILE
+from pythia_export.weights.reader import WeightsReader
+from pythia_export.weights.writer import WeightsWriter
 
 ORIGINAL = {"hessian": "original", "error_correction": False, "group_size": 32}
 QUANTIZE = [{"bits": 4, "group_size": 32}, {"bits": 2} | RTN, ORIGINAL | {"bits": 3, "fisher": False}]
@@ -132,7 +133,7 @@ def test_a_result_is_what_the_pipelines_parts_say_by_hand(done, held_out, tmp_pa
     with WeightsWriter(tmp_path / DATA_FILE, places) as writer:
         by_gptq = job.quantize.method == "gptq"
         found = quantize_stream(checkpoint, job.quantize, places, "float32", ids if by_gptq else None, writer)
-    stored = WeightsReader(tmp_path / DATA_FILE, places, config)
+    stored = WeightsReader(tmp_path / DATA_FILE, places)
     subject = Subject(None, checkpoint, stored, config, None, tmp_path, job.quantize, Export())  # no graph: torch alone
     expected = measure_rounding(subject, stored, windows).to_json()
     for figure in ("delta_nll", "kld"):
