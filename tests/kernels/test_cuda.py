@@ -128,3 +128,31 @@ def test_its_beam_rounds_as_that_of_the_cpu(device, monkeypatch, bits, symmetric
     same = (got.q.cpu() == of_cpu.q).all(1).float().mean()
     assert same == 1 if device.name == "cpu" else same >= 0.9
     assert torch.allclose(got.scale.cpu(), of_cpu.scale, rtol=1e-6)
+
+
+@pytest.mark.skipif(not native.available(CPU), reason="the kernels are not built (`make kernels`)")
+@pytest.mark.parametrize(("width", "places", "apart"), [(16, 32, 128), (1, 32, 0), (64, 7, 40)])
+def test_a_block_of_its_beam_is_the_cpus_bit_for_bit(device, monkeypatch, width, places, apart):
+    """The same numbers in, codes, errors and costs out: every operation is rounded by itself on both."""
+    rng, rows, first = np.random.default_rng(0), 300, 5
+    window = first + places + apart
+    factor = np.tril(rng.normal(size=(places, places)) / 4) + np.diag(rng.uniform(1, 2, places))
+    given = {
+        "free": rng.normal(size=(places, rows)), "settled": rng.normal(size=(places, rows)) / 8,
+        "scale": rng.uniform(0.1, 0.3, (places, rows)), "zero": np.full((places, rows), 8.0), "factor": factor,
+        "owed": rng.normal(size=(rows * width, places)) / 8, "cost": rng.uniform(0, 1, (rows, width)),
+        "errors": rng.normal(size=(rows * width, window)),
+    }  # fmt: skip
+    codes, found = rng.integers(0, 16, (rows * width, window)), []
+    emulated = SimpleNamespace(pythia_beam=lambda block: device.library.pythia_cuda_beam(block, None))
+    for name in ("cpu", device.name):
+        on = {key: torch.tensor(value, dtype=torch.float32, device=name) for key, value in given.items()}
+        on["codes"] = torch.tensor(codes, dtype=torch.uint8, device=name)
+        assert native.round_block(15, first, apart, **on)
+        found.append([on[key].cpu() for key in ("codes", "errors", "cost")])
+        if device.name == "cpu":
+            monkeypatch.setattr(native, "_library", lambda name: emulated)
+    device.wait()
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(found[0][0], torch.tensor(codes, dtype=torch.uint8))

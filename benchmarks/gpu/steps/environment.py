@@ -147,7 +147,7 @@ def _forks() -> bool:
 
 
 def _commit() -> str:
-    said = ROOT / "build" / "gpu-pack" / "commit"
+    said = ROOT / "build" / "gpu-pack" / "first" / "commit"
     here = _printed("git", "-C", str(ROOT), "rev-parse", "HEAD")
     return here or (said.read_text().strip() if said.is_file() else "unknown")
 

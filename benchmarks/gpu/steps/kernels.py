@@ -23,7 +23,7 @@ def contract(bench: Bench) -> None:
 
 def beam(bench: Bench) -> None:
     """GPTQ's beam: a block's codes bit for bit, and whole matrices."""
-    run_tests(bench, f"beam and {_device(bench)}" + bench.sized("", " and 3-False"), "test_cuda.py")
+    run_tests(bench, f"beam and {_device(bench)}" + bench.sized("", " and 32"), "test_cuda.py")
 
 
 def sanitized(bench: Bench) -> None:
