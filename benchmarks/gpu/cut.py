@@ -1,17 +1,19 @@
 """Cut what a machine with a GPU has to be brought into parts (pack.sh calls this; unpack.py puts them together there).
 
-    python benchmarks/gpu/cut.py WHEELS LIBRARY PACK --room MIB
+    python benchmarks/gpu/cut.py WHEELS PACK LIBRARY... --room MIB
 
-PACK/first has the packages of the wheels but for ONNX Runtime's CUDA provider, the kernels, and `parts.json`: the hash
-of every part and of what comes out of it. PACK/piece-1 and so on are the provider, compressed and cut.
+PACK/first has the packages of the wheels but for ONNX Runtime's CUDA provider, the kernels' libraries, and
+`parts.json`: the hashes of what comes out of them and of all pieces. PACK/piece-1 and so on are the provider,
+compressed and cut. Paths of libraries are as the checkout has them.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import csv
 import hashlib
 import json
-import lzma
 import subprocess
 import tarfile
 import tempfile
@@ -20,15 +22,15 @@ from pathlib import Path
 
 PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
 UNUSED = "onnxruntime/capi/libonnxruntime_providers_tensorrt.so"
-PACKAGES, LIBRARY = "packages.tar.xz", "libpythia_cuda.so.xz"
+PACKAGES, KERNELS = "packages.tar.xz", "kernels.tar.xz"
 MIB = 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheels", type=Path)
-    parser.add_argument("library", type=Path)
     parser.add_argument("pack", type=Path)
+    parser.add_argument("libraries", type=Path, nargs="+")
     parser.add_argument("--room", type=float, required=True, help="MiB of one transfer, the checkout included")
     args = parser.parse_args()
     room = int((args.room - checkout_mib()) * MIB)
@@ -42,14 +44,16 @@ def main() -> None:
         (site / PROVIDER).rename(provider)
         with tarfile.open(first / PACKAGES, "w:xz") as packages:
             packages.add(site, ".")
-        (first / LIBRARY).write_bytes(lzma.compress(args.library.read_bytes()))
+        with tarfile.open(first / KERNELS, "w:xz") as kernels:
+            for library in args.libraries:
+                kernels.add(library)
         print("pack    compressing ONNX Runtime's CUDA provider (minutes)", flush=True)
         subprocess.run(["xz", "--threads=0", "-9", provider], check=False)
         compressed = provider.with_suffix(".xz")
         names = cut(compressed, args.pack, room)
         parts = {
             "provider": {"path": PROVIDER, "sha256": sha256_in_wheel(site, PROVIDER)},
-            "library": hashlib.sha256(args.library.read_bytes()).hexdigest(),
+            "kernels": {str(library): file_sha256(library) for library in args.libraries},
             "pieces": {name: file_sha256(args.pack / name) for name in names},
         }
     (first / "parts.json").write_text(json.dumps(parts, indent=2) + "\n")
@@ -86,9 +90,6 @@ def file_sha256(path: Path) -> str:
 
 def sha256_in_wheel(site: Path, path: str) -> str:
     """The hash that a wheel records of one of its files, in hexadecimal (RECORD has base64, PEP 376)."""
-    import base64
-    import csv
-
     for record in site.glob("*.dist-info/RECORD"):
         for name, digest, _ in csv.reader(record.read_text().splitlines()):
             if name == path:

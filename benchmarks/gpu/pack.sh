@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${1:-3.12} room=${ROOM_MIB:-62} pack=build/gpu-pack wheels=build/gpu-wheels
 
-make cuda
+make kernels cuda
 rm -rf "$pack" "$wheels"
 mkdir -p "$pack/first" "$wheels"
 platforms=()
@@ -18,4 +18,5 @@ echo "pack    wheels for Python $python into $wheels"
 	--python-version "$python" --implementation cp "${platforms[@]}" --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
 	--constraint constraints.txt --dest "$wheels" --requirement benchmarks/gpu/wheels.txt
 git rev-parse HEAD >"$pack/first/commit"
-.venv/bin/python benchmarks/gpu/cut.py "$wheels" build/kernels-cuda/libpythia_cuda.so "$pack" --room "$room"
+.venv/bin/python benchmarks/gpu/cut.py "$wheels" "$pack" --room "$room" \
+	build/kernels-cuda/libpythia_cuda.so build/kernels/libpythia_kernels.so

@@ -10,7 +10,7 @@ from bench import Bench
 
 FORKS = "a process that can fork"  # which has loaded nothing of the GPU's driver
 PRELOADED = ["torch", "onnx", "pythia_export.commands.run", "pythia_export.cli"]  # once, for all steps
-GPU, LIBRARY, SESSIONS = "a GPU that torch reaches", "the kernels for a GPU", "ONNX Runtime with CUDA"
+GPU, LIBRARY, SESSIONS = "a GPU that torch reaches", "the kernels, for a GPU and for the CPU", "ONNX Runtime with CUDA"
 KERNELS = (GPU, LIBRARY)
 IN_SESSIONS = (*KERNELS, SESSIONS)
 

@@ -24,18 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACK, ENV = ROOT / "build" / "gpu-pack", ROOT / "build" / "gpu-env"
 NEEDED = (
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "pydantic",
-    "pytest",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "typer",
-    "zstandard",
+    *("numpy", "scipy", "torch", "onnx", "onnxruntime", "safetensors", "tokenizers", "huggingface_hub", "tenacity"),
+    *("pydantic", "typer", "rich", "jinja2", "zstandard"),
+    *("pytest", "hypothesis"),  # tests are run there
 )
-NEEDED += ("huggingface_hub", "jinja2", "rich", "scipy", "tenacity")
 ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -44,9 +36,9 @@ def main() -> None:
     site = ENV / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     if not (ENV / "whole").exists():
         make_environment(site)
-        put_library(parts["library"])
+        put_kernels(parts["kernels"])
         (ENV / "whole").touch()
-    say(f"environment {ENV.relative_to(ROOT)}, the kernels in build/kernels-cuda")
+    say(f"environment {ENV.relative_to(ROOT)}, kernels {', '.join(parts['kernels'])}")
     put_provider(site / parts["provider"]["path"], parts["provider"]["sha256"], parts["pieces"])
     python = ENV / "bin" / "python"
     code = f"import importlib.util as u; print(*(n for n in {NEEDED} if u.find_spec(n) is None))"
@@ -73,15 +65,13 @@ def make_environment(site: Path) -> None:
                     (site / entry.name).symlink_to(entry)
 
 
-def put_library(sha256: str) -> None:
-    """The kernels, to where a checkout has them."""
-    content = lzma.decompress((PACK / "first" / "libpythia_cuda.so.xz").read_bytes())
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise SystemExit("unpack  libpythia_cuda.so.xz is damaged: its hash is another")
-    target = ROOT / "build" / "kernels-cuda" / "libpythia_cuda.so"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(content)
-    target.chmod(0o755)
+def put_kernels(sha256: dict[str, str]) -> None:
+    """The libraries, to where a checkout has them."""
+    with tarfile.open(PACK / "first" / "kernels.tar.xz") as kernels:
+        kernels.extractall(ROOT, filter="data")
+    for path, expected in sha256.items():
+        if file_sha256(ROOT / path) != expected:
+            raise SystemExit(f"unpack  {path} is damaged: its hash is another")
 
 
 def put_provider(target: Path, sha256: str, pieces: dict[str, str]) -> None:
@@ -90,10 +80,8 @@ def put_provider(target: Path, sha256: str, pieces: dict[str, str]) -> None:
         return say(f"{target.name} is in its place")
     missing = [name for name in pieces if not (PACK / name).is_file()]
     for name, expected in pieces.items():
-        if name not in missing:
-            with (PACK / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    raise SystemExit(f"unpack  {name} is damaged: its hash is another; bring it again")
+        if name not in missing and file_sha256(PACK / name) != expected:
+            raise SystemExit(f"unpack  {name} is damaged: its hash is another; bring it again")
     if missing:
         return say(f"{target.name} waits for {', '.join(missing)}")
     unfinished, digest = target.with_suffix(".part"), hashlib.sha256()
@@ -112,6 +100,11 @@ def decompressed(pieces: dict[str, str]) -> Iterator[bytes]:
     decompressor = lzma.LZMADecompressor()
     for name in pieces:
         yield decompressor.decompress((PACK / name).read_bytes())
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def say(message: str) -> None:

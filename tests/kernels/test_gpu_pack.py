@@ -18,6 +18,7 @@ GPU = ROOT / "benchmarks" / "gpu"
 sys.path.append(str(GPU))
 import cut  # noqa: E402
 
+KERNELS = "build/kernels-cuda/libpythia_cuda.so"
 PROVIDER, LIBRARY = random.Random(0).randbytes(300_000), random.Random(1).randbytes(1000)
 
 
@@ -31,10 +32,12 @@ def there(tmp_path) -> Path:
 
 @pytest.fixture
 def pack(tmp_path) -> Path:
-    wheels, pack, library = tmp_path / "wheels", tmp_path / "pack", tmp_path / "library.so"
+    wheels, pack, here = tmp_path / "wheels", tmp_path / "pack", tmp_path / "here"
     wheels.mkdir()
     (pack / "first").mkdir(parents=True)
-    library.write_bytes(LIBRARY)
+    (here / KERNELS).parent.mkdir(parents=True)
+    (here / KERNELS).write_bytes(LIBRARY)
+    subprocess.run(["git", "init", "--quiet", here], check=True)
     digest = base64.urlsafe_b64encode(hashlib.sha256(PROVIDER).digest()).decode().rstrip("=")
     with zipfile.ZipFile(wheels / "onnxruntime_gpu-9.9-py3-none-any.whl", "w") as wheel:
         wheel.writestr(cut.PROVIDER, PROVIDER)
@@ -44,8 +47,8 @@ def pack(tmp_path) -> Path:
             "onnxruntime_gpu-9.9.dist-info/METADATA", "Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 9.9\n"
         )
         wheel.writestr("onnxruntime_gpu-9.9.dist-info/RECORD", f"{cut.PROVIDER},sha256={digest},{len(PROVIDER)}\n")
-    room = cut.checkout_mib() + 120_000 / cut.MIB
-    subprocess.run([sys.executable, GPU / "cut.py", wheels, library, pack, "--room", str(room)], check=True, cwd=ROOT)
+    room = str(120_000 / cut.MIB)  # nothing is tracked here
+    subprocess.run([sys.executable, GPU / "cut.py", wheels, pack, KERNELS, "--room", room], check=True, cwd=here)
     return pack
 
 
@@ -63,7 +66,7 @@ def test_parts_come_one_by_one_and_the_provider_is_whole_when_all_are_there(ther
     assert max((pack / name).stat().st_size for name in pieces) <= 120_000
     shutil.copytree(pack / "first", at / "first")
     assert "waits for piece-1, piece-2, piece-3" in unpack(there)
-    assert (there / "build" / "kernels-cuda" / "libpythia_cuda.so").read_bytes() == LIBRARY
+    assert (there / KERNELS).read_bytes() == LIBRARY
     code = (
         "import onnxruntime, torch, importlib.metadata as m; print(onnxruntime.brought, m.version('onnxruntime-gpu'))"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 from cuda_kernels import emulated_library
 from places import ROOT, SUPPORT
+
+sys.path.append(str(ROOT / "benchmarks" / "gpu"))
+import plan  # noqa: E402
 
 SCRIPT = ROOT / "benchmarks" / "gpu" / "run.py"
 STEPS = SUPPORT / "gpu_steps.py"
@@ -92,3 +96,10 @@ def test_ended_from_outside_it_says_what_it_has_and_leaves_nothing_running(tmp_p
     assert ends(tmp_path)["hang"][0] == "interrupted" and "| hang | **interrupted**" in printed
     with pytest.raises(ProcessLookupError):
         os.kill(int(child.read_text()), 0)
+
+
+def test_the_page_has_every_step_with_its_limit():
+    page = (SCRIPT.parent / "README.md").read_text()
+    named = re.findall(r"^\| `([\w.-]+)` \|.*\| (\d+) \|$", page, re.MULTILINE)
+    steps = [(step.name, f"{step.limit:.0f}") for step in plan.STEPS]
+    assert named == steps

@@ -96,22 +96,26 @@ def prepared(
     cache: str,
     total: int,
     room: int = 0,
+    shared: bool = False,
 ) -> Prepared:
     """A call on tensors of the device, named as the operator's inputs are (kernels/README.md).
 
-    Present has `room` places, or as many as are needed.
+    Present has `room` places, or as many as are needed; `shared`, it is the past's own memory, and nothing is copied.
     """
     (B, T, width), dtype, at = feeds["qkv"].shape, feeds["qkv"].dtype, device.name
     n, room = width // 3 // heads, max(room, total)
-    key, value = (torch.zeros(B, heads, room, n, dtype=feeds["past_key"].dtype, device=at) for _ in range(2))
-    scales = [torch.zeros(B, heads, room, device=at) for _ in range(2)] if cache == "int8" else []
+    past = [feeds[name] for name in CACHED if name in feeds]
+    if shared:
+        room, present = past[0].shape[2], past
+    else:
+        present = [torch.zeros(*x.shape[:2], room, *x.shape[3:], dtype=x.dtype, device=at) for x in past]
     out = torch.zeros(B, T, width // 3, dtype=dtype, device=at)
     past_room, positions = feeds["past_key"].shape[2], feeds["cos"].shape[0]
     call = Attention(B, heads, n, rotary_dim, T, total, room, past_room, positions, T * total)
     call.activations, call.cache, call.multiprocessors = ACTIVATIONS[dtype][0], CACHES[cache], device.multiprocessors
     given = {name: feeds[name] for name in feeds if name in POINTERS}
-    given |= {"position": feeds["position_ids"], "key": key, "value": value, "out": out}
-    given |= dict(zip(("key_scale", "value_scale"), scales, strict=False))
+    given |= {"position": feeds["position_ids"], "out": out}
+    given |= dict(zip(("key", "value", "key_scale", "value_scale"), present, strict=False))
     given["workspace"] = torch.empty(
         device.library.pythia_cuda_workspace(ctypes.byref(call)), dtype=torch.int8, device=at
     )
@@ -122,4 +126,4 @@ def prepared(
         refused = device.library.pythia_cuda_attend(ctypes.byref(call), device.stream)
         assert refused == 0, f"CUDA error {refused}, with {len(given)} tensors"
 
-    return Prepared(launch, [out, key, value, *scales])
+    return Prepared(launch, [out, *present])

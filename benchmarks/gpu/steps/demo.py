@@ -125,7 +125,7 @@ def recipe(bench: Bench) -> str:
     if not path.exists():
         demo = ROOT / "demo" / "main"
         config = NeoXConfig.from_dict(json.loads((demo / "config.json").read_text()), "config.json")
-        config = dataclasses.replace(config, num_layers=1, hidden_size=64, num_heads=2, intermediate_size=64)
+        config = dataclasses.replace(config, num_layers=1, hidden_size=32, num_heads=1, intermediate_size=32)
         weights = RandomWeights(config)
         checkpoint.mkdir()
         values = {spec.name: weights.tensor(spec.name).to(torch.float16) for spec in tensors(config)}

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from bench import ROOT, Bench
+from cuda_kernels import emulated_library
 from plan import FORKS, GPU, LIBRARY, PRELOADED, SESSIONS
 
 from pythia_export.base.machine import machine, versions
-from pythia_export.base.native_library import library_fault
+from pythia_export.base.native_library import kernels_path, library_fault
 
 OLDEST_GPU = (8, 0)  # kernels/CMakeLists.txt builds for 80 and 90, and what comes after
 _LIBRARIES = re.compile(r"/\S*/lib(?:cudnn|cublas|cublasLt|cudart|cufft|curand|nvrtc)\.so\S*")
@@ -30,7 +31,7 @@ def look(bench: Bench) -> None:
     bench.say("packages", ", ".join(f"{name} {version}" for name, version in versions().items()))
     bench.has(FORKS, _forks())
     bench.has(GPU, _gpu(bench))
-    bench.has(LIBRARY, _loads(bench, bench.library() if _is_built(bench) else None))
+    bench.has(LIBRARY, _kernels(bench))
     bench.has(SESSIONS, _sessions(bench))
     bench.say("nvcc", _printed("nvcc", "--version") or "none")
     bench.say("compute-sanitizer", shutil.which("compute-sanitizer") or "none")
@@ -39,18 +40,20 @@ def look(bench: Bench) -> None:
 def library(bench: Bench) -> None:
     """Build the kernels where those that were brought do not load: of another C library, say."""
     if not bench.journal.has(LIBRARY):
-        build, target = ROOT / "build" / bench.sized("kernels-here", "kernels"), "pythia_cuda"
-        if bench.dry:
-            target = "pythia_cuda_emulated"
-        else:
-            major, minor = torch.cuda.get_device_capability()
-            options = ["-DPYTHIA_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={major}{minor}-real"]
-            subprocess.run(["cmake", "-S", ROOT / "kernels", "-B", build, *options], check=True)
-        subprocess.run(["cmake", "--build", build, "--target", target, "--parallel"], check=True)
-        if not bench.dry:
-            (ROOT / "build" / "kernels-cuda").mkdir(exist_ok=True)
-            shutil.copy2(build / "libpythia_cuda.so", ROOT / "build" / "kernels-cuda")
-    bench.has(LIBRARY, _loads(bench, bench.library()))
+        emulated_library() if bench.dry else _build()
+    there = _kernels(bench)
+    bench.check("the kernels load", there)
+    bench.has(LIBRARY, there)
+
+
+def _build() -> None:
+    build, (major, minor) = ROOT / "build" / "kernels-here", torch.cuda.get_device_capability()
+    options = ["-DPYTHIA_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={major}{minor}-real"]
+    subprocess.run(["cmake", "-S", ROOT / "kernels", "-B", build, *options], check=True)
+    subprocess.run(["cmake", "--build", build, "--parallel"], check=True)
+    for folder, name in (("kernels-cuda", "libpythia_cuda.so"), ("kernels", "libpythia_kernels.so")):
+        (ROOT / "build" / folder).mkdir(exist_ok=True)
+        shutil.copy2(build / name, ROOT / "build" / folder)
 
 
 def probe(bench: Bench) -> None:
@@ -86,25 +89,23 @@ def _gpu(bench: Bench) -> bool:
     return True
 
 
-def _is_built(bench: Bench) -> bool:
-    try:
-        return bool(bench.library())
-    except FileNotFoundError:
-        return False
+def _kernels(bench: Bench) -> bool:
+    """Whether both libraries load: the CPU's is what the GPU's is compared with."""
+    return all([_loads(bench, bench.library(), "pythia_cuda_attend"), _loads(bench, kernels_path(), "pythia_beam")])
 
 
-def _loads(bench: Bench, path: Path | None) -> bool:
-    if path is None:
-        bench.say("kernels for a GPU", "not built")
+def _loads(bench: Bench, path: Path | None, symbol: str) -> bool:
+    if path is None or not path.is_file():
+        bench.say(f"kernels with {symbol}", "not built")
         return False
     try:
         if fault := library_fault(path):
             raise OSError(f"it {fault}")
-        ctypes.CDLL(str(path)).pythia_cuda_attend  # noqa: B018
+        getattr(ctypes.CDLL(str(path)), symbol)
     except (OSError, AttributeError) as e:
-        bench.say("kernels for a GPU", f"{path.name} does not load: {e}")
+        bench.say(f"kernels with {symbol}", f"{path.name} does not load: {e}")
         return False
-    bench.say("kernels for a GPU", f"{path.name}, {path.stat().st_size / 1e6:.0f} MB")
+    bench.say(f"kernels with {symbol}", f"{path.name}, {path.stat().st_size / 1e6:.0f} MB")
     return True
 
 

@@ -18,11 +18,11 @@ beam = {beam}
 [calibration]
 {calibration}
 samples = {samples}
-sequence_length = 32
+sequence_length = {length}
 [verify]
 {verify}
 tokens = {tokens}
-sequence_length = 32
+sequence_length = {length}
 [resources]
 cores = 1
 device = "cuda"
@@ -38,11 +38,11 @@ def demo(bench: Bench) -> None:
         if not folder.exists():
             shutil.copytree(bench.work / "tiny", folder / "main")
             shutil.copy2(ROOT / "demo" / "main" / "training.json", folder / "main")
-    bits, samples, tokens, beam = bench.sized(([2, 3, 4], 128, 32768, 16), ([4], 2, 256, 1))
+    bits, samples, tokens, length, beam = bench.sized(([2, 3, 4], 128, 32768, 256, 16), ([4], 2, 256, 32, 1))
     file, out = bench.work / "sweep.toml", bench.work / "sweep"
     texts = {name: f'source = "file"\npath = "{bench.work / name}.txt"' for name in ("calibration", "verify")}
     content = bench.sized(dict.fromkeys(texts, 'source = "python-stdlib"'), texts)
-    content |= {"folder": folder, "revisions": revisions, "bits": bits, "beam": beam}
+    content |= {"folder": folder, "revisions": revisions, "bits": bits, "beam": beam, "length": length}
     file.write_text(SWEEP.format(**content, samples=samples, tokens=tokens))
     shutil.rmtree(out, ignore_errors=True)
     command(bench, "sweep", "run", file, "--out", out, "--engine", "inline", on_gpu=True)
