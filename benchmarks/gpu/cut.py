@@ -48,7 +48,7 @@ def main() -> None:
             for library in args.libraries:
                 kernels.add(library)
         print("pack    compressing ONNX Runtime's CUDA provider (minutes)", flush=True)
-        subprocess.run(["xz", "--threads=0", "-9", provider], check=False)
+        subprocess.run(["xz", "--threads=0", provider], check=True)
         compressed = provider.with_suffix(".xz")
         names = cut(compressed, args.pack, room)
         parts = {
