@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pythia_export.base.compute import Compute
 from pythia_export.base.device import CPU
 from pythia_export.base.machine import machine
 from pythia_export.calibrate import quantize_stream
@@ -90,7 +91,7 @@ def write_weights(
     quantize = Quantize(method="rtn", group_size=128, products=products)
     places = layout(config, quantize, dtype)
     with WeightsWriter(folder / DATA_FILE, places) as writer:
-        quantize_stream(RandomWeights(config, device), quantize, places, dtype, None, writer, device=device)
+        quantize_stream(RandomWeights(config, device), writer, None, Compute(device))
     return places
 
 

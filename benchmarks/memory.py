@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from pythia_export.base.compute import Compute
 from pythia_export.base.device import CPU, described, device_called
 from pythia_export.base.machine import machine
 from pythia_export.base.progress import Advance
@@ -121,12 +122,11 @@ def quantised(
         began = time.perf_counter()
         with WeightsWriter(Path(scratch) / DATA_FILE, places) as writer:
             record = quantize_stream(
-                checkpoint, quantize, places, "float32", ids if method == "gptq" else None, writer,
-                progress=parts, memory_gb=memory_gb, device=device,
-            )  # fmt: skip
+                checkpoint, writer, ids if method == "gptq" else None, Compute(device, parts, memory_gb)
+            )
         seconds = time.perf_counter() - began
     peak_of_gpu = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    parts.seconds["of it, rounding"] = sum(linear["seconds"] for linear in record["linears"])
+    parts.seconds["of it, rounding"] = sum(linear.seconds for linear in record.linears)
     return {"peak": peak_memory_bytes(), "peak_of_gpu": peak_of_gpu, "seconds": seconds, "parts": parts.seconds}
 
 

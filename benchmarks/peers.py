@@ -258,7 +258,7 @@ def _run_ours(job: dict[str, Any]) -> None:
     began = time.perf_counter()
     places = layout(checkpoint.config, quantize, "float32")
     with WeightsWriter(Path(job["weights"]), places) as writer:
-        record = quantize_stream(checkpoint, quantize, places, "float32", ids, writer)
+        record = quantize_stream(checkpoint, writer, ids)
     report = {
         "quantize_seconds": time.perf_counter() - began,
         "peak_memory_bytes": peak_memory_bytes(),

@@ -118,10 +118,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path, began = Path(folder) / DATA_FILE, time.perf_counter()
             if quantize.bits_per_weight is not None and ids is not None:
-                quantize, _ = allocate(checkpoint, quantize, "float32", ids, 4.0, Path(folder))
+                quantize, _ = allocate(checkpoint, quantize, "float32", ids)
             places = layout(config, quantize, "float32")
             with WeightsWriter(path, places) as writer:
-                record = quantize_stream(checkpoint, quantize, places, "float32", ids, writer)
+                record = quantize_stream(checkpoint, writer, ids)
             seconds = time.perf_counter() - began
             found = score(WeightsReader(path, places))
         below = [x.loss < x.rtn_loss for x in record.linears if x.loss is not None and x.rtn_loss is not None]

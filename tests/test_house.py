@@ -127,3 +127,15 @@ def test_a_scheme_is_passed_whole():
             if isinstance(node, ast.FunctionDef):
                 names = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
                 assert not names & {"group_size", "symmetric"}, f"{path.name}: {node.name}"
+
+
+def test_where_torch_computes_is_passed_whole():
+    """Device, progress, memory and scratch are one value, `Compute`: no loop takes two of them."""
+    for room, path in modules():
+        if room not in ("calibrate", "proof"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                names = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+                parts = set(names) & {"device", "progress", "memory_gb", "scratch"}
+                assert len(parts) < 2 and len(names) < 9, f"{path.name}: {node.name}"

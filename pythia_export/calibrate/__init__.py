@@ -3,11 +3,12 @@
 from ..records.quantization import Allocation
 from .bit_budget import allocate, require_budget
 from .journal import Journal, Publication, differences, published, remove_work, require_begun
-from .loop import Output, quantize_stream, quantize_together
-from .sensitivity import Sensitivity, Tensors, measure_sensitivity
+from .loop import quantize_stream, quantize_together
+from .placed import Tensors
+from .sensitivity import Sensitivity, measure_sensitivity
 
 __all__ = [
-    "Allocation", "Journal", "Output", "Publication", "Sensitivity", "Tensors", "allocate", "differences",
+    "Allocation", "Journal", "Publication", "Sensitivity", "Tensors", "allocate", "differences",
     "measure_sensitivity", "published", "quantize_stream", "quantize_together", "remove_work", "require_begun",
     "require_budget",
 ]  # fmt: skip

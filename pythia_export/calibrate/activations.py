@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..base.compute import Compute
 from ..base.device import CPU, free_bytes
 from ..base.errors import ResourceError
 
@@ -75,9 +76,12 @@ class Activations:
         return 4 * start * self.shape[1] * self.shape[2]
 
 
-def place(shape: Shape, copies: int, memory_gb: float, folder: Path, device: torch.device) -> Place:
-    """Where `copies` of such activations fit: on the GPU that computes, within the budget of memory, or on the disk."""
+def place(shape: Shape, copies: int, compute: Compute) -> Place:
+    """Return where `copies` of such activations fit: on the GPU that computes, within the budget of memory, or in
+    files."""
     needed = 4 * shape[0] * shape[1] * shape[2] * copies
-    if needed <= SHARE_OF_GPU * free_bytes(device):
-        return device
-    return CPU if needed <= memory_gb * 1e9 else folder
+    if needed <= SHARE_OF_GPU * free_bytes(compute.device):
+        return compute.device
+    if needed <= compute.memory_gb * 1e9:
+        return CPU
+    return compute.scratch if compute.scratch is not None else Path(tempfile.gettempdir())

@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.device import CPU, memory_of
+from ..base.compute import DEFAULT, Compute
+from ..base.device import memory_of
 from ..base.errors import NumericsError, RecipeError
-from ..base.progress import SILENT, Progress
 from ..model.block import Block
 from ..model.neox import EMBEDDING, NeoXConfig, layer_prefix, layer_tensors
 from ..quantize.rounding import HUGE
 from ..quantize.rtn import rtn
 from ..recipe import Override, Quantize
 from ..records.quantization import Allocation
-from ..weights.layout import Layout, layout
+from ..weights.layout import Layout, LinearPlan, layout
 from .activations import place
 from .fold_norms import Folded
 from .largest import Largest
 from .observe import Observed
-from .placed import Placed
+from .placed import Placed, Tensors
 from .problem import Problem
-from .sensitivity import Sensitivity, Tensors, expected_cost, measure_sensitivity
-from .sequential import quantise_in_sequence
+from .sensitivity import Sensitivity, expected_cost, measure_sensitivity
+from .steps import steps
 
 RAISED = 8
 
@@ -43,10 +43,7 @@ def allocate(
     quantize: Quantize,
     dtype: str,
     ids: np.ndarray,
-    memory_gb: float,
-    scratch: Path,
-    progress: Progress = SILENT,
-    device: torch.device = CPU,
+    compute: Compute = DEFAULT,
 ) -> tuple[Quantize, Allocation]:
     """The recipe with its `bits_per_weight` turned into overrides.
 
@@ -61,9 +58,9 @@ def allocate(
     source = largest = Largest(source)
     if quantize.products == 2:
         source = Folded(source)
-    source = Placed(source, device)
-    with memory_of(device), largest.named():
-        saved = _saved(source, quantize, base, high, candidates, ids, memory_gb, scratch, progress)
+    source = Placed(source, compute.device)
+    with memory_of(compute.device), largest.named():
+        saved = _saved(source, quantize, base, high, ids, compute)
     raised: list[str] = []
     reached = base.bits_per_weight
 
@@ -114,50 +111,43 @@ def _extra(base: Layout, high: Layout, name: str) -> int:
 
 
 def _saved(
-    source: Tensors, quantize: Quantize, base: Layout, high: Layout, candidates: list[str], ids: np.ndarray,
-    memory_gb: float, scratch: Path, progress: Progress,
-) -> dict[str, float]:  # fmt: skip
-    """Nats a token that each candidate's raise is expected to save."""
+    source: Tensors, quantize: Quantize, base: Layout, high: Layout, ids: np.ndarray, compute: Compute
+) -> dict[str, float]:
+    """Return the nats per token that 8 bits are expected to save in each linear of the layers."""
     config = source.config
     saved: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(dir=scratch) as folder, torch.inference_mode():
-        felt = Sensitivity(Path(folder))
+    with tempfile.TemporaryDirectory(dir=compute.scratch) as folder, torch.inference_mode():
+        compute, sensitivity = replace(compute, scratch=Path(folder)), Sensitivity(Path(folder))
         with torch.inference_mode(False):
-            measure_sensitivity(source, ids, felt, memory_gb, progress=progress)
+            measure_sensitivity(source, ids, sensitivity, compute)
         table = source.tensor(f"{EMBEDDING}.weight")
-        where = place((*ids.shape, config.hidden_size), 1, memory_gb, Path(folder), table.device)
+        where = place((*ids.shape, config.hidden_size), 1, compute)
         observed = Observed(config, ids, table, None, where, quantize)
         del table
-        with progress.track("Weighing bits", config.num_layers, "layers") as advance:
+        with compute.progress.track("Weighing bits", config.num_layers, "layers") as advance:
             for layer in range(config.num_layers):
                 weights = {spec.name: source.tensor(spec.name).float() for spec in layer_tensors(config, layer)}
                 block = Block(config, layer, weights.__getitem__)
-                weigh = _weigher(layer, base, high, felt, saved)
-                if config.parallel_residual:
-                    for linear, problem in observed.first_stage(block).items():
-                        weigh(linear, problem)
-                    observed.second_stage(block, weigh)
-                else:
-                    quantise_in_sequence(observed, block, weigh, lambda norm: None)
+                for linear, problem in steps(observed, block):
+                    if problem is not None:
+                        name, G = f"{layer_prefix(layer)}.{linear}", sensitivity.of(layer, linear)
+                        here, there = (_cost(places.linears[name], problem, G) for places in (base, high))
+                        saved[name] = here - there
                 observed.propagate(block)
                 advance(1)
-    return {name: saved[name] for name in candidates}
+    return saved
 
 
-def _weigher(
-    layer: int, base: Layout, high: Layout, felt: Sensitivity, saved: dict[str, float]
-) -> Callable[[str, Problem], Tensor]:
-    def weigh(linear: str, problem: Problem) -> Tensor:
-        name, W = f"{layer_prefix(layer)}.{linear}", problem.W
-        costs = []
-        for places in (base, high):
-            E = W - rtn(W, places.linears[name].scheme).dequantize()
-            costs.append(expected_cost(E, problem.H, felt.of(layer, linear).to(W.device)))
-        if not all(map(math.isfinite, costs)):
-            raise NumericsError(
-                f"{name}: the cost of rounding weights as large as {W.abs().max():.3g} is no finite number", hint=HUGE
-            )
-        saved[name] = costs[0] - costs[1]
-        return W
+def _cost(plan: LinearPlan, problem: Problem, G: Tensor) -> float:
+    """Return what the loss is expected to rise by when a linear is rounded to nearest.
 
-    return weigh
+    Raises:
+        NumericsError: it is no finite number; names the linear.
+    """
+    W = problem.W
+    cost = expected_cost(W - rtn(W, plan.scheme).dequantize(), problem.H, G.to(W.device))
+    if not math.isfinite(cost):
+        raise NumericsError(
+            f"{plan.name}: the cost of rounding weights as large as {W.abs().max():.3g} is no finite number", hint=HUGE
+        )
+    return cost

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..model.block import UP
 from ..model.neox import NORMS, QKV, NeoXConfig
 from ..weights.layout import FUSED_OUT, PARTS
-from .sensitivity import Tensors
+from .placed import Tensors
 
 _NORM_OF = dict(zip((QKV, UP), NORMS, strict=True))
 _LEAST = 1e-3  # of s: a column that both norms silence is not divided by zero

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..base.errors import NumericsError
 from ..model.neox import NeoXConfig
-from .sensitivity import Tensors
+from .placed import Tensors
 
 UNUSUAL = 65504.0  # float16's largest: what checkpoints of this family are published in
 

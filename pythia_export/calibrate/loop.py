@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.device import CPU, described, memory_of
+from ..base.compute import DEFAULT, Compute
+from ..base.device import described, memory_of
 from ..base.errors import NumericsError, PythiaExportError
-from ..base.progress import SILENT, Progress
 from ..model.block import Block
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, NeoXConfig, layer_prefix, layer_tensors
 from ..quantize import native
@@ -30,9 +30,8 @@ from ..quantize.gptq import WEIGHTS_AT_ONCE, Factor, correction, factor, gptq, r
 from ..quantize.grid import Quantized
 from ..quantize.rounding import HUGE
 from ..quantize.rtn import rtn
-from ..recipe import Quantize
 from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization
-from ..weights.layout import Layout, LinearPlan
+from ..weights.layout import LinearPlan
 from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
 from .activations import place
@@ -41,39 +40,25 @@ from .interruption import finishing_layers
 from .journal import Journal
 from .largest import Largest
 from .observe import Observed
-from .placed import Placed
-from .problem import Problem
-from .sensitivity import Sensitivity, Tensors, expected_cost, measure_sensitivity
-from .sequential import quantise_in_sequence
-
-
-@dataclass(frozen=True)
-class Output:
-    """One quantisation of a checkpoint, and the file that it goes into."""
-
-    quantize: Quantize
-    layout: Layout
-    writer: WeightsWriter
+from .placed import Placed, Tensors
+from .problem import Problem, Step
+from .sensitivity import Sensitivity, expected_cost, measure_sensitivity
+from .steps import steps
 
 
 def quantize_stream(
     source: Tensors,
-    quantize: Quantize,
-    layout: Layout,
-    dtype: str,
-    windows: np.ndarray | None,
     writer: WeightsWriter,
-    progress: Progress = SILENT,
+    windows: np.ndarray | None,
+    compute: Compute = DEFAULT,
     *,
-    memory_gb: float = 4.0,
     journal: Journal | None = None,
-    felt: Sensitivity | None = None,
-    device: torch.device = CPU,
+    sensitivity: Sensitivity | None = None,
 ) -> Quantization:
-    """Stream every tensor of `source` into `writer`; windows [N, S] int64 are what GPTQ observes.
+    """Stream every tensor of `source` into `writer`, whose layout says how it is quantised.
 
-    Computes on `device`. `felt` is the sensitivity of these weights on these windows, where it was measured before.
-    Activations beyond `memory_gb`, and beyond a GPU's own memory, lie in files beside the weights. With a journal,
+    windows [N, S] int64 are what GPTQ observes. `sensitivity` is that of these weights on these windows, where it was
+    measured before. Activations that memory has no room for are kept in files beside the weights. With a journal,
     finished layers are committed to it, and those that it has already are read back instead of quantised. Returns how
     each linear was rounded.
 
@@ -82,49 +67,44 @@ def quantize_stream(
             message names the linear or the layer.
         ResourceError: the disk, or the device's memory, did not suffice.
     """
-    one = [Output(quantize, layout, writer)]
-    return _stream(source, one, dtype, windows, progress, memory_gb, journal, felt, device)[0]
+    return _stream(source, [writer], windows, compute, journal, sensitivity)[0]
 
 
 def quantize_together(
     source: Tensors,
-    outputs: Sequence[Output],
-    dtype: str,
+    writers: Sequence[WeightsWriter],
     windows: np.ndarray,
-    progress: Progress = SILENT,
+    compute: Compute = DEFAULT,
     *,
-    memory_gb: float = 4.0,
-    felt: Sensitivity | None = None,
-    device: torch.device = CPU,
+    sensitivity: Sensitivity | None = None,
 ) -> list[Quantization]:
-    """Several quantisations of one checkpoint in one pass: all by GPTQ with Hessians of the original model, which they
-    share, and with the same `products`. Each comes out as `quantize_stream` would make it alone.
+    """Make several quantisations of one checkpoint in one pass: all by GPTQ with Hessians of the original model, which
+    they share, and with the same `products`. Each comes out as `quantize_stream` would make it alone.
 
     Raises:
         NumericsError: as there; of one of them, and then of all.
     """
-    if any(o.quantize.hessian != "original" or o.quantize.products != outputs[0].quantize.products for o in outputs):
+    asked = [writer.layout.quantize for writer in writers]
+    if any(q.hessian != "original" or q.products != asked[0].products for q in asked):
         raise ValueError("only quantisations by the original model's Hessians, of equal products, go together")
-    return _stream(source, outputs, dtype, windows, progress, memory_gb, None, felt, device)
+    return _stream(source, writers, windows, compute, None, sensitivity)
 
 
 def _stream(
     source: Tensors,
-    outputs: Sequence[Output],
-    dtype: str,
+    writers: Sequence[WeightsWriter],
     windows: np.ndarray | None,
-    progress: Progress,
-    memory_gb: float,
+    compute: Compute,
     journal: Journal | None,
-    felt: Sensitivity | None,
-    device: torch.device,
+    sensitivity: Sensitivity | None,
 ) -> list[Quantization]:
-    began, first = time.perf_counter(), outputs[0]
+    began, first, asked = time.perf_counter(), writers[0], [writer.layout.quantize for writer in writers]
+    device, progress = compute.device, compute.progress
     source = largest = Largest(source)
-    if first.quantize.products == 2:
+    if asked[0].products == 2:
         source = Folded(source)
     source = Placed(source, device)
-    if windows is not None and any(o.quantize.beam > 1 for o in outputs) and not native.available(device):
+    if windows is not None and any(q.beam > 1 for q in asked) and not native.available(device):
         how = "for this GPU are not built (`make cuda`" if device.type == "cuda" else "are not built (`make kernels`"
         progress.note(f"The native kernels {how}): rounding takes many times as long.")
     with ExitStack() as stack:
@@ -133,109 +113,92 @@ def _stream(
         if journal is not None:
             folder = journal.folder
         else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=first.writer.path.parent)))
-        if windows is not None and felt is None and any(o.quantize.fisher for o in outputs):
-            felt = Sensitivity(folder, None if journal is None else journal.sensitivity)
-            if not felt.digests:
-                measure_sensitivity(source, windows, felt, memory_gb, progress=progress)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=compute.scratch or first.path.parent)))
+        compute = replace(compute, scratch=folder)
+        if windows is not None and sensitivity is None and any(q.fisher for q in asked):
+            sensitivity = Sensitivity(folder, None if journal is None else journal.sensitivity)
+            if not sensitivity.digests:
+                measure_sensitivity(source, windows, sensitivity, compute)
         stack.enter_context(torch.inference_mode())
-        linears = sum(len(o.layout.linears) for o in outputs)
+        linears = sum(len(writer.layout.linears) for writer in writers)
         advance = stack.enter_context(progress.track("Quantising", linears, "linears"))
-        jobs = [_Job(source, o, dtype, felt if o.quantize.fisher else None) for o in outputs]
-        layers = _Layers(source, jobs, windows, memory_gb, folder)
+        made = [_Quantisation(writer, device, sensitivity) for writer in writers]
+        layers = _Layers(source, made, windows, compute)
         if journal is not None:
-            journal.check(first.writer, source.config.num_layers)
-            jobs[0].layers = [entry.layer for entry in journal.finished]
-            jobs[0].linears = [record for entry in journal.finished for record in entry.linears]
-        # Without a journal nothing is kept that could be resumed.
+            journal.check(first, source.config.num_layers)
+            made[0].layers = [entry.layer for entry in journal.finished]
+            made[0].linears = [record for entry in journal.finished for record in entry.linears]
+        # Without a journal nothing is stored that could be resumed.
         finishing = finishing_layers(progress) if journal is not None else nullcontext()
         interrupted = stack.enter_context(finishing)
         for layer in range(source.config.num_layers):
             if journal is not None and layer < len(journal.finished):
-                layers.go_past(layer)
+                layers.read_back(layer)
             else:
-                before = len(jobs[0].linears)
-                layers.do(layer)
-                for o in outputs:
-                    o.writer.commit()
+                before = len(made[0].linears)
+                layers.quantise(layer)
+                for writer in writers:
+                    writer.commit()
                 if journal is not None:
-                    weights = first.writer.digest(f"{layer_prefix(layer)}.")
-                    sensitivity = None if felt is None else felt.digests
-                    journal.commit(jobs[0].layers[-1], jobs[0].linears[before:], weights, sensitivity)
-            advance(4 * len(outputs))
+                    weights = first.digest(f"{layer_prefix(layer)}.")
+                    digests = None if sensitivity is None else sensitivity.digests
+                    journal.commit(made[0].layers[-1], made[0].linears[before:], weights, digests)
+            advance(4 * len(writers))
             if interrupted is not None:
                 interrupted(layer + 1, source.config.num_layers)
         layers.finish()
-        advance(len(outputs))
+        advance(len(writers))
     seconds = round(time.perf_counter() - began, 2)
-    return [job.record(seconds) for job in jobs]
+    return [one.record(seconds) for one in made]
 
 
 class _Layers:
     """The layers one after the other, for one quantisation or for several that observe the same activations."""
 
     def __init__(
-        self, source: Placed, jobs: Sequence[_Job], windows: np.ndarray | None, memory_gb: float, folder: Path
+        self, source: Placed, made: Sequence[_Quantisation], windows: np.ndarray | None, compute: Compute
     ) -> None:
         """Embeddings are written; the calibration text becomes activations."""
         self.source, self.config = source, source.config
-        self.jobs = sorted(jobs, key=lambda job: job.damping)  # those that share a factor one after the other
-        quantize, table = jobs[0].quantize, source.tensor(f"{EMBEDDING}.weight")
-        stored = [job.start(table) for job in jobs]
+        self.made = sorted(made, key=lambda one: one.damping)  # those that share a factor one after the other
+        quantize, table = made[0].quantize, source.tensor(f"{EMBEDDING}.weight")
+        stored = [one.start(table) for one in made]
         self.original = quantize.hessian == "original"
         self.observed: Observed | None = None
         if windows is not None:
             correct = quantize.error_correction
             shape = (*windows.shape, self.config.hidden_size)
-            where = place(shape, 2 if correct else 1, memory_gb, folder, source.device)
+            where = place(shape, 2 if correct else 1, compute)
             # The artifact's own embedding is what every layer will read.
             x = table if self.original else stored[0]
             self.observed = Observed(self.config, windows, x, table if correct else None, where, quantize)
 
-    def do(self, layer: int) -> None:
+    def quantise(self, layer: int) -> None:
+        """Observe a layer, round it, write it, and move the text past it."""
         began = time.perf_counter()
         weights = self._weights(layer)
-        views = [dict(weights) for _ in self.jobs]  # from rounding on each has its own
+        views = [dict(weights) for _ in self.made]  # from rounding on each has its own
         # Hessians are those of what the artifact will compute, or of the original model.
         block = Block(self.config, layer, (weights if self.original else views[0]).__getitem__)
-        factors: Factors | None = {} if len(self.jobs) > 1 else None
+        without: Iterator[Step] = ((name, None) for name in (*LINEARS, *NORMS))
+        for name, problem in without if self.observed is None else steps(self.observed, block):
+            factors: Factors | None = {} if len(self.made) > 1 else None
+            for one, view in zip(self.made, views, strict=True):
+                if name in NORMS:
+                    one.norm(layer, name, view)
+                    continue
+                one.solve(layer, name, problem, view, factors)
+                if self.original:  # nothing reads it again, and of each quantisation a layer would stay in memory
+                    matrix = f"{layer_prefix(layer)}.{name}.weight"
+                    view[matrix] = weights[matrix]
+        error = None if self.observed is None else self.observed.propagate(block)
+        seconds = round((time.perf_counter() - began) / len(self.made), 3)
+        for one in self.made:
+            one.layers.append(LayerRecord(layer=layer, residual_error=error, seconds=seconds))
 
-        def solve(linear: str, problem: Problem | None) -> Tensor:
-            if factors is not None:
-                factors.clear()
-            for job, view in zip(self.jobs, views, strict=True):
-                rounded = job.solve(layer, linear, problem, view, factors)
-                if self.original:  # nothing reads it again; kept, a layer of each quantisation would lie in memory
-                    name = f"{layer_prefix(layer)}.{linear}.weight"
-                    view[name] = weights[name]
-            return rounded
-
-        def norms(*names: str) -> None:
-            for job, view in zip(self.jobs, views, strict=True):
-                job.norms(layer, names, view)
-
-        error = None
-        if self.observed is None:
-            for linear in LINEARS:
-                solve(linear, None)
-            norms(*NORMS)
-        elif not self.config.parallel_residual:
-            quantise_in_sequence(self.observed, block, solve, norms)
-            error = self.observed.propagate(block)
-        else:
-            first = self.observed.first_stage(block)
-            norms(*NORMS)
-            for linear, problem in first.items():
-                solve(linear, problem)
-            self.observed.second_stage(block, solve)
-            error = self.observed.propagate(block)
-        seconds = round((time.perf_counter() - began) / len(self.jobs), 3)
-        for job in self.jobs:
-            job.layers.append(LayerRecord(layer=layer, residual_error=error, seconds=seconds))
-
-    def go_past(self, layer: int) -> None:
-        """A layer that is in the file already."""
-        out = self.jobs[0].out
+    def read_back(self, layer: int) -> None:
+        """Move the text past a layer that is in the file already."""
+        out = self.made[0].out
         out.kept(f"{layer_prefix(layer)}.")
         if self.observed is None:
             return
@@ -249,17 +212,17 @@ class _Layers:
         self.observed.propagate(Block(self.config, layer, written.__getitem__), measure=False)
 
     def finish(self) -> None:
-        """The final norm and the head."""
+        """Write the final norm and the head."""
         ends = {f"{FINAL_NORM}.{x}": self.source.tensor(f"{FINAL_NORM}.{x}").float() for x in ("weight", "bias")}
-        stored = [{name: job.out.vector(name, vector) for name, vector in ends.items()} for job in self.jobs]
+        stored = [{name: one.out.vector(name, vector) for name, vector in ends.items()} for one in self.made]
         W, problem = self.source.tensor(f"{HEAD}.weight").float(), None
-        if self.observed is not None and any(job.layout.linears[HEAD].method != "none" for job in self.jobs):
+        if self.observed is not None and any(one.layout.linears[HEAD].method != "none" for one in self.made):
             problem = self.observed.head(W, (ends if self.original else stored[0]).__getitem__)
-        factors: Factors | None = {} if len(self.jobs) > 1 else None
-        for job in self.jobs:
-            plan = job.layout.linears[HEAD]
+        factors: Factors | None = {} if len(self.made) > 1 else None
+        for one in self.made:
+            plan = one.layout.linears[HEAD]
             needed = problem if plan.method != "none" else None
-            job.out.linear(plan, W, job.quantized(plan, W, needed, factors))
+            one.out.linear(plan, W, one.quantized(plan, W, needed, factors))
 
     def _weights(self, layer: int) -> dict[str, Tensor]:
         return {spec.name: self.source.tensor(spec.name).float() for spec in layer_tensors(self.config, layer)}
@@ -269,31 +232,30 @@ Damping = tuple[bool, float, float]  # act_order, damp and max_damp
 Factors = dict[Damping, Factor]  # of one Hessian, the latest
 
 
-class _Job:
-    """One quantisation of a checkpoint on its way."""
+class _Quantisation:
+    """One quantisation of a checkpoint on its way into its file."""
 
-    def __init__(self, source: Placed, output: Output, dtype: str, felt: Sensitivity | None) -> None:
-        self.config, self.quantize, self.layout, self.felt = source.config, output.quantize, output.layout, felt
-        self.device = source.device
-        self.out = output.writer
+    def __init__(self, writer: WeightsWriter, device: torch.device, sensitivity: Sensitivity | None) -> None:
+        self.out, self.layout, self.quantize = writer, writer.layout, writer.layout.quantize
+        self.device, self.sensitivity = device, sensitivity if self.quantize.fisher else None
         self.linears: list[LinearRecord] = []
         self.layers: list[LayerRecord] = []
 
     def start(self, table: Tensor) -> Tensor:
-        """Embedding and rotary tables; the embedding comes back as the artifact will read it."""
+        """Write embedding and rotary tables; return the embedding as the artifact will read it."""
         self.out.rotary()
         return self.out.embedding(table)
 
-    def norms(self, layer: int, names: Sequence[str], weights: dict[str, Tensor]) -> None:
-        for norm in names:
-            for part in ("weight", "bias"):
-                name = f"{layer_prefix(layer)}.{norm}.{part}"
-                weights[name] = self.out.vector(name, weights[name])
+    def norm(self, layer: int, norm: str, weights: dict[str, Tensor]) -> None:
+        """Write one LayerNorm; from here on `weights` has it as the artifact will read it."""
+        for part in ("weight", "bias"):
+            name = f"{layer_prefix(layer)}.{norm}.{part}"
+            weights[name] = self.out.vector(name, weights[name])
 
     def solve(
         self, layer: int, linear: str, problem: Problem | None, weights: dict[str, Tensor], factors: Factors | None
-    ) -> Tensor:
-        """Round one linear; from here on what the artifact stands for takes the original's place in `weights`."""
+    ) -> None:
+        """Round one linear; from here on `weights` has what the artifact will compute with, in the original's place."""
         name = f"{layer_prefix(layer)}.{linear}"
         plan, W = self.layout.linears[name], weights[f"{name}.weight"]
         result = self.quantized(plan, W, problem, factors)
@@ -305,7 +267,6 @@ class _Job:
             if problem is not None and plan.method == "gptq" and f"{name}.bias" in self.layout.slots:
                 bias = problem.bias(bias, rounded)
             weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
-        return rounded
 
     def record(self, seconds: float) -> Quantization:
         place = {name: i for i, name in enumerate(self.layout.linears)}  # stages are out of the checkpoint's order
@@ -327,7 +288,7 @@ class _Job:
             return None
         began, scheme, quantize = time.perf_counter(), plan.scheme, self.quantize
         scale_dtype = getattr(torch, self.layout.dtype)
-        target, damp, G = W, None, self._felt(plan)
+        target, damp, G = W, None, self._sensitivity_of(plan)
         try:
             result = nearest = rtn(W, scheme, scale_dtype)
             if plan.method == "gptq":
@@ -344,7 +305,7 @@ class _Job:
                 else:
                     result = gptq_coupled(target, L, G, scheme, quantize, scale_dtype)
                 del L
-            losses = _losses(plan, W, target, nearest, result, problem, G, self.config)
+            losses = _losses(plan, W, target, nearest, result, problem, G, self.layout.config)
         except PythiaExportError as e:
             raise type(e)(f"{plan.name}: {e}", hint=e.hint) from e
         record = LinearRecord(
@@ -375,11 +336,11 @@ class _Job:
     def damping(self) -> Damping:
         return self.quantize.act_order, self.quantize.damp, self.quantize.max_damp
 
-    def _felt(self, plan: LinearPlan) -> Tensor | None:
-        """G at this linear's output."""
-        if self.felt is None or plan.layer is None:
+    def _sensitivity_of(self, plan: LinearPlan) -> Tensor | None:
+        """Return G at this linear's output."""
+        if self.sensitivity is None or plan.layer is None:
             return None
-        return self.felt.of(plan.layer, plan.name.removeprefix(f"{layer_prefix(plan.layer)}.")).to(self.device)
+        return self.sensitivity.of(plan.layer, plan.name.removeprefix(f"{layer_prefix(plan.layer)}.")).to(self.device)
 
 
 def _losses(
@@ -388,9 +349,8 @@ def _losses(
 ) -> dict[str, Any]:  # fmt: skip
     """Output errors relative to the output's energy: of rounding W to nearest, and of rounding what GPTQ was to round.
 
-    Where G is known, errors and energy are weighed by it, as the loss feels them, and `expected_cost` is what the error
-    is expected to cost in nats a token. `heads` [num_heads][q, k, v] splits the fused QKV's plain error, each part over
-    its own energy.
+    Where G is known, errors and energy are weighted by it, and `expected_cost` is what the error is expected to cost in
+    nats per token. `heads` [num_heads][q, k, v] splits the fused QKV's plain error, each part over its own energy.
     """
     if problem is None:
         return {"rtn_loss": None, "loss": None, "recovered": None, "expected_cost": None}

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from ..model.neox import NeoXConfig
-from .sensitivity import Tensors
+
+
+class Tensors(Protocol):
+    """A checkpoint, or anything that yields tensors by on-disk name."""
+
+    config: NeoXConfig
+
+    def tensor(self, name: str) -> Tensor: ...
 
 
 class Placed:

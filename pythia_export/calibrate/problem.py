@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..base.device import CPU, as_multiplied
+from ..base.errors import NumericsError
 
 DOUBLE_BELOW = (
     4096  # widths up to which sums are kept in float64; beyond, memory counts and damping rules the condition
@@ -42,6 +43,10 @@ class Problem:
             return bias
         W, Q = self.W.to(self.mean.dtype), rounded.to(self.mean.dtype)
         return (bias.to(self.mean.dtype) + self.shift + (W - Q) @ self.mean).to(bias.dtype)
+
+
+# What a layer settles next, in order: a linear and its problem, or a LayerNorm, which has none.
+Step = tuple[str, Problem | None]
 
 
 class Moments:
@@ -88,6 +93,14 @@ class Moments:
     @property
     def mean_x(self) -> Tensor:
         return _moved(self._mean_x / self._count, self._from_x).to(self._dtype)
+
+    def require_finite(self, what: str) -> None:
+        """
+        Raises:
+            NumericsError: some y was a NaN or an infinity; `what` says of what.
+        """
+        if not torch.isfinite(self.mean).all():
+            raise NumericsError(f"{what} hold a NaN or an infinity on the calibration text")
 
     def second(self) -> Tensor:
         """``E[x y^T]``; the sums are given up for it."""

@@ -13,33 +13,26 @@ import io
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.compute import DEFAULT, Compute
 from ..base.device import tensor_cores
 from ..base.errors import IntegrityError, NumericsError
-from ..base.progress import SILENT, Progress
 from ..model.block import DENSE, UP, Block, Rotary, final_norm, head
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, QKV, NeoXConfig, layer_tensors
 from ..quantize.gptq import row_errors
 from .activations import Activations, place
 from .observe import windows_a_chunk
+from .placed import Placed, Tensors
 
 TOKENS = 8192  # of the calibration text: G only steers, and 32,768 gave the same losses
 LOGITS = 1 << 25  # computed at once
 RESIDUAL = "residual"  # what 4h_to_h writes, and dense too with a parallel residual: one gradient for both
-
-
-class Tensors(Protocol):
-    """A checkpoint, or anything that yields tensors by on-disk name."""
-
-    config: NeoXConfig
-
-    def tensor(self, name: str) -> Tensor: ...
 
 
 class Sensitivity:
@@ -102,18 +95,17 @@ def expected_cost(E: Tensor, H: Tensor, G: Tensor) -> float:
     return float((G * by_block).sum(dtype=torch.float64)) / 2
 
 
-def measure_sensitivity(
-    source: Tensors, ids: np.ndarray, found: Sensitivity, memory_gb: float, seed: int = 0, progress: Progress = SILENT
-) -> None:
+def measure_sensitivity(source: Tensors, ids: np.ndarray, found: Sensitivity, compute: Compute = DEFAULT) -> None:
     """Put G of every layer into `found`, from the first windows of ids [N, S] that hold `TOKENS` tokens.
 
-    Computes where `source` has its tensors.
+    Raises:
+        NumericsError: a weight or an activation is NaN or infinite; names the tensor or the layer.
     """
+    device, progress, source = compute.device, compute.progress, Placed(source, compute.device)
     config, table = source.config, source.tensor(f"{EMBEDDING}.weight")
-    device = table.device
     ids = ids[: max(1, TOKENS // ids.shape[1])]
     shape = (ids.shape[0], ids.shape[1], config.hidden_size)
-    where = place(shape, config.num_layers + 1, memory_gb, found.folder, device)
+    where = place(shape, config.num_layers + 1, replace(compute, scratch=found.folder))
     rotary, per_chunk = Rotary.of(config, ids.shape[1], torch.float32, device), windows_a_chunk(config, ids.shape[1])
 
     def read(layer: int) -> Block:
@@ -141,7 +133,7 @@ def measure_sensitivity(
                         )
             x = y
             advance(1)
-        _loss_gradient(source, x, seed)
+        _loss_gradient(source, x)
         advance(1)
         gradient = x  # from here on the gradient at the layer's output
         for layer in reversed(range(config.num_layers)):
@@ -152,9 +144,9 @@ def measure_sensitivity(
 
 
 @torch.enable_grad()
-def _loss_gradient(source: Tensors, x: Activations, seed: int) -> None:
+def _loss_gradient(source: Tensors, x: Activations) -> None:
     """Replace the last layer's outputs by the gradient of ``-log p(token)``, token drawn from p."""
-    config, generator = source.config, torch.Generator().manual_seed(seed)
+    config, generator = source.config, torch.Generator().manual_seed(0)
     names = (f"{FINAL_NORM}.weight", f"{FINAL_NORM}.bias", f"{HEAD}.weight")
     weights = {name: source.tensor(name).float() for name in names}.__getitem__
     at_once = max(1, LOGITS // config.vocab_size)

@@ -8,29 +8,24 @@ dense does not count on 4h_to_h (`joint_hessian`): the MLP reads m itself, so wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
+from collections.abc import Iterator
 
 from ..base.device import tensor_cores
 from ..model.block import DENSE, DOWN, UP, Block, normalise
 from ..model.neox import NORMS, QKV, has_bias, layer_prefix
-from .observe import Normed, Observed, refuse_overflow
-from .problem import Moments, Problem
+from .normed import Normed
+from .observe import Observed
+from .problem import Moments, Problem, Step
 
-Solve = Callable[[str, Problem], Tensor]  # rounds a linear of the block, and returns the matrix
 
-
-def quantise_in_sequence(observed: Observed, block: Block, solve: Solve, norm_is_stored: Callable[[str], None]) -> None:
-    """Round the four linears of a layer whose weights are still the original ones.
-
-    `norm_is_stored` is called with each LayerNorm's name once the unquantised model has used it: `block` may read it as
-    the artifact will from then on. Leaves `observed` between the layer's halves; `propagate` takes it past the layer.
+def in_sequence(observed: Observed, block: Block) -> Iterator[Step]:
+    """Yield the norms and the linears of a layer whose weights are still the original ones, as `steps.steps` says: each
+    LayerNorm once the unquantised model has used it. Leaves `observed` between the layer's halves.
     """
     tokens, d, ff = observed.tokens, observed.config.hidden_size, observed.config.intermediate_size
     x, wanted, where = observed.x, observed.wanted, f"layer {block.layer}"
+    own, cross = observed.moments(d, d), observed.moments(d, d)
     with tensor_cores(observed.device):
-        own, cross = observed.moments(d, d), observed.moments(d, d)
         for i, chunk in enumerate(x):
             z = normalise(chunk, block.config.layer_norm_eps)
             own.add(z, z)
@@ -38,21 +33,23 @@ def quantise_in_sequence(observed: Observed, block: Block, solve: Solve, norm_is
                 y = wanted[i]
                 cross.add(normalise(y, block.config.layer_norm_eps), z)
                 wanted[i] = block.after_attention(y, observed.rotary)
-        refuse_overflow(own.mean, f"{where}: the residual stream before it")
-        normed = Normed.of(own, cross if wanted is not None else None, tokens)
-        norm_is_stored(NORMS[0])
-        solve(QKV, normed.problem(block, QKV, NORMS[0]))
+    own.require_finite(f"{where}: the residual stream before it")
+    normed = Normed.of(own, cross if wanted is not None else None, tokens)
+    yield NORMS[0], None
+    yield QKV, normed.problem(block, QKV, NORMS[0])
 
-        own, lacks = observed.moments(d, d), observed.moments(d, d)
+    own, lacks = observed.moments(d, d), observed.moments(d, d)
+    with tensor_cores(observed.device):
         for i, chunk in enumerate(x):
             mixed = block.mix(block.normed(chunk, NORMS[0]), observed.rotary)
             own.add(mixed, mixed)
             if wanted is not None:
                 lacks.add(wanted[i] - chunk, mixed)
-        refuse_overflow(own.mean, f"{where}: the inputs of {DENSE}")
-        solve(DENSE, _into_residual(block, DENSE, own, lacks if wanted is not None else None, tokens))
+    own.require_finite(f"{where}: the inputs of {DENSE}")
+    yield DENSE, _into_residual(block, DENSE, own, lacks if wanted is not None else None, tokens)
 
-        own, cross = observed.moments(d, d), observed.moments(d, d)
+    own, cross = observed.moments(d, d), observed.moments(d, d)
+    with tensor_cores(observed.device):
         for i, chunk in enumerate(x):
             x[i] = middle = block.after_attention(chunk, observed.rotary)
             z = normalise(middle, block.config.layer_norm_eps)
@@ -61,19 +58,20 @@ def quantise_in_sequence(observed: Observed, block: Block, solve: Solve, norm_is
                 y = wanted[i]
                 cross.add(normalise(y, block.config.layer_norm_eps), z)
                 wanted[i] = block.after_mlp(y)
-        refuse_overflow(own.mean, f"{where}: the residual stream between attention and MLP")
-        normed = Normed.of(own, cross if wanted is not None else None, tokens)
-        norm_is_stored(NORMS[1])
-        solve(UP, normed.problem(block, UP, NORMS[1]))
+    own.require_finite(f"{where}: the residual stream between attention and MLP")
+    normed = Normed.of(own, cross if wanted is not None else None, tokens)
+    yield NORMS[1], None
+    yield UP, normed.problem(block, UP, NORMS[1])
 
-        own, lacks = observed.moments(ff, ff), observed.moments(d, ff)
+    own, lacks = observed.moments(ff, ff), observed.moments(d, ff)
+    with tensor_cores(observed.device):
         for i, middle in enumerate(x):
             up = block.rise(block.normed(middle, NORMS[1]))
             own.add(up, up)
             if wanted is not None:
                 lacks.add(wanted[i] - middle, up)
-        refuse_overflow(own.mean, f"{where}: the inputs of {DOWN}")
-        solve(DOWN, _into_residual(block, DOWN, own, lacks if wanted is not None else None, tokens))
+    own.require_finite(f"{where}: the inputs of {DOWN}")
+    yield DOWN, _into_residual(block, DOWN, own, lacks if wanted is not None else None, tokens)
     observed.halfway = True
 
 

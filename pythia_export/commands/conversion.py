@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import onnx
 import torch
 
 from ..artifact import Quantization
+from ..base.compute import Compute
 from ..base.device import described
 from ..base.machine import versions
 from ..base.progress import Progress
@@ -50,6 +50,11 @@ class Conversion:
     accept: Accept
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def compute(self) -> Compute:
+        calibration = self.recipe.calibration
+        return Compute(self.device, self.progress, calibration.memory_gb if calibration is not None else 0.0)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -95,25 +100,19 @@ class Conversion:
         asked, calibration = self.recipe.quantize, self.calibration
         if asked.bits_per_weight is None:
             return
-        assert calibration is not None and self.recipe.calibration is not None  # the schema sees to it
-        with self.stage("allocate"), tempfile.TemporaryDirectory() as scratch:
-            resolved, self.allocation = allocate(
-                self.checkpoint, asked, self.recipe.export.dtype, calibration.ids,
-                self.recipe.calibration.memory_gb, Path(scratch), self.progress, self.device,
-            )  # fmt: skip
+        assert calibration is not None  # the schema sees to it
+        with self.stage("allocate"):
+            dtype = self.recipe.export.dtype
+            resolved, self.allocation = allocate(self.checkpoint, asked, dtype, calibration.ids, self.compute)
         self.recipe = self.recipe.model_copy(update={"quantize": resolved})
         self.layout = layout_of(self.recipe, self.config)
 
     def quantize_into(self, journal: Journal) -> Quantization:
         recipe = self.recipe
         ids = self.calibration.ids if self.calibration is not None else None
-        memory_gb = recipe.calibration.memory_gb if recipe.calibration is not None else 0.0
         folder, keep = journal.output, bool(journal.finished)
         with self.stage("quantize"), WeightsWriter(journal.weights, self.layout, keep=keep) as writer:
-            quantization = quantize_stream(
-                self.checkpoint, recipe.quantize, self.layout, recipe.export.dtype, ids, writer, self.progress,
-                memory_gb=memory_gb, journal=journal, device=self.device,
-            )  # fmt: skip
+            quantization = quantize_stream(self.checkpoint, writer, ids, self.compute, journal=journal)
         if self.allocation is not None:
             quantization = quantization.model_copy(update={"allocation": self.allocation})
         write_json(folder / QUANTIZATION, quantization.to_json())

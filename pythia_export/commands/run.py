@@ -7,7 +7,6 @@ from pathlib import Path
 import onnx
 
 from ..artifact import Publisher
-from ..base.compute import Compute
 from ..base.device import DeviceName, device_called, memory_of
 from ..base.progress import SILENT, Progress
 from ..calibrate import require_begun
@@ -62,7 +61,7 @@ def run(
                     job.recipe.quantize, recipe.export,
                 )  # fmt: skip
                 with memory_of(job.device):
-                    parity = prove(subject, held_out, recipe.verify.gates, Compute(job.device, progress)).parity
+                    parity = prove(subject, held_out, recipe.verify.gates, job.compute).parity
             tell_of_another_models_text(parity, job.config, progress)
             origin = job.origin(recipe.export)
             write_reports(journal.output, origin, quantization, parity)

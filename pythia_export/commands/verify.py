@@ -117,7 +117,7 @@ def _verify_held(
         origin, source, opened.weights(), opened.config, model, opened.folder, recipe.quantize, recipe.export
     )
     with tempfile.TemporaryDirectory(prefix="pythia-export-rtn-") as scratch, memory_of(computes):
-        beside = _rounded_to_nearest(source, recipe, Path(scratch), progress) if nearest else None
+        beside = _rounded_to_nearest(source, recipe, Path(scratch), Compute(progress=progress)) if nearest else None
         proof = prove(subject, windows, recipe.verify.gates, Compute(computes, progress), nearest=beside, against=other)
         del beside  # unmapped before its folder goes
     tell_of_another_models_text(proof.parity, opened.config, progress)
@@ -167,7 +167,7 @@ def _read_parity(path: Path) -> Parity:
     return comparable(found, str(path))
 
 
-def _rounded_to_nearest(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress) -> WeightsReader:
+def _rounded_to_nearest(checkpoint: Checkpoint, recipe: Recipe, folder: Path, compute: Compute) -> WeightsReader:
     """The checkpoint on the artifact's own grids, without GPTQ."""
     asked = recipe.quantize
     rules = tuple(r.model_copy(update={"method": "rtn"}) if r.method == "gptq" else r for r in asked.override)
@@ -176,7 +176,7 @@ def _rounded_to_nearest(checkpoint: Checkpoint, recipe: Recipe, folder: Path, pr
     places = layout(checkpoint.config, plain, recipe.export.dtype)
     path = folder / DATA_FILE
     with WeightsWriter(path, places) as writer:
-        quantize_stream(checkpoint, plain, places, recipe.export.dtype, None, writer, progress)
+        quantize_stream(checkpoint, writer, None, compute)
     return WeightsReader(path, places)
 
 

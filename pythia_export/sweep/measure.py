@@ -21,9 +21,8 @@ from ..base.compute import Compute
 from ..base.device import described, memory_of
 from ..base.errors import IntegrityError, SourceError
 from ..base.machine import machine, peak_memory_bytes
-from ..calibrate import Output, Sensitivity, measure_sensitivity, quantize_stream, quantize_together
+from ..calibrate import Sensitivity, measure_sensitivity, quantize_stream, quantize_together
 from ..calibrate.fold_norms import Folded
-from ..calibrate.placed import Placed
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint import evict as evict_checkpoint
 from ..checkpoint import pull as pull_checkpoint
@@ -46,8 +45,8 @@ DTYPE = "float32"  # of scales, biases and norms
 
 
 class Shared:
-    """The open checkpoint, the original's hidden states on the held-out text, and what the loss feels of each layer's
-    outputs: all computed once, the latter two when they are first needed."""
+    """The open checkpoint, the original's hidden states on the held-out text, and how sensitive the loss is to each
+    layer's outputs: all computed once, the latter two when they are first needed."""
 
     def __init__(self, job: Job, folder: Folder, compute: Compute, stack: ExitStack) -> None:
         """`job` is any of the snapshot's. What is spilled to disk lies in the system's temporary directory, TMPDIR.
@@ -68,7 +67,7 @@ class Shared:
         self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pythia-export-sweep-")))
         self._texts: dict[str, Windows] = {}
         self._originals: dict[str, Reference] = {}
-        self._felt: dict[tuple[str, int], Sensitivity] = {}
+        self._measured: dict[tuple[str, int], Sensitivity] = {}
         self._opening = time.perf_counter() - began  # seconds; the first job's record has them
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
@@ -86,25 +85,25 @@ class Shared:
         self._opening = 0.0
         verify = self._text(first.verify)
         ids = self._text(first.calibration).ids if first.calibration is not None else None
-        felt = None
+        sensitivity = None
         if first.calibration is not None and any(job.quantize.fisher for job in jobs):
-            felt = self._sensitivity(first.calibration, first.quantize)
+            sensitivity = self._sensitivity(first.calibration, first.quantize)
         original = self._original(first.verify)
         shared = time.perf_counter()
         with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
             with ExitStack() as files:
-                outputs = []
+                writers = []
                 for job in jobs:
                     places, path = layout(config, job.quantize, DTYPE), Path(scratch) / f"{job.key}.{DATA_FILE}"
-                    outputs.append(Output(job.quantize, places, files.enter_context(WeightsWriter(path, places))))
-                quantized = self._quantize(outputs, ids, felt)
+                    writers.append(files.enter_context(WeightsWriter(path, places)))
+                quantized = self._quantize(writers, ids, sensitivity)
             rounded = time.perf_counter()
-            for job, output, found in zip(jobs, outputs, quantized, strict=True):
-                start, reader = time.perf_counter(), WeightsReader(output.writer.path, output.layout)
+            for job, writer, found in zip(jobs, writers, quantized, strict=True):
+                start, reader = time.perf_counter(), WeightsReader(writer.path, writer.layout)
                 stored = Reference(reader, config, verify.ids, "Quantised weights", self._compute)
                 cost = self._score(original, stored, verify)
                 del stored, reader  # unmapped before the file goes
-                output.writer.path.unlink()
+                writer.path.unlink()
                 share, each = (shared - began) / len(jobs), (rounded - shared) / len(jobs)
                 yield self._record(job, found, cost, (share, each, time.perf_counter() - start))
 
@@ -114,28 +113,14 @@ class Shared:
         self._progress.note(f"{freed / 1e6:,.1f} MB of the checkpoint taken out of the cache")
 
     def _quantize(
-        self, outputs: Sequence[Output], ids: np.ndarray | None, felt: Sensitivity | None
+        self, writers: Sequence[WeightsWriter], ids: np.ndarray | None, sensitivity: Sensitivity | None
     ) -> list[Quantization]:
-        compute, told = self._compute, self._progress
-        if len(outputs) > 1:
+        if len(writers) > 1:
             assert ids is not None  # only GPTQ has Hessians to share
-            return quantize_together(
-                self.checkpoint,
-                outputs,
-                DTYPE,
-                ids,
-                told,
-                memory_gb=compute.memory_gb,
-                felt=felt,
-                device=compute.device,
-            )
-        (one,) = outputs
-        return [
-            quantize_stream(
-                self.checkpoint, one.quantize, one.layout, DTYPE, ids, one.writer, told, memory_gb=compute.memory_gb,
-                felt=felt if one.quantize.fisher else None, device=compute.device,
-            )
-        ]  # fmt: skip
+            return quantize_together(self.checkpoint, writers, ids, self._compute, sensitivity=sensitivity)
+        (one,) = writers
+        needed = sensitivity if one.layout.quantize.fisher else None
+        return [quantize_stream(self.checkpoint, one, ids, self._compute, sensitivity=needed)]
 
     def _score(self, original: Reference, stored: Reference, windows: Windows) -> Scored:
         figures = TokenFigures()
@@ -187,10 +172,9 @@ class Shared:
     def _sensitivity(self, text: str, quantize: Quantize) -> Sensitivity:
         """Measure the unquantised model once for all quantisations that fold its layers in the same way."""
         at = text, quantize.products
-        if at not in self._felt:
-            felt = Sensitivity(Path(tempfile.mkdtemp(dir=self._scratch)))
+        if at not in self._measured:
+            found = Sensitivity(Path(tempfile.mkdtemp(dir=self._scratch)))
             source = Folded(self.checkpoint) if quantize.products == 2 else self.checkpoint
-            placed = Placed(source, self._compute.device)
-            measure_sensitivity(placed, self._text(text).ids, felt, self._compute.memory_gb, progress=self._progress)
-            self._felt[at] = felt
-        return self._felt[at]
+            measure_sensitivity(source, self._text(text).ids, found, self._compute)
+            self._measured[at] = found
+        return self._measured[at]

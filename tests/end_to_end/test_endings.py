@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from pythia_export import cli, hub
 from pythia_export.base import errors
+from pythia_export.base.compute import Compute
 from pythia_export.base.memory import memory_fault
 from pythia_export.calibrate import Journal, quantize_stream
 from pythia_export.commands import dequantize
@@ -82,7 +83,7 @@ def test_the_first_ctrl_c_finishes_the_layer_and_the_second_ends(tmp_path, times
     def quantise(source, work, resume=False):
         with Journal(work, {}, resume=resume) as journal:
             with WeightsWriter(journal.weights, places, keep=bool(journal.finished)) as writer:
-                quantize_stream(source, PLAIN, places, "float32", None, writer, progress, journal=journal)
+                quantize_stream(source, writer, None, Compute(progress=progress), journal=journal)
             return journal.weights.read_bytes()
 
     before = signal.getsignal(signal.SIGINT)
@@ -159,7 +160,7 @@ def test_memory_that_does_not_suffice_for_a_layer_is_told_to_callers_too(tmp_pat
         pytest.raises(errors.ResourceError, match="not enough memory"),
         WeightsWriter(tmp_path / "x", places) as writer,
     ):
-        quantize_stream(Source(config, on_disk(hugging_face(config))), PLAIN, places, "float32", None, writer)
+        quantize_stream(Source(config, on_disk(hugging_face(config))), writer, None)
 
 
 def test_other_faults_are_not_taken_for_memory():

@@ -207,7 +207,7 @@ def test_a_layer_that_is_read_back_computes_what_it_computed(dtype, parallel, tm
                 journal.commit = commit
                 path = journal.weights
                 with WeightsWriter(path, places, keep=bool(journal.finished)) as writer:
-                    quantize_stream(source, quantize, places, dtype, windows, writer, journal=journal)
+                    quantize_stream(source, writer, windows, journal=journal)
         found.append(path.read_bytes())
     assert found[0] == found[1]
 
@@ -231,7 +231,7 @@ def interrupted(tmp_path_factory):
 
             patch.setattr(journal, "commit", stops)
             with WeightsWriter(journal.weights, places, keep=bool(journal.finished)) as writer:
-                quantize_stream(source, quantize, places, "float32", windows, writer, journal=journal)
+                quantize_stream(source, writer, windows, journal=journal)
             return journal.weights.read_bytes()
 
     with pytest.raises(InterruptedError):

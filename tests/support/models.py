@@ -119,7 +119,7 @@ def export_model(
     """Stream, build and save, as a run does."""
     places = layout(source.config, quantize, export.dtype)
     with WeightsWriter(folder / DATA_FILE, places) as writer:
-        record = quantize_stream(source, quantize, places, export.dtype, windows, writer).to_json()
+        record = quantize_stream(source, writer, windows).to_json()
     model = build_decoder(source.config, places, export)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     return Exported(source.config, folder, places, model, export, record)

@@ -24,10 +24,10 @@ from pythia_export.calibrate import (
     loop,
     measure_sensitivity,
     observe,
+    parallel,
     quantize_stream,
 )
 from pythia_export.calibrate.activations import Activations
-from pythia_export.calibrate.placed import Placed
 from pythia_export.calibrate.problem import Moments
 from pythia_export.calibrate.sensitivity import RESIDUAL, UP
 from pythia_export.model.neox import QKV
@@ -47,13 +47,13 @@ def source(layers: int = 1) -> InMemory:
     return InMemory(config, on_disk(hugging_face(config)))
 
 
-def written(original, quantize: Quantize, folder: Path, device=CPU, **further) -> tuple[bytes, dict]:
+def written(original, quantize: Quantize, folder: Path, device=CPU, memory_gb=4.0, **further) -> tuple[bytes, dict]:
     """The weights file and the record, without what differs from run to run."""
     places = layout(original.config, quantize, "float32")
     folder.mkdir(exist_ok=True)
     keep = bool(further["journal"].finished) if "journal" in further else False
     with WeightsWriter(folder / DATA_FILE, places, keep=keep) as writer:
-        record = quantize_stream(original, quantize, places, "float32", WINDOWS, writer, device=device, **further)
+        record = quantize_stream(original, writer, WINDOWS, Compute(device, memory_gb=memory_gb), **further)
     record = record.to_json()
     for part in (record, *record["linears"], *record["layers"]):
         part.pop("seconds")
@@ -63,7 +63,7 @@ def written(original, quantize: Quantize, folder: Path, device=CPU, **further) -
 @pytest.fixture(scope="module")
 def felt(tmp_path_factory) -> Sensitivity:
     found = Sensitivity(tmp_path_factory.mktemp("felt"))
-    measure_sensitivity(source(2), WINDOWS, found, 1.0)
+    measure_sensitivity(source(2), WINDOWS, found)
     return found
 
 
@@ -82,10 +82,10 @@ SETTINGS = {
 def test_the_weights_are_those_of_the_cpu(tmp_path, felt, name):
     quantize, original = SETTINGS[name], source()
     known = felt if quantize.fisher else None
-    expected, on_cpu = written(original, quantize, tmp_path / "cpu", felt=known)
+    expected, on_cpu = written(original, quantize, tmp_path / "cpu", sensitivity=known)
     operators = Counter()
     with emulation(lambda operator: operators.update([operator.overloadpacket.__name__])) as device:
-        got, on_device = written(original, quantize, tmp_path / "device", device, felt=known)
+        got, on_device = written(original, quantize, tmp_path / "device", device, sensitivity=known)
     assert got == expected
     assert (on_cpu.pop("device"), on_device.pop("device")) == ("cpu", "emulated")
     assert on_device == on_cpu
@@ -100,10 +100,11 @@ def test_tensor_cores_take_what_is_summed_over_the_text_and_cost_nothing(tmp_pat
             operator.overloadpacket.__name__
         ] += 1
 
-    expected, on_cpu = written(original, SETTINGS["defaults"], tmp_path / "cpu", felt=felt)
-    monkeypatch.setattr(observe, "tensor_cores", lambda device: tensor_cores(torch.device("cuda")))
+    expected, on_cpu = written(original, SETTINGS["defaults"], tmp_path / "cpu", sensitivity=felt)
+    for module in (observe, parallel):
+        monkeypatch.setattr(module, "tensor_cores", lambda device: tensor_cores(torch.device("cuda")))
     with emulation(see, tf32=True) as device:
-        got, on_device = written(original, SETTINGS["defaults"], tmp_path / "device", device, felt=felt)
+        got, on_device = written(original, SETTINGS["defaults"], tmp_path / "device", device, sensitivity=felt)
     assert got != expected
     for one, other in zip(on_device["linears"], on_cpu["linears"], strict=True):
         assert one["loss"] <= 1.05 * other["loss"], one["name"]
@@ -151,7 +152,7 @@ def test_groups_are_searched_in_one_go_the_last_one_short(group_size):
 def test_sensitivity_is_measured_on_it(tmp_path, felt):
     found = Sensitivity(tmp_path)
     with emulation() as device:
-        measure_sensitivity(Placed(source(2), device), WINDOWS, found, 1.0)
+        measure_sensitivity(source(2), WINDOWS, found, Compute(device))
     for layer in range(2):
         for kind in (QKV, RESIDUAL, UP):
             expected = felt.get(layer, kind)
@@ -160,9 +161,9 @@ def test_sensitivity_is_measured_on_it(tmp_path, felt):
 
 def test_a_budget_of_bits_is_spent_alike(tmp_path):
     original, asked = source(), Quantize(bits_per_weight=6.7, beam=1)
-    expected = allocate(original, asked, "float32", WINDOWS, 1.0, tmp_path)
+    expected = allocate(original, asked, "float32", WINDOWS)
     with emulation() as device:
-        assert allocate(original, asked, "float32", WINDOWS, 1.0, tmp_path, device=device) == expected
+        assert allocate(original, asked, "float32", WINDOWS, Compute(device)) == expected
     assert expected[1].raised
 
 
@@ -170,9 +171,9 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     original, quantize = source(2), Quantize(beam=1, fisher=False)
     with emulation() as device:
         whole, _ = written(original, quantize, tmp_path / "whole", device)
-        do = loop._Layers.do
+        run = loop._Layers.quantise
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(loop._Layers, "do", lambda self, layer: do(self, layer) if layer == 0 else interrupted())
+            patch.setattr(loop._Layers, "quantise", lambda self, i: run(self, i) if i == 0 else interrupted())
             with Journal(tmp_path / "work", {}) as journal:
                 written(original, quantize, journal.output, device, journal=journal)
         with Journal(tmp_path / "work", {}, resume=True) as journal:

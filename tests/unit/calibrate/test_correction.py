@@ -14,6 +14,7 @@ from pythia_export.base.errors import RecipeError, ResourceError
 from pythia_export.calibrate import allocate
 from pythia_export.calibrate.activations import Activations
 from pythia_export.calibrate.observe import Observed
+from pythia_export.calibrate.parallel import _counting_on_down
 from pythia_export.calibrate.problem import Moments
 from pythia_export.calibrate.sensitivity import RESIDUAL, UP, Sensitivity, measure_sensitivity
 from pythia_export.model.block import DENSE
@@ -78,7 +79,7 @@ def test_counting_on_4h_to_h_is_the_joint_problem_with_4h_to_h_eliminated(tokens
     observed = Observed(config, WINDOWS[:1], torch.zeros(96, 128), None, CPU, settings)
     observed.tokens = tokens
     # `lacking` is E[lack up^T] - B H_up: that of B, with what A writes still in it
-    got_H, got_missing = observed._counting_on_down(0, H_dd, missing[:, :d], A, H_uu, C, missing[:, d:] + A @ C)
+    got_H, got_missing = _counting_on_down(observed, 0, H_dd, missing[:, :d], A, H_uu, C, missing[:, d:] + A @ C)
 
     share = max(0.0, 1 - ff / tokens)
 
@@ -214,7 +215,7 @@ def test_sensitivity_is_the_fisher_information_of_the_models_own_tokens(parallel
     original = InMemory(config, on_disk(hugging_face(config)))
     ids = WINDOWS[:1, :8].repeat(400, axis=0)
     found = Sensitivity(tmp_path)
-    measure_sensitivity(original, ids, found, memory_gb=1.0)
+    measure_sensitivity(original, ids, found)
     model, outputs = hugging_face(config), {}
     layer = model.gpt_neox.layers[0]
     seen = [(QKV, layer.attention.query_key_value), (UP, layer.mlp.dense_h_to_4h), (DENSE, layer.attention.dense)]
@@ -334,7 +335,7 @@ def test_a_budget_of_bits_goes_where_it_saves_most(tmp_path):
     # What this linear writes is read through a large weight: errors in it cost most.
     original.tensors["gpt_neox.layers.1.mlp.dense_4h_to_h.weight"] *= 8
     quantize = Quantize(bits=3, group_size=32, bits_per_weight=6.0)
-    resolved, found = allocate(original, quantize, "float32", WINDOWS, 1.0, tmp_path)
+    resolved, found = allocate(original, quantize, "float32", WINDOWS)
     assert "gpt_neox.layers.1.mlp.dense_4h_to_h" in found.raised
     places = layout(original.config, resolved, "float32")
     assert found.asked == 6.0 >= places.bits_per_weight == pytest.approx(found.reached, abs=1e-4)
@@ -348,4 +349,4 @@ def test_a_budget_of_bits_goes_where_it_saves_most(tmp_path):
 @pytest.mark.parametrize("asked", [1.0, 9.0])
 def test_a_budget_out_of_reach_is_refused_with_the_range(asked, tmp_path):
     with pytest.raises(RecipeError, match=r"this recipe takes \d\.\d+.*8 bits in every layer"):
-        allocate(source(1), Quantize(bits_per_weight=asked), "float32", WINDOWS, 1.0, tmp_path)
+        allocate(source(1), Quantize(bits_per_weight=asked), "float32", WINDOWS)

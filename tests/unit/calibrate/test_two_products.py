@@ -126,7 +126,7 @@ def test_what_cannot_share_a_matrix_is_refused_by_name(settings, size, words):
 
 def test_a_budget_raises_both_linears_of_a_matrix(tmp_path):
     original, quantize = source(), Quantize(group_size=32, products=2, bits_per_weight=7.0)
-    found, allocation = allocate(original, quantize, "float32", WINDOWS, 1.0, tmp_path)
+    found, allocation = allocate(original, quantize, "float32", WINDOWS)
     assert 0 < len(allocation.raised) < 8 and len(allocation.raised) % 2 == 0
     places = layout(original.config, found, "float32")  # refuses halves
     assert places.bits_per_weight <= 7.0

@@ -23,7 +23,7 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbeddin
 from pythia_export.artifact import Artifact
 from pythia_export.base.errors import RecipeError, SourceError
 from pythia_export.base.native_library import kernels_path
-from pythia_export.calibrate import Output, allocate, quantize_together
+from pythia_export.calibrate import allocate, quantize_together
 from pythia_export.checkpoint import demo_folder
 from pythia_export.commands.dequantize import dequantize
 from pythia_export.commands.plan import plan
@@ -249,22 +249,25 @@ def test_quantisations_of_one_pass_are_those_of_each_alone(tmp_path):
         outputs = []
         for i, quantize in enumerate(chosen):
             places = layout(config, quantize, "float32")
-            outputs.append(Output(quantize, places, stack.enter_context(WeightsWriter(tmp_path / str(i), places))))
-        quantize_together(source, outputs, "float32", WINDOWS)
+            outputs.append(stack.enter_context(WeightsWriter(tmp_path / str(i), places)))
+        quantize_together(source, outputs, WINDOWS)
     for i, quantize in enumerate(chosen):
         (tmp_path / f"alone{i}").mkdir()
         made.append(export_model(source, tmp_path / f"alone{i}", quantize, Export(), WINDOWS))
         assert (made[i].folder / DATA_FILE).read_bytes() == (tmp_path / str(i)).read_bytes()
 
 
+def subject_of(source: InMemory, exported: Exported, quantize: Quantize) -> Subject:
+    origin = Checkpoint(name="layered", revision="main", commit="x")
+    reader, model = exported.reader(), exported.model
+    return Subject(origin, source, reader, source.config, model, exported.folder, quantize, exported.export)
+
+
 def test_no_operator_of_a_graph_differs_and_no_weight_is_suspect(layered, tmp_path):
     exported = export_model(layered, tmp_path, Quantize(method="rtn", group_size=32), Export())
     window = WINDOWS[0].repeat(2)
     quantize = Quantize(method="rtn", group_size=32)
-    origin = Checkpoint(name="layered", revision="main", commit="x")
-    subject = Subject(
-        origin, layered, exported.reader(), layered.config, exported.model, tmp_path, quantize, exported.export
-    )
+    subject = subject_of(layered, exported, quantize)
     found = first_divergence(subject, window)
     per_layer = 9 if layered.config.parallel_residual else 10
     operators = 3 + layered.config.num_layers * per_layer
@@ -312,7 +315,7 @@ def test_one_weight_that_widens_a_whole_scale_is_named(tmp_path):
     for factor, expected in ((1.0, None), (1e6, name), (1e18, name)):
         source.tensors[f"{name}.weight"][3, 5] = 0.1 * factor
         exported = export_model(source, tmp_path, quantize, Export())
-        found = suspects(source, exported.reader(), source.config, quantize, WINDOWS[0])
+        found = suspects(subject_of(source, exported, quantize), WINDOWS[0])
         assert (found.extreme and found.extreme.name) == expected
 
 
@@ -322,7 +325,7 @@ def test_a_budget_of_bits_is_met_with_a_sequential_residual(tmp_path):
         InMemory(config, on_disk(hugging_face(config))),
         Quantize(bits=3, group_size=32, bits_per_weight=7.0),
     )
-    resolved, found = allocate(source, quantize, "float32", WINDOWS, 1.0, tmp_path)
+    resolved, found = allocate(source, quantize, "float32", WINDOWS)
     assert found.raised and found.reached <= 7.0 and resolved.bits_per_weight is None
 
 

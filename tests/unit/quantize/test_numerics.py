@@ -64,7 +64,7 @@ def test_one_huge_weight_is_refused_and_its_linear_named(tmp_path, linear, value
 def test_a_budget_of_bits_is_not_weighed_by_costs_that_overflow(tmp_path):
     budget = Quantize(group_size=32, bits_per_weight=6.0, head={"bits": 4, "group_size": 32})
     with pytest.raises(NumericsError, match=f"{DOWN}: the cost of rounding weights as large as 1e"):
-        allocate(one_weight(DOWN, 1e22), budget, "float32", WINDOWS, 4.0, tmp_path)
+        allocate(one_weight(DOWN, 1e22), budget, "float32", WINDOWS)
 
 
 def test_huge_inputs_alone_are_no_overflow():

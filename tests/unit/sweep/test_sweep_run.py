@@ -132,7 +132,7 @@ def test_a_result_is_what_the_pipelines_parts_say_by_hand(done, held_out, tmp_pa
     places = layout(config, job.quantize, "float32")
     with WeightsWriter(tmp_path / DATA_FILE, places) as writer:
         by_gptq = job.quantize.method == "gptq"
-        found = quantize_stream(checkpoint, job.quantize, places, "float32", ids if by_gptq else None, writer)
+        found = quantize_stream(checkpoint, writer, ids if by_gptq else None)
     stored = WeightsReader(tmp_path / DATA_FILE, places)
     subject = Subject(None, checkpoint, stored, config, None, tmp_path, job.quantize, Export())  # no graph: torch alone
     expected = measure_rounding(subject, stored, windows).to_json()
