@@ -16,8 +16,9 @@ from pathlib import Path
 
 from pythia_export.checkpoint import demo_folder
 from pythia_export.sweep.folder import Folder
-from pythia_export.sweep.jobs import SCHEMA, Job, task_key, versions
+from pythia_export.sweep.jobs import Job, task_key, versions
 from pythia_export.sweep.prepare import facts_of
+from pythia_export.sweep.records import SCHEMA, Manifest, Pinned, Result
 from pythia_export.sweep.run import run
 from pythia_export.sweep.schema import load
 from pythia_export.sweep.snapshots import snapshots
@@ -89,7 +90,7 @@ def measured(title: str, *args: object) -> str:
     return printed
 
 
-def fill(file: Path, folder: Folder, result: dict) -> float:
+def fill(file: Path, folder: Folder, result: Result) -> float:
     """The directory of a sweep that is done, without its work; the seconds that naming its jobs took."""
     sweep = load(file)
     members, _ = snapshots(sweep.sweep)
@@ -99,31 +100,31 @@ def fill(file: Path, folder: Folder, result: dict) -> float:
         own = [Job(member.model, commit, facts, quantize, "c" * 64, "e" * 64, now) for quantize in sweep.quantize]
         key = task_key(facts, member.revision, commit)
         tasks[key] = [job.key for job in own]
-        pinned.append({"name": member.name, "revision": member.revision, "commit": commit, "task": key})
+        pinned.append(Pinned(name=member.name, revision=member.revision, commit=commit, task=key))
         jobs += own
     seconds = time.perf_counter() - began
     folder.put_manifest(
-        {
-            "schema": SCHEMA, "created": "", "versions": now, "sweep": sweep.model_dump(mode="json"), "texts": {},
-            "snapshots": pinned, "left_out": [], "jobs": tasks,
-        }
+        Manifest(
+            version=SCHEMA, created="", versions=now, sweep=sweep.model_dump(mode="json"), texts={},
+            snapshots=pinned, left_out=[], jobs=tasks,
+        )
     )  # fmt: skip
     folder.put_jobs(jobs)
     for job in jobs:
         path = folder.root / "results" / job.key[:2] / f"{job.key}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result | {"key": job.key, "job": job.to_json()}))
+        path.write_text(json.dumps(result.to_json() | {"key": job.key, "job": job.to_json()}))
     return seconds
 
 
-def overhead(root: Path, engine: str, bits: list[int]) -> dict:
+def overhead(root: Path, engine: str, bits: list[int]) -> Result:
     """Of one task after another: the run's time beyond that of its jobs, a job. Returns a result."""
     path, folder = root / "small.toml", Folder(root / f"{engine}-{len(bits)}")
     path.write_text(SMALL.replace("BITS", str(bits)))
     outcome = run(load(path), folder, engine=engine, workers=1)  # type: ignore[arg-type]
     assert outcome.done == outcome.jobs, f"{outcome.failed} failed"
-    records = [folder.result(key) or {} for key in sorted(folder.done())]
-    worked = sum(sum(record["seconds"].values()) for record in records)
+    records = [found for key in sorted(folder.done()) if (found := folder.result(key)) is not None]
+    worked = sum(record.seconds.total for record in records)
     print(
         f"{engine}, {len(bits)} jobs a task: {(outcome.seconds - worked) / outcome.jobs:.2f} s a job beyond its own "
         f"{worked / outcome.jobs:.2f} s ({outcome.jobs} jobs in {outcome.seconds:.1f} s)",

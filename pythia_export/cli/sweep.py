@@ -134,11 +134,11 @@ def logs(
     job, failure, result = existing.job(whole), existing.failure(whole), existing.result(whole)
     show(f"{whole}  {job.title}")
     if result is not None:
-        show(f"done on attempt {result['attempt']}, {result['when']}")
+        show(f"done on attempt {result.attempt}, {result.when}")
     elif failure is not None:
-        show(f"failed on attempt {failure['attempt']}, exit code {failure['exit_code']}: {failure['message']}")
-        if failure["hint"]:
-            show(f"Hint: {failure['hint']}")
+        show(f"failed on attempt {failure.attempt}, exit code {failure.exit_code}: {failure.message}")
+        if failure.hint:
+            show(f"Hint: {failure.hint}")
     else:
         show("not done yet")
     task = task_of(existing, whole)

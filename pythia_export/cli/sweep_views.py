@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
@@ -17,8 +17,10 @@ from rich.text import Text
 from .tables import new_table, steps_shortened
 
 if TYPE_CHECKING:
+    from ..sweep import records
     from ..sweep.plan import Plan
     from ..sweep.run import Outcome
+    from ..sweep.snapshots import LeftOut
     from ..sweep.status import Status
 
 FAILURES_SHOWN = 10
@@ -94,11 +96,10 @@ def watched(look: Callable[[], Status], seconds: float) -> None:
             time.sleep(seconds)
 
 
-def _left_out(left_out: Iterable[Any]) -> list[RenderableType]:
+def _left_out(left_out: Iterable[LeftOut | records.LeftOut]) -> list[RenderableType]:
     lines = []
     for entry in left_out:
-        of = entry if isinstance(entry, Mapping) else vars(entry)
-        lines.append(f"{of['name']} {steps_shortened(tuple(of['revisions']))}{of['why']}")
+        lines.append(f"{entry.name} {steps_shortened(tuple(entry.revisions))}{entry.why}")
     if not lines:
         return []
     return [Text("\nLeft out:", style="yellow"), *(Padding(Text(x, style="yellow"), (0, 0, 0, 2)) for x in lines)]

@@ -21,6 +21,7 @@ Layer = Annotated[int, Field(ge=0, lt=MOST_LAYERS)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Figure = Annotated[float, Field(ge=-1e100, le=1e100)]  # nats, logits, shares: squares and sums of such are finite
 Wide = Annotated[float, Field(ge=-1e300, le=1e300)]  # perplexities and their ratios: as percents they are finite still
+COPY_AGAIN = "Copy the artifact again, or export it again."
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -43,7 +44,7 @@ class Kept(Record):
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def checked(kind: type[AnyRecord], raw: Any, where: Path | str) -> AnyRecord:
+def checked(kind: type[AnyRecord], raw: Any, where: Path | str, hint: str = COPY_AGAIN) -> AnyRecord:
     """Return `raw`, parsed JSON, as a record.
 
     Raises:
@@ -52,10 +53,10 @@ def checked(kind: type[AnyRecord], raw: Any, where: Path | str) -> AnyRecord:
     try:
         return kind.model_validate(raw)
     except ValidationError as e:
-        _refuse(e, where)
+        _refuse(e, where, hint)
 
 
-def _refuse(error: ValidationError, where: Path | str) -> NoReturn:
+def _refuse(error: ValidationError, where: Path | str, hint: str) -> NoReturn:
     errors = error.errors(include_url=False)
     first = errors[0]
     field = ".".join(map(str, first["loc"]))
@@ -66,4 +67,4 @@ def _refuse(error: ValidationError, where: Path | str) -> NoReturn:
         found = f"`{field}` is {shown(first['input'])}; " if field else f"{shown(first['input'])}; "
         found += said if first["type"] == "value_error" else f"{said} was expected"
     more = f" (and {len(errors) - 1} more such fields)" if len(errors) > 1 else ""
-    raise IntegrityError(f"{where}: {found}{more}", hint="Copy the artifact again, or export it again.")
+    raise IntegrityError(f"{where}: {found}{more}", hint=hint)

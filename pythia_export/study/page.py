@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,19 +21,30 @@ MOST_FITS, MOST_ROWS, MOST_LISTED = 6, 8, 60
 ROOMS = (Path(__file__).parent, Path(__file__).parent.parent / "report")  # the second for the style that pages share
 
 
+class LeftOut(Protocol):
+    """Checkpoints that a sweep does not ask for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revisions(self) -> Sequence[str]: ...
+    @property
+    def why(self) -> str: ...
+
+
 def write(
     results: pa.Table,
     subsets: pa.Table,
     folder: Path,
     *,
     title: str,
-    left_out: Sequence[Mapping[str, Any]],
+    left_out: Sequence[LeftOut],
     failed: int,
     outstanding: int,
 ) -> list[Path]:
     """`folder/report.html` and `folder/plots/*.svg`, each whole or not at all; the same bytes for the same tables.
 
-    left_out: `name`, `revisions` and `why` of checkpoints that the sweep does not ask for. failed, outstanding: jobs.
+    failed, outstanding: jobs.
 
     Raises:
         EnvironmentProblem: matplotlib is not installed.
@@ -62,7 +73,7 @@ def render(
     subsets: pa.Table,
     *,
     title: str,
-    left_out: Sequence[Mapping[str, Any]],
+    left_out: Sequence[LeftOut],
     failed: int,
     outstanding: int,
 ) -> tuple[str, dict[str, str]]:
@@ -102,7 +113,7 @@ def render(
         estimate=statement.estimate,
         supports=statement.supports(rows, fits, compared),
         extremes=_extremes(rows),
-        left_out=[(x["name"], _shortened(x["revisions"]), x["why"]) for x in left_out],
+        left_out=[(x.name, _shortened(x.revisions), x.why) for x in left_out],
         failed=failed,
         outstanding=outstanding,
         facts=_facts(rows),

@@ -27,7 +27,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,10 +34,11 @@ from ..base.errors import IntegrityError, OutputError, ResourceError, SourceErro
 from ..base.strict_json import parse_json, read_object
 from ..corpus import Subset, Windows
 from ..disk import lock_folder, write_atomically
-from .jobs import SCHEMA, Job
+from ..records.record import Json, Record, checked
+from .jobs import Job
+from .records import AGAIN, Failure, Manifest, Mark, Result, of_this_schema
 
 MANIFEST = "sweep.json"
-PARTS = frozenset(("jobs", "left_out", "snapshots", "sweep", "texts", "versions"))  # that others read
 OURS = frozenset(("texts", "jobs", "results", "failures", "running", "logs", "submitit"))  # before the manifest, too
 PARTIAL = f".{MANIFEST}."  # of a run that ended while it wrote it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -89,28 +89,27 @@ class Folder:
 
     # The manifest.
 
-    def manifest(self) -> dict[str, Any] | None:
-        """Raises:
-        IntegrityError: it is there and cannot be read, or is another schema's.
+    def manifest(self) -> Manifest | None:
+        """Return the sweep as it was pinned; None where nothing was.
+
+        Raises:
+            IntegrityError: it is there and cannot be read, or is another schema's.
         """
         path = self.root / MANIFEST
         if not path.is_file():
             return None
-        found = _read(path, "`sweep run` writes it again; jobs that are done stay done.")
-        if found.get("schema") != SCHEMA:
-            raise IntegrityError(
-                f"{path}: schema {found.get('schema')!r}; this version of pythia-export knows {SCHEMA}",
-                hint="Go on with the version that began this sweep, or begin another.",
-            )
-        if missing := sorted(PARTS - found.keys()):
-            raise IntegrityError(
-                f"{path} lacks {', '.join(missing)}", hint="`sweep run` writes it again; jobs that are done stay done."
-            )
+        hint = "`sweep run` writes it again; jobs that are done stay done."
+        return of_this_schema(Manifest, _read(path, hint), str(path), hint)
+
+    def pinned(self) -> Manifest:
+        """Return the sweep as it was pinned; raises as `existing` and `manifest`."""
+        found = Folder.existing(self.root).manifest()
+        assert found is not None
         return found
 
-    def put_manifest(self, manifest: dict[str, Any]) -> None:
+    def put_manifest(self, manifest: Manifest) -> None:
         with disk(self.root):
-            write_atomically(self.root / MANIFEST, json.dumps(manifest).encode())
+            write_atomically(self.root / MANIFEST, json.dumps(manifest.to_json()).encode())
 
     # Texts.
 
@@ -174,19 +173,25 @@ class Folder:
             raise SourceError(f"{path}: no such job", hint="`pythia-export sweep status` lists those that failed.")
         return Job.from_json(_read(path), str(path))
 
-    def put_result(self, key: str, record: dict[str, Any]) -> None:
-        self._put("results", key, record)
+    def put_result(self, result: Result) -> None:
+        key = result.key
+        self._put("results", key, result)
         with suppress(FileNotFoundError):
             self._record("failures", key).unlink()
 
-    def result(self, key: str) -> dict[str, Any] | None:
-        return self._get("results", key)
+    def result(self, key: str) -> Result | None:
+        """Raises:
+        IntegrityError: there is one of another schema, or that lacks something.
+        """
+        raw = self._get("results", key)
+        return None if raw is None else of_this_schema(Result, raw, f"the result of {key}")
 
-    def put_failure(self, key: str, record: dict[str, Any]) -> None:
-        self._put("failures", key, record)
+    def put_failure(self, key: str, failure: Failure) -> None:
+        self._put("failures", key, failure)
 
-    def failure(self, key: str) -> dict[str, Any] | None:
-        return self._get("failures", key)
+    def failure(self, key: str) -> Failure | None:
+        raw = self._get("failures", key)
+        return None if raw is None else of_this_schema(Failure, raw, f"the failure of {key}")
 
     def forget_failures(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -200,13 +205,13 @@ class Folder:
     def failed(self) -> set[str]:
         return set(self._keys("failures"))
 
-    def _put(self, kind: str, key: str, record: dict[str, Any]) -> None:
+    def _put(self, kind: str, key: str, record: Record) -> None:
         path = self._record(kind, key)
         with disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(record, allow_nan=False).encode())
+            write_atomically(path, json.dumps(record.to_json(), allow_nan=False).encode())
 
-    def _get(self, kind: str, key: str) -> dict[str, Any] | None:
+    def _get(self, kind: str, key: str) -> Json | None:
         path = self._record(kind, key)
         return _read(path) if path.is_file() else None
 
@@ -224,13 +229,14 @@ class Folder:
     # Tasks at work.
 
     @contextmanager
-    def working(self, task: str, facts: dict[str, Any]) -> Iterator[None]:
+    def working(self, task: str, jobs: int, attempt: int) -> Iterator[None]:
         """A mark that says so, for as long as this process lives: touched every few seconds."""
         path, ended = self.root / "running" / f"{task}.json", threading.Event()
         beside = path.with_suffix(f".{os.getpid()}")
         with disk(path):
             path.parent.mkdir(exist_ok=True)
-            beside.write_text(json.dumps(facts | {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}))
+            mark = Mark(jobs=jobs, attempt=attempt, pid=os.getpid(), host=socket.gethostname(), since=now())
+            beside.write_text(json.dumps(mark.to_json()))
             os.replace(beside, path)
 
         def live() -> None:
@@ -247,17 +253,17 @@ class Folder:
             thread.join()
             path.unlink(missing_ok=True)
 
-    def running(self) -> dict[str, dict[str, Any]]:
-        """Facts of each task that gave a sign of life lately; on this machine its process must be there as well."""
-        found: dict[str, dict[str, Any]] = {}
+    def running(self) -> dict[str, Mark]:
+        """Return the marks of tasks that gave a sign of life lately; a process of this machine must be there, too."""
+        found: dict[str, Mark] = {}
         folder = self.root / "running"
         for path in folder.glob("*.json") if folder.is_dir() else ():
-            with suppress(OSError, IntegrityError, ValueError, KeyError, TypeError):
-                facts = read_object(path)
+            with suppress(OSError, IntegrityError):
+                mark = checked(Mark, read_object(path), path)
                 lately = time.time() - path.stat().st_mtime < SILENT_SECONDS
                 # A number alone is not a process: after a restart another may have it.
-                if lately and (facts["host"] != socket.gethostname() or _is_there(facts["pid"])):
-                    found[path.stem] = facts
+                if lately and (mark.host != socket.gethostname() or _is_there(mark.pid)):
+                    found[path.stem] = mark
         return found
 
     # What processes that were started for a task wrote.
@@ -302,7 +308,7 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _read(path: Path, hint: str = "Delete it; `sweep run` makes it again.") -> dict[str, Any]:
+def _read(path: Path, hint: str = AGAIN) -> Json:
     try:
         return read_object(path, hint=hint)
     except FileNotFoundError as e:

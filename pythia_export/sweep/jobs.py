@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError
+
 from ..base.errors import IntegrityError
 from ..recipe import Head, Model, Quantize
+from ..records.record import Json
+from .records import SCHEMA, Facts
 
-SCHEMA = 1
 KEY = 16  # hexadecimal digits: 64 bits, of which twenty thousand jobs are far from sharing one
 COMPUTE = ("pythia-export", "torch")  # whose versions may change a result; the text comes in by its hash
 
@@ -28,7 +31,7 @@ class Job:
 
     model: Model
     commit: str
-    snapshot: dict[str, Any]
+    snapshot: Facts
     quantize: Quantize
     calibration: str | None
     verify: str
@@ -39,35 +42,35 @@ class Job:
         return _digest(
             {
                 "schema": SCHEMA,
-                "name": self.snapshot["name"],
+                "name": self.snapshot.name,
                 "revision": self.model.revision,
                 "commit": self.commit,
                 "quantize": self.quantize.model_dump(mode="json"),
                 "calibration": self.calibration,
                 "verify": self.verify,
-                "versions": self.versions,
+                "versions": {**self.versions},
             }
         )
 
     @property
     def title(self) -> str:
-        return f"{self.snapshot['name']} at {self.model.revision}, {label(self.quantize)}"
+        return f"{self.snapshot.name} at {self.model.revision}, {label(self.quantize)}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {
             "schema": SCHEMA,
             "key": self.key,
             "model": self.model.model_dump(mode="json", exclude_none=True),
             "commit": self.commit,
-            "snapshot": self.snapshot,
+            "snapshot": self.snapshot.to_json(),
             "quantize": self.quantize.model_dump(mode="json"),
             "calibration": self.calibration,
             "verify": self.verify,
-            "versions": self.versions,
+            "versions": {**self.versions},
         }
 
     @classmethod
-    def from_json(cls, raw: dict[str, Any], where: str) -> Job:
+    def from_json(cls, raw: Json, where: str) -> Job:
         """Raises:
         IntegrityError: not a job of this schema, or not the one that its name says.
         """
@@ -76,14 +79,16 @@ class Job:
                 f"{where}: schema {raw.get('schema')!r}; this version of pythia-export knows {SCHEMA}",
                 hint="Go on with the version that began this sweep, or begin another.",
             )
+        fields: Any = raw
         try:
             job = cls(
-                Model(**raw["model"]), raw["commit"], raw["snapshot"], Quantize(**raw["quantize"]), raw["calibration"],
-                raw["verify"], raw["versions"],
+                Model(**fields["model"]), fields["commit"], Facts.model_validate(fields["snapshot"]),
+                Quantize(**fields["quantize"]), fields["calibration"], fields["verify"], fields["versions"],
             )  # fmt: skip
-            named, made = raw["key"], job.key
+            named, made = fields["key"], job.key
         except (KeyError, TypeError, ValueError) as e:
-            raise IntegrityError(f"{where}: not a job: {e}", hint="`sweep run` writes it again.") from e
+            why = "; ".join(x["msg"] for x in e.errors()) if isinstance(e, ValidationError) else e
+            raise IntegrityError(f"{where}: not a job: {why}", hint="`sweep run` writes it again.") from e
         if made != named:
             raise IntegrityError(
                 f"{where}: its content makes the key {made}; it says {named}",
@@ -92,9 +97,9 @@ class Job:
         return job
 
 
-def task_key(snapshot: dict[str, Any], revision: str, commit: str) -> str:
+def task_key(snapshot: Facts, revision: str, commit: str) -> str:
     """Return the key that all jobs of one snapshot share."""
-    return _digest({"name": snapshot["name"], "revision": revision, "commit": commit})
+    return _digest({"name": snapshot.name, "revision": revision, "commit": commit})
 
 
 def label(quantize: Quantize) -> str:
@@ -131,5 +136,5 @@ def _scheme(of: Quantize | Head, rules: bool) -> list[str]:
     return words if of.method == "gptq" else [*words, of.method]
 
 
-def _digest(value: dict[str, Any]) -> str:
+def _digest(value: Json) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:KEY]

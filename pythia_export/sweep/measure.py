@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +38,8 @@ from ..weights.names import DATA_FILE
 from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
 from .folder import Folder, now
-from .jobs import SCHEMA, Job
+from .jobs import Job
+from .records import SCHEMA, Result, Times
 
 DTYPE = "float32"  # of scales, biases and norms
 
@@ -70,7 +70,7 @@ class Shared:
         self._measured: dict[tuple[str, int], Sensitivity] = {}
         self._opening = time.perf_counter() - began  # seconds; the first job's record has them
 
-    def measure(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    def measure(self, jobs: Sequence[Job]) -> Iterator[Result]:
         """The records of one job, or of several that have their Hessians in common, as each is done.
 
         Raises:
@@ -80,7 +80,7 @@ class Shared:
         with memory_of(self._compute.device):
             yield from self._measure(jobs)
 
-    def _measure(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    def _measure(self, jobs: Sequence[Job]) -> Iterator[Result]:
         began, config, first = time.perf_counter() - self._opening, self.checkpoint.config, jobs[0]
         self._opening = 0.0
         verify = self._text(first.verify)
@@ -130,25 +130,24 @@ class Shared:
                 advance(1)
         return summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
 
-    def _record(
-        self, job: Job, quantized: Quantization, cost: Scored, seconds: tuple[float, float, float]
-    ) -> dict[str, Any]:
+    def _record(self, job: Job, quantized: Quantization, cost: Scored, seconds: tuple[float, float, float]) -> Result:
         expected = [linear.expected_cost for linear in quantized.linears if linear.expected_cost is not None]
-        return {
-            "schema": SCHEMA,
-            "key": job.key,
-            "job": job.to_json(),
-            "bits_per_weight": quantized.bits_per_weight,
-            "expected_cost": sum(expected) if expected else None,
-            "residual_error": quantized.layers[-1].residual_error,
-            "cost": cost.to_json(),
-            "seconds": dict(zip(("share", "quantize", "score"), (round(s, 3) for s in seconds), strict=True)),
-            "peak_memory_bytes": peak_memory_bytes(),
-            "threads": torch.get_num_threads(),
-            "machine": machine(),
-            "device": described(self._compute.device),
-            "when": now(),
-        }
+        share, quantize, score = (round(s, 3) for s in seconds)
+        return Result(
+            version=SCHEMA,
+            key=job.key,
+            job=job.to_json(),
+            bits_per_weight=quantized.bits_per_weight,
+            expected_cost=sum(expected) if expected else None,
+            residual_error=quantized.layers[-1].residual_error,
+            cost=cost,
+            seconds=Times(share=share, quantize=quantize, score=score),
+            peak_memory_bytes=peak_memory_bytes(),
+            threads=torch.get_num_threads(),
+            machine=machine(),
+            device=described(self._compute.device),
+            when=now(),
+        )
 
     def _text(self, sha256: str) -> Windows:
         if sha256 not in self._texts:

@@ -12,6 +12,7 @@ from ..commands.footprint import (
     scoring_operations,
     sensitivity_operations,
 )
+from ..records.record import Json
 from .folder import Folder
 from .jobs import label, versions
 from .schema import SweepFile
@@ -127,16 +128,17 @@ class _Known:
         self._keys: dict[tuple[str, str], list[str]] = {}
         self._done: set[str] = set()
         self._failed: set[str] = set()
-        if folder is None or manifest is None or manifest["versions"] != versions():
+        if folder is None or manifest is None or manifest.versions != versions():
             return
-        then, today = manifest["sweep"], file.model_dump(mode="json")
+        then: Any = manifest.sweep
+        today = file.model_dump(mode="json")
         if (then["verify"], then["calibration"]) != (today["verify"], today["calibration"]):
             return
         self._done, self._failed = folder.done(), folder.failed()
         wanted = [i for i, quantize in enumerate(then["quantize"]) if quantize in today["quantize"]]
-        for s in manifest["snapshots"]:
-            keys = manifest["jobs"][s["task"]]
-            self._keys[s["name"], s["revision"]] = [keys[i] for i in wanted]
+        for s in manifest.snapshots:
+            keys = manifest.jobs[s.task]
+            self._keys[s.name, s.revision] = [keys[i] for i in wanted]
 
     def of(self, members: list[Snapshot]) -> tuple[int, int]:
         """Jobs that are done, and that failed."""
@@ -148,9 +150,9 @@ class _Known:
         for (of, _), keys in self._keys.items():
             if of == name and self._folder is not None and keys and self._done.issuperset(keys):
                 records = [self._folder.result(key) for key in keys]
-                return sum(sum(r["seconds"].values()) for r in records if r is not None) / 3600
+                return sum(r.seconds.total for r in records if r is not None) / 3600
         return None
 
 
-def to_json(planned: Plan) -> dict[str, Any]:
+def to_json(planned: Plan) -> Json:
     return asdict(planned) | {"jobs": planned.jobs, "done": planned.done}

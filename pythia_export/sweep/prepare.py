@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,8 +19,10 @@ from ..checkpoint import tokenizer_of
 from ..corpus import Windows, calibration_windows, verify_windows
 from ..corpus.overlap import require_held_out
 from ..recipe import Model, Quantize, Recipe
+from . import records
 from .folder import Folder
-from .jobs import SCHEMA, Job, task_key, versions
+from .jobs import Job, task_key, versions
+from .records import SCHEMA, Facts, Manifest, Pinned, PinnedText
 from .schema import SweepFile
 from .snapshots import LeftOut, Snapshot, snapshots
 
@@ -63,37 +65,37 @@ def prepare(file: SweepFile, folder: Folder, progress: Progress = SILENT) -> Pre
             jobs.append(Job(member.model, commit, facts, quantize, calibration, verify, now))
         key = task_key(facts, member.revision, commit)
         tasks.append(Task(key, member, tuple(jobs)))
-        pinned.append({"name": member.name, "revision": member.revision, "commit": commit, "task": key, "facts": facts})
+        pinned.append(Pinned(name=member.name, revision=member.revision, commit=commit, task=key, facts=facts))
     folder.put_manifest(
-        {
-            "schema": SCHEMA,
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "versions": now,
-            "sweep": file.model_dump(mode="json"),
-            "texts": texts.record,
-            "snapshots": pinned,
-            "left_out": [asdict(x) for x in left_out],
-            "jobs": {task.key: [job.key for job in task.jobs] for task in tasks},
-        }
+        Manifest(
+            version=SCHEMA,
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            versions=now,
+            sweep=file.model_dump(mode="json"),
+            texts=texts.record,
+            snapshots=pinned,
+            left_out=[records.LeftOut(name=x.name, revisions=list(x.revisions), why=x.why) for x in left_out],
+            jobs={task.key: [job.key for job in task.jobs] for task in tasks},
+        )
     )
     return Prepared(tuple(tasks), tuple(left_out))
 
 
-def facts_of(member: Snapshot) -> dict[str, Any]:
-    """What the results say of a snapshot."""
+def facts_of(member: Snapshot) -> Facts:
+    """Return what the results say of a snapshot."""
     vocab = member.config.vocab_size * member.config.hidden_size
-    return {
-        "name": member.name,
-        "size": member.size,
-        "family": member.family,
-        "data": member.data,
-        "seed": member.seed,
-        "step": member.step,
-        "training_tokens": member.tokens,
-        "learning_rate": member.learning_rate,
-        "parameters": member.config.parameters,
-        "non_embedding_parameters": member.config.parameters - 2 * vocab,
-    }
+    return Facts(
+        name=member.name,
+        size=member.size,
+        family=member.family,
+        data=member.data,
+        seed=member.seed,
+        step=member.step,
+        training_tokens=member.tokens,
+        learning_rate=member.learning_rate,
+        parameters=member.config.parameters,
+        non_embedding_parameters=member.config.parameters - 2 * vocab,
+    )
 
 
 def _commits(members: Sequence[Snapshot], progress: Progress) -> list[str]:
@@ -124,7 +126,7 @@ class _Texts:
 
     def __init__(self, file: SweepFile, members: Sequence[Snapshot], folder: Folder, progress: Progress) -> None:
         self._file, self._folder, self._progress = file, folder, progress
-        self.record: dict[str, Any] = {}
+        self.record: dict[str, PinnedText] = {}
         self._recipes: dict[tuple[str, Quantize], Recipe] = {}
         self._read: dict[str, str] = {}
         self._windows: dict[str, Windows] = {}
@@ -158,7 +160,8 @@ class _Texts:
             self._folder.put_text(windows)
             self._read[asked] = windows.sha256
             self._windows[windows.sha256] = windows
-            self.record[windows.sha256] = {"section": name, "source": windows.source, "tokens": int(windows.ids.size)}
+            tokens = int(windows.ids.size)
+            self.record[windows.sha256] = PinnedText(section=name, source=windows.source, tokens=tokens)
         return self._read[asked]
 
     def _one_tokenizer(self) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ..base.errors import EnvironmentProblem, NumericsError, PythiaExportError, RecipeError, ResourceError
 from ..base.progress import SILENT, Progress
+from ..records.record import Json
 from .engines import End, Engine, Inline, Local, Order
 from .folder import Folder
 from .plan import need
@@ -37,7 +38,7 @@ class Outcome:
     failed: int
     seconds: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return asdict(self)
 
 
@@ -90,7 +91,7 @@ def _orders(file: SweepFile, folder: Folder, tasks: Iterable[Task], done: set[st
 
 def _hopeless(folder: Folder, key: str) -> bool:
     record = folder.failure(key)
-    return record is not None and record["exit_code"] in THE_SAME_EACH_TIME
+    return record is not None and record.exit_code in THE_SAME_EACH_TIME
 
 
 def _until_done(
@@ -148,7 +149,7 @@ def _next(folder: Folder, order: Order, how: End, attempts: int) -> Order | None
 
 def _code(folder: Folder, key: str) -> int | None:
     record = folder.failure(key)
-    return None if record is None else int(record["exit_code"])
+    return None if record is None else record.exit_code
 
 
 def _given_up(how: End, order: Order) -> PythiaExportError:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ..base.errors import PythiaExportError, RecipeError
+from ..records.record import Json
 from .folder import Folder
+from .records import LeftOut, Mark
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Failed:
 class Status:
     models: tuple[Of, ...]
     failures: tuple[Failed, ...]
-    running: Mapping[str, Mapping[str, Any]]
-    left_out: tuple[Mapping[str, Any], ...]
+    running: Mapping[str, Mark]
+    left_out: tuple[LeftOut, ...]
 
     @property
     def jobs(self) -> int:
@@ -50,33 +51,39 @@ class Status:
     def done(self) -> int:
         return sum(of.done for of in self.models)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"jobs": self.jobs, "done": self.done}
+    def to_json(self) -> Json:
+        return {
+            "models": [asdict(of) for of in self.models],
+            "failures": [asdict(failed) for failed in self.failures],
+            "running": {task: mark.to_json() for task, mark in self.running.items()},
+            "left_out": [entry.to_json() for entry in self.left_out],
+            "jobs": self.jobs,
+            "done": self.done,
+        }
 
 
 def status(folder: Folder) -> Status:
-    manifest = folder.manifest() or {}
+    manifest = folder.pinned()
     done, failed, running = folder.done(), folder.failed(), folder.running()
     counts: dict[str, list[int]] = {}
     failures = []
-    for snapshot in manifest["snapshots"]:
-        own = manifest["jobs"][snapshot["task"]]
-        count = counts.setdefault(snapshot["name"], [0, 0, 0, 0])
+    for snapshot in manifest.snapshots:
+        own = manifest.jobs[snapshot.task]
+        count = counts.setdefault(snapshot.name, [0, 0, 0, 0])
         for key in own:
-            state = 1 if key in done else 3 if key in failed else 2 if snapshot["task"] in running else None
+            state = 1 if key in done else 3 if key in failed else 2 if snapshot.task in running else None
             count[0] += 1
             if state is not None:
                 count[state] += 1
             if state == 3:
                 failures.append(key)
     models = tuple(Of(name, *count) for name, count in counts.items())
-    return Status(models, tuple(_failed(folder, failures)), running, tuple(manifest["left_out"]))
+    return Status(models, tuple(_failed(folder, failures)), running, tuple(manifest.left_out))
 
 
 def keys(folder: Folder) -> list[str]:
     """Return the keys of all jobs, in the sweep's order."""
-    manifest = folder.manifest() or {}
-    return [key for s in manifest["snapshots"] for key in manifest["jobs"][s["task"]]]
+    return folder.pinned().keys
 
 
 def find(folder: Folder, beginning: str) -> str:
@@ -95,9 +102,7 @@ def find(folder: Folder, beginning: str) -> str:
 
 
 def task_of(folder: Folder, key: str) -> str:
-    manifest = folder.manifest() or {}
-    jobs: dict[str, list[str]] = manifest["jobs"]
-    return next(task for task, own in jobs.items() if key in own)
+    return next(task for task, own in folder.pinned().jobs.items() if key in own)
 
 
 def _failed(folder: Folder, failures: Iterable[str]) -> Iterable[Failed]:
@@ -108,4 +113,4 @@ def _failed(folder: Folder, failures: Iterable[str]) -> Iterable[Failed]:
                 title = folder.job(key).title
             except PythiaExportError:  # perhaps that is what failed
                 title = "a job whose file cannot be read"
-            yield Failed(key, title, record["exit_code"], record["message"], record["hint"], record["attempt"])
+            yield Failed(key, title, record.exit_code, record.message, record.hint, record.attempt)

@@ -16,8 +16,10 @@ import pyarrow.parquet as parquet
 
 from ..base.errors import IntegrityError, SourceError
 from ..disk import write_atomically
+from ..records.parity import Part
 from .folder import Folder, disk
-from .jobs import SCHEMA, Job, label
+from .jobs import Job, label
+from .records import SCHEMA, Facts, Result, Times
 
 RESULTS, SUBSETS = "results", "subsets"
 MARK = b"pythia-export.sweep.schema"
@@ -97,55 +99,55 @@ def tables(folder: Folder, keys: Iterable[str]) -> tuple[pa.Table, pa.Table]:
         IntegrityError: a result of another schema, or none at all.
     """
     rows, parts = [], []
-    manifest = folder.manifest() or {"snapshots": []}
-    facts = {key: s["facts"] for s in manifest["snapshots"] if "facts" in s for key in manifest["jobs"][s["task"]]}
+    manifest = folder.manifest()
+    facts: dict[str, Facts] = {}
+    for snapshot in manifest.snapshots if manifest is not None else ():
+        if manifest is not None and snapshot.facts is not None:
+            facts |= dict.fromkeys(manifest.jobs[snapshot.task], snapshot.facts)
     for key in keys:
         record = folder.result(key)
         if record is None:
             continue
-        if record.get("schema") != SCHEMA:
-            raise IntegrityError(
-                f"the result of {key} has schema {record.get('schema')!r}; this version knows {SCHEMA}",
-                hint="Go on with the version that began this sweep, or begin another.",
-            )
-        try:
-            rows.append(row(record, facts.get(key)))
-            parts += [{"key": key, "subset": part["name"]} | _cost(part) for part in record["cost"]["subsets"]]
-        except (KeyError, TypeError, AttributeError) as e:
-            raise IntegrityError(
-                f"the result of {key} lacks something: {type(e).__name__}: {e}",
-                hint="Delete it; `sweep run` makes it again.",
-            ) from e
+        rows.append(_row(record, facts.get(key)))
+        parts += [{"key": key, "subset": part.name} | _cost(part) for part in record.cost.subsets]
     return _table(rows, COLUMNS), _table(parts, SUBSET_COLUMNS)
 
 
-def row(record: dict[str, Any], facts: dict[str, Any] | None = None) -> dict[str, Any]:
-    """`facts` of the snapshot, or those that were known when it was measured."""
-    job = Job.from_json(record["job"], f"the result of {record['key']}")
+def _row(record: Result, facts: Facts | None) -> dict[str, Any]:
+    """Return one row; `facts` of the snapshot, or those that were known when it was measured."""
+    job = Job.from_json(record.job, f"the result of {record.key}")
     facts = job.snapshot if facts is None else facts
     quantize = job.quantize.model_dump()
     return (
-        {"key": record["key"]}
-        | {name: facts[name] for name in _SNAPSHOT}
+        {"key": record.key}
+        | {name: getattr(facts, name) for name in _SNAPSHOT}
         | {"revision": job.model.revision, "commit": job.commit, "quantization": label(job.quantize)}
         | {name: quantize[name] for name in _QUANTIZE}
         | {f"head_{name}": quantize["head"][name] for name in ("method", "bits", "group_size")}
-        | {name: record[name] for name in ("bits_per_weight", "expected_cost", "residual_error")}
-        | _cost(record["cost"])
-        | {f"seconds_{name}": seconds for name, seconds in record["seconds"].items()}
-        | {name: record[name] for name in ("peak_memory_bytes", "threads", "attempt", "machine", "device", "when")}
+        | {name: getattr(record, name) for name in ("bits_per_weight", "expected_cost", "residual_error")}
+        | _cost(record.cost)
+        | {f"seconds_{name}": getattr(record.seconds, name) for name in Times.model_fields}
+        | {
+            name: getattr(record, name)
+            for name in ("peak_memory_bytes", "threads", "attempt", "machine", "device", "when")
+        }
         | {"torch": job.versions["torch"], "pythia_export": job.versions["pythia-export"]}
         | {"calibration": job.calibration, "verify": job.verify}
     )
 
 
-def _cost(cost: dict[str, Any]) -> dict[str, Any]:
-    found = {name: cost[name] for name in _COST if name in cost and name not in ("clusters", "kld", "same_top")}
-    found |= {"clusters": cost["clusters"]["count"], "clustered_by": cost["clusters"]["by"]}
-    for name, mean in (("delta_nll", "mean"), ("kld", "mean"), ("same_top", "value")):
-        figures = cost[name]
-        found |= {name: figures[mean]} | {f"{name}_{x}": figures[x] for x in ("se", "low", "high")}
-    return found | {"kld_p99": cost["kld"]["p99"]}
+def _cost(cost: Part) -> dict[str, Any]:
+    found: dict[str, Any] = {"clusters": cost.clusters.count, "clustered_by": cost.clusters.by}
+    for name in ("tokens", "nll_original", "nll_quantized", "ppl_original", "ppl_quantized"):
+        found[name] = getattr(cost, name)
+    for name, of, figure in (
+        ("delta_nll", cost.delta_nll, cost.delta_nll.mean),
+        ("kld", cost.kld, cost.kld.mean),
+        ("same_top", cost.same_top, cost.same_top.value),
+    ):
+        found |= {name: figure, f"{name}_se": of.se, f"{name}_low": of.low, f"{name}_high": of.high}
+    ends = {f"bits_per_byte_{x}": getattr(cost, f"bits_per_byte_{x}") for x in ("original", "quantized")}
+    return found | {"kld_p99": cost.kld.p99} | ends
 
 
 def _table(rows: list[dict[str, Any]], columns: dict[str, pa.DataType]) -> pa.Table:

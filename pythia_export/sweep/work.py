@@ -17,8 +17,9 @@ from ..base.errors import PythiaExportError, ResourceError
 from ..base.memory import memory_fault
 from ..base.progress import SILENT, Progress
 from .folder import DISK_FULL, Folder, now
-from .jobs import SCHEMA, Job
+from .jobs import Job
 from .measure import Shared
+from .records import SCHEMA, Failure
 
 
 def work(
@@ -62,7 +63,7 @@ def work(
     left, alone = list(jobs), set[str]()
     with ExitStack() as stack:
         if left:
-            stack.enter_context(folder.working(task, {"jobs": len(left), "attempt": attempt}))
+            stack.enter_context(folder.working(task, len(left), attempt))
         shared: Shared | None = None
         while left:
             batch = left[:1] if left[0] in alone else _together([jobs[key] for key in left if key not in alone])
@@ -71,9 +72,9 @@ def work(
                     compute = Compute(device_called(device), told, memory_gb)
                     shared = Shared(jobs[left[0]], folder, compute, stack)
                 for record in shared.measure([jobs[key] for key in batch]):
-                    folder.put_result(record["key"], record | {"attempt": attempt})
-                    codes[record["key"]] = 0
-                    told.log(f"{record['key']}: done in {sum(record['seconds'].values()):.1f} s")
+                    folder.put_result(record.model_copy(update={"attempt": attempt}))
+                    codes[record.key] = 0
+                    told.log(f"{record.key}: done in {record.seconds.total:.1f} s")
             except Exception as e:
                 error, undone = _known(e), [key for key in batch if key not in codes]
                 told.log(f"{' '.join(undone)}: {type(error).__name__}: {error}")
@@ -103,17 +104,17 @@ def _together(jobs: Sequence[Job]) -> list[str]:
     return [job.key for job in jobs if asked(job) == asked(first)]
 
 
-def failure(error: PythiaExportError, attempt: int) -> dict[str, Any]:
+def failure(error: PythiaExportError, attempt: int) -> Failure:
     """The record of a job that came to nothing."""
-    return {
-        "schema": SCHEMA,
-        "error": type(error).__name__,
-        "exit_code": error.exit_code,
-        "message": str(error),
-        "hint": error.hint,
-        "attempt": attempt,
-        "when": now(),
-    }
+    return Failure(
+        version=SCHEMA,
+        error=type(error).__name__,
+        exit_code=error.exit_code,
+        message=str(error),
+        hint=error.hint,
+        attempt=attempt,
+        when=now(),
+    )
 
 
 def _known(error: Exception) -> PythiaExportError:

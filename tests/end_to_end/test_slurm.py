@@ -133,11 +133,11 @@ class Sweep:
 
     def records(self) -> dict[str, Any]:
         """Results by key, without what may differ from one run to the next."""
-        found = {key: self.folder.result(key) for key in self.folder.done()}
+        found = {key: self.folder.result(key).to_json() for key in self.folder.done()}
         return {k: {x: v[x] for x in v if x not in NOT_COMPARED} for k, v in found.items() if v is not None}
 
     def failures(self) -> list[dict[str, Any]]:
-        return [found for key in self.folder.failed() if (found := self.folder.failure(key)) is not None]
+        return [found.to_json() for key in self.folder.failed() if (found := self.folder.failure(key)) is not None]
 
     def workers(self) -> list[int]:
         """Processes that submitit started for a task of this sweep, of either engine."""

@@ -18,6 +18,7 @@ from pythia_export.study import plots
 from pythia_export.study.figures import drawn
 from pythia_export.study.page import render, write
 from pythia_export.study.rows import Rows, amount, line
+from pythia_export.sweep.records import LeftOut
 from pythia_export.sweep.table import COLUMNS, SUBSET_COLUMNS
 
 NOTHING = {"title": "A sweep", "left_out": [], "failed": 0, "outstanding": 0}
@@ -37,7 +38,7 @@ def few() -> tuple[pa.Table, pa.Table]:
 @pytest.fixture(scope="module")
 def page(many) -> tuple[str, dict[str, str]]:
     return render(*many, title="Pythia <small>", failed=2, outstanding=1,
-                  left_out=[{"name": "pythia-410m-seed3", "revisions": ["step1"] * 40, "why": "wrong"}])  # fmt: skip
+                  left_out=[LeftOut(name="pythia-410m-seed3", revisions=["step1"] * 40, why="wrong")])  # fmt: skip
 
 
 def own(**changed) -> pa.Table:

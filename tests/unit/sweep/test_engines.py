@@ -52,7 +52,7 @@ def test_a_process_that_cannot_even_begin_is_not_said_to_lack_memory(
     for key in folder.failed():
         record = folder.failure(key)
         assert record is not None
-        assert (record["exit_code"], record["message"]) == (
+        assert (record.exit_code, record.message) == (
             EnvironmentProblem.exit_code,
             "its process failed (1 attempt)",
         )
@@ -70,7 +70,7 @@ def test_a_process_over_its_time_is_put_down_so(tmp_path: Path, monkeypatch: pyt
     folder = Folder(tmp_path / "out")
     assert run(a_sweep(tmp_path, samples=2048, hours=0.0125), folder, engine="local").failed == 2
     records = [folder.failure(key) for key in folder.failed()]
-    assert {(r["exit_code"], r["message"]) for r in records if r is not None} == {
+    assert {(r.exit_code, r.message) for r in records if r is not None} == {
         (ResourceError.exit_code, "not enough time, at last with 1 min (1 attempt)")
     }
     assert not [path for path in (tmp_path / "scratch").iterdir() if path.suffix != ".py"]
@@ -80,7 +80,7 @@ def test_a_process_over_its_time_is_put_down_so(tmp_path: Path, monkeypatch: pyt
 def test_a_mark_without_a_sign_of_life_is_nobodys(tmp_path: Path) -> None:
     """Though there be a process of its number: after a restart of the machine it is another's."""
     folder = Folder(tmp_path)
-    with folder.working("0123", {"jobs": 1}):
+    with folder.working("0123", 1, 1):
         assert folder.running().keys() == {"0123"}
         long_ago = time.time() - SILENT_SECONDS - 1
         os.utime(tmp_path / "running" / "0123.json", (long_ago, long_ago))

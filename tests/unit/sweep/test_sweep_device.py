@@ -32,7 +32,7 @@ without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a
 
 
 def records(folder: Folder) -> list[dict]:
-    return [record for key in keys(folder) if (record := folder.result(key)) is not None]
+    return [record.to_json() for key in keys(folder) if (record := folder.result(key)) is not None]
 
 
 def logs(folder: Folder) -> str:
@@ -75,7 +75,7 @@ def test_a_node_without_one_is_put_down_and_tried_again_by_the_next_run(tmp_path
     outcome = run(sweep(template, WAYS[3], device="cuda"), folder)
     (key,) = keys(folder)
     assert (outcome.done, outcome.failed) == (0, 1)
-    assert folder.failure(key)["exit_code"] == EnvironmentProblem.exit_code
+    assert folder.failure(key).exit_code == EnvironmentProblem.exit_code
     assert run(sweep(template, WAYS[3]), folder).done == 1
 
 

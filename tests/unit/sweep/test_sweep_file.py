@@ -23,6 +23,7 @@ from pythia_export.recipe import Model, Quantize
 from pythia_export.sweep.jobs import Job, label
 from pythia_export.sweep.plan import plan
 from pythia_export.sweep.prepare import facts_of
+from pythia_export.sweep.records import Facts
 from pythia_export.sweep.schema import load, parse
 from pythia_export.sweep.snapshots import snapshots
 
@@ -229,9 +230,7 @@ def test_a_run_of_ones_own_is_found_by_its_template(tmp_path):
     assert (last.step, last.tokens, last.learning_rate) == (None, None, None), "nothing is known of it"
     assert first.model == Model(path=tmp_path / "step0", revision="step0")
     facts = facts_of(first)
-    assert (
-        facts["parameters"] - facts["non_embedding_parameters"] == 2 * 96 * 128 and facts["training_tokens"] == 4096000
-    )
+    assert facts.parameters - facts.non_embedding_parameters == 2 * 96 * 128 and facts.training_tokens == 4096000
 
 
 def test_the_template_may_have_more_around_the_revision(tmp_path):
@@ -402,7 +401,8 @@ def job(**changed) -> Job:
         "quantize": Quantize(), "calibration": "c" * 64, "verify": "e" * 64,
         "versions": {"pythia-export": "0.1.0", "torch": "2.13.0"},
     }  # fmt: skip
-    return Job(**(inputs | changed))
+    inputs |= changed
+    return Job(**inputs | {"snapshot": Facts.model_validate(inputs["snapshot"])})
 
 
 @given(st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in VALUES.items()}))
@@ -496,5 +496,5 @@ def test_peak_learning_rates_are_the_published_ones():
 def test_snapshots_carry_tokens_and_learning_rates():
     main, *_ = snapshots(of(["160m"]).sweep)[0]
     assert (main.step, main.tokens, main.learning_rate) == (143_000, 299_892_736_000, pytest.approx(6e-5))
-    assert facts_of(main)["non_embedding_parameters"] == suite.named("160m").non_embedding_parameters
-    assert facts_of(replace(main, tokens=None))["training_tokens"] is None
+    assert facts_of(main).non_embedding_parameters == suite.named("160m").non_embedding_parameters
+    assert facts_of(replace(main, tokens=None)).training_tokens is None

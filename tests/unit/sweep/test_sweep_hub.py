@@ -97,7 +97,7 @@ def whole(running, made, tmp_path_factory):
 
 
 def records(folder: Folder) -> dict[str, dict]:
-    return {key: folder.result(key) for key in keys(folder)}
+    return {key: folder.result(key).to_json() for key in keys(folder)}
 
 
 def test_a_sweep_over_names_of_the_hub_goes_from_end_to_end(whole):

@@ -52,7 +52,7 @@ def invoke(*args: object):
 
 
 def records(folder: Folder) -> dict[str, dict]:
-    return {key: folder.result(key) for key in keys(folder)}
+    return {key: folder.result(key).to_json() for key in keys(folder)}
 
 
 def only(folder: Folder, kind: str) -> list[Path]:
@@ -202,7 +202,7 @@ def test_neither_order_nor_company_makes_a_difference_to_a_bit(template, tmp_pat
         for some in calls:
             assert set(work(folder.root, one.key, some, cores=1).values()) == {0}
         for key, record in found.items():
-            assert content(folder.result(key)) == content(record), (name, folder.job(key).title)
+            assert content(folder.result(key).to_json()) == content(record), (name, folder.job(key).title)
 
 
 # What fails.
@@ -331,10 +331,10 @@ def test_a_task_that_is_killed_is_tried_again_and_given_up_after_its_attempts(tm
 
     def kill() -> None:
         while not over.wait(0.002):
-            for facts in folder.running().values():
-                if facts["pid"] not in killed:
-                    killed.append(facts["pid"])
-                    os.kill(facts["pid"], signal.SIGKILL)
+            for mark in folder.running().values():
+                if mark.pid not in killed:
+                    killed.append(mark.pid)
+                    os.kill(mark.pid, signal.SIGKILL)
 
     watcher = threading.Thread(target=kill)
     watcher.start()
@@ -413,8 +413,8 @@ def test_a_job_file_torn_in_half_fails_alone_and_is_written_again(tmp_path, tiny
     [
         (lambda r: json.dumps(r)[:300], "not JSON"),
         (lambda r: json.dumps(r | {"schema": 2}), "schema 2"),
-        (lambda r: json.dumps({"schema": 1}), "lacks something"), (lambda r: "[]", "an object was expected"),
-        (lambda r: json.dumps(r | {"cost": {}}), "lacks something"),
+        (lambda r: json.dumps({"schema": 1}), "no `key`"), (lambda r: "[]", "an object was expected"),
+        (lambda r: json.dumps(r | {"cost": {}}), "no `cost.tokens`"),
     ],
     ids=["torn", "schema", "empty", "list", "no cost"],
 )  # fmt: skip
@@ -458,9 +458,9 @@ def test_what_a_run_tells_of_itself_later_is_in_the_table_and_measures_nothing_a
     assert run(file, folder).did == 0
     (one,) = tables(folder, keys(folder))[0].to_pylist()
     assert (one["training_tokens"], one["learning_rate"], one["seed"]) == (4096, 0.003, 7) and one["step"] == 500
-    manifest = folder.manifest()
+    manifest = json.loads((folder.root / "sweep.json").read_text())
     del manifest["snapshots"][0]["facts"]  # as an earlier version wrote it
-    folder.put_manifest(manifest)
+    (folder.root / "sweep.json").write_text(json.dumps(manifest))
     assert tables(folder, keys(folder))[0]["training_tokens"].to_pylist() == [None]
 
 
@@ -528,8 +528,8 @@ def test_a_text_that_is_too_short_can_be_mended_in_the_same_directory(tmp_path, 
 def test_a_task_of_this_machine_is_at_work_only_if_its_process_is_there_and_gave_a_sign_of_life(tmp_path):
     folder = Folder(tmp_path)
     with ExitStack() as stack:
-        stack.enter_context(folder.working("task", {"jobs": 3}))
-        assert folder.running()["task"]["jobs"] == 3
+        stack.enter_context(folder.working("task", 3, 1))
+        assert folder.running()["task"].jobs == 3
         mark = tmp_path / "running" / "task.json"
         facts = json.loads(mark.read_text())
         long_ago = time.time() - SILENT_SECONDS - 5
