@@ -1,4 +1,4 @@
-// GPTQ with a beam, a block of columns at a time: what pythia_export/quantize/rounding.py does between two products of
+// GPTQ with a beam, a block of columns at a time: what pythia_export/rounding/columns.py does between two products of
 // matrices. The quantiser calls it by ctypes; ONNX Runtime has no part in it.
 #pragma once
 

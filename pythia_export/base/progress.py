@@ -38,3 +38,23 @@ class _Silent:
 
 
 SILENT: Progress = _Silent()
+
+
+class Calls:
+    """A `Progress` that calls: `step` with a title, the steps done and the steps in all; `note` with a message."""
+
+    def __init__(self, step: Callable[[str, int, int], None], note: Callable[[str], None]) -> None:
+        self._step = step
+        self.note = note
+
+    @contextmanager
+    def track(self, title: str, total: int, unit: str = "") -> Iterator[Advance]:
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            self._step(title, done, total)
+
+        self._step(title, 0, total)
+        yield advance

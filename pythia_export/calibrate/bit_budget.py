@@ -21,10 +21,10 @@ from ..base.device import memory_of
 from ..base.errors import NumericsError, RecipeError
 from ..model.block import Block
 from ..model.neox import EMBEDDING, NeoXConfig, layer_prefix, layer_tensors
-from ..quantize.rounding import HUGE
-from ..quantize.rtn import rtn
 from ..recipe import Override, Quantize
 from ..records.quantization import Allocation
+from ..rounding.columns import HUGE
+from ..rounding.rtn import rtn
 from ..weights.layout import Layout, LinearPlan, layout
 from .activations import place
 from .fold_norms import Folded

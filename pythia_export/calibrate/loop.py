@@ -24,13 +24,13 @@ from ..base.device import described, memory_of
 from ..base.errors import NumericsError, PythiaExportError
 from ..model.block import Block
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, NeoXConfig, layer_prefix, layer_tensors
-from ..quantize import native
-from ..quantize.coupled import gptq_coupled
-from ..quantize.gptq import WEIGHTS_AT_ONCE, Factor, correction, factor, gptq, row_errors
-from ..quantize.grid import Quantized
-from ..quantize.rounding import HUGE
-from ..quantize.rtn import rtn
 from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization
+from ..rounding import native
+from ..rounding.columns import HUGE
+from ..rounding.coupled import gptq_coupled
+from ..rounding.gptq import WEIGHTS_AT_ONCE, Factor, correction, factor, gptq, row_errors
+from ..rounding.grid import Quantized
+from ..rounding.rtn import rtn
 from ..weights.layout import LinearPlan
 from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter

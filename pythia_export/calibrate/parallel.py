@@ -19,7 +19,7 @@ from ..base.device import tensor_cores
 from ..base.errors import NumericsError
 from ..model.block import DENSE, DOWN, UP, Block, normalise
 from ..model.neox import NORMS, QKV, has_bias, layer_prefix
-from ..quantize.gptq import correction, factor, fitted_share
+from ..rounding.gptq import correction, factor, fitted_share
 from .normed import Normed
 from .observe import Observed
 from .problem import Problem, Step

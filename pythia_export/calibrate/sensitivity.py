@@ -25,7 +25,7 @@ from ..base.device import tensor_cores
 from ..base.errors import IntegrityError, NumericsError
 from ..model.block import DENSE, UP, Block, Rotary, final_norm, head
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, QKV, NeoXConfig, layer_tensors
-from ..quantize.gptq import row_errors
+from ..rounding.gptq import row_errors
 from .activations import Activations, place
 from .observe import windows_a_chunk
 from .placed import Placed, Tensors

@@ -25,12 +25,12 @@ from ..graph.decoder import build_decoder
 from ..graph.targets import require_fit, warnings
 from ..model.generation import GENERATION
 from ..model.neox import NeoXConfig
-from ..quantize import native
 from ..recipe import Export, Recipe
 from ..records import manifest
 from ..records.manifest import Calibration, Origin, Source
 from ..records.quantization import QUANTIZATION
 from ..records.record import Json
+from ..rounding import native
 from ..tokenizer import tokenizer_files
 from ..weights.layout import Layout, layout_of, require_overrides_match
 from ..weights.names import DATA_FILE

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..base.progress import SILENT, Progress
 from ..model.block import DENSE, DOWN, UP, Block, Rotary, activate, attention, final_norm, head
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, layer_prefix
-from ..quantize.rtn import rtn
 from ..records.parity import Extreme, Suspect, Suspects
+from ..rounding.rtn import rtn
 from ..weights.layout import FUSED_OUT
 from .metrics import relative_error
 from .reference import Tensors

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -17,6 +20,8 @@ from .verify import Verify
 
 
 class Recipe(Section):
+    """What to make: a checkpoint, a calibration text, a quantisation, a target, and a proof with its gates."""
+
     model: Model
     calibration: Calibration | None = None
     quantize: Quantize = Quantize()
@@ -61,6 +66,26 @@ class Recipe(Section):
         found = handler(core_schema)
         handler.resolve_ref_schema(found)["required"] = ["model"]
         return found
+
+    @classmethod
+    def load(cls, name: str | os.PathLike[str], changes: Mapping[str, Any] = MappingProxyType({})) -> Self:
+        """Read a recipe file, or make the recipe of a model (`410m@step3000`, `160m-int8`) or a checkpoint folder.
+
+        `changes` are by dotted keys: ``Recipe.load("410m", {"quantize.bits": 8, "verify.gates.kld_mean": None})``. None
+        takes a key out. Where [calibration] or [verify] is left out, the model's size fills it in.
+
+        Raises:
+            RecipeError: nothing of that name, not TOML, an unknown key, a value out of range.
+        """
+        from .load import load_recipe
+
+        return cls.model_validate(load_recipe(name, changes))
+
+    def toml(self) -> str:
+        """Return the recipe as a file, as `pythia-export recipes show` prints it; `load` reads the same from it."""
+        from .toml import as_toml
+
+        return as_toml(self)
 
     @property
     def uses_gptq(self) -> bool:

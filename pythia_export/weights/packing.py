@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..quantize.grid import Quantized
-from ..quantize.rtn import rtn
 from ..recipe import Scheme
+from ..rounding.grid import Quantized
+from ..rounding.rtn import rtn
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:

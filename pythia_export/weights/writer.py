@@ -16,7 +16,7 @@ from ..base.device import CPU
 from ..base.errors import IntegrityError, NumericsError, ResourceError
 from ..model.neox import EMBEDDING, QKV
 from ..model.rotary import rotary_tables
-from ..quantize.grid import Quantized
+from ..rounding.grid import Quantized
 from .layout import Layout, LinearPlan, packed_qkv_rows
 from .packing import pack, pack_rows, round_rows
 

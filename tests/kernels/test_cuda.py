@@ -16,7 +16,7 @@ from test_quantize import run_gptq
 
 from pythia_export.base.device import CPU
 from pythia_export.base.native_library import kernels_path
-from pythia_export.quantize import native
+from pythia_export.rounding import native
 
 
 @pytest.fixture(scope="module", params=["emulated", "GPU"])

@@ -65,6 +65,14 @@ def test_a_list_of_prompts_gives_a_list_of_texts(artifact):
     assert artifact.generate([], 12) == []
 
 
+def test_prompts_of_several_lengths_that_end_apart_are_as_one_by_one(artifact):
+    """The shorter are padded on the left, and a row that ended goes on as padding: neither changes another's text."""
+    prompts = ["d", "for name in sorted(names):\n    if name not in found and", "import os\n", "class Node:\n" * 6]
+    stops = [artifact.generate(prompt, 24)[3 * i : 3 * i + 2] for i, prompt in enumerate(prompts)]
+    stop = [text for text in stops if text]
+    assert artifact.generate(prompts, 24, stop=stop) == [artifact.generate(p, 24, stop=stop) for p in prompts]
+
+
 def test_ids_may_be_lists(artifact):
     ids = [[5, 6, 7], [8, 9, 10]]
     assert (artifact.logits(ids) == artifact.logits(np.array(ids))).all()

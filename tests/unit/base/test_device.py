@@ -33,8 +33,8 @@ from pythia_export.calibrate.sensitivity import RESIDUAL, UP
 from pythia_export.model.neox import QKV
 from pythia_export.proof import reference
 from pythia_export.proof.reference import Reference
-from pythia_export.quantize.gptq import factor, gptq
 from pythia_export.recipe import Head, Override, Quantize, Scheme
+from pythia_export.rounding.gptq import factor, gptq
 from pythia_export.weights.layout import layout
 from pythia_export.weights.names import DATA_FILE
 from pythia_export.weights.writer import WeightsWriter

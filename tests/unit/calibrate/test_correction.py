@@ -19,9 +19,9 @@ from pythia_export.calibrate.problem import Moments
 from pythia_export.calibrate.sensitivity import RESIDUAL, UP, Sensitivity, measure_sensitivity
 from pythia_export.model.block import DENSE
 from pythia_export.model.neox import QKV
-from pythia_export.quantize.coupled import DAMP, gptq_coupled
-from pythia_export.quantize.gptq import correction, factor, gptq
 from pythia_export.recipe import Export, Override, Quantize, Scheme
+from pythia_export.rounding.coupled import DAMP, gptq_coupled
+from pythia_export.rounding.gptq import correction, factor, gptq
 from pythia_export.weights.layout import layout
 
 WINDOWS = np.random.default_rng(0).integers(0, 96, (64, 32))

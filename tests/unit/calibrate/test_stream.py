@@ -8,8 +8,8 @@ import torch
 from models import InMemory, export_model, hugging_face, on_disk, small_config
 
 from pythia_export.base.errors import IntegrityError, NumericsError
-from pythia_export.quantize.gptq import factor, gptq, row_errors
 from pythia_export.recipe import Export, Override, Quantize, Scheme
+from pythia_export.rounding.gptq import factor, gptq, row_errors
 from pythia_export.weights.layout import layout
 from pythia_export.weights.reader import WeightsReader
 from pythia_export.weights.writer import WeightsWriter

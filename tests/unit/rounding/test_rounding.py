@@ -13,11 +13,11 @@ from oracles import beam_textbook, gptq_textbook, output_error
 
 from pythia_export.base.device import CPU
 from pythia_export.base.errors import EnvironmentProblem, NumericsError
-from pythia_export.quantize import native, rounding
-from pythia_export.quantize.gptq import factor, gptq
-from pythia_export.quantize.grid import zeros
-from pythia_export.quantize.rtn import rtn
 from pythia_export.recipe import Quantize, Scheme
+from pythia_export.rounding import columns, native
+from pythia_export.rounding.gptq import factor, gptq
+from pythia_export.rounding.grid import zeros
+from pythia_export.rounding.rtn import rtn
 from pythia_export.weights.packing import pack, pack_bits, round_rows, unpack, unpack_bits
 
 
@@ -76,8 +76,8 @@ def test_a_beam_equals_the_textbook(kind, bits, group_size, symmetric, width):
 
 @pytest.mark.parametrize(("apart", "block"), [(1, 4), (10, 8), (16, 16)])
 def test_what_is_settled_is_as_the_best_rounding_has_it(monkeypatch, apart, block):
-    monkeypatch.setattr(rounding, "APART", apart)
-    monkeypatch.setattr(rounding.Beam, "block", block)
+    monkeypatch.setattr(columns, "APART", apart)
+    monkeypatch.setattr(columns.Beam, "block", block)
     W, H = problem("correlated", 12, 48)
     done = run_gptq(W.double(), H, 3, -1, True, True, True, 8)
     scale, zero = done.scale.double().numpy(), zeros(done).double().numpy()
@@ -90,7 +90,7 @@ def test_what_is_settled_is_as_the_best_rounding_has_it(monkeypatch, apart, bloc
 
 
 def test_a_group_that_begins_takes_its_scale_from_what_the_best_rounding_left(monkeypatch):
-    monkeypatch.setattr(rounding, "APART", 1)  # what came before is final then, but for one column
+    monkeypatch.setattr(columns, "APART", 1)  # what came before is final then, but for one column
     W, H = problem("correlated", 30, 64)
     done = run_gptq(W.double(), H, 3, 32, True, False, False, 8)
     damped = H + 0.01 * H.diagonal().mean() * torch.eye(64, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_the_beam_in_cpp_is_the_beam_in_torch(monkeypatch, kind, act_order, symm
     in_cpp = native.round_block
     monkeypatch.setattr(native, "round_block", lambda *args: calls.append(1) or in_cpp(*args))
     fast = run_gptq(W, H.float(), 3, group_size, symmetric, act_order, True, width)
-    assert len(calls) >= 320 // rounding.Beam.block
+    assert len(calls) >= 320 // columns.Beam.block
     monkeypatch.setattr(native, "available", lambda device: False)
     slow = run_gptq(W, H.float(), 3, group_size, symmetric, act_order, True, width)
     assert (fast.q == slow.q).all(1).float().mean() >= 0.95  # sums are rounded otherwise
@@ -127,7 +127,7 @@ def test_a_version_of_the_kernels_that_is_not_there_is_an_error(monkeypatch):
     with pytest.raises(EnvironmentProblem, match="PYTHIA_KERNELS_ISA"):
         run_gptq(*problem("random"), beam=8)
     monkeypatch.delenv("PYTHIA_KERNELS_ISA")
-    monkeypatch.setattr(rounding, "APART", 300)
+    monkeypatch.setattr(columns, "APART", 300)
     with pytest.raises(ValueError, match="at most"):
         run_gptq(*problem("random", n=400), beam=8)
 

@@ -33,8 +33,8 @@ from torch import Tensor
 
 from ..base.errors import NumericsError
 from ..recipe import Quantize, Scheme
+from .columns import Beam, Nearest, Rounding
 from .grid import Quantized, find_grid
-from .rounding import Beam, Nearest, Rounding
 
 WEIGHTS_AT_ONCE = 1 << 22
 STATES = 8192  # roundings that a beam carries on at once: enough to be worth a call, few enough to stay in the cache

@@ -19,10 +19,10 @@ from pythia_export.base.errors import EnvironmentProblem, NumericsError
 from pythia_export.base.native_library import instruction_set, library_fault
 from pythia_export.calibrate.bit_budget import allocate
 from pythia_export.calibrate.problem import Moments
-from pythia_export.quantize import native
-from pythia_export.quantize.coupled import gptq_coupled
-from pythia_export.quantize.gptq import correction, factor, gptq
 from pythia_export.recipe import Export, Quantize, Scheme
+from pythia_export.rounding import native
+from pythia_export.rounding.coupled import gptq_coupled
+from pythia_export.rounding.gptq import correction, factor, gptq
 
 WINDOWS = np.random.default_rng(0).integers(0, 96, (16, 32))
 CONFIG = small_config(layers=2)

@@ -1,4 +1,4 @@
-"""The inner loop of `rounding.Beam` in C++ or CUDA (kernels/beam/), where the native kernels are built; in float32."""
+"""The inner loop of `columns.Beam` in C++ or CUDA (kernels/beam/), where the native kernels are built; in float32."""
 
 from __future__ import annotations
 
