@@ -2,6 +2,7 @@
 // wait for one another. One block runs after the other, in a fixed order. Blocks are whole warps.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -62,9 +63,26 @@ struct Meeting {
   unsigned arrived = 0, times = 0;
 };
 
+// A change of stacks. swapcontext would ask the system about signals every time. Any register may change meanwhile, whatever
+// GCC finds when it reads these functions (noipa). AddressSanitizer would take a jump for the end of all functions on the stack
+// that is left, as it does at longjmp's. GCC's two built-in functions may not meet in one function.
+#if defined(__clang__)
+struct Place { jmp_buf kept; };
+#define PYTHIA_CHANGES_STACKS __attribute__((noinline, no_sanitize("address")))
+#define PYTHIA_STOP_AT(place) _setjmp((place).kept)
+[[noreturn]] PYTHIA_CHANGES_STACKS inline void go_on(Place& place) { _longjmp(place.kept, 1); }
+#else
+struct Place { void* kept[5]; };
+#define PYTHIA_CHANGES_STACKS __attribute__((noipa, no_sanitize_address))
+#define PYTHIA_STOP_AT(place) __builtin_setjmp((place).kept)
+[[noreturn]] PYTHIA_CHANGES_STACKS inline void go_on(Place& place) { __builtin_longjmp(place.kept, 1); }
+#endif
+
 struct Fiber {
-  ucontext_t context;
+  Place place;
+  ucontext_t beginning;  // of a fiber that has not run yet
   std::unique_ptr<char[]> stack;
+  bool begun = false;
   dim3 index;
   unsigned shuffles = 0;
   bool done = false;
@@ -77,7 +95,7 @@ struct Block {
   std::vector<uint32_t> fragments;  // [2][threads][6] of products likewise
   Meeting all;
   unsigned current = 0;
-  ucontext_t scheduler;
+  Place scheduler;
   const std::function<void()>* body = nullptr;
 };
 
@@ -85,7 +103,16 @@ inline Block block;
 inline dim3 block_index, block_size, grid_size;
 
 inline Fiber& self() { return block.fibers[block.current]; }
-inline void give_way() { swapcontext(&self().context, &block.scheduler); }
+PYTHIA_CHANGES_STACKS inline void give_way() {
+  if (!PYTHIA_STOP_AT(self().place)) go_on(block.scheduler);
+}
+// Return when the fiber gives way.
+PYTHIA_CHANGES_STACKS inline void resume(Fiber& fiber) {
+  if (PYTHIA_STOP_AT(block.scheduler)) return;
+  if (fiber.begun) go_on(fiber.place);
+  fiber.begun = true;
+  setcontext(&fiber.beginning);
+}
 inline void meet(Meeting& meeting, unsigned threads) {
   const unsigned before = meeting.times;
   if (++meeting.arrived == threads) {
@@ -95,18 +122,21 @@ inline void meet(Meeting& meeting, unsigned threads) {
   while (meeting.times == before) give_way();
 }
 inline void run_fiber() {
-  (*block.body)();
-  self().done = true;
-  give_way();
+  for (;;) {  // one block's thread after another's
+    (*block.body)();
+    self().done = true;
+    give_way();
+  }
 }
 
 inline void start(Fiber& fiber, unsigned thread) {
-  if (!fiber.stack) fiber.stack.reset(new char[kStack]);
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get(), fiber.context.uc_stack.ss_size = kStack;
-  fiber.context.uc_link = nullptr;
   fiber.index = dim3(thread, 0, 0), fiber.shuffles = 0, fiber.done = false;
-  makecontext(&fiber.context, run_fiber, 0);
+  if (fiber.stack) return;
+  fiber.stack.reset(new char[kStack]);
+  getcontext(&fiber.beginning);
+  fiber.beginning.uc_stack.ss_sp = fiber.stack.get(), fiber.beginning.uc_stack.ss_size = kStack;
+  fiber.beginning.uc_link = nullptr;
+  makecontext(&fiber.beginning, run_fiber, 0);
 }
 
 inline void launch(dim3 grid, dim3 size, const std::function<void()>& body) {
@@ -124,7 +154,7 @@ inline void launch(dim3 grid, dim3 size, const std::function<void()>& body) {
           for (unsigned t = 0; t < threads; ++t)
             if (!block.fibers[t].done) {
               block.current = t;
-              swapcontext(&block.scheduler, &block.fibers[t].context);
+              resume(block.fibers[t]);
               left -= block.fibers[t].done;
             }
       }
