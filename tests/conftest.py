@@ -7,9 +7,15 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from cores import take_own_cores
+
+# What lies in these folders has a marker by that (pyproject.toml says what each means); `slow` stands beside the test.
+MARKERS = {"kernels": "native", "end_to_end": "end_to_end"}
 
 # The longest first: a worker takes whole files, and one that begins with the longest at the end lets the others wait.
-LONGEST = ("demo", "consumers", "eval", "ci", "bench", "hub", "native", "cuda", "mutations", "resume", "checkpoint")
+LONGEST = ("native", "demo", "consumers", "eval", "ci", "bench", "hub", "cuda", "mutations", "resume", "checkpoint")
+
+take_own_cores()
 
 for _name in ("GITHUB_ACTIONS", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"):
     os.environ.pop(_name, None)
@@ -34,3 +40,6 @@ def a_command_isolates_itself_alone() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    for item in items:
+        if marker := MARKERS.get(item.path.parent.name):
+            item.add_marker(marker)

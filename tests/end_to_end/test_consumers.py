@@ -290,6 +290,7 @@ def test_transformers_js_in_node(folder, expected):
 
 
 @needs_js
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_transformers_js_in_a_browser(folder, expected, tmp_path):
     if not (folder / "onnx").is_dir():

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cores import every_core
 from models import SMALL_RECIPE
 from processes import pythia_export, started
 from safetensors.torch import load_file, save_file
@@ -47,7 +48,8 @@ def command(*args: object, check: int = 0) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "demo"
-    done = bare("run", "demo", "--out", out)
+    with every_core():
+        done = bare("run", "demo", "--out", out)
     assert "report.html" in done.stdout and "GPTQ" in done.stdout.upper()
     return out
 

@@ -23,7 +23,10 @@ from pythia_export.recipe import Gates
 
 LOOK = SUPPORT / "look.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not looked at")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not looked at"),
+]
 
 _, PHONE, _, DESKTOP = WIDTHS = 320, 390, 700, 1280
 DARK = "--blink-settings=preferredColorScheme=0"

@@ -25,6 +25,7 @@ from pythia_export.serve import server as room
 MODULES = ROOT / "build" / "consumers" / "node_modules"
 LOOK = (SUPPORT / "look.js").read_text()
 pytestmark = [
+    pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not looked at"),
     pytest.mark.skipif(not (MODULES / "onnxruntime-web").is_dir(), reason="no ONNX Runtime Web: make consumers"),
 ]

@@ -207,6 +207,7 @@ def test_amounts_in_words(x, words):
     assert amount(x) == words
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not looked at")
 @pytest.mark.parametrize("look", [(), (DARK,)], ids=["light", "dark"])
 def test_in_a_browser_nothing_sticks_out_overlaps_or_is_too_faint(page, tmp_path, look):
