@@ -51,7 +51,7 @@ def _described(path: list[str], command: Any, root: Any) -> Iterator[str]:
     yield f"```text\n{' '.join(['pythia-export', *path])} {help.usage(command, context)}\n```"
     yield _prose(command.help or "")
     if arguments:
-        yield table(["argument", ""], [[code(help.name_of(p)), help.said_of(p, context)] for p in arguments])
+        yield table(["argument", "what it is"], [[code(help.name_of(p)), help.said_of(p, context)] for p in arguments])
     yield from _options(command, context)
     if command.epilog:
         lines = [line.strip() for line in command.epilog.splitlines()[1:]]
@@ -65,7 +65,7 @@ def _options(command: Any, context: Any) -> Iterator[str]:
         if p.param_type_name == "option" and not p.hidden and p.name != "help"
     ]
     if rows:
-        yield table(["option", ""], rows)
+        yield table(["option", "what it does"], rows)
 
 
 def _prose(help_text: str) -> str:
