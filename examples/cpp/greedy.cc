@@ -3,11 +3,13 @@
 //   greedy FOLDER COUNT [KERNELS] < prompts
 //
 // FOLDER holds model.onnx and its weights. Each line of the input is a prompt's token ids; each line of the output is
-// their continuation by COUNT tokens, or fewer where the text ends. KERNELS is the library of native operators, if wanted.
+// their continuation by COUNT tokens, or fewer where the text ends: at any of the end tokens of FOLDER's config.json.
+// KERNELS is the library of native operators, if wanted.
 #include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <iterator>
 #include <sstream>
@@ -22,7 +24,36 @@ namespace {
 
 using Ids = std::vector<int64_t>;
 
-constexpr int64_t kEndOfText = 0;  // Pythia's <|endoftext|>; it has no token for padding, and any does where the mask is 0
+constexpr int64_t kPadding = 0;  // Pythia has no token for padding, and any does where the mask is 0
+
+std::string read(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(path.string() + ": cannot be read");
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+// The tokens that end a text: `"eos_token_id": 0`, `[0, 199]`, or null for none. A program of more than one use reads
+// JSON by a library.
+Ids end_tokens(const std::string& config) {
+  const std::string key = "\"eos_token_id\"";
+  const size_t named = config.find(key);
+  if (named == std::string::npos) return {};
+  const size_t from = config.find_first_not_of(" \n\r\t:", named + key.size());
+  std::string value = config.substr(from, config.find_first_of(config[from] == '[' ? "]" : ",}", from) - from);
+  std::replace_if(value.begin(), value.end(), [](char c) { return c < '0' || c > '9'; }, ' ');
+  std::istringstream words(value);
+  return Ids(std::istream_iterator<int64_t>(words), std::istream_iterator<int64_t>());
+}
+
+// The graph with `num_logits_to_keep` as an input, so that a prompt's logits are those of its last token alone: it is a
+// constant there. Fields of one number in two messages of protocol buffers, one behind the other, are those of one
+// message: this appends ModelProto.graph.input, an int64 without dimensions.
+std::string settable(std::string graph) {
+  const std::string name = "num_logits_to_keep";
+  const std::string input = "\x0a\x12" + name + std::string("\x12\x06\x0a\x04\x08\x07\x12\x00", 8);
+  if (graph.find(name) == std::string::npos || graph.find(input) != std::string::npos) return graph;
+  return graph + "\x3a\x1e\x5a\x1c" + input;
+}
 
 Ort::Value tensor(Ids& values, const Ids& shape) {  // over the caller's memory
   static const Ort::MemoryInfo cpu = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
@@ -34,12 +65,17 @@ class Decoder {
   Decoder(const Ort::Env& env, const std::filesystem::path& folder, const std::filesystem::path& kernels) {
     Ort::SessionOptions options;
     if (!kernels.empty()) options.RegisterCustomOpsLibrary(kernels.c_str());
-    session_ = Ort::Session(env, (folder / "model.onnx").c_str(), options);
+    // Of a graph in memory nothing else says where its weights are.
+    options.AddConfigEntry("session.model_external_initializers_file_folder_path", folder.c_str());
+    const std::string graph = settable(read(folder / "model.onnx"));
+    session_ = Ort::Session(env, graph.data(), graph.size(), options);
+    ends_ = end_tokens(read(folder / "config.json"));
 
     Ort::AllocatorWithDefaultOptions allocator;
     const std::string past = "past_key_values.";
     for (size_t i = 0; i < session_.GetInputCount(); ++i) {
       const std::string name = session_.GetInputNameAllocated(i, allocator).get();
+      keeps_ |= name == "num_logits_to_keep";
       if (name.compare(0, past.size(), past) != 0) continue;
       const Ort::TypeInfo type = session_.GetInputTypeInfo(i);
       const auto info = type.GetTensorTypeAndShapeInfo();
@@ -69,7 +105,7 @@ class Decoder {
       }
       fresh = std::max<int64_t>(fresh, prompt.size());
     }
-    Ids ids(rows * fresh, kEndOfText), padding(rows);
+    Ids ids(rows * fresh, kPadding), padding(rows);
     for (int64_t row = 0; row < rows; ++row) {
       padding[row] = fresh - prompts[row].size();
       std::copy(prompts[row].begin(), prompts[row].end(), ids.begin() + row * fresh + padding[row]);
@@ -82,15 +118,17 @@ class Decoder {
       ids = step(ids, padding, past, cache);  // [rows]
       past += std::exchange(fresh, 1);
       for (int64_t row = 0; row < rows; ++row) {
-        if (!found[row].empty() && found[row].back() == kEndOfText) continue;  // its row goes on; nobody reads it
+        if (!found[row].empty() && ends(found[row].back())) continue;  // its row goes on; nobody reads it
         found[row].push_back(ids[row]);
-        running -= ids[row] == kEndOfText;
+        running -= ends(ids[row]);
       }
     }
     return found;
   }
 
  private:
+  bool ends(int64_t id) const { return std::find(ends_.begin(), ends_.end(), id) != ends_.end(); }
+
   struct Cached {
     ONNXTensorElementDataType type;  // float32, float16 or int8; the scales of int8 are inputs of their own
     Ids shape;                       // [batch, heads, past, head size], the scales' without the last
@@ -107,8 +145,7 @@ class Decoder {
     return cache;
   }
 
-  // Append `ids` [rows, any number] to the `past` tokens in the cache; return the likeliest next token of each row. The
-  // graph gives logits of all of them: docs/guides/consumers.md tells how to have those of the last alone.
+  // Append `ids` [rows, any number] to the `past` tokens in the cache; return the likeliest next token of each row.
   Ids step(Ids& ids, const Ids& padding, int64_t past, std::vector<Ort::Value>& cache) {
     const int64_t rows = padding.size(), fresh = ids.size() / rows, total = past + fresh;
     Ids mask, positions;
@@ -126,15 +163,21 @@ class Decoder {
     inputs.push_back(tensor(mask, {rows, total}));
     inputs.push_back(tensor(positions, {rows, fresh}));
     std::move(cache.begin(), cache.end(), std::back_inserter(inputs));
+    Ids one = {1};
+    if (keeps_) {
+      input_names.push_back("num_logits_to_keep");
+      inputs.push_back(tensor(one, {}));
+    }
 
     std::vector<Ort::Value> outputs = session_.Run(Ort::RunOptions(), input_names.data(), inputs.data(), inputs.size(),
                                                    output_names.data(), output_names.size());
     std::move(outputs.begin() + 1, outputs.end(), cache.begin());  // what is present now is past in the next step
 
-    const float* logits = outputs[0].GetTensorData<float>();  // [rows, fresh, vocabulary]
+    const float* logits = outputs[0].GetTensorData<float>();  // [rows, kept, vocabulary]
+    const int64_t kept = outputs[0].GetTensorTypeAndShapeInfo().GetShape()[1];
     Ids next;
     for (int64_t row = 0; row < rows; ++row) {
-      logits += (fresh - 1) * vocabulary_;  // to those of the row's last token
+      logits += (kept - 1) * vocabulary_;  // to those of the row's last token
       next.push_back(std::max_element(logits, logits + vocabulary_) - logits);
       logits += vocabulary_;
     }
@@ -145,6 +188,8 @@ class Decoder {
   std::vector<std::string> inputs_, outputs_;  // of the cache, in one order
   std::vector<Cached> cached_;
   int64_t vocabulary_ = 0;
+  bool keeps_ = false;  // the graph can be told to give the logits of the last token alone
+  Ids ends_;
 };
 
 }  // namespace

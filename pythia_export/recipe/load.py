@@ -98,6 +98,8 @@ def explain(where: str, error: Any, schema: type[Section]) -> str:
         tables = place[-1:] == ["override"]
         kind = "an array of tables" if tables else "an array" if error["type"] == "tuple_type" else ""
         message = f"{kind or 'a table'} was expected"
+    if error["type"] == "too_short":
+        message = "an empty list; at least one was expected"
     given = error.get("input")
     found = f" (found {shown(given)})" if isinstance(given, str | int | float | bool) else ""
     return f"{where}: {f'`{dotted}`: ' if dotted else ''}{message}{found}"

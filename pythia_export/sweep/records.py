@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, StringConstraints, model_validator
 
 from ..base.errors import IntegrityError
 from ..records.parity import Scored
@@ -13,6 +13,7 @@ from ..records.record import Count, Json, Record, Seconds, checked
 SCHEMA: Literal[1] = 1
 AGAIN = "Delete it; `sweep run` makes it again."
 Schema = Annotated[Literal[1], Field(alias="schema")]
+JobKey = Annotated[str, StringConstraints(pattern=r"^[\w-]{2,64}$")]  # its files are called by it
 
 
 class Facts(Record):
@@ -64,7 +65,14 @@ class Manifest(Record):
     texts: dict[str, PinnedText]  # by hash
     snapshots: list[Pinned]
     left_out: list[LeftOut]
-    jobs: dict[str, list[str]]  # keys by task
+    jobs: dict[str, Annotated[list[JobKey], Field(min_length=1)]]  # keys by task
+
+    @model_validator(mode="after")
+    def _tasks_have_jobs(self) -> Self:
+        for snapshot in self.snapshots:
+            if snapshot.task not in self.jobs:
+                raise ValueError(f"`jobs` lacks the task {snapshot.task} of {snapshot.name} at {snapshot.revision}")
+        return self
 
     @property
     def keys(self) -> list[str]:

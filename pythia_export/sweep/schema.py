@@ -147,7 +147,13 @@ def parse(raw: dict[str, Any], folder: Path, where: str = "sweep") -> SweepFile:
         found = SweepFile.model_validate(raw | {"quantize": _product(raw.get("quantize", {}), where)})
     except ValidationError as e:
         # Of a product each member has the same fault, and none of them a number in the file.
-        lines = [explain(where, dict(error) | {"loc": _in_the_file(error["loc"])}, SweepFile) for error in e.errors()]
+        errors = e.errors()
+        wrong = {error["loc"] for error in errors}
+        # A list that is too short because all in it is wrong: that is said already.
+        told = [
+            x for x in errors if x["type"] != "too_short" or not any(x["loc"] == y[:-1][: len(x["loc"])] for y in wrong)
+        ]
+        lines = [explain(where, dict(error) | {"loc": _in_the_file(error["loc"])}, SweepFile) for error in told]
         raise RecipeError("\n".join(dict.fromkeys(lines))) from None
     models = tuple(
         m if m.path is None else m.model_copy(update={"path": str(folder / m.path)}) for m in found.sweep.models

@@ -219,7 +219,14 @@ def _fused_plan(name: str, parts: list[LinearPlan]) -> LinearPlan:
         return LinearPlan(name, a.layer, (a.shape[0] + b.shape[0], a.shape[1]), a.method, a.scheme, bias=True)
     whole = LinearPlan(name, a.layer, (a.shape[0], a.shape[1] + b.shape[1]), a.method, a.scheme, bias=True)
     bytes_of_zeros = a.blocks * a.scheme.stored_bits % 8 == 0 or a.scheme.symmetric
-    aligned = a.shape[1] % a.block_size == 0 and a.block_size == b.block_size == whole.block_size
+    blocks = {part.block_size for part in (a, b, whole)}
+    if a.method != "none" and len(blocks) > 1:
+        raise RecipeError(
+            f"quantize.products = 2 stores {a.name} and {b.name} side by side; with group_size = -1 their rows are cut "
+            f"into blocks of {' and '.join(map(str, sorted(blocks)))}",
+            hint="Choose a group_size from 16 to 256, or leave `products` at 4.",
+        )
+    aligned = a.shape[1] % a.block_size == 0
     if a.method != "none" and not (aligned and bytes_of_zeros):
         raise RecipeError(
             f"quantize.products = 2 stores {a.name} and {b.name} side by side; {a.shape[1]} columns do not end with a "

@@ -17,6 +17,7 @@ from queue import Queue
 from urllib.parse import quote
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from places import ROOT, TESTS
@@ -247,6 +248,29 @@ def test_a_program_in_cpp(folder, expected, program, native):
     ends = tokenizer.encode("if __name__ == '__main__':\n    unittest.main()").ids
     short, long = continued(program, folder, [ends, ids[0]], native)
     assert short.index(0) == len(short) - 1 < NEW - 1 and long == expected[0], "a row stops where its text ends"
+
+
+@pytest.mark.parametrize("ends", ["[4095, {id}]", "{id}", "[\n  {id}\n]", "null", "[]"])
+def test_a_program_in_cpp_ends_at_every_end_token(ends, folder, program, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROMPTS[0]).ids
+    (whole,) = continued(program, folder, [ids], native=False)
+    last = whole[NEW // 2]
+    config = (folder / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"eos_token_id": 0', f'"eos_token_id": {ends.format(id=last)}'))
+    (found,) = continued(program, other, [ids], native=False)
+    assert found == (whole[: whole.index(last) + 1] if "id" in ends else whole)
+
+
+def test_a_program_in_cpp_reads_the_logits_of_the_last_token_alone(folder, expected, program, tmp_path):
+    """A graph that gives those of one token, whatever it is asked for, has the same continuation."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    graph = onnx.load(other / "model.onnx", load_external_data=False)
+    (keep,) = (x for x in graph.graph.initializer if x.name == "num_logits_to_keep")
+    keep.CopyFrom(onnx.numpy_helper.from_array(np.array(1, np.int64), keep.name))
+    (other / "model.onnx").write_bytes(graph.SerializeToString())
+    ids = [Tokenizer.from_file(str(folder / "tokenizer.json")).encode(prompt).ids for prompt in PROMPTS]
+    assert continued(program, other, ids, native=False) == expected
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -498,3 +498,17 @@ def test_snapshots_carry_tokens_and_learning_rates():
     assert (main.step, main.tokens, main.learning_rate) == (143_000, 299_892_736_000, pytest.approx(6e-5))
     assert facts_of(main).non_embedding_parameters == suite.named("160m").non_embedding_parameters
     assert facts_of(replace(main, tokens=None)).training_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[sweep]\nmodels = []\n[quantize]\nbits = 4\n", "`sweep.models`: an empty list; at least one was expected"),
+        ('[sweep]\nmodels = ["70m"]\n[quantize]\nbeem = 1\n', "unknown key `quantize.beem`; did you mean `beam`?"),
+        ('[sweep]\nmodels = [{ name = "m", path = "x" }]\n[quantize]\nbits = 4\n', "'x' has no {revision} in it"),
+    ],
+)
+def test_one_fault_is_one_line(text, said, tmp_path):
+    with pytest.raises(RecipeError) as raised:
+        read(tmp_path, text)
+    assert said in str(raised.value) and len(str(raised.value).splitlines()) == 1
