@@ -18,6 +18,7 @@ from ..base.errors import IntegrityError, SourceError
 from ..base.progress import SILENT, Progress
 from ..base.strict_json import read_object
 from ..hub import Listing
+from .ledger import Ledger
 
 _STEP = re.compile(r"step(\d+)")
 THREADS = 8
@@ -52,7 +53,7 @@ def compare(listing: Listing, names: tuple[str, ...], progress: Progress = SILEN
     if own and {"step0", "step1"} & set(own):
         by_design |= {"step0", "step1"}
     others = {n: c for n, c in {**steps, "main": commits.get("main")}.items() if c and n not in by_design}
-    known = _Ledger(listing.repo)
+    known = Ledger(listing.repo)
     missing = sorted({c for c in others.values() if not known.has(c, names)})
     if listing.offline:
         failed = len(missing)
@@ -93,7 +94,7 @@ def described(listing: Listing, names: tuple[str, ...], found: Comparison) -> st
     return f"{listing} has the weights of {listed} ({shared[0]}, sha256 {digest[:12]})"
 
 
-def _learn(known: _Ledger, listing: Listing, commits: list[str], names: tuple[str, ...], progress: Progress) -> int:
+def _learn(known: Ledger, listing: Listing, commits: list[str], names: tuple[str, ...], progress: Progress) -> int:
     """Ask for the hashes of these commits; returns how many could not be had."""
 
     def ask(commit: str) -> dict[str, str | None] | None:
@@ -117,28 +118,3 @@ def _learn(known: _Ledger, listing: Listing, commits: list[str], names: tuple[st
 def _number(name: str) -> int:
     match = _STEP.fullmatch(name)
     return int(match[1]) if match else 1 << 62  # main
-
-
-class _Ledger:
-    """commit -> file -> hash of one repository, in a file of HF_HOME. Losing it costs the requests again."""
-
-    def __init__(self, repo: str) -> None:
-        self._path = hub.kept("hashes") / f"{repo.replace('/', '--')}.json"
-        self._hashes: dict[str, dict[str, str | None]] = {}
-        with suppress(OSError, IntegrityError, ValueError, TypeError):
-            self._hashes = {c: dict(files) for c, files in read_object(self._path).items()}
-
-    def has(self, commit: str, names: tuple[str, ...]) -> bool:
-        return set(names) <= set(self._hashes.get(commit, {}))
-
-    def digest(self, commit: str, name: str) -> str | None:
-        return self._hashes.get(commit, {}).get(name)
-
-    def add(self, commit: str, digests: dict[str, str | None]) -> None:
-        self._hashes.setdefault(commit, {}).update(digests)
-
-    def save(self) -> None:
-        try:
-            hub.write_kept(self._path, json.dumps(self._hashes).encode())
-        except OSError:  # a cache that can only be read
-            return

@@ -56,6 +56,14 @@ def read_header(path: Path) -> dict[str, Entry]:
         if length > LONGEST:
             raise IntegrityError(f"{path}: a header of {length:,} bytes; {LONGEST:,} are the most")
         raw = f.read(length)
+    entries = parse_header(raw, path, size)
+    _require_filled(path, entries, 8 + length, size)
+    return entries
+
+
+def parse_header(raw: bytes, path: Path | str, size: int | None = None) -> dict[str, Entry]:
+    """Return the entries that a header's JSON describes; raises as `read_header`. `path` is for messages, `size` the
+    file's where it is known."""
     if not raw.startswith(b"{"):  # the format says so; a byte order mark, which JSON elsewhere may have, is none
         raise IntegrityError(
             f"{path}, its header: not JSON: begins with {raw[:8]!r}; {b'{'!r} was expected", hint=_HINT
@@ -64,12 +72,10 @@ def read_header(path: Path) -> dict[str, Entry]:
     if not isinstance(header, dict):
         raise IntegrityError(f"{path}: its header is {shown(header)}; an object was expected", hint=_HINT)
     header.pop("__metadata__", None)
-    entries = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
-    _require_filled(path, entries, 8 + length, size)
-    return entries
+    return {name: _entry(path, name, value, 8 + len(raw), size) for name, value in header.items()}
 
 
-def _entry(path: Path, name: str, value: Any, start: int, size: int) -> Entry:
+def _entry(path: Path | str, name: str, value: Any, start: int, size: int | None) -> Entry:
     try:
         dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     except (KeyError, TypeError, ValueError) as e:
@@ -85,7 +91,7 @@ def _entry(path: Path, name: str, value: Any, start: int, size: int) -> Entry:
         raise IntegrityError(
             f"{path}: {name} has {end - begin:,} bytes; {dtype} {list(shape)} has {nbytes:,}", hint=_HINT
         )
-    if start + end > size:
+    if size is not None and start + end > size:
         raise IntegrityError(
             f"{path}: {name} ends at byte {start + end:,}, the file at {size:,}. The file is truncated", hint=_HINT
         )

@@ -32,6 +32,7 @@ from .files import fetched_object
 from .fingerprint import fingerprint, same_tensors
 from .header import read_header
 from .kinds import ADAPTER_CONFIG, recognised, require_plain_config
+from .reordered import reordered
 from .shards import PICKLE, SINGLE, Weights, choose
 
 CONFIG = "config.json"
@@ -185,6 +186,9 @@ def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> P
     if accept.duplicates != "unasked":
         compared = compare(listing, chosen.names, progress)
         record = _with_compared(record, listing, chosen, compared, accept, progress)
+        if compared is not None and not compared.same:
+            same = reordered(listing, chosen.names, compared.others, progress)
+            record = _with_same_tensors(record, listing, same, accept, progress)
     config = read_config(hub.fetch(listing, [CONFIG], progress, f"Reading {CONFIG} of {repo}")[CONFIG])
     needed = [n for n in (chosen.index,) if n is not None]
     needed += [n for n in (CONFIG, GENERATION, *chosen.names) if n in listing.files]
@@ -198,12 +202,9 @@ def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> P
         where = TokenizerOrigin(revision=tokenizer[0].revision, commit=tokenizer[0].commit)
         record = record.model_copy(update={"tokenizer": where})
     weights, places = _as_safetensors({n: paths[n] for n in chosen.names}, chosen, hashes, progress)
-    if compared is not None and not compared.same:
+    if compared is not None and not record.same_weights_as:
         same = same_tensors(listing, compared.others, fingerprint(weights, str(listing)))
-        if same:
-            said = f"{listing} has the tensors of {', '.join(same)}, in files of another order or form"
-            _refuse_or_tell(said, accept, progress)
-            record = record.model_copy(update={"same_weights_as": same})
+        record = _with_same_tensors(record, listing, same, accept, progress)
     return Pulled(
         folder, repo, revision, listing.commit, weights, places, tokenizer[1] if tokenizer is not None else None, record
     )
@@ -291,6 +292,16 @@ def _with_compared(
     if found.same:
         _refuse_or_tell(described(listing, chosen.names, found), accept, progress)
     return record.model_copy(update={"compared_revisions": found.compared, "same_weights_as": sorted(found.same)})
+
+
+def _with_same_tensors(
+    record: Contents, listing: Listing, same: list[str], accept: Accept, progress: Progress
+) -> Contents:
+    if not same:
+        return record
+    said = f"{listing} has the tensors of {', '.join(same)}, in files of another order or form"
+    _refuse_or_tell(said, accept, progress)
+    return record.model_copy(update={"same_weights_as": same})
 
 
 def _refuse_or_tell(said: str, accept: Accept, progress: Progress) -> None:

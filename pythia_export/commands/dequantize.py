@@ -157,7 +157,9 @@ def _stored(reader: WeightsReader, spec: TensorSpec, dtype: Dtype) -> memoryview
     """The bytes of one tensor, row-major."""
     exact = reader.tensor(spec.name)
     tensor = exact.to(_TORCH[dtype])
-    if dtype != "float32" and not torch.isfinite(tensor).all():
+    if not torch.isfinite(tensor).all():
+        if not torch.isfinite(exact).all():
+            raise NumericsError(f"{spec.name} holds a NaN or an infinity", hint="Export it again.")
         raise NumericsError(
             f"{spec.name} goes up to {float(exact.abs().max()):.4g}, which {dtype} cannot hold",
             hint="float32 keeps every weight exactly; bfloat16 has its range.",

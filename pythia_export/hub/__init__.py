@@ -9,9 +9,9 @@ from .faults import again, told
 from .fetch import evict, fetch, in_cache
 from .kept import kept, write_kept
 from .listing import HubFile, Kind, Listing, branches, digest_of, list_revision, not_cached, offline
-from .ranges import RemoteFile, read_range
+from .ranges import RemoteFile, read_part, read_range
 
 __all__ = [
     "again", "HubFile", "Kind", "Listing", "RemoteFile", "branches", "digest_of", "evict", "fetch", "in_cache", "kept",
-    "list_revision", "not_cached", "offline", "read_range", "told", "write_kept",
+    "list_revision", "not_cached", "offline", "read_part", "read_range", "told", "write_kept",
 ]  # fmt: skip

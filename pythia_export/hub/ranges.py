@@ -17,7 +17,7 @@ from ..base.errors import IntegrityError, SourceError
 from ..base.progress import SILENT, Progress
 from .faults import again, told
 from .kept import kept, write_kept
-from .listing import Listing, not_cached, remember, repository_folder
+from .listing import HubFile, Listing, not_cached, remember, repository_folder
 
 PIECE = 1 << 22  # bytes: of the Pile's .zst some 1,700 documents
 _DIGEST = hashlib.sha256().digest_size
@@ -42,6 +42,13 @@ def read_range(listing: Listing, name: str, start: int, end: int, progress: Prog
         write_kept(path, data, hashlib.sha256(data).digest())
         remember(listing)
     return data
+
+
+def read_part(repo: str, commit: str, name: str, start: int, end: int, progress: Progress = SILENT) -> bytes:
+    """Return bytes `start` to `end` of a model's file that was not listed, and keep nothing; raises as `read_range`."""
+    unlisted = Listing(repo, "model", commit, commit, {name: HubFile(name, None, None)}, False)
+    with told(repo, commit):
+        return again(lambda: _request(unlisted, name, start, end), f"{repo}/{name}", progress)
 
 
 class RemoteFile(io.RawIOBase):
@@ -103,13 +110,13 @@ def _request(listing: Listing, name: str, start: int, end: int) -> bytes:
     try:
         hf_raise_for_status(response)
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
-        size = listing.files[name].size
+        size = listing.files[name].size  # None where it was not asked for
         if response.status_code != 206 or found is None:
             raise IntegrityError(
                 f"{listing}: {name} was asked for in part and sent whole (status {response.status_code})",
                 hint="The hub knows ranges; a proxy or a mirror between (HF_ENDPOINT) may not.",
             )
-        if (int(found[1]), int(found[2]), int(found[3])) != (start, end - 1, size):
+        if (int(found[1]), int(found[2])) != (start, end - 1) or size not in (None, int(found[3])):
             raise IntegrityError(
                 f"{listing}: of {name} bytes {start} to {end - 1} of {size} were asked for, {found[0]} sent",
                 hint="Try again later; a proxy or a mirror (HF_ENDPOINT) may change what it passes on.",

@@ -208,6 +208,15 @@ def test_a_weight_too_large_for_float16_is_an_error_and_fine_in_bfloat16(mine, t
     dequantize(mine, tmp_path / "plain", dtype="bfloat16")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_that_are_not_finite_are_no_checkpoint(dtype, mine, tmp_path, monkeypatch):
+    tensor = WeightsReader.tensor
+    monkeypatch.setattr(WeightsReader, "tensor", lambda self, n: tensor(self, n) * (np.nan if "1.mlp" in n else 1))
+    with pytest.raises(NumericsError, match=r"layers\.1\.mlp\.\S+ holds a NaN"):
+        dequantize(mine, tmp_path / "plain", dtype=dtype)
+    assert names(tmp_path) == ["mine"]
+
+
 # What lies there
 
 
