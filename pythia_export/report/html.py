@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..base.version import __version__
 from ..recipe import Recipe, parse_recipe
 from ..records.manifest import Origin
-from ..records.parity import Parity
+from ..records.parity import Parity, Run
 from ..records.quantization import LayerRecord, LinearRecord, Quantization
 from . import findings, ruler, words
 from .depth import depth_panels, residual_panel
@@ -42,6 +42,7 @@ def render_report(origin: Origin, quantization: Quantization, parity: Parity) ->
         against=parity.against,
         look=[line for line in (words.look_in_graph(parity), words.look_in_weights(parity)) if line],
         export_plot=_export_plot(parity),
+        export_legend=_export_legend(parity),
         cost_plot=_cost_plot(parity),
         parts=_parts(parity),
         quantization=quantization,
@@ -73,15 +74,32 @@ def _templates() -> Environment:
 
 
 def _export_plot(parity: Parity) -> Any:
-    first, *rest = parity.export.runs
+    runs = parity.export.runs
+    first, cached = _deciding(parity)
     judged = [
         ("99.9 % of logits", first.p999_abs),
         ("one pass", first.max_abs),
-        ("cached, padded", first.decode_max_abs),
+        ("cached, padded", cached.decode_max_abs),
     ]
-    others = [(run.name.partition(",")[0], run.max_abs) for run in rest]
+    others = [(run.name.partition(",")[0], run.max_abs) for run in runs if run is not first]
     limits = [gate.limit for gate in parity.gates if gate.name in ("export_max_abs", "decode_max_abs")]
     return ruler.ruler(judged, others, limits)
+
+
+def _deciding(parity: Parity) -> tuple[Run, Run]:
+    """Return the gated runs that differ most: in one pass, and over the cache, batched or padded."""
+    gated = [run for run in parity.export.runs if run.gated]
+    return max(gated, key=lambda run: run.max_abs), max(gated, key=lambda run: run.decode_max_abs)
+
+
+def _export_legend(parity: Parity) -> list[tuple[str, str]]:
+    """Return the look of each kind of dot, and what it stands for."""
+    first, cached = _deciding(parity)
+    what = f"“{first.name}”" if first is cached else f"“{first.name}”; cached or padded “{cached.name}”"
+    told = [("got", f"the run that decides the gates: {what}")]
+    if len(parity.export.runs) > 1:
+        told.append(("other", "the other runs, in one pass"))
+    return told
 
 
 def _cost_plot(parity: Parity) -> Any:

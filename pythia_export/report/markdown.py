@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..records.parity import Parity, Ratio
+from ..records.parity import Parity
 from . import words
 
 
@@ -38,17 +38,16 @@ def parity_tables(parity: Parity) -> Iterator[str]:
         [
             [
                 "Perplexity", words.number(cost.ppl_original, 3), words.number(cost.ppl_quantized, 3),
-                words.percent_change(Ratio(value=cost.ppl_ratio.value, low=None, high=None)),
-                words.interval(cost.ppl_ratio.low, cost.ppl_ratio.high, _percent),
+                *words.change(cost.ppl_ratio),
             ],
             [
                 "Nats a token", words.number(cost.nll_original, 4), words.number(cost.nll_quantized, 4),
-                f"{delta.mean:+.4f}", words.interval(delta.low, delta.high, "{:+.4f}".format),
+                words.signed(delta.mean), words.interval(delta.low, delta.high, words.signed),
             ],
             [
                 "Bits a byte", words.number(cost.bits_per_byte_original, 4),
                 words.number(cost.bits_per_byte_quantized, 4),
-                f"{cost.bits_per_byte_quantized - cost.bits_per_byte_original:+.4f}", "",
+                words.signed(cost.bits_per_byte_quantized - cost.bits_per_byte_original), "",
             ],
             [
                 "KL divergence, nats a token", "", "", words.power(kld.mean),
@@ -75,10 +74,6 @@ def parity_tables(parity: Parity) -> Iterator[str]:
                 for gate in parity.gates
             ],
         )
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.2f} %"
 
 
 def table(header: Any, rows: list[list[str]]) -> str:

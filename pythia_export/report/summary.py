@@ -50,9 +50,9 @@ def _against(against: Against) -> Iterator[str]:
     yield f"Against the other artifact, on the same {against.tokens:,} tokens:"
     rows = []
     for label, found, show in (
-        ("Nats a token", against.delta_nll, "{:+.5f}".format),
-        ("KL divergence from the original", against.kld, "{:+.5f}".format),
-        ("Same likeliest token", against.same_top, "{:+.4%}".format),
+        ("Nats a token", against.delta_nll, words.signed),
+        ("KL divergence from the original", against.kld, words.signed),
+        ("Same likeliest token", against.same_top, words.signed_share),
     ):
         rows.append([label, show(found.mean), words.interval(found.low, found.high, show)])
     yield table(["This less the other", "Difference", "95 % interval"], rows)

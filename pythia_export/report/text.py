@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..records.parity import Parity, Ratio, Run
+from ..records.parity import Parity, Run
 from ..records.quantization import Quantization
 from . import words
 
@@ -59,16 +59,16 @@ def _cost(parity: Parity) -> RenderableType:
     ratio, delta, kld, top = cost.ppl_ratio, cost.delta_nll, cost.kld, cost.same_top
 
     table.add_row(
-        "perplexity", words.number(cost.ppl_original, 3), words.number(cost.ppl_quantized, 3), *_change(ratio)
+        "perplexity", words.number(cost.ppl_original, 3), words.number(cost.ppl_quantized, 3), *words.change(ratio)
     )  # fmt: skip
     table.add_row(
         "nats a token", words.number(cost.nll_original, 4), words.number(cost.nll_quantized, 4),
-        f"{delta.mean:+.4f}", words.interval(delta.low, delta.high, "{:+.4f}".format),
+        words.signed(delta.mean), words.interval(delta.low, delta.high, words.signed),
     )  # fmt: skip
     change = cost.bits_per_byte_quantized - cost.bits_per_byte_original
     table.add_row(
         "bits a byte", words.number(cost.bits_per_byte_original, 4),
-        words.number(cost.bits_per_byte_quantized, 4), f"{change:+.4f}", "",
+        words.number(cost.bits_per_byte_quantized, 4), words.signed(change), "",
     )  # fmt: skip
     table.add_row("KL divergence", "", "", words.power(kld.mean), words.interval(kld.low, kld.high, words.power))
     table.add_row(
@@ -83,19 +83,9 @@ def _parts(parity: Parity) -> RenderableType:
         name = "".join(c if c.isprintable() else " " for c in part.name)
         table.add_row(
             Text(name, overflow="ellipsis", no_wrap=True), f"{part.tokens:,}",
-            *_change(part.ppl_ratio), words.power(part.kld.mean),
+            *words.change(part.ppl_ratio), words.power(part.kld.mean),
         )  # fmt: skip
     return _titled("By part of the text", "change of perplexity, divergence from the original", table)
-
-
-def _change(ratio: Ratio) -> tuple[str, str]:
-    """Of perplexity, in percent, and its interval."""
-
-    def percent(x: float) -> str:
-        return f"{100 * (x - 1):+.2f} %"
-
-    value = words.ABSENT if ratio.value is None else percent(ratio.value)
-    return value, words.interval(ratio.low, ratio.high, percent)
 
 
 def _gates(parity: Parity) -> RenderableType:

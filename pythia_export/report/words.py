@@ -12,6 +12,7 @@ from ..records.quantization import LinearRecord, Quantization
 
 QUESTIONS = ("Did the export keep the numbers?", "What did quantisation cost?")
 ABSENT = "–"
+NO_INTERVAL = "no interval"
 
 GATES = {
     "export_max_abs": ("Export, in one pass", "largest logit difference"),
@@ -41,8 +42,14 @@ def verdict(parity: Parity) -> tuple[str, str]:
         return "Measured", "the recipe sets no gate"
     if not failed and not undecided:
         return "Passed", "the one gate" if len(gates) == 1 else f"all {len(gates)} gates"
-    names = ", ".join(GATES[gate.name][0] for gate in failed or undecided)
-    return "Failed" if failed else "Inconclusive", f"{len(failed or undecided)} of {len(gates)} gates: {names}"
+    scope = f"{len(failed or undecided)} of {len(gates)} gates: {_named(failed or undecided)}"
+    if failed and undecided:
+        scope += f"; {len(undecided)} more inconclusive: {_named(undecided)}"
+    return "Failed" if failed else "Inconclusive", scope
+
+
+def _named(gates: Sequence[Verdict]) -> str:
+    return ", ".join(GATES[gate.name][0] for gate in gates)
 
 
 def outcome(gate: Verdict) -> str:
@@ -137,14 +144,27 @@ def cost_sentence(parity: Parity, quantized: bool = True) -> str:
 
 def percent_change(ratio: Ratio) -> str:
     """``+1.70 % (95 % interval +1.51 to +1.89 %)``; two digits of the interval's width are shown."""
+    value, ends = change(ratio)
+    return value if ratio.value is None or ends == NO_INTERVAL else f"{value} (95 % interval {ends})"
+
+
+def change(ratio: Ratio) -> tuple[str, str]:
+    """Return a change in percent and its interval, both to the same digits: ``+1.70 %``, ``+1.51 to +1.89 %``."""
     value, low, high = (None if x is None else 100 * (x - 1) for x in (ratio.value, ratio.low, ratio.high))
-    if value is None:
-        return ABSENT
-    if low is None or high is None:
-        return f"{value:+.2f} %"
-    width = high - low
+    width = 0.0 if low is None or high is None else high - low
     digits = min(4, max(1, 1 - math.floor(math.log10(width)))) if width > 0 else 2
-    return f"{value:+.{digits}f} % (95 % interval {low:+.{digits}f} to {high:+.{digits}f} %)"
+    ends = NO_INTERVAL if low is None or high is None else f"{low:+.{digits}f} to {high:+.{digits}f} %"
+    return ABSENT if value is None else f"{value:+.{digits}f} %", ends
+
+
+def signed(x: float) -> str:
+    """Return a difference as `power` writes a figure, with its sign: ``+0.0200``, ``-1.9 × 10⁻⁵``."""
+    return power(x) if x <= 0 else f"+{power(x)}"
+
+
+def signed_share(x: float) -> str:
+    """Return a difference of two shares: ``+0.120 %``."""
+    return f"{100 * x:+.3f} %"
 
 
 def gate_value(name: str, value: float | None) -> str:
@@ -195,7 +215,7 @@ def number(x: float | None, digits: int) -> str:
 
 
 def interval(low: float | None, high: float | None, show: Any) -> str:
-    return "no interval" if low is None or high is None else f"{show(low)} to {show(high)}"
+    return NO_INTERVAL if low is None or high is None else f"{show(low)} to {show(high)}"
 
 
 def clusters(cost: Part) -> str:

@@ -33,6 +33,7 @@ from records import (
     records,
     render_report,
     residual_panel,
+    summary,
     words,
 )  # fmt: skip
 from rich.console import Console
@@ -95,6 +96,38 @@ def test_a_failed_gate_is_said_first_and_by_name():
     assert "FAILED  2 of 2 gates" in terminal and "passed" not in terminal
 
 
+def test_a_failed_proof_counts_the_gates_that_are_inconclusive_too():
+    """Of three gates none passed: one failed, of two nobody knows."""
+    records_ = records(gates=Gates(ppl_ratio=1.01, kld_mean=0.021, min_tokens=10**6))
+    said = "1 of 3 gates: Perplexity; 2 more inconclusive: KL divergence, Held-out text"
+    assert f"Failed {said}" in Page(render_report(*records_)).text and f"**Failed**: {said}." in model_card(*records_)
+    assert f"FAILED  {said}" in printed(records_[2], records_[1])
+    assert said in summary(records_[2]).splitlines()[0]
+
+
+def test_the_chart_of_the_export_shows_the_run_that_decides_its_gates():
+    manifest, quantization, parity = records()
+    first, shipped = parity["export"]["runs"]
+    native = first | {"name": "native kernels, level 0", "max_abs": 3e-3, "decode_max_abs": 1e-6}
+    parity["export"]["runs"] = [first, native, shipped]
+    parity["gates"] = judged(GATES, parity)
+    page = render_report(manifest, quantization, parity)
+    legend = "the run that decides the gates: “native kernels, level 0”; cached or padded “level 0”"
+    assert legend in Page(page).text and "the other runs, in one pass" in Page(page).text
+    scale = re.search(r'aria-label="Logit differences on a logarithmic scale">(.*?)</svg>', page, re.S)[1]
+    judged_at = [float(x) for x in re.findall(r'<circle class="got" cx="([0-9.]+)"', scale)]
+    (limit,) = {float(x) for x in re.findall(r'<line class="limit" x1="([0-9.]+)"', scale)}
+    assert judged_at[1] > limit > judged_at[2], "one pass is beyond the limit, over the cache is not"
+
+
+def test_a_headline_rounds_as_its_sentence_and_its_table_do():
+    manifest, quantization, parity = records()
+    parity["cost"]["ppl_ratio"] = {"value": 1.03456, "low": 1.0213, "high": 1.0478}
+    page = Page(render_report(manifest, quantization, parity)).text
+    assert "+3.5 % perplexity" in page and "+3.5 % (95 % interval +2.1 to +4.8 %)" in page.replace("\u00a0", " ")
+    assert "+3.5 %      +2.1 to +4.8 %" in printed(parity, quantization)
+
+
 def test_without_gates_nothing_is_said_to_have_passed():
     manifest, quantization, parity = records(gates=Gates())
     for text in (
@@ -141,9 +174,10 @@ def test_what_is_missing_or_zero_leaves_every_rendering_whole(change):
 def test_every_section_of_the_proof_is_on_the_page():
     page = Page(render_report(*everything()))
     for said in (
-        "Where to look first", "7.5 times that of round-to-nearest", "another machine", "+0.02510",
-        "+0.02300 to +0.02700", "Beside round to nearest", "67.20 %", "By part of the text", "PubMed Central", "1,234",
-        "cut at 170 tokens", "99.9 % within 0.800", "3.10 %",
+        "Where to look first", "7.5 times that of round-to-nearest", "another machine", "+0.0251",
+        "+0.0230 to +0.0270", "+2.510 %", "Beside round to nearest", "67.20 %", "By part of the text",
+        "PubMed Central", "1,234",        "prompt of 170 tokens, then the cache", "cache from the first token",
+        "text’s next token", "99.9 % within 0.800", "3.10 %",
     ):  # fmt: skip
         assert said in page.text, said
     assert "script" not in {tag for tag, _ in page.tags}
@@ -154,7 +188,7 @@ def test_the_terminal_lists_the_parts_of_the_text():
     assert "By part of the text" not in printed(records()[2], quantization)
     lines = printed(parity, quantization).splitlines()
     (part,) = [line.split() for line in lines if line.startswith("PubMed Central")]
-    assert part == ["PubMed", "Central", "65,408", "+2.02", "%", "+1.81", "%", "to", "+2.23", "%", "0.0210"]
+    assert part == ["PubMed", "Central", "65,408", "+2.02", "%", "+1.81", "to", "+2.23", "%", "0.0210"]
     assert all(len(line) <= 100 for line in lines)
     parity["cost"]["subsets"][0]["name"] = "red\x1b[31m\rname"
     assert "red [31m name" in printed(parity, quantization)  # nothing of a text's own moves the cursor
@@ -330,7 +364,7 @@ def test_the_cards_recipe_gives_the_recipe_again():
 def test_the_card_shows_parity_origin_and_limits():
     card = model_card(*records(model="EleutherAI/pythia-160m"))
     for part in (
-        "| Perplexity | 5.474 | 5.585 | +2.02 % | +1.81 % to +2.23 % |",
+        "| Perplexity | 5.474 | 5.585 | +2.02 % | +1.81 to +2.23 % |",
         "| Largest logit difference | 1.9 × 10⁻⁵ | 0.310 |",
         "| Perplexity | 1.0202 | 1.0223 | 1.0500 | passed |",
         "clustered by 31 documents",
@@ -386,7 +420,7 @@ def test_the_terminals_verdict():
     assert text.startswith("PASSED  all 5 gates")
     for part in (
         "largest logit difference        1.9 × 10⁻⁵",
-        "5.474     5.585  +2.02 %  +1.81 % to +2.23 %",
+        "5.474     5.585   +2.02 %    +1.81 to +2.23 %",
         "0.0210    0.0190 to 0.0230",
         "1.0202         1.0223   ≤ 1.0500  passed",
         "95.10 %        94.79 %  ≥ 90.00 %  passed",
