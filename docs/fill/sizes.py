@@ -13,22 +13,24 @@ RATE = 1.7e11
 
 def needs() -> str:
     """Return a table: download, artifact, memory and time of a job with the defaults, by size."""
-    rows = []
-    for size in ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"):
-        rows.append(_row(size))
+    from pythia_export.model.suite import sizes
+
     head = ["model", "parameters", "download", "artifact, 4 bits", "artifact, 8 bits", "memory at most", "time"]
-    return table(head, rows)
+    return table(head, [_row(size) for size in sizes()])
 
 
 def _row(size: str) -> list[str]:
-    from pythia_export.commands.plan import plan
+    from pythia_export.commands.footprint import peak_memory
+    from pythia_export.model.suite import geometry
     from pythia_export.recipe import load_recipe
+    from pythia_export.weights.layout import layout_of
 
-    four, eight = load_recipe(f"pythia-{size}-int4"), load_recipe(f"pythia-{size}-int8")
-    planned = plan(four)
-    files = [_bytes(sum(p.files.values())) for p in (planned, plan(eight))]
-    download, memory = _bytes(planned.download_bytes or 0), _bytes(planned.peak_memory_bytes)
-    return [size, f"{planned.geometry['parameters']:,}", download, *files, memory, _time(_operations(four) / RATE)]
+    four, eight = load_recipe(f"{size}-int4"), load_recipe(f"{size}-int8")
+    config = geometry(four.model.id)
+    weights = [_bytes(layout_of(recipe, config).nbytes) for recipe in (four, eight)]
+    memory, seconds = peak_memory(config, four), _operations(four) / RATE
+    count = config.parameters
+    return [size, f"{count:,}", _bytes(2 * count), *weights, _bytes(memory), _time(seconds)]
 
 
 def _operations(recipe: Any) -> float:
