@@ -100,13 +100,16 @@ def run(
 )
 @takes_recipe
 def plan(asked: Asked, as_json: Json = False) -> None:
-    """Show sizes, memory and steps of a recipe. Fetches nothing."""
+    """Show sizes, memory, time and steps of a recipe. Fetches nothing.
+
+    The time is an estimate for this machine's processor, from a probe of half a second.
+    """
     from dataclasses import asdict
 
     from ..commands.plan import plan as planned_from
     from .tables import plan_view
 
-    planned = planned_from(asked.recipe())
+    planned = planned_from(asked.recipe(), timed=True)
     if as_json:
         print_json(asdict(planned))
     else:

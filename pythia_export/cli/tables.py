@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..artifact import Artifact, Quantization
     from ..checkpoint import Checkpoint
     from ..commands.dequantize import Dequantized
+    from ..commands.duration import Duration
     from ..commands.plan import Plan
     from ..commands.push import Push
     from ..corpus import Windows
@@ -34,6 +35,7 @@ def plan_view(plan: Plan) -> RenderableType:
             "Geometry": ", ".join(f"{name} {_number(value)}" for name, value in plan.geometry.items()),
             "Download": "nothing" if plan.download_bytes is None else f"about {decimal(plan.download_bytes)}",
             "Memory": f"about {decimal(plan.peak_memory_bytes)} at most",
+            **({} if plan.time is None else {"Time": _time(plan.time)}),
             "KV cache": f"{decimal(plan.kv_cache_bytes)} for {_number(plan.geometry['context'])} tokens",
             "Linears": f"{plan.bits_per_weight:.2f} bits a weight, scales included",
         }
@@ -342,6 +344,21 @@ def _kind(name: str) -> str:
 
 def _group(group_size: int) -> str:
     return "row" if group_size == -1 else str(group_size)
+
+
+def _time(time: Duration) -> str:
+    return (
+        f"about {_about(time.seconds)} here, without downloads: {_about(time.quantize)} to quantise, "
+        f"{_about(time.prove)} to prove (measured just now: {time.rates.products / 1e9:,.0f} GFLOP/s, "
+        f"{time.rates.choices / 1e6:,.0f} million roundings/s)"
+    )
+
+
+def _about(seconds: float) -> str:
+    """Two digits at most: an estimate has no more."""
+    if seconds < 90:
+        return f"{max(1, float(f'{seconds:.1g}')):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.{0 if seconds > 36000 else 1}f} h"
 
 
 def _number(value: Any) -> str:

@@ -49,16 +49,27 @@ def observing_operations(config: NeoXConfig, quantize: Quantize, calibration: Ca
 
 
 def rounding_operations(config: NeoXConfig, quantize: Quantize) -> float:
-    """What is cubic in the width: factors of Hessians, columns that make up for one another; and a beam's choices."""
+    """Return the cost of rounding, where a choice of a beam takes as long as `CHOICE` operations."""
+    return cubic_operations(config, quantize) + CHOICE * choices(config, quantize)
+
+
+def cubic_operations(config: NeoXConfig, quantize: Quantize) -> float:
+    """Return what is cubic in the width: factors of Hessians, columns that make up for one another."""
     if quantize.method != "gptq":
         return 20.0 * config.parameters  # a look at every weight, a few times
     d, ff = config.hidden_size, config.intermediate_size
     joint = quantize.joint_hessian and quantize.error_correction and config.parallel_residual
     factors = 2 * (d**3 + ff**3 / 3 + (ff**3 / 3 + d * ff * ff if joint else 0))
     columns = 2.0 * (3 * d * d * d + d * d * d + ff * d * d + d * ff * ff)
-    chosen = CHOICE * quantize.beam if quantize.beam > 1 else 0.0  # of each weight
-    head = (2.0 * d + chosen) * config.vocab_size * d
-    return config.num_layers * (factors + columns + chosen * 12 * d * d) + head
+    return config.num_layers * (factors + columns) + 2.0 * d * config.vocab_size * d
+
+
+def choices(config: NeoXConfig, quantize: Quantize) -> float:
+    """Return how many codes a beam chooses: of each weight, in each of its roundings."""
+    if quantize.method != "gptq" or quantize.beam == 1:
+        return 0.0
+    d = config.hidden_size
+    return float(quantize.beam) * d * (config.num_layers * 12 * d + config.vocab_size)
 
 
 def scoring_operations(config: NeoXConfig, tokens: int, passes: int) -> float:

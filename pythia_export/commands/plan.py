@@ -1,4 +1,4 @@
-"""What a recipe will do, from its text and the catalogue alone: sizes, memory, steps, what cannot come to anything."""
+"""What a recipe will do: sizes, memory, time here, steps, what cannot come to anything."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..model.suite import geometry
 from ..recipe import Recipe, Verify
 from ..weights.layout import layout_of, require_overrides_match
 from ..weights.names import MODEL, data_name, graph_name
+from .duration import Duration, duration, measured
 from .footprint import peak_memory
 
 
@@ -31,14 +32,17 @@ class Plan:
     download_bytes: int | None
     peak_memory_bytes: int
     kv_cache_bytes: int
+    time: Duration | None
     linears: list[dict[str, Any]]
     bits_per_weight: float
     steps: list[str]
     warnings: list[str]
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Sizes and memory; nothing is pulled. A hub model must be in the catalogue, a local one needs its config.json.
+def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
+    """Return sizes and memory; nothing is fetched. If `timed`, also the time here, by a probe of half a second.
+
+    A hub model must be in the catalogue, a local one needs its config.json.
 
     Raises:
         SourceError: the model's geometry cannot be known without pulling it, or a local text is not there.
@@ -84,6 +88,7 @@ def plan(recipe: Recipe) -> Plan:
         download_bytes=source_bytes if recipe.model.id not in (None, "demo") else None,
         peak_memory_bytes=peak_memory(config, recipe),
         kv_cache_bytes=cache_bytes(config, recipe.export.cache_dtype, config.max_positions),
+        time=duration(config, recipe, measured(config, recipe.quantize)) if timed else None,
         linears=[
             {
                 "name": p.name,

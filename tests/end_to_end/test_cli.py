@@ -175,7 +175,7 @@ def test_plan_shows_size_memory_and_steps():
     for said in ("model.onnx_data", "embed_out", "EleutherAI/pythia-2.8b", "1. pull"):
         assert said in done.stdout
     assert json.loads(invoke("plan", "pythia-2.8b-int8", "--json").stdout)["geometry"]["head_dim"] == 80
-    assert "Warning" not in done.stdout and "KV cache" in done.stdout
+    assert "Warning" not in done.stdout and "KV cache" in done.stdout and "GFLOP/s" in done.stdout
     slow = invoke("plan", "410m", "--set", "export.accuracy_level=0").stdout
     assert "Warning: embed_out of 8 bits at accuracy level 0" in slow
     for recipe in ("demo", "demo-int8"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 
 import pytest
 from places import ROOT
@@ -223,3 +224,30 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
     recipe.write_text('[model]\nid = "demo"\n' + texts, encoding="utf-8-sig")
     sweep.write_text('[sweep]\nmodels = ["70m"]\n' + texts, encoding="utf-8-sig")
     assert load_recipe(str(recipe)).model.id == "demo" and load_sweep(sweep).sweep.models[0].name == "70m"
+
+
+def test_a_plan_says_how_long_it_takes_by_rates_that_were_measured():
+    from pythia_export.commands.duration import Rates, duration, measured
+
+    config, rates = geometry("EleutherAI/pythia-70m"), Rates(products=1e11, choices=1e7)
+    default = duration(config, load_recipe("70m"), rates)
+    assert default.seconds == default.quantize + default.prove and default.rates == rates
+    twice = duration(config, load_recipe("70m"), Rates(products=2e11, choices=2e7))
+    assert twice.seconds == pytest.approx(default.seconds / 2)
+    assert duration(config, load_recipe("70m", {"quantize.beam": 1}), rates).quantize < default.quantize
+    assert duration(config, load_recipe("70m", {"quantize.method": "rtn"}), rates).quantize < default.quantize / 50
+    assert duration(config, load_recipe("70m", {"verify.tokens": 131072}), rates).prove > 1.5 * default.prove
+    short = {"calibration.samples": 32}
+    assert duration(config, load_recipe("70m", short), rates).quantize < default.quantize / 2
+    found = measured(config, load_recipe("70m").quantize, seconds=0.01)
+    assert 1e8 < found.products < 1e14 and 1e4 < found.choices < 1e12
+
+
+@pytest.mark.parametrize("size", ["14m", "410m", "12b"])
+def test_the_probe_of_a_plan_is_short(size):
+    """In time of the processor, whatever else runs: a block of 12b alone would be ten times as much."""
+    from pythia_export.commands.duration import measured
+
+    began = time.process_time()
+    measured(geometry(f"EleutherAI/pythia-{size}"), Quantize(), seconds=0.0)
+    assert time.process_time() - began < 2.0
