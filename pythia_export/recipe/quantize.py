@@ -71,6 +71,7 @@ class Quantize(Section):
     )
     hessian: Literal["quantized", "original"] = Field(
         "quantized",
+        json_schema_extra={"label": "{}'s hessian"},
         description="`quantized`: of activations as the quantised layers before give them; `original`: of the original "
         "model's, which `sweep` computes once for all quantisations of a checkpoint. It needs error_correction = false",
     )
@@ -88,6 +89,12 @@ class Quantize(Section):
     )
     head: Head = Head()
     override: tuple[Override, ...] = ()
+
+    @classmethod
+    def search_keys(cls) -> list[str]:
+        """Return the keys that say how GPTQ searches for codes; the other ones say what is stored."""
+        stored = {"method", *Scheme.model_fields, "bits_per_weight", "embedding", "products", "head", "override"}
+        return [key for key in cls.model_fields if key not in stored]
 
     @model_validator(mode="after")
     def _ladder_climbs(self) -> Self:

@@ -107,14 +107,9 @@ def label(quantize: Quantize) -> str:
     plain = Quantize(bits=quantize.bits, group_size=quantize.group_size)
     words = _scheme(quantize, bool(quantize.override))
     if "gptq" in (quantize.method, *(rule.method for rule in quantize.override)):
-        for name in ("act_order", "clip", "error_correction", "joint_hessian", "fisher"):
-            if getattr(quantize, name) != getattr(plain, name):
-                words.append(f"no {name.replace('_', ' ')}")
-        if quantize.hessian != plain.hessian:
-            words.append("original's hessian")
-        for name in ("damp", "max_damp", "beam"):
-            if getattr(quantize, name) != getattr(plain, name):
-                words.append(f"{name.replace('_', ' ')} {getattr(quantize, name)}")
+        values = {key: getattr(quantize, key) for key in Quantize.search_keys()}
+        changed = [key for key, value in values.items() if value != getattr(plain, key)]
+        words += [_setting(key, values[key]) for key in sorted(changed, key=lambda key: _kind(values[key]))]
     if quantize.products != plain.products:
         words.append(f"{quantize.products} products")
     if quantize.head != plain.head:
@@ -125,6 +120,21 @@ def label(quantize: Quantize) -> str:
         told = json.dumps([rule.model_dump(exclude_none=True) for rule in quantize.override])
         words.append(f"override {hashlib.sha256(told.encode()).hexdigest()[:6]}")
     return " ".join(words)
+
+
+def _kind(value: Any) -> int:
+    """Return where a setting stands in a label: switches first, then words, then numbers."""
+    return 0 if isinstance(value, bool) else 1 if isinstance(value, str) else 2
+
+
+def _setting(key: str, value: Any) -> str:
+    """`no act order`, `original's hessian`, `beam 4`: a word of its own is in the schema."""
+    extra, name = Quantize.model_fields[key].json_schema_extra, key.replace("_", " ")
+    if isinstance(extra, dict) and "label" in extra:
+        return str(extra["label"]).format(value)
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {value}"
 
 
 def _scheme(of: Quantize | Head, rules: bool) -> list[str]:

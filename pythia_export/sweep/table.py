@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.csv as csv
@@ -16,6 +16,7 @@ import pyarrow.parquet as parquet
 
 from ..base.errors import IntegrityError, SourceError
 from ..disk import write_atomically
+from ..recipe import Quantize
 from ..records.parity import Part
 from .folder import Folder, disk
 from .jobs import Job, label
@@ -23,6 +24,8 @@ from .records import SCHEMA, Facts, Result, Times
 
 RESULTS, SUBSETS = "results", "subsets"
 MARK = b"pythia-export.sweep.schema"
+
+_ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 _SNAPSHOT = {
     "name": pa.string(),  # pythia-160m-deduped; of a run of one's own, its name in the sweep
@@ -36,12 +39,21 @@ _SNAPSHOT = {
     "parameters": pa.int64(),
     "non_embedding_parameters": pa.int64(),
 }
+
+
+def _column_type(annotation: Any) -> pa.DataType:
+    """Return the column type of a key: that of its Python type, or of the values that it may have."""
+    parts = get_args(annotation) or (annotation,)
+    (kind,) = {part if isinstance(part, type) else type(part) for part in parts} - {type(None)}
+    return _ARROW[kind]
+
+
+# Every key of [quantize] that is one value, from the schema; bits_per_weight is what was reached.
 _QUANTIZE = {
-    "method": pa.string(), "bits": pa.int64(), "group_size": pa.int64(), "symmetric": pa.bool_(),
-    "act_order": pa.bool_(), "damp": pa.float64(), "clip": pa.bool_(), "beam": pa.int64(),
-    "error_correction": pa.bool_(), "joint_hessian": pa.bool_(), "hessian": pa.string(), "fisher": pa.bool_(),
-    "products": pa.int64(), "embedding": pa.string(),
-}  # fmt: skip
+    key: _column_type(field.annotation)
+    for key, field in Quantize.model_fields.items()
+    if key not in ("bits_per_weight", "head", "override")
+}
 _INTERVAL = ("", "_se", "_low", "_high")
 _COST = {
     "tokens": pa.int64(),
@@ -173,7 +185,9 @@ def write(folder: Path, results: pa.Table, subsets: pa.Table) -> list[Path]:
 
 
 def read(path: Path) -> pa.Table:
-    """A results.parquet, of this machine or of another.
+    """Read a results.parquet, of this machine or of another.
+
+    One of a version whose [quantize] had fewer keys gets the columns of the others, with their defaults.
 
     Raises:
         SourceError: there is no such file.
@@ -191,6 +205,10 @@ def read(path: Path) -> pa.Table:
             f"{path}: its schema is {found}; this version of pythia-export reads {SCHEMA}",
             hint="Write it again with `pythia-export sweep results`, or read it with the version that wrote it.",
         )
+    for key in _QUANTIZE:
+        if key not in table.column_names:  # a key that came later: what it does by default was done
+            default = Quantize.model_fields[key].default
+            table = table.append_column(key, pa.array([default] * len(table), _QUANTIZE[key]))
     if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise IntegrityError(f"{path}: the columns {', '.join(missing)} are missing")
     return table

@@ -371,8 +371,8 @@ VALUES = {
     "method": METHODS, "bits": BITS, "group_size": GROUPS, "embedding": ("float32", "float16", "int8"),
     "damp": (0.01, 0.0100001, 0.05), "max_damp": (0.05, 0.1, 0.2), "products": (2, 4),
     "hessian": ("quantized", "original"),
-    **dict.fromkeys(("symmetric", "act_order", "clip", "head.symmetric"), (True, False)),
-    **dict.fromkeys(("error_correction", "joint_hessian", "fisher"), (True, False)),
+    **{key: (True, False) for key, field in Quantize.model_fields.items() if field.annotation is bool},
+    "head.symmetric": (True, False), "beam": (1, 4, 16),
     "head.method": METHODS, "head.bits": BITS, "head.group_size": GROUPS,
     "override": [[], *([{"pattern": pattern} | rule] for pattern in ("*dense*", HEAD) for rule in RULES)],
 }  # fmt: skip
@@ -384,7 +384,7 @@ def rounding(quantize: Quantize):
     found = [(method, None if method == "none" else scheme) for method, scheme in linears]
     by_hessian: tuple = ()
     if any(method == "gptq" for method, _ in linears):
-        names = ("act_order", "damp", "max_damp", "clip", "error_correction", "hessian", "fisher")
+        names = (key for key in Quantize.search_keys() if key != "joint_hessian")
         joint = quantize.joint_hessian and quantize.error_correction
         by_hessian = (*(getattr(quantize, name) for name in names), joint)
     return found, by_hessian, quantize.embedding, quantize.products
@@ -403,6 +403,17 @@ def job(**changed) -> Job:
     }  # fmt: skip
     inputs |= changed
     return Job(**inputs | {"snapshot": Facts.model_validate(inputs["snapshot"])})
+
+
+def test_a_label_says_what_differs_from_the_defaults():
+    """Labels are a column of results.parquet: they stay."""
+    assert label(Quantize()) == "int4 group 128"
+    off = Quantize(act_order=False, clip=False, damp=0.02, beam=1, hessian="original", error_correction=False)
+    expected = "int4 group 128 no act order no clip no error correction original's hessian damp 0.02 beam 1"
+    assert label(off) == expected
+    assert (
+        label(Quantize(method="rtn", bits=3, group_size=-1, beam=1, embedding="int8")) == "int3 row rtn embedding int8"
+    )
 
 
 @given(st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in VALUES.items()}))

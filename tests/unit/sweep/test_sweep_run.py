@@ -237,9 +237,9 @@ def test_one_that_fails_after_others_of_its_batch_are_done_fails_alone(tmp_path,
         scored.append(1)
         assert len(scored) < 20, "the same again and again"
         figures = score(self, original, stored, windows)
-        if figures["kld"]["mean"] > 0.001 and not hasattr(fail, "which"):
-            fail.which = figures["kld"]["mean"]
-        if figures["kld"]["mean"] == getattr(fail, "which", None):
+        if figures.kld.mean > 0.001 and not hasattr(fail, "which"):
+            fail.which = figures.kld.mean
+        if figures.kld.mean == getattr(fail, "which", None):
             raise NumericsError("a NaN")
         return figures
 
@@ -462,6 +462,14 @@ def test_what_a_run_tells_of_itself_later_is_in_the_table_and_measures_nothing_a
     del manifest["snapshots"][0]["facts"]  # as an earlier version wrote it
     (folder.root / "sweep.json").write_text(json.dumps(manifest))
     assert tables(folder, keys(folder))[0]["training_tokens"].to_pylist() == [None]
+
+
+def test_results_from_before_a_key_of_quantize_have_its_default(tmp_path, done):
+    results, _ = tables(done[0], keys(done[0]))
+    parquet.write_table(results.drop_columns(["max_damp", "beam"]), tmp_path / "results.parquet")
+    found = read(tmp_path / "results.parquet")
+    assert found["beam"].to_pylist() == 6 * [16] and found["max_damp"].to_pylist() == 6 * [0.1]
+    assert set(found.column_names) == set(COLUMNS)
 
 
 def test_results_of_another_schema_are_refused(tmp_path, done):
