@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "support"))
 
 from chromium import Page  # noqa: E402
 
-WIDTH, HEIGHT = 1100, 640  # the verdict and both charts
+WIDTH, HEIGHT = 1100, 620  # the verdict and both charts
 
 
 def main() -> None:
