@@ -9,11 +9,21 @@ from collections.abc import Iterator
 import pytest
 from cores import take_own_cores
 
-# What lies in these folders has a marker by that (pyproject.toml says what each means); `slow` stands beside the test.
+# Markers by folder; pyproject.toml says what each means.
 MARKERS = {"kernels": "native", "end_to_end": "end_to_end"}
 
 # The longest first: a worker takes whole files, and one that begins with the longest at the end lets the others wait.
-LONGEST = ("native", "demo", "consumers", "eval", "ci", "bench", "hub", "cuda", "mutations", "resume", "checkpoint")
+LONGEST = (
+    "native", "demo", "packaging", "consumers", "eval", "ci", "bench", "hub", "sweep_run", "sweep_device", "engines",
+    "cuda", "mutations", "resume", "checkpoint", "hub_text", "publish_steps", "graph", "rounding",
+)  # fmt: skip
+# Files that are `slow`: they build artifacts, fork commands, run sweeps or fuzz. Elsewhere it stands beside the test.
+SLOW = {
+    "adapter", "api", "bench", "checkpoint", "correction", "dequantize", "device", "engines", "eval", "family",
+    "generation", "hub", "hub_text", "job", "kinds", "mutations", "numerics", "overlap", "parity", "publish_steps",
+    "push", "serve", "snapshot", "speeds", "sweep_device", "sweep_hub", "sweep_report", "sweep_run", "two_products",
+    "whereabouts",
+}  # fmt: skip
 
 take_own_cores()
 
@@ -43,3 +53,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if marker := MARKERS.get(item.path.parent.name):
             item.add_marker(marker)
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker("slow")

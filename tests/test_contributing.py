@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import LONGEST, MARKERS, SLOW
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
@@ -53,3 +54,10 @@ def test_files_that_are_named_exist(page):
     named = [ROOT / name for name in (a or b for a, b in paths) if name.split("/")[0] in TOP and "NAME" not in name]
     for path in named:
         assert path.exists(), f"{page.name}: {path} does not exist"
+
+
+def test_lists_of_long_and_slow_files_name_files():
+    """A file that was renamed would run last and count as fast."""
+    there = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(LONGEST) <= there and set(SLOW) <= there
+    assert all((ROOT / "tests" / folder).is_dir() for folder in MARKERS)

@@ -251,6 +251,7 @@ def test_windows_longer_than_the_context_and_foreign_tokens_are_refused(tmp_path
         windows(path, tokenizer, config=NeoXConfig(300, 128, 6, 4, 512))
 
 
+@pytest.mark.slow
 def test_the_two_halves_of_the_standard_library_share_no_module(tokenizer):
     train, held_out = ({name for name, _ in stdlib_documents(half)} for half in ("train", "heldout"))
     assert not train & held_out and "argparse.py" in held_out and "os.py" in train

@@ -22,7 +22,12 @@ from pythia_export.weights.names import DATA_FILE
 BATCH, LENGTH = 3, 11
 
 
-@pytest.fixture(scope="module", params=GEOMETRIES)
+LARGE = {size for size, (hidden, _) in GEOMETRIES.items() if hidden >= 2048}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(x, marks=pytest.mark.slow if x in LARGE else ()) for x in GEOMETRIES]
+)
 def oracle(request, tmp_path_factory):
     """One geometry: its float weights, exported, a left-padded batch, and Hugging Face's logits."""
     wide = GEOMETRIES[request.param][0] >= 2048
