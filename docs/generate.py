@@ -34,6 +34,7 @@ SOURCES: dict[str, Callable[..., str]] = {
     "python": python.described,  # a class or a function of the package
     "sizes": sizes.needs,  # memory and time by size of the suite
     "copy": figures.copied,  # a named place of another page
+    "rows": figures.rows,  # some rows of a named place
     "speeds": figures.speeds,  # a named block of `bench`, as a table
     "verdict": figures.verdict,  # what `run` prints of a committed proof
 }

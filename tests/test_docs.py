@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tomllib
@@ -70,6 +71,18 @@ def test_every_page_stands_in_the_navigation_once():
     listed = [name for pages in conf.NAVIGATION.values() for name in pages]
     there = {str(page.relative_to(ROOT).with_suffix("")) for page in PAGES} - {conf.root_doc}
     assert sorted(listed) == sorted(there)
+
+
+def test_the_tutorial_reads_its_figures_right():
+    """The sentences below the verdict repeat figures of the committed proof."""
+    proof = ROOT / "docs" / "figures" / "demo"
+    cost = json.loads((proof / "parity.json").read_text())["cost"]
+    linears = json.loads((proof / "quantization.json").read_text())["linears"]
+    recovered = 1 - sum(x["loss"] for x in linears) / sum(x["rtn_loss"] for x in linears)
+    ratio, top = cost["ppl_ratio"], cost["same_top"]["value"]
+    said = " ".join((ROOT / "docs" / "tutorial" / "first-artifact.md").read_text().split())
+    assert f"rose by {100 * (ratio['value'] - 1):.2f} %, and by at most {100 * (ratio['high'] - 1):.2f} %" in said
+    assert f"In {100 * top:.1f} % of places" in said and f"GPTQ made {100 * recovered:.0f} % less error" in said
 
 
 def test_a_page_that_differs_is_told_and_written(tmp_path):

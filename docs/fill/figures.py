@@ -50,3 +50,10 @@ def speeds(page: str, name: str) -> str:
 
 def _cells(line: str) -> list[str]:
     return re.split(r"\s{2,}", line.strip())
+
+
+def rows(page: str, name: str, *wanted: str) -> str:
+    """Return some rows of another page's table, by their first cells with commas between: `RTN, plain GPTQ, all`."""
+    head, ruler, *lines = copied(page, name).strip().splitlines()
+    by_label = {line.split("|")[1].strip(): line for line in lines}
+    return "\n".join([head, ruler, *(by_label[label.strip()] for label in " ".join(wanted).split(","))])
