@@ -72,9 +72,9 @@ from pythia_export.base.machine import machine, versions
 from pythia_export.calibrate import quantize_stream
 from pythia_export.checkpoint import Checkpoint, demo_folder, open_checkpoint, pull
 from pythia_export.corpus import calibration_windows, verify_windows
+from pythia_export.model.likelihood import log_softmax
 from pythia_export.model.neox import NeoXConfig, tensors
 from pythia_export.model.suite import geometry, sizes
-from pythia_export.proof.metrics import log_softmax
 from pythia_export.proof.reference import Reference
 from pythia_export.proof.statistics import clustered_mean
 from pythia_export.recipe import Calibration, Model, Quantize, Verify

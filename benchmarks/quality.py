@@ -29,7 +29,7 @@ from pythia_export.base.machine import machine
 from pythia_export.calibrate import allocate, quantize_stream
 from pythia_export.checkpoint import Checkpoint, open_checkpoint, pull
 from pythia_export.corpus import calibration_windows, verify_windows
-from pythia_export.proof.metrics import log_softmax
+from pythia_export.model.likelihood import log_softmax
 from pythia_export.proof.reference import Reference, Tensors
 from pythia_export.proof.statistics import clustered_mean
 from pythia_export.recipe import Calibration, Model, Quantize, Verify

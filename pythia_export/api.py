@@ -18,12 +18,11 @@ from tokenizers import Tokenizer
 
 from . import artifact, runtime
 from .artifact.download import download_artifact
+from .model.likelihood import log_probabilities
 from .runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-CHUNK_LOGITS = 1 << 17  # logits in work at a time: 1 MiB in float64
 
 
 class Artifact(artifact.Artifact):
@@ -176,12 +175,7 @@ class Artifact(artifact.Artifact):
         for start in range(0, len(ids) - 1, window - 1):
             part = ids[start : start + window]
             logits = self.logits(part[None, :-1])[0]
-            rows = max(1, CHUNK_LOGITS // logits.shape[1])
-            for first in range(0, len(logits), rows):  # of a whole window, float64 alone is 800 MB, twice
-                x = logits[first : first + rows].astype(np.float64)
-                x -= x.max(-1, keepdims=True)
-                came = np.take_along_axis(x, part[1:][first : first + rows, None], -1)[:, 0]
-                found.append(came - np.log(np.exp(x).sum(-1)))
+            found.append(log_probabilities(logits, part[1:]))
         return np.concatenate(found) if found else np.empty(0)
 
     def logits(self, ids: ArrayLike, attention_mask: ArrayLike | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from ..base.errors import OutputError, PythiaExportError
+from ..base.machine import now
 from ..base.strict_json import read_json
 from ..disk.lock import held
 from ..disk.siblings import clean_up, owner, sibling
@@ -20,7 +21,7 @@ from ..disk.sigterm import unwinding_on_sigterm
 from ..disk.write import DISK_FULL, exchange, explained, fsync, raise_disk_full
 from ..records.manifest import MANIFEST, MANIFEST_SCHEMA, FileEntry
 from ..records.record import Record
-from .manifest import check_shape, describe, json_bytes, now
+from .manifest import check_shape, describe, json_bytes
 from .pending import is_pending
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from .errors import SourceError
 
 _START = b"version https://git-lfs.github.com/spec/"
+_ENOUGH = b"version https://git-lfs"  # where no more than a header was read
 
 
 def is_pointer(path: Path) -> bool:
@@ -19,6 +20,18 @@ def is_pointer(path: Path) -> bool:
         return False
     with path.open("rb") as f:
         return f.read(len(_START)) == _START
+
+
+def refuse_pointer(head: bytes, source: str) -> None:
+    """
+    Raises:
+        SourceError: the file that begins with `head` is a pointer of git-lfs.
+    """
+    if head.startswith(_ENOUGH):
+        raise SourceError(
+            f"{source} is a pointer of git-lfs: the file itself was not fetched",
+            hint="`git lfs install`, then `git lfs pull` in that folder; or name the data set by source = 'hub'.",
+        )
 
 
 def require_fetched(path: Path) -> None:

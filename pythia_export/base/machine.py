@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 _PACKAGES = (
@@ -57,3 +58,8 @@ def peak_memory_bytes() -> int:
 
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def now() -> str:
+    """Return the time, as records have it: UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..base.machine import peak_memory_bytes
-from ..proof.metrics import CHUNK_LOGITS, log_softmax
+from ..model.likelihood import log_probabilities
 from .job import Job
 
 # Of one prompt: every other time its cache gets memory that has its pages already, and it is twice as fast.
@@ -81,12 +81,7 @@ def measure(job: Job, began: float, open_contestant: Callable[[Job], Opened]) ->
 
 
 def nll(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """[T - 1] float64, nats: of each token of `ids` [T] but the first, from `logits` [T, V]."""
+    """Return the nats of each token of `ids` [T] but the first, [T - 1] float64, by `logits` [T, V]."""
     if logits.shape[0] != len(ids) or not np.isfinite(logits).all():
         raise ValueError(f"logits {list(logits.shape)} of {len(ids)} tokens: too few, or not all of them finite")
-    found = np.empty(len(ids) - 1)
-    rows = max(1, CHUNK_LOGITS // logits.shape[1])
-    for start in range(0, len(found), rows):
-        targets = ids[1:][start : start + rows]
-        found[start : start + rows] = -log_softmax(logits[start : start + len(targets)])[range(len(targets)), targets]
-    return found
+    return -log_probabilities(logits[:-1], ids[1:])

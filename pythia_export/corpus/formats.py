@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from ..base.errors import IntegrityError, ResourceError, SourceError
+from ..base.git_lfs import refuse_pointer
 from .compression import FAULTS, SUFFIXES, decompressed
 from .parquet import parquet_rows
-from .pointer import refuse_pointer
 from .rows import Document, Tally, document_of
 
 PIECE = 1 << 24

@@ -22,9 +22,9 @@ import numpy as np
 
 from .. import hub
 from ..base.errors import IntegrityError, SourceError
+from ..base.git_lfs import refuse_pointer
 from ..base.progress import Progress
 from ..recipe import Text
-from .pointer import refuse_pointer
 
 MAGIC = b"MMIDIDX\x00\x00"
 OLDER = b"TNTIDX\x00\x00"  # Megatron's format before the memory map

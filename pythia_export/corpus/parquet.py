@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from ..base.errors import EnvironmentProblem, IntegrityError, SourceError
-from .pointer import refuse_pointer
+from ..base.git_lfs import refuse_pointer
 from .rows import PART, Document, Tally, document_of, no_text
 
 _ROWS = 256  # held at a time

@@ -16,12 +16,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..base.errors import IntegrityError, SourceError
+from ..base.git_lfs import refuse_pointer
 from ..base.progress import SILENT, Progress
 from ..recipe import Text
 from .compression import FAULTS, decompressed
 from .find import Opened, find_file
 from .formats import kind_of, read_documents
-from .pointer import refuse_pointer
 
 DATASET = "Salesforce/wikitext"
 FILES = {split: f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet" for split in ("train", "test")}

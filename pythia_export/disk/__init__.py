@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .lock import held, lock_folder
-from .siblings import clean_up, is_stale, owner, sibling, siblings
+from .siblings import clean_up, is_alive, is_stale, owner, sibling, siblings
 from .sigterm import unwinding_on_sigterm
 from .write import DISK_FULL, exchange, explained, fsync, raise_disk_full, write_atomically
 
@@ -14,6 +14,7 @@ __all__ = [
     "explained",
     "fsync",
     "held",
+    "is_alive",
     "is_stale",
     "lock_folder",
     "owner",

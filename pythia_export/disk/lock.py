@@ -8,10 +8,10 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ..base.errors import OutputError
+from ..base.machine import now
 
 try:
     import fcntl
@@ -106,7 +106,7 @@ def _sign(descriptor: int) -> None:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "command": command[:300],
-        "since": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "since": now(),
     }
     with suppress(OSError):
         os.ftruncate(descriptor, 0)

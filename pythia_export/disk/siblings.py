@@ -48,7 +48,7 @@ def is_stale(path: Path) -> bool:
     system without locks leaves the process id alone to tell.
     """
     pid = owner(path)
-    if pid is None or (pid != os.getpid() and _is_alive(pid)):
+    if pid is None or (pid != os.getpid() and is_alive(pid)):
         return False
     if not path.is_dir():
         return pid != os.getpid()
@@ -62,7 +62,8 @@ def is_stale(path: Path) -> bool:
     return True
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number is there, on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

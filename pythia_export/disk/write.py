@@ -19,17 +19,25 @@ from .siblings import sibling
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
+    """Write a file whole or not at all, whoever else writes it at the same time.
+
+    `durable` has it on the disk when this returns. What can be made again need not wait for that. `mode` is that of
+    open(2), from which the umask takes.
+    """
     temporary = sibling(path, "tmp")
     try:
+        temporary.touch(mode, exist_ok=False)
         temporary.write_bytes(data)
-        fsync(temporary)
+        if durable:
+            fsync(temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
-    fsync(path.parent)
+    if durable:
+        fsync(path.parent)
 
 
 def fsync(path: Path) -> None:
@@ -41,21 +49,26 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
-def explained(out: Path) -> Iterator[None]:
-    """Name the place in what the operating system says about it."""
+def explained(out: Path, when_full: str | None = None) -> Iterator[None]:
+    """Name the place in what the operating system says about it; `when_full` is the hint where no space is left.
+
+    Raises:
+        ResourceError: no space is left.
+        OutputError: it cannot be written for another reason.
+    """
     try:
         yield
     except OSError as e:
         if e.errno in DISK_FULL:
-            raise_disk_full(out, e)
+            raise_disk_full(out, e, when_full)
         raise OutputError(f"{out} cannot be written: {e}", hint="Choose another place.") from e
 
 
-def raise_disk_full(out: Path, error: OSError) -> NoReturn:
+def raise_disk_full(out: Path, error: OSError, hint: str | None = None) -> NoReturn:
     free = shutil.disk_usage(next(p for p in out.parents if p.is_dir())).free
     raise ResourceError(
         f"no space left while writing {out} ({free:,} bytes are free there now): {error}",
-        hint="Free some space, or choose another place; `pythia-export plan` tells the size in advance.",
+        hint=hint or "Free some space, or choose another place; `pythia-export plan` tells the size in advance.",
     ) from error
 
 

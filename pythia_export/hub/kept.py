@@ -3,26 +3,19 @@ it is made or fetched again."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
+
+from ..disk import write_atomically
 
 
 def kept(what: str) -> Path:
-    """The folder for one kind of thing."""
+    """Return the folder for one kind of thing."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "pythia-export" / what
 
 
 def write_kept(path: Path, *parts: bytes) -> None:
-    """Whole or not at all, whoever else writes it at the same time; the folder is made."""
+    """Write for this user alone, whole or not at all, whoever else writes it at the same time; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as f:
-        try:
-            f.writelines(parts)
-            f.close()
-            os.replace(f.name, path)
-        except BaseException:
-            os.unlink(f.name)
-            raise
+    write_atomically(path, b"".join(parts), durable=False, mode=0o600)

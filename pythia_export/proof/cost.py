@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,8 +15,9 @@ from ..base.compute import DEFAULT, Compute
 from ..corpus import Windows
 from ..records.parity import Cost, Ratio, Rounding, RoundingOfBoth
 from ..runtime import Session
-from .metrics import TokenFigures, token_figures
+from .metrics import TokenFigures
 from .reference import Reference, Tensors
+from .score import score
 from .statistics import bootstrap, clustered_mean, mean_of, summarise
 from .subject import Subject
 
@@ -32,14 +32,17 @@ def measure(
         NumericsError: the graph, or the original, computes a NaN or an infinity.
     """
     reference = Reference(subject.original, subject.config, windows.ids, "Original checkpoint", compute)
-    figures, in_runtime = TokenFigures(), 0.0
-    with compute.progress.track("Artifact against original", len(windows.ids), "windows") as advance:
-        for i, window in enumerate(windows.ids):
-            began = time.perf_counter()
-            quantised = shipped.logits(window[None])[0]
-            in_runtime += time.perf_counter() - began
-            figures.add(reference.logits(i)[:-1], quantised[:-1], window[1:], windows.documents[i, 1:])
-            advance(1)
+    in_runtime = 0.0
+
+    def quantised(i: int) -> np.ndarray:
+        nonlocal in_runtime
+        began = time.perf_counter()
+        logits: np.ndarray = shipped.logits(windows.ids[i : i + 1])[0]
+        in_runtime += time.perf_counter() - began
+        return logits
+
+    title = "Artifact against original"
+    figures = score(reference.logits, {"artifact": quantised}, windows, title, compute.progress)["artifact"]
     scored = summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
     speed = round(windows.ids.size / in_runtime, 1)
     return Cost(**vars(scored), reference=reference.how, tokens_per_second=speed, rounding=None, suspects=None), figures
@@ -60,22 +63,19 @@ def measure_rounding(
         name: Reference(of, subject.config, windows.ids, titles[name], compute, together=len(sources))
         for name, of in sources.items()
     }
-    found: dict[str, list[Any]] = {"artifact": [], "rtn": []}
-    with compute.progress.track("Rounding alone", len(windows.ids), "windows") as advance:
-        for i, window in enumerate(windows.ids):
-            expected = references["original"].logits(i)[:-1]
-            for name, parts in found.items():
-                nll, other, kld, _ = token_figures(expected, references[name].logits(i)[:-1], window[1:])
-                parts.append((other - nll, kld))
-            advance(1)
+    others = {name: references[name].logits for name in ("artifact", "rtn")}
+    scored = score(references["original"].logits, others, windows, "Rounding alone", compute.progress)
+    found = {
+        "delta_nll": {name: x.nll_quantized - x.nll_original for name, x in scored.items()},
+        "kld": {name: x.kld for name, x in scored.items()},
+    }
     clusters = windows.documents[:, 1:].ravel()
     if len(np.unique(clusters)) == 1:
         clusters = np.repeat(np.arange(len(windows.ids)), windows.ids.shape[1] - 1)
     _, index = np.unique(clusters, return_inverse=True)
     n = np.bincount(index)
     figures = {}
-    for k, figure in enumerate(("delta_nll", "kld")):
-        values = {name: np.concatenate([part[k] for part in parts]) for name, parts in found.items()}
+    for figure, values in found.items():
         estimates = {name: clustered_mean(x, clusters) for name, x in values.items()}
         saved = clustered_mean(values["rtn"] - values["artifact"], clusters)
         rtn, recovered = estimates["rtn"], None

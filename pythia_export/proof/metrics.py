@@ -8,17 +8,13 @@ what it predicts. Log-softmax is in float64, for differences of 1e-4 nats are as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..base.errors import NumericsError
-
-Floats = NDArray[np.float64]
-
-CHUNK_LOGITS = 1 << 17  # logits in work at a time: 1 MiB in float64, so that a handful of copies stay in the cache
+from ..model.likelihood import Floats, below_top, chunks
 
 # The magnitude of a difference is counted by the upper half of its float32 pattern (8 bits of exponent, 7 of mantissa),
 # which orders as the numbers do: a histogram of fixed size whose bins are at most 1/128 wide, relative to their value.
@@ -50,7 +46,7 @@ class ExportDifference:
         """
         a, b = _block(got, "got"), _block(expected, "expected")
         _same_shape(a, b)
-        for rows in _chunks(a):
+        for rows in chunks(a):
             x, y = _finite(a[rows], "got"), _finite(b[rows], "expected")
             self._same_top += int((x.argmax(1) == y.argmax(1)).sum())
             difference = np.abs(x.astype(np.float64) - y).astype(np.float32)
@@ -142,10 +138,10 @@ def token_figures(
         raise ValueError(f"targets are {list(target.shape)} for logits {list(p.shape)}")
     nll_p, nll_q, kld = (np.empty(len(p)) for _ in range(3))
     same = np.empty(len(p), np.bool_)
-    for rows in _chunks(p):
+    for rows in chunks(p):
         raw_p, raw_q, t = _finite(p[rows], "original"), _finite(q[rows], "quantised"), target[rows, None]
         same[rows] = raw_p.argmax(1) == raw_q.argmax(1)
-        x, y = _below_top(raw_p), _below_top(raw_q)
+        x, y = below_top(raw_p), below_top(raw_q)
         of_p, of_q = (np.take_along_axis(z, t, 1)[:, 0] for z in (x, y))
         weight = np.exp(x)
         total = weight.sum(1)
@@ -156,21 +152,6 @@ def token_figures(
         # Exactly, it is never negative; summed in floating point it may be, by some 1e-16.
         kld[rows] = np.maximum(apart - log_p + log_q, 0)
     return nll_p, nll_q, kld, same
-
-
-def _below_top(logits: NDArray[Any]) -> Floats:
-    """[T, V] float64, less the largest of each row."""
-    x: Floats = logits.astype(np.float64)
-    x -= x.max(1, keepdims=True)
-    return x
-
-
-def log_softmax(logits: ArrayLike) -> Floats:
-    """[T, V], over the last axis, in float64."""
-    x = np.array(logits, np.float64)
-    x -= x.max(-1, keepdims=True)
-    x -= np.log(np.exp(x).sum(-1, keepdims=True))
-    return x
 
 
 def bits_per_byte(nll: float, bytes_per_token: float) -> float:
@@ -188,11 +169,6 @@ def _block(logits: ArrayLike, side: str) -> NDArray[Any]:
 def _same_shape(a: NDArray[Any], b: NDArray[Any]) -> None:
     if a.shape != b.shape:
         raise ValueError(f"logits are {list(a.shape)} on one side and {list(b.shape)} on the other")
-
-
-def _chunks(block: NDArray[Any]) -> Iterator[slice]:
-    step = max(1, CHUNK_LOGITS // block.shape[1])
-    return (slice(start, start + step) for start in range(0, len(block), step))
 
 
 def _finite(logits: NDArray[Any], side: str) -> NDArray[Any]:

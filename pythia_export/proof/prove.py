@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from ..base.compute import DEFAULT, Compute
-from ..base.machine import machine, versions
+from ..base.machine import machine, now, versions
 from ..corpus import Windows
 from ..recipe import Gates
 from ..records.manifest import Checkpoint
@@ -70,7 +69,7 @@ def prove(
     )
     if against is not None:
         require_same(subject.source, corpus, against)
-    begun = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    begun = now()
     some = windows.ids[: export.WINDOWS]
     reference = Reference(subject.stored, subject.config, some, "Reference on the artifact's weights", compute)
     shipped = subject.session(subject.export.accuracy_level, native=True)

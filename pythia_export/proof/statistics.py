@@ -33,8 +33,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
+from ..model.likelihood import Floats
 from ..records.parity import Bootstrap, Change, Clusters, Mean, Ratio, Scored, Share, Subset, Sums, Tails
-from .metrics import Floats, TokenFigures, bits_per_byte
+from .metrics import TokenFigures, bits_per_byte
 
 LARGEST = 1e300  # perplexity, or ratio of two, that is recorded: as a percent it is finite still
 CONFIDENCE = 0.95  # two-sided: each bound alone holds with 97.5 %

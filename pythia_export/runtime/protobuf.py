@@ -21,15 +21,21 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     Raises:
         Malformed: a field that is cut short, has the number 0 or a wire type that ONNX does not use.
     """
+    return ((number, value) for number, value, _ in encoded_fields(message))
+
+
+def encoded_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
+    """Yield what `fields` does, and the whole field as it is encoded, tag included."""
     at, end = 0, len(message)
     while at < end:
+        start = at
         tag, at = _varint(message, at)
         number, wire = tag >> 3, tag & 7
         if number == 0:
             raise Malformed(f"a field with the number 0 at byte {at}")
         if wire == _VARINT:
             value, at = _varint(message, at)
-            yield number, value
+            yield number, value, message[start:at]
             continue
         if wire == _LENGTH:
             length, at = _varint(message, at)
@@ -39,8 +45,8 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise Malformed(f"field {number} of wire type {wire} at byte {at}")
         if length > end - at:
             raise Malformed(f"field {number} of {length:,} bytes where {end - at:,} are left")
-        yield number, message[at : at + length]
         at += length
+        yield number, message[at - length : at], message[start:at]
 
 
 def text(value: int | memoryview) -> str:

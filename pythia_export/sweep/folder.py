@@ -14,7 +14,6 @@ and submits holds the directory.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
@@ -25,15 +24,15 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from ..base.errors import IntegrityError, OutputError, ResourceError, SourceError
+from ..base.errors import IntegrityError, OutputError, SourceError
+from ..base.machine import now
 from ..base.strict_json import parse_json, read_object
 from ..corpus import Subset, Windows
-from ..disk import lock_folder, write_atomically
+from ..disk import explained, is_alive, lock_folder, write_atomically
 from ..records.record import Json, Record, checked
 from .jobs import Job
 from .records import AGAIN, Failure, Manifest, Mark, Result, of_this_schema
@@ -41,7 +40,7 @@ from .records import AGAIN, Failure, Manifest, Mark, Result, of_this_schema
 MANIFEST = "sweep.json"
 OURS = frozenset(("texts", "jobs", "results", "failures", "running", "logs", "submitit"))  # before the manifest, too
 PARTIAL = f".{MANIFEST}."  # of a run that ended while it wrote it
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+WHEN_FULL = "What was written is whole. Free space and run the sweep again."
 SIGN_OF_LIFE_SECONDS = 15.0
 SILENT_SECONDS = 120.0  # without a sign of life: it is gone
 
@@ -108,7 +107,7 @@ class Folder:
         return found
 
     def put_manifest(self, manifest: Manifest) -> None:
-        with disk(self.root):
+        with explained(self.root, WHEN_FULL):
             write_atomically(self.root / MANIFEST, json.dumps(manifest.to_json()).encode())
 
     # Texts.
@@ -125,7 +124,7 @@ class Folder:
             "end_tokens": windows.end_tokens,
             "subsets": {name: [s.documents, s.n_bytes] for name, s in windows.subsets.items()},
         }
-        with disk(path), tempfile.TemporaryFile() as file:
+        with explained(path, WHEN_FULL), tempfile.TemporaryFile() as file:
             path.parent.mkdir(exist_ok=True)
             np.savez_compressed(file, ids=windows.ids, documents=windows.documents, facts=json.dumps(facts))
             file.seek(0)
@@ -155,17 +154,11 @@ class Folder:
 
     def put_jobs(self, jobs: Iterable[Job]) -> None:
         """Not flushed to the disk one by one: what a crash tears is refused by its reader and written again."""
-        with disk(self.root):
+        with explained(self.root, WHEN_FULL):
             for job in jobs:
                 path = self._record("jobs", job.key)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                beside = path.with_suffix(f".{os.getpid()}")
-                try:
-                    beside.write_text(json.dumps(job.to_json()))
-                    os.replace(beside, path)
-                except OSError:
-                    beside.unlink(missing_ok=True)
-                    raise
+                write_atomically(path, json.dumps(job.to_json()).encode(), durable=False)
 
     def job(self, key: str) -> Job:
         path = self._record("jobs", key)
@@ -207,7 +200,7 @@ class Folder:
 
     def _put(self, kind: str, key: str, record: Record) -> None:
         path = self._record(kind, key)
-        with disk(path):
+        with explained(path, WHEN_FULL):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(record.to_json(), allow_nan=False).encode())
 
@@ -232,12 +225,10 @@ class Folder:
     def working(self, task: str, jobs: int, attempt: int) -> Iterator[None]:
         """A mark that says so, for as long as this process lives: touched every few seconds."""
         path, ended = self.root / "running" / f"{task}.json", threading.Event()
-        beside = path.with_suffix(f".{os.getpid()}")
-        with disk(path):
+        with explained(path, WHEN_FULL):
             path.parent.mkdir(exist_ok=True)
             mark = Mark(jobs=jobs, attempt=attempt, pid=os.getpid(), host=socket.gethostname(), since=now())
-            beside.write_text(json.dumps(mark.to_json()))
-            os.replace(beside, path)
+            write_atomically(path, json.dumps(mark.to_json()).encode(), durable=False)
 
         def live() -> None:
             while not ended.wait(SIGN_OF_LIFE_SECONDS):
@@ -262,7 +253,7 @@ class Folder:
                 mark = checked(Mark, read_object(path), path)
                 lately = time.time() - path.stat().st_mtime < SILENT_SECONDS
                 # A number alone is not a process: after a restart another may have it.
-                if lately and (mark.host != socket.gethostname() or _is_there(mark.pid)):
+                if lately and (mark.host != socket.gethostname() or is_alive(mark.pid)):
                     found[path.stem] = mark
         return found
 
@@ -294,35 +285,8 @@ class Folder:
                 file.write(f"{now()} {line}\n")
 
 
-def _is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
-
-
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _read(path: Path, hint: str = AGAIN) -> Json:
     try:
         return read_object(path, hint=hint)
     except FileNotFoundError as e:
         raise IntegrityError(f"{path}: no such file", hint=hint) from e
-
-
-@contextmanager
-def disk(path: Path) -> Iterator[None]:
-    """A full disk, by its name."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in DISK_FULL:
-            raise ResourceError(
-                f"{path}: {e.strerror}", hint="What was written is whole. Free space and run the sweep again."
-            ) from e
-        raise OutputError(f"{path}: cannot be written: {e.strerror}") from e

@@ -19,7 +19,7 @@ import torch
 from ..base.compute import Compute
 from ..base.device import described, memory_of
 from ..base.errors import IntegrityError, SourceError
-from ..base.machine import machine, peak_memory_bytes
+from ..base.machine import machine, now, peak_memory_bytes
 from ..calibrate import Sensitivity, measure_sensitivity, quantize_stream, quantize_together
 from ..calibrate.fold_norms import Folded
 from ..checkpoint import Checkpoint, open_checkpoint
@@ -27,8 +27,8 @@ from ..checkpoint import evict as evict_checkpoint
 from ..checkpoint import pull as pull_checkpoint
 from ..corpus import Windows
 from ..proof.cost import subsets_of
-from ..proof.metrics import TokenFigures
 from ..proof.reference import Reference
+from ..proof.score import score
 from ..proof.statistics import summarise
 from ..recipe import Quantize
 from ..records.parity import Scored
@@ -37,7 +37,7 @@ from ..weights.layout import layout
 from ..weights.names import DATA_FILE
 from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
-from .folder import Folder, now
+from .folder import Folder
 from .jobs import Job
 from .records import SCHEMA, Result, Times
 
@@ -123,16 +123,13 @@ class Shared:
         return [quantize_stream(self.checkpoint, one, ids, self._compute, sensitivity=needed)]
 
     def _score(self, original: Reference, stored: Reference, windows: Windows) -> Scored:
-        figures = TokenFigures()
-        with self._progress.track("Against the original", len(windows.ids), "windows") as advance:
-            for i, window in enumerate(windows.ids):
-                figures.add(original.logits(i)[:-1], stored.logits(i)[:-1], window[1:], windows.documents[i, 1:])
-                advance(1)
+        others = {"stored": stored.logits}
+        figures = score(original.logits, others, windows, "Against the original", self._compute.progress)["stored"]
         return summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
 
     def _record(self, job: Job, quantized: Quantization, cost: Scored, seconds: tuple[float, float, float]) -> Result:
         expected = [linear.expected_cost for linear in quantized.linears if linear.expected_cost is not None]
-        share, quantize, score = (round(s, 3) for s in seconds)
+        share, rounding, scoring = (round(s, 3) for s in seconds)
         return Result(
             version=SCHEMA,
             key=job.key,
@@ -141,7 +138,7 @@ class Shared:
             expected_cost=sum(expected) if expected else None,
             residual_error=quantized.layers[-1].residual_error,
             cost=cost,
-            seconds=Times(share=share, quantize=quantize, score=score),
+            seconds=Times(share=share, quantize=rounding, score=scoring),
             peak_memory_bytes=peak_memory_bytes(),
             threads=torch.get_num_threads(),
             machine=machine(),

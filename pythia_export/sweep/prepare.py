@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from .. import hub
 from ..base.errors import SourceError
+from ..base.machine import now
 from ..base.progress import SILENT, Progress
 from ..checkpoint import pull as pull_checkpoint
 from ..checkpoint import tokenizer_of
@@ -56,21 +56,21 @@ def prepare(file: SweepFile, folder: Folder, progress: Progress = SILENT) -> Pre
     members, left_out = snapshots(file.sweep)
     commits = _commits(members, progress)
     texts = _Texts(file, members, folder, progress)
-    now, tasks, pinned = versions(), [], []
+    installed, tasks, pinned = versions(), [], []
     for member, commit in zip(members, commits, strict=True):
         facts = facts_of(member)
         jobs = []
         for quantize in file.quantize:
             calibration, verify = texts.of(member, quantize)
-            jobs.append(Job(member.model, commit, facts, quantize, calibration, verify, now))
+            jobs.append(Job(member.model, commit, facts, quantize, calibration, verify, installed))
         key = task_key(facts, member.revision, commit)
         tasks.append(Task(key, member, tuple(jobs)))
         pinned.append(Pinned(name=member.name, revision=member.revision, commit=commit, task=key, facts=facts))
     folder.put_manifest(
         Manifest(
             version=SCHEMA,
-            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            versions=now,
+            created=now(),
+            versions=installed,
             sweep=file.model_dump(mode="json"),
             texts=texts.record,
             snapshots=pinned,

@@ -15,10 +15,10 @@ import pyarrow.csv as csv
 import pyarrow.parquet as parquet
 
 from ..base.errors import IntegrityError, SourceError
-from ..disk import write_atomically
+from ..disk import explained, write_atomically
 from ..recipe import Quantize
 from ..records.parity import Part
-from .folder import Folder, disk
+from .folder import WHEN_FULL, Folder
 from .jobs import Job, label
 from .records import SCHEMA, Facts, Result, Times
 
@@ -178,7 +178,7 @@ def write(folder: Path, results: pa.Table, subsets: pa.Table) -> list[Path]:
                 continue
             sink = pa.BufferOutputStream()
             parquet.write_table(table, sink) if suffix == "parquet" else csv.write_csv(table, sink)
-            with disk(path):
+            with explained(path, WHEN_FULL):
                 write_atomically(path, sink.getvalue().to_pybytes())
             written.append(path)
     return written

@@ -14,9 +14,11 @@ import torch
 from ..base.compute import Compute
 from ..base.device import device_called
 from ..base.errors import PythiaExportError, ResourceError
+from ..base.machine import now
 from ..base.memory import memory_fault
 from ..base.progress import SILENT, Progress
-from .folder import DISK_FULL, Folder, now
+from ..disk import DISK_FULL
+from .folder import Folder
 from .jobs import Job
 from .measure import Shared
 from .records import SCHEMA, Failure

@@ -17,6 +17,7 @@ import pythia_export
 from pythia_export import Artifact, api
 from pythia_export.base.errors import IntegrityError, RecipeError
 from pythia_export.commands.run import run
+from pythia_export.model import likelihood
 from pythia_export.recipe import parse_recipe
 
 RECIPE = {
@@ -141,8 +142,8 @@ def test_a_window_is_scored_in_little_memory_beside_its_logits(artifact, monkeyp
     logits = artifact.logits(np.array([artifact.tokenizer().encode(text).ids])[:, :-1])
     expected, peaks = artifact.score(text), {}
     monkeypatch.setattr(artifact, "logits", lambda ids: logits)
-    for chunk in (api.CHUNK_LOGITS, 10**9):
-        monkeypatch.setattr(api, "CHUNK_LOGITS", chunk)
+    for chunk in (likelihood.CHUNK_LOGITS, 10**9):
+        monkeypatch.setattr(likelihood, "CHUNK_LOGITS", chunk)
         tracemalloc.start()
         np.testing.assert_allclose(artifact.score(text), expected, rtol=1e-14)
         peaks[chunk] = tracemalloc.get_traced_memory()[1]

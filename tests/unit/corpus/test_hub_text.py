@@ -198,7 +198,7 @@ def test_a_full_disk_is_said(hub, tmp_path):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))\n"
     (failed,) = texts(of("val.jsonl"), hub=hub, home=tmp_path, before=SMALL + limit)
     assert failed["code"] == 7 and "no space left" in failed["error"] and "HF_HOME" in failed["hint"]
-    assert not list(tmp_path.rglob(".writing-*")), "nothing half-written stays"
+    assert not list(tmp_path.rglob(".*.tmp-*")), "nothing half-written stays"
 
 
 MISSES = {

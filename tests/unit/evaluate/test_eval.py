@@ -30,7 +30,7 @@ from pythia_export.evaluate.model import PythiaOnnx, _generation
 from pythia_export.evaluate.published import published
 from pythia_export.evaluate.run import evaluate
 from pythia_export.evaluate.scores import ScoringSession
-from pythia_export.proof.metrics import log_softmax
+from pythia_export.model.likelihood import log_softmax
 from pythia_export.recipe import parse_recipe
 from pythia_export.runtime import Sampling
 

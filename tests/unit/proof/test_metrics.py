@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pythia_export.base.errors import NumericsError
-from pythia_export.proof import metrics
-from pythia_export.proof.metrics import ExportDifference, TokenFigures, bits_per_byte, log_softmax, token_figures
+from pythia_export.model import likelihood
+from pythia_export.model.likelihood import log_probabilities, log_softmax
+from pythia_export.proof.metrics import ExportDifference, TokenFigures, bits_per_byte, token_figures
 
 logits = arrays(np.float32, (3, 7), elements=st.floats(-60, 60, width=32))
 
@@ -69,7 +70,7 @@ def test_chunks_do_not_change_a_figure(monkeypatch):
     p, q = (rng.normal(size=(23, 11)).astype(np.float32) for _ in range(2))
     targets = rng.integers(0, 11, 23)
     whole = token_figures(p, q, targets)
-    monkeypatch.setattr(metrics, "CHUNK_LOGITS", 50)  # 4 rows at a time, 3 in the last chunk
+    monkeypatch.setattr(likelihood, "CHUNK_LOGITS", 50)  # 4 rows at a time, 3 in the last chunk
     for a, b in zip(whole, token_figures(p, q, targets), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -147,6 +148,17 @@ def test_equal_logits_differ_by_nothing_and_no_logits_are_an_error():
         difference.result()
     difference.add(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
     assert difference.result() == {"max_abs": 0.0, "p999_abs": 0.0, "same_top": 1.0}
+
+
+def test_a_token_has_one_log_probability_whoever_asks(monkeypatch):
+    """`score`, `bench` and a proof: the same bits, whatever rows are in work at a time."""
+    rng = np.random.default_rng(0)
+    p, came = rng.normal(0, 8, (11, 13)).astype(np.float32), rng.integers(0, 13, 11)
+    for chunk in (1, 40, 10**6):
+        monkeypatch.setattr(likelihood, "CHUNK_LOGITS", chunk)
+        found = log_probabilities(p, came)
+        assert found.tobytes() == log_softmax(p)[np.arange(11), came].tobytes()
+        assert (-found).tobytes() == token_figures(p, p[::-1], came)[0].tobytes()
 
 
 def test_log_softmax_sums_to_one_far_from_zero():
