@@ -19,7 +19,7 @@ from ..report.words import power
 from . import plots
 from .law import Fit, rank_correlation
 from .plots import DASHES, Line, Scale
-from .rows import Rows, amount, lines, quantizations
+from .rows import Rows, amount, lines, quantizations, quoted
 
 MOST_FACETS, MOST_LINES, MOST_SUBSETS, MOST_COLUMNS, MOST_DOTS = 12, 16, 8, 160, 900
 DELTA, KL = "delta_nll", "kld"
@@ -148,7 +148,7 @@ def over_training(rows: Rows, metric: str) -> Section:
     for name, facet in _facets(known, section):
         every = [drawn(part, axis.column, metric, label, style.colour[label], style.dash[label])
                  for label, part in _lines(facet)]  # fmt: skip
-        title = f"{NAMES[metric].partition(',')[0]} at {name}"
+        title = f"{NAMES[metric].partition(',')[0]} at {quoted(name)}"
         caption = _from_to(every, axis, metric)
         svg = plots.curves(
             _slug(metric, "tokens", name), f"{title} against {axis.label}. {caption}", every, scale,
@@ -190,7 +190,7 @@ def over_rate(rows: Rows) -> Section:
             path = drawn(part, axis.column, DELTA, label, style.colour[label], style.dash[label])
             rate = drawn(_with_interval(part, "learning_rate"), axis.column, "learning_rate", label, "#000")
             every.append(Line(label, rate.y, path.y, path.low * np.nan, path.high * np.nan, path.colour, path.dash))
-        title, caption = f"dNLL at {name}", _against_rate(facet)
+        title, caption = f"dNLL at {quoted(name)}", _against_rate(facet)
         svg = plots.curves(
             _slug(DELTA, "rate", name), f"{title} against the learning rate. {caption}", every, scale,
             plots.cost_scale(facet[DELTA], facet["delta_nll_se"]), "learning rate", NAMES[DELTA], tick_label,
@@ -216,9 +216,10 @@ def by_size(rows: Rows) -> Section:
                   DASHES[i % len(DASHES)])
             for i, b in enumerate(bits)
         ]  # fmt: skip
-        title = f"dNLL by size, {name}"
-        caption = _and(f"{line.label}: {_cost(line.y[0])} at {amount(line.x[0])} parameters, {_cost(line.y[-1])} at "
-                       f"{amount(line.x[-1])}" for line in _ends(every) if len(line.x) > 1)  # fmt: skip
+        title = f"dNLL by size, {quoted(name)}"
+        caption = _and(f"{quoted(line.label)}: {_cost(line.y[0])} at {amount(line.x[0])} parameters, "
+                       f"{_cost(line.y[-1])} at {amount(line.x[-1])}"
+                       for line in _ends(every) if len(line.x) > 1)  # fmt: skip
         svg = plots.curves(
             _slug(DELTA, "parameters", name), f"{title}. {caption}", every, scale,
             plots.cost_scale(facet[DELTA], facet["delta_nll_se"]), "parameters without embedding and head",
@@ -241,8 +242,8 @@ def by_bits(rows: Rows) -> Section:
     for name, facet in _settings(last, section):
         every = [drawn(part, "bits", DELTA, label, style.colour[label], style.dash[label])
                  for label, part in _lines(facet)]  # fmt: skip
-        title = f"dNLL by bits, {name}"
-        caption = _and(f"{line.label}: {_cost(line.y[0])} at {line.x[0]:.0f} bits, {_cost(line.y[-1])} at "
+        title = f"dNLL by bits, {quoted(name)}"
+        caption = _and(f"{quoted(line.label)}: {_cost(line.y[0])} at {line.x[0]:.0f} bits, {_cost(line.y[-1])} at "
                        f"{line.x[-1]:.0f}" for line in _ends(every) if len(line.x) > 1)  # fmt: skip
         svg = plots.curves(
             _slug(DELTA, "bits", name), f"{title}. {caption}", every,
@@ -280,8 +281,8 @@ def maps(rows: Rows) -> Section:
         if not np.isfinite(values).any():
             continue
         i, j = (int(n) for n in np.unravel_index(np.nanargmax(values), values.shape))
-        title = f"dNLL at {name}"
-        caption = f"Highest: {own[i]} {axis.at(columns[j])}, {_cost(values[i, j])}."
+        title = f"dNLL at {quoted(name)}"
+        caption = f"Highest: {quoted(own[i])} {axis.at(columns[j])}, {_cost(values[i, j])}."
         svg = plots.heat(_slug(DELTA, "map", name), f"{title}: sizes by steps. {caption}", values, own,
                          columns.tolist(), "nats", axis.label, axis.tick)  # fmt: skip
         section.plots.append(Plot(_slug(DELTA, "map", name), title, svg, caption))
@@ -307,7 +308,7 @@ def residuals(name: str, found: Fit) -> list[Plot]:
         for i, b in enumerate(bits):
             own = choice[rows["bits"][choice] == b]
             groups.append((f"int{b:.0f}", x[own], found.residuals[own], shades[i]))
-        title = f"Residuals against {'the fitted cost' if slug == 'fitted' else 'training tokens'}, {name}"
+        title = f"Residuals against {'the fitted cost' if slug == 'fitted' else 'training tokens'}, {quoted(name)}"
         by = [f"int{b:.0f} {np.median(found.residuals[rows['bits'] == b]):+.2f}".replace("-", "−") for b in bits]
         caption = f"Median by bits: {', '.join(by)}; 0 is the law, +0.69 twice its cost.{note}"
         svg = plots.dots(_slug("residuals", slug, name), f"{title}. {caption}", groups, plots.tokens_scale(x), xlabel,
@@ -344,8 +345,8 @@ def by_subset(rows: Rows, subsets: pa.Table) -> Section:
     names = sorted(sorted(totals, key=lambda n: -totals[n])[:MOST_SUBSETS])
     shades = plots.colours(len(names))
     section.sentences.append(
-        f"At {chosen}, the other quantisations being in subsets.parquet. Does text that a model memorised pay earlier "
-        "than other text? The raw material: cost by source of the text."
+        f"At {quoted(chosen)}, the other quantisations being in subsets.parquet. Does text that a model memorised pay "
+        "earlier than other text? The raw material: cost by source of the text."
         + (f" {len(names)} of {len(totals)} parts are drawn, of most tokens." if len(totals) > len(names) else "")
     )
     models = [m for m in lines(parts) if parts.where(parts["line"] == m).distinct(axis.column) > 1]
@@ -361,9 +362,9 @@ def by_subset(rows: Rows, subsets: pa.Table) -> Section:
         if not every:
             continue
         ends = sorted(((line.y[-1], line.label) for line in every), reverse=True)
-        title = f"dNLL of {model} at {chosen}, by part"
-        caption = f"At the last step {ends[0][1]} costs most, {_cost(ends[0][0])}" + (
-            f", and {ends[-1][1]} least, {_cost(ends[-1][0])}." if len(ends) > 1 else "."
+        title = f"dNLL of {quoted(model)} at {quoted(chosen)}, by part"
+        caption = f"At the last step {quoted(ends[0][1])} costs most, {_cost(ends[0][0])}" + (
+            f", and {quoted(ends[-1][1])} least, {_cost(ends[-1][0])}." if len(ends) > 1 else "."
         )
         shown = own.where(np.isin(own["subset"], names))
         svg = plots.curves(
@@ -455,7 +456,8 @@ def _from_to(every: Sequence[Line], axis: Axis, metric: str) -> str:
     moved = [line for line in every if len(line.x) > 1]
     if not moved:
         return "No line has two steps."
-    return _and(f"{line.label}: {_cost(line.y[0])} {axis.at(line.x[0])}, {_cost(line.y[-1])} {axis.at(line.x[-1])}"
+    return _and(f"{quoted(line.label)}: {_cost(line.y[0])} {axis.at(line.x[0])}, "
+                f"{_cost(line.y[-1])} {axis.at(line.x[-1])}"
                 for line in _ends(moved))  # fmt: skip
 
 
@@ -464,7 +466,7 @@ def _turn(rows: Rows, axis: Axis) -> str:
     name, part = max(rows.each("line"), key=lambda found: len(found[1]))
     x, rate = part[axis.column], part["learning_rate"]
     top, end = int(rate.argmax()), int(x.argmax())
-    return f"{name}: highest {axis.at(x[top])}, {power(rate[top])}; {power(rate[end])} {axis.at(x[end])}."
+    return f"{quoted(name)}: highest {axis.at(x[top])}, {power(rate[top])}; {power(rate[end])} {axis.at(x[end])}."
 
 
 def _against_rate(rows: Rows) -> str:

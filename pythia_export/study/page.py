@@ -78,7 +78,7 @@ def render(
     outstanding: int,
 ) -> tuple[str, dict[str, str]]:
     """The page, and its plots by their slugs."""
-    from . import figures, statement
+    from . import figures, plots, statement
     from .law import LAW, PUBLISHED, Compared, Fit, compare, fit
 
     rows = Rows.of(results)
@@ -96,7 +96,10 @@ def render(
     environment = Environment(
         loader=FileSystemLoader(ROOMS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    every = [plot for section in (*sections, *parts) for plot in section.plots] + residuals
     page = environment.get_template("page.html.j2").render(
+        themed=plots.themed,
+        night=plots.line_colours(plots.themed(plot.svg) for plot in every),
         title=title,
         measured=statement.measured(rows),
         progress=_progress(len(rows), failed, outstanding),
@@ -120,7 +123,6 @@ def render(
         words=words,
         program=f"pythia-export {__version__}",
     )
-    every = [plot for section in (*sections, *parts) for plot in section.plots] + residuals
     return page, {plot.slug: str(plot.svg) for plot in every}
 
 

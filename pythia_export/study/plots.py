@@ -1,7 +1,8 @@
 """Marks and scales of a sweep's plots: matplotlib's SVG, the same bytes for the same data, legible at a phone's width.
 
 A plot is 340 units wide, as those of the parity report. Its text stays text, in the page's font. Lines are labelled
-where they end; colours go with size, from dark to light (viridis); lines of one size differ in their dash.
+where they end; colours go with size, from dark to light (plasma); lines of one size differ in their dash. A plot's file
+is drawn for a white ground; on the page (`themed`) its colours are the page's, and a line's is a lighter one by night.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -28,7 +29,12 @@ from ..report.svg import log_ticks, tick_label
 from .rows import Floats, amount
 
 WIDTH, HEIGHT, TEXT = 340, 250, 10.5
-INK, SOFT, GRID, WASH = "#1c2126", "#59626d", "#e2e1da", "#f2f1ec"
+INK, SOFT, GRID, WASH, EDGE = "#1c2126", "#59626d", "#e2e1da", "#f2f1ec", "#b9bbb8"
+PAGE_COLOURS = {
+    INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--line)", WASH: "var(--wash)", EDGE: "var(--strong)",
+    "#ffffff": "var(--card)", "#000000": "var(--ink)",
+}  # fmt: skip
+DAY, NIGHT = (0.0, 0.62), (0.45, 1.0)  # parts of the colour map with a contrast of 3 to white, and to the dark ground
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1, 1.4)), (0, (6, 1.5, 1, 1.5)), (0, (8, 2)), (0, (2, 2)))
 BIN = 4.0  # units: of a line's points that lie closer the lowest and the highest are drawn
 MOST_LABELS = 12
@@ -58,9 +64,37 @@ class Scale:
 
 
 def colours(n: int) -> list[str]:
-    """Return n colours from dark to light, without the lightest, which are too faint on white."""
-    scheme = matplotlib.colormaps["viridis"]
-    return [matplotlib.colors.to_hex(scheme(0.86 * i / max(1, n - 1))) for i in range(n)]
+    """Return n colours from dark to light, all of a contrast of 3 to white at least."""
+    return [_shade(DAY[0] + (DAY[1] - DAY[0]) * i / max(1, n - 1)) for i in range(n)]
+
+
+def by_night(colour: str) -> str:
+    """Return what stands for a colour of `colours` on a dark ground, in the same order from dark to light."""
+    places = np.linspace(*DAY, 512)
+    known = np.array([matplotlib.colors.to_rgb(_shade(place)) for place in places])
+    nearest = places[np.abs(known - matplotlib.colors.to_rgb(colour)).sum(1).argmin()]
+    return _shade(NIGHT[0] + (NIGHT[1] - NIGHT[0]) * (nearest - DAY[0]) / (DAY[1] - DAY[0]))
+
+
+def _shade(place: float) -> str:
+    return str(matplotlib.colors.to_hex(matplotlib.colormaps["plasma"](place)))
+
+
+def themed(svg: Markup) -> Markup:
+    """Return a plot whose colours are the page's: those of its ink and ground, and a variable for each line's."""
+
+    def colour(found: re.Match[str]) -> str:
+        own = found[0].lower()
+        return PAGE_COLOURS.get(own) or f"var(--line-{own[1:]}, {own})"
+
+    svg = Markup(re.sub(r' fill="(#[0-9a-f]{6})"', r' style="fill: \1"', str(svg)))  # the ground of hatches
+    return Markup(re.sub(r'style="[^"]*"', lambda m: re.sub(r"#[0-9a-fA-F]{6}\b", colour, m[0]), str(svg)))
+
+
+def line_colours(svgs: Iterable[Markup]) -> dict[str, str]:
+    """Return the colour by night of each variable that `themed` leaves in these plots."""
+    found = {name for svg in svgs for name in re.findall(r"var\((--line-[0-9a-f]{6})", str(svg))}
+    return {name: by_night(f"#{name.removeprefix('--line-')}") for name in sorted(found)}
 
 
 def cost_scale(values: Floats, noise: Floats) -> Scale:
@@ -125,7 +159,7 @@ def heat(slug: str, alt: str, values: Floats, rows: Sequence[str], columns: Sequ
     height = min(420, max(110, 74 + 19 * len(rows)))
     with _axes(slug, alt, 62, left=left, height=height) as (axes, out):
         axes.set_facecolor("#fff")
-        axes.fill_between([-0.5, len(columns) - 0.5], -0.5, len(rows) - 0.5, facecolor="#fff", edgecolor="#b9bbb8",
+        axes.fill_between([-0.5, len(columns) - 0.5], -0.5, len(rows) - 0.5, facecolor="#fff", edgecolor=EDGE,
                           hatch="////", lw=0, zorder=0)  # fmt: skip
         shown = np.ma.masked_invalid(np.where(values <= 0, low, values))
         image = axes.imshow(
@@ -173,7 +207,8 @@ def dots(slug: str, alt: str, groups: Sequence[tuple[str, Floats, Floats, str]],
             axes.scatter(xs, ys, s=size, color=colour, alpha=0.6, lw=0, rasterized=len(xs) > 400)
         for i, (label, _, _, colour) in enumerate(groups):
             _label(axes, 0.93 - 0.075 * i, _cut(label), colour, "-")
-    return out.svg
+    # Clouds of many dots are a picture, in which no style sheet changes a colour: by night it is turned about.
+    return Markup(str(out.svg).replace("<image ", '<image class="cloud" '))
 
 
 # Drawing.
@@ -190,7 +225,7 @@ def _axes(slug: str, alt: str, right: float, left: float = 50, height: float = H
     look: Any = {
         "svg.fonttype": "none", "svg.hashsalt": slug, "text.parse_math": False,
         "font.family": "DejaVu Sans", "font.size": TEXT,
-        "axes.edgecolor": "#b9bbb8", "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT,
+        "axes.edgecolor": EDGE, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT,
         "text.color": INK, "axes.linewidth": 0.8, "hatch.linewidth": 0.5, "path.simplify": True, "savefig.dpi": 144,
     }  # fmt: skip
     logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -84,6 +84,11 @@ def quantizations(rows: Rows) -> list[str]:
     return sorted(bits, key=lambda q: (settings.index(setting(q)), bits[q] if bits[q] == bits[q] else 0.0))
 
 
+def quoted(name: str) -> str:
+    """Return a name of a model, a setting or a quantisation as a sentence quotes it."""
+    return f"“{name}”"
+
+
 def amount(x: float) -> str:
     """``2.1 M``, ``300 B``: tokens or parameters."""
     if x <= 0:

@@ -9,7 +9,7 @@ import numpy as np
 from ..report.words import power
 from .figures import DELTA, Axis, at_the_end, training
 from .law import LAW, PUBLISHED, Compared, Estimate, Fit, NoFit, published
-from .rows import Rows, joined, lines, quantizations
+from .rows import Rows, joined, lines, quantizations, quoted
 
 Fits = dict[str, Fit | NoFit]  # by setting
 CONFOUNDED = 0.9  # rank correlation from which tokens and learning rate cannot be told apart
@@ -47,7 +47,7 @@ def headlines(rows: Rows, fits: Fits, compared: dict[str, Compared | NoFit]) -> 
 
 
 def growth(rows: Rows) -> str:
-    """``At int4 row the cost of 70m grew from 0.001 nats at 0.1 B tokens to 0.011 at 20 B.``"""
+    """``At “int4 row” the cost of “70m” grew from 0.001 nats at 0.1 B tokens to 0.011 at 20 B.``"""
     axis = training(rows)
     known = rows.known(axis.column)
     told = known if known.distinct(axis.column) > 1 else rows
@@ -57,16 +57,16 @@ def growth(rows: Rows) -> str:
     moved = [(line, part) for line, part in curves if part.distinct(axis.column) > 1]
     if moved:
         ends = moved if len(moved) < 2 else [moved[0], moved[-1]]
-        return f"At {name} the cost " + ", and ".join(_moved(line, part, axis) for line, part in ends) + "."
+        return f"At {quoted(name)} the cost " + ", and ".join(_moved(line, part, axis) for line, part in ends) + "."
     last = at_the_end(rows, axis)
     every = quantizations(last)
     costs = {q: float(np.mean(last.where(last["quantization"] == q)[DELTA])) for q in every}
-    model = f"of {last['line'][0]}" if last.distinct("line") == 1 else "on average over the checkpoints"
+    model = f"of {quoted(last['line'][0])}" if last.distinct("line") == 1 else "on average over the checkpoints"
     if len(every) == 1:
-        return f"Rounding to {every[0]} costs {_nats(costs[every[0]])} nats a token {model}."
+        return f"Rounding to {quoted(every[0])} costs {_nats(costs[every[0]])} nats a token {model}."
     cheap, dear = min(every, key=lambda q: costs[q]), max(every, key=lambda q: costs[q])
-    return (f"Rounding costs from {_nats(costs[cheap])} nats a token ({cheap}) to {_nats(costs[dear])} ({dear}) "
-            f"{model}.")  # fmt: skip
+    return (f"Rounding costs from {_nats(costs[cheap])} nats a token ({quoted(cheap)}) to "
+            f"{_nats(costs[dear])} ({quoted(dear)}) {model}.")  # fmt: skip
 
 
 def _telling(rows: Rows) -> str:
@@ -89,7 +89,7 @@ def _moved(line: str, part: Rows, axis: Axis) -> str:
     else:
         verb = "grew" if costs[1] > costs[0] else "fell"
     ends = [axis.at(float(p[axis.column][0])) for p in (first, last)]
-    return f"of {line} {verb} from {_nats(costs[0])} nats a token {ends[0]} to {_nats(costs[1])} {ends[1]}"
+    return f"of {quoted(line)} {verb} from {_nats(costs[0])} nats a token {ends[0]} to {_nats(costs[1])} {ends[1]}"
 
 
 def law_sentence(name: str, fit: Fit) -> str:
@@ -98,7 +98,7 @@ def law_sentence(name: str, fit: Fit) -> str:
         return ""
     known = ", ".join(f"{letter} {PUBLISHED[letter]:.3g}" for letter in fit.constants if letter in PUBLISHED
                       and letter != "k")  # fmt: skip
-    return f"The law fitted to {name} has {ours}; published: {known}."
+    return f"The law fitted to {quoted(name)} has {ours}; published: {known}."
 
 
 def _causes(c: Compared) -> str:
@@ -116,21 +116,21 @@ def supports(rows: Rows, fits: Fits, compared: dict[str, Compared | NoFit]) -> l
     said = []
     for name, fit in fits.items():
         if isinstance(fit, NoFit):
-            said.append(f"{name}: no fit: {fit.why}.")
+            said.append(f"{quoted(name)}: no fit: {fit.why}.")
             continue
         for factor in LAW:
             if factor.letter in fit.unidentified:
-                said.append(f"{name}: {factor.letter} is not identified: {fit.unidentified[factor.letter]}; "
+                said.append(f"{quoted(name)}: {factor.letter} is not identified: {fit.unidentified[factor.letter]}; "
                             "k holds its part and cannot be compared.")  # fmt: skip
         said += _against_published(name, fit)
         said.append(
-            f"{name}: the law misses single costs by a factor of about {np.exp(fit.tau):.2f}, beyond their noise, and "
-            f"explains {_share(fit.explained)} of the variance of the logarithms of "
+            f"{quoted(name)}: the law misses single costs by a factor of about {np.exp(fit.tau):.2f}, beyond their "
+            f"noise, and explains {_share(fit.explained)} of the variance of the logarithms of "
             f"{_count(len(fit.rows), 'row')}. A power of bits is a convenience: see the residuals by bits."
         )
     for name, c in compared.items():
         said += _confounded(name, c) if isinstance(c, Compared) else [
-            f"{name}: whether tokens or the learning rate are the cause cannot be asked: {c.why}."
+            f"{quoted(name)}: whether tokens or the learning rate are the cause cannot be asked: {c.why}."
         ]  # fmt: skip
     clear = rows.known(DELTA, "delta_nll_low")
     noise = int((clear["delta_nll_low"] <= 0).sum())
@@ -157,36 +157,37 @@ def _against_published(name: str, fit: Fit) -> list[str]:
         word = "inside" if own.low <= there <= own.high else "outside"
         said.append(f"{factor.letter} {estimate(own)}, the published {there:.4g} {word} the interval")
     if not said:
-        return [f"{name}: {_count(fit.checkpoints, 'checkpoint')}: too few to resample, no intervals."]
-    lines = [f"{name}: {joined(said)}."]
+        return [f"{quoted(name)}: {_count(fit.checkpoints, 'checkpoint')}: too few to resample, no intervals."]
+    lines = [f"{quoted(name)}: {joined(said)}."]
     rows = fit.rows
     if all(np.isfinite(rows[f.column]).all() for f in LAW):
         ratio = np.median(published(*(rows[f.column] for f in LAW)) / fit.fitted)
-        lines.append(f"{name}: the published law gives {_times(float(ratio))} the cost that was fitted here, at the "
-                     "median of the rows.")  # fmt: skip
+        lines.append(f"{quoted(name)}: the published law gives {_times(float(ratio))} the cost that was fitted here, "
+                     "at the median of the rows.")  # fmt: skip
     return lines
 
 
 def _confounded(name: str, c: Compared) -> list[str]:
     r = f"{c.correlation:+.2f}".replace("-", "−")
     lines = [
-        f"{name}, {c.rows:,} rows with a learning rate: {_causes(c)[0].lower()}{_causes(c)[1:]} On the rows fitted: "
+        f"{quoted(name)}, {c.rows:,} rows with a learning rate: {_causes(c)[0].lower()}{_causes(c)[1:]} "
+        "On the rows fitted: "
         + ", ".join(f"{word} {_share(c.fitted[key])}" for key, word in
                     (("tokens", "tokens"), ("rate", "learning rate"), ("both", "both"))) + "."
     ]  # fmt: skip
     close = abs(c.predicted["tokens"] - c.predicted["rate"]) < 0.05
     if abs(c.correlation) >= CONFOUNDED:
-        lines.append(f"{name}: tokens and learning rate go together in these checkpoints (rank correlation {r}): "
-                     "this data cannot say which of the two is the cause.")  # fmt: skip
+        lines.append(f"{quoted(name)}: tokens and learning rate go together in these checkpoints (rank correlation "
+                     f"{r}): this data cannot say which of the two is the cause.")  # fmt: skip
     elif close:
         lines.append(
-            f"{name}: the two explain about as much (their rank correlation is {r}): this data does not decide."
+            f"{quoted(name)}: the two explain about as much (their rank correlation is {r}): this data does not decide."
         )
     else:
         tokens = c.predicted["tokens"] > c.predicted["rate"]
         better = "tokens describe" if tokens else "the learning rate describes"
-        lines.append(f"{name}: {better} the cost better here (the two have a rank correlation of {r}); no proof of "
-                     "a cause: within a run the two are not varied apart.")  # fmt: skip
+        lines.append(f"{quoted(name)}: {better} the cost better here (the two have a rank correlation of {r}); no "
+                     "proof of a cause: within a run the two are not varied apart.")  # fmt: skip
     return lines
 
 

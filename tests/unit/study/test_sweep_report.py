@@ -63,7 +63,9 @@ def test_the_first_screen_says_what_was_measured_and_how_the_cost_went(page):
     said = text(page[0])
     assert "168 results: 42 checkpoints of 7 models, 4 quantisations, each on 32,704 held-out tokens" in said
     assert "2 jobs failed, 1 are outstanding" in said
-    assert re.search(r"At int4 row the cost of 70m grew from .* nats a token at 2.1 M tokens to 0.\d+ at 300 B", said)
+    assert re.search(
+        r"At “int4 row” the cost of “70m” grew from .* nats a token at 2.1 M tokens to 0.\d+ at 300 B", said
+    )
     assert re.search(r"training tokens explain 9\d\.\d\s% on held-out checkpoints", said)
 
 
@@ -121,6 +123,39 @@ def test_plots_are_svg_by_themselves_with_text_as_text(page):
         assert "nats" in words or "learning rate" in words or "fitted" in words
 
 
+def test_plots_follow_the_page_by_night_and_every_line_is_legible_on_both_grounds(page):
+    """The lightest of viridis has a contrast of 1.6 to white, and its first one of 1.1 to a dark card."""
+    drawn_in = "".join(re.findall(r"<svg xmlns.*?</svg>", page[0], re.S))
+    fixed = re.sub(r"var\(--line[^)]*\)", "", drawn_in)
+    assert "var(--ink)" in fixed and "var(--card)" in fixed and not re.search(r"#[0-9a-f]{6}\b", fixed)
+    lines = set(re.findall(r"var\((--line-[0-9a-f]{6})", drawn_in))
+    night = dict(re.findall(r"(--line-[0-9a-f]{6}): (#[0-9a-f]{6});", page[0]))
+    assert lines and lines == night.keys()
+    for n in range(1, 12):
+        for colour in plots.colours(n):
+            assert contrast(colour, "#ffffff") >= 3 and contrast(plots.by_night(colour), "#181c22") >= 3
+    assert not any("var(" in svg for svg in page[1].values()), "a file of its own has no style sheet"
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours by WCAG 2."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return sum(share * x for share, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_sections_without_content_are_left_out(few):
+    whole, none = render(*few, **NOTHING)[0], render(table([], COLUMNS), table([], SUBSET_COLUMNS), **NOTHING)[0]
+    assert 'id="left-out"' not in whole and "#left-out" not in whole and 'id="extremes"' in whole
+    for section in ("fit", "extremes", "left-out"):
+        assert f'id="{section}"' not in none and f"#{section}" not in none
+
+
 def test_nothing_of_a_plot_depends_on_when_or_by_what_it_was_drawn(page):
     assert not any(re.search(r"<metadata|<style|dc:date|matplotlib v", svg) for svg in page[1].values())
 
@@ -146,7 +181,7 @@ def test_what_cannot_be_drawn_is_said(given, sentence):
 def test_where_no_tokens_are_known_steps_stand_for_them():
     html, drawings = render(own(), table([], SUBSET_COLUMNS), **NOTHING)
     assert "training step; tokens are not known" in drawings["delta-nll-tokens-int2-row"]
-    assert re.search(r"of mine (grew|did not) .* at step 2,000 to .* at step 8,000", text(html))
+    assert re.search(r"of “mine” (grew|did not) .* at step 2,000 to .* at step 8,000", text(html))
 
 
 def test_tokens_and_rate_that_go_together_are_said_to():
