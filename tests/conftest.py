@@ -15,7 +15,8 @@ MARKERS = {"kernels": "native", "end_to_end": "end_to_end"}
 # The longest first: a worker takes whole files, and one that begins with the longest at the end lets the others wait.
 LONGEST = (
     "native", "demo", "packaging", "consumers", "eval", "ci", "bench", "hub", "sweep_run", "sweep_device",
-    "engines", "gpu_script", "cuda", "mutations", "resume", "checkpoint", "hub_text", "publish_steps", "graph", "rounding",
+    "engines", "gpu_script", "cuda", "mutations", "resume", "checkpoint", "hub_text", "publish_steps",
+    "graph", "rounding",
 )  # fmt: skip
 # Files that are `slow`: they build artifacts, fork commands, run sweeps or fuzz. Elsewhere it stands beside the test.
 SLOW = {
