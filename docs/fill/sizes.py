@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .markdown import table
 
-# Operations of commands/footprint.py a second, on two cores of an AMD EPYC (Zen 5): the slowest of three lines of
-# benchmarks/README.md, "Memory" (1.4b: 178 s of 2 layers and 308 s of 4; 6.9b: 456 s of one).
-RATE = 1.7e11
+# Rates of two cores of an AMD EPYC (Zen 5), at which commands/duration.py gives what benchmarks/README.md, "Memory",
+# measured there, within 15 %: 178 s for two layers of 1.4b, 308 s for four, 456 s for one of 6.9b. Per second.
+RATES = 1.9e11, 1e8
 
 
 def needs() -> str:
@@ -20,6 +18,7 @@ def needs() -> str:
 
 
 def _row(size: str) -> list[str]:
+    from pythia_export.commands.duration import Rates, duration
     from pythia_export.commands.footprint import peak_memory
     from pythia_export.model.suite import geometry
     from pythia_export.recipe import load_recipe
@@ -28,20 +27,9 @@ def _row(size: str) -> list[str]:
     four, eight = load_recipe(f"{size}-int4"), load_recipe(f"{size}-int8")
     config = geometry(four.model.id)
     weights = [_bytes(layout_of(recipe, config).nbytes) for recipe in (four, eight)]
-    memory, seconds = peak_memory(config, four), _operations(four) / RATE
+    memory, seconds = peak_memory(config, four), duration(config, four, Rates(*RATES)).seconds
     count = config.parameters
     return [size, f"{count:,}", _bytes(2 * count), *weights, _bytes(memory), _time(seconds)]
-
-
-def _operations(recipe: Any) -> float:
-    from pythia_export.commands import footprint
-    from pythia_export.model.suite import geometry
-
-    config = geometry(recipe.model.id)
-    work = footprint.sensitivity_operations(config, recipe.calibration)
-    work += footprint.observing_operations(config, recipe.quantize, recipe.calibration)
-    work += footprint.rounding_operations(config, recipe.quantize)
-    return work + footprint.scoring_operations(config, recipe.verify.tokens, 2)
 
 
 def _bytes(count: float) -> str:
