@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
-from rich.console import Console, RenderableType
 
 from ..base.errors import EXIT_INTERRUPTED, Interrupted, OutputError, PythiaExportError
 from ..base.memory import memory_fault
@@ -23,6 +22,8 @@ from ..base.version import __version__
 from .help import App, Group, UsageError, as_ours
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
     from ..artifact import Parity, Quantization
     from ..base.progress import Progress
     from ..checkpoint import Accept
@@ -284,18 +285,6 @@ def _discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise  # rich would exit with 1, and what the exit code says is the command's to decide
-
-
-def _stdout() -> Console:
-    # A pipe or a CI log has no width: rich would take 80 columns and cut the tables' last one.
-    on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    width = None if on_terminal or "COLUMNS" in os.environ else 120
-    return _Console(markup=False, highlight=False, emoji=False, width=width)
-
-
 def print_json(value: Any) -> None:
     unicode = sys.stdout is not None and (sys.stdout.encoding or "").lower().startswith("utf")
     with printing():  # escaped where a question mark would change what it says
@@ -312,4 +301,12 @@ def say(message: str) -> None:
 
 
 def stderr() -> Console:
-    return _Console(stderr=True, emoji=False)
+    from . import terminal
+
+    return terminal.stderr()
+
+
+def _stdout() -> Console:
+    from . import terminal
+
+    return terminal.stdout()

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 sweep = App(
     no_args_is_help=True,
     help="Quantise many checkpoints in many ways, restartable, here or by Slurm; then fit and plot what it cost.",
+    epilog=examples(
+        "pythia-export sweep plan sweep.toml",
+        "pythia-export sweep run sweep.toml --out sweeps/one",
+        "pythia-export sweep report sweeps/one",
+    ),
 )
 app.add_typer(sweep, name="sweep")
 

@@ -42,12 +42,12 @@ def test_help_of_every_command_shows_examples(command):
     assert done.exit_code == 0 and f"pythia-export {command}" in done.output.split("Examples")[1]
 
 
-def test_help_and_version_import_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys; from pythia_export import cli; from typer.testing import CliRunner;"
         "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0;"
-        "assert CliRunner().invoke(cli.app, ['--version']).output.startswith('pythia-export 0.');"
-        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'transformers', 'numpy') if m in sys.modules])"
+        "heavy = 'torch', 'onnx', 'onnxruntime', 'transformers', 'numpy', 'rich', 'pydantic';"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
@@ -143,7 +143,7 @@ def test_help_fits_80_columns_and_cuts_no_name(path, command, monkeypatch):
     for parameter in command.params:
         for name in (*parameter.opts, *parameter.secondary_opts):
             assert name in head if name.startswith("--") else True, name
-    assert examples.count("pythia-export") >= 1 or len(path) == 2 and path[1] == "sweep"
+    assert examples.count("pythia-export") >= 1
 
 
 def test_the_version_has_a_short_option():

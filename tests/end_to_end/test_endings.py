@@ -224,7 +224,7 @@ def test_what_ends_a_proof_before_it_begins_is_in_the_junit_too(what, code, told
 def test_a_command_line_that_is_not_understood_is_in_the_junit_too(line, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = invoke(*line.split())
-    assert done.exit_code == 2 and "Usage" in done.stderr
+    assert done.exit_code == 2 and "--help` shows how it is used" in done.stderr
     error = ElementTree.fromstring((tmp_path / "x.xml").read_text()).find("testsuite/testcase/error")
     assert error.get("type") == "UsageError" and said in error.get("message")
 
