@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Sequence
 from functools import partial
-from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
+from looks import CHROMIUM, DARK, DESKTOP, PHONE, WIDTHS, chromium, measured
 from PIL import Image
-from places import SUPPORT
 from records import GATES, HOSTILE, everything, judged, records, render_report
 
 from pythia_export.recipe import Gates
 
-LOOK = SUPPORT / "look.js"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not looked at"),
 ]
-
-_, PHONE, _, DESKTOP = WIDTHS = 320, 390, 700, 1280
-DARK = "--blink-settings=preferredColorScheme=0"
 
 
 def failed():
@@ -58,35 +47,6 @@ PAGES = {
     "36 layers": partial(records, layers=36, model="EleutherAI/pythia-2.8b-deduped"),
     "nothing quantised": partial(records, method="none"),
 }
-
-
-def chromium(*arguments) -> str:
-    """Standard output of a headless Chromium. Its sandbox needs rights that a container's root lacks."""
-    command = [CHROMIUM, "--headless=new", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking"]
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    done = subprocess.run([*command, *sandbox, *arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def measured(folder: Path, pages: Sequence[str], *settings: str) -> list[list[dict]]:
-    """What look.js finds on each page at each of WIDTHS; in one start of the browser, which costs more than the pages.
-
-    Laid out in frames: a window is no narrower than 500 pixels.
-    """
-    frames = ""
-    for i, page in enumerate(pages):
-        (folder / f"{i}.html").write_text(page.replace("</body>", f"<script>{LOOK.read_text()}</script></body>"))
-        frames += "".join(
-            f'<iframe src="{i}.html" width="{w}" height="900" style="border: 0"></iframe>' for w in WIDTHS
-        )
-    relay = "onload = () => Array.from(frames, f => document.body.append(f.document.getElementById('found')));"
-    (folder / "outer.html").write_text(f"<!doctype html><body>{frames}<script>{relay}</script></body>")
-    dom = chromium("--allow-file-access-from-files", "--virtual-time-budget=5000", *settings, "--dump-dom",
-                   (folder / "outer.html").as_uri())  # fmt: skip
-    rows = [json.loads(unescape(row)) for row in re.findall(r'<pre id="found">(.*?)</pre>', dom, re.S)]
-    assert len(rows) == len(pages) * len(WIDTHS)
-    return [rows[i * len(WIDTHS) :][: len(WIDTHS)] for i in range(len(pages))]
 
 
 @pytest.fixture(scope="module", params=[(), (DARK,)], ids=["light", "dark"])

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -14,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_job import ENVIRONMENT, RECIPE, run
 from models import InMemory, hugging_face, on_disk, small_config
-from processes import pythia_export, script, started
+from processes import script, started
 
 from pythia_export.base.errors import IntegrityError, OutputError, SourceError
 from pythia_export.calibrate import Journal, quantize_stream
@@ -24,20 +24,6 @@ from pythia_export.checkpoint import demo_folder
 from pythia_export.recipe import Quantize
 from pythia_export.weights.layout import layout
 from pythia_export.weights.writer import WeightsWriter
-
-RECIPE = """
-model = {path = "model"}
-calibration = {source = "python-stdlib", samples = 4, sequence_length = 128, memory_gb = 0.0}
-quantize = {bits = 4, group_size = 32}
-verify = {source = "python-stdlib", tokens = 256, sequence_length = 128}
-"""
-
-
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
-
-
-def run(*args: object, check: int = 0) -> subprocess.CompletedProcess[str]:
-    return pythia_export(*args, env=ENVIRONMENT, check=check)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from cuda_kernels import ACTIVATIONS, CACHED, Device, Rotary, device_of, emulated_library, prepared
+from linears import problem as linear
+from linears import run_gptq
 from test_kernels import HEADS, TYPES, expected, problem, real
-from test_rounding import problem as linear
-from test_rounding import run_gptq
 
 from pythia_export.base.device import CPU
 from pythia_export.base.native_library import kernels_path

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import pytest
+from native import LIBRARY, needs_library
 from onnx import TensorProto, helper
 
-from pythia_export.base.native_library import instruction_set, kernels_path
-
-LIBRARY = kernels_path()
-needs_library = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not built; `make kernels` builds them")
+from pythia_export.base.native_library import instruction_set
 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
 HEADS = {"32/8": (32, 8), "64/16": (64, 16), "256/64": (256, 64), "128/32": (128, 32), "80/20": (80, 20)}

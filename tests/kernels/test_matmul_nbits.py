@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from native import LIBRARY, needs_library
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from places import SUPPORT
-from test_kernels import LIBRARY, needs_library
 
 from pythia_export.graph.ops import DOMAIN, MICROSOFT, OPSET, matmul_nbits
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from native import LIBRARY
 from places import ROOT
-from test_kernels import LIBRARY
 
 KERNELS = ROOT / "kernels"
 NVCC = shutil.which("nvcc") or shutil.which(KERNELS.parent / "build" / "nvcc" / "nvidia" / "cu13" / "bin" / "nvcc")

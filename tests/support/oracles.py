@@ -119,3 +119,8 @@ def output_error(W, quantized, H):
     W, H = W.double().numpy(), H.double().numpy()
     E = W - quantized.dequantize().double().numpy()
     return np.trace(E @ H @ E.T) / np.trace(W @ H @ W.T)
+
+
+def relative(got: np.ndarray, expected: np.ndarray, mask: np.ndarray) -> float:
+    seen = mask.astype(bool)
+    return float(np.abs(got - expected)[seen].max() / np.abs(expected[seen]).max())

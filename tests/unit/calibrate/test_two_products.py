@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from models import InMemory, export_model, hugging_face, on_disk, small_config
-from test_graph import relative
+from oracles import relative
 
 from pythia_export.base.errors import RecipeError
 from pythia_export.calibrate import allocate

@@ -11,9 +11,10 @@ import shutil
 
 import pytest
 import torch
+from adapters import DENSE, QKV, UP, adapter, lora
+from checkpoints import forked
 from models import hugging_face, save_checkpoint, small_config
 from safetensors.torch import load_file, save_file
-from test_kinds import _forked
 
 from pythia_export.base.errors import IntegrityError, PythiaExportError, SourceError
 from pythia_export.checkpoint import open_checkpoint, pull
@@ -22,45 +23,11 @@ from pythia_export.model.neox import tensors
 from pythia_export.recipe import Model
 
 CONFIG = small_config(layers=2)
-DENSE, QKV, UP = "attention.dense", "attention.query_key_value", "mlp.dense_h_to_4h"
-# In and out of the linears that the adapters here change.
-SHAPES = {DENSE: (128, 128), QKV: (128, 384), UP: (128, 256)}
-SETTINGS = {
-    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "someone/base", "r": 4, "lora_alpha": 8,
-    "lora_dropout": 0.05, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
-    "target_modules": ["dense"], "use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {},
-    "modules_to_save": None, "peft_version": "0.21.2", "loftq_config": {}, "megatron_core": "megatron.core",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return save_checkpoint(hugging_face(CONFIG), CONFIG, tmp_path_factory.mktemp("made") / "base")
-
-
-def lora(linears=(DENSE,), rank=4, layers=(0, 1)) -> dict[str, torch.Tensor]:
-    """A and B of some linears, as PEFT names them."""
-    torch.manual_seed(1)
-    found = {}
-    for layer in layers:
-        for linear in linears:
-            inputs, outputs = SHAPES[linear]
-            name = f"base_model.model.gpt_neox.layers.{layer}.{linear}"
-            found |= {
-                f"{name}.lora_A.weight": torch.randn(rank, inputs),
-                f"{name}.lora_B.weight": torch.randn(outputs, rank),
-            }
-    return found
-
-
-def adapter(folder, stored, pickled=False, **settings):
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps(SETTINGS | settings))
-    if pickled:
-        torch.save(stored, folder / "adapter_model.bin")
-    else:
-        save_file(stored, folder / "adapter_model.safetensors")
-    return folder
 
 
 def merged(base, folder):
@@ -138,7 +105,7 @@ def test_a_lora_of_the_head_alone_is_found_by_either_name(head, base, tmp_path):
 
 def test_an_adapter_in_a_pickle_is_read_in_a_process_of_its_own(base, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("pythia_export.checkpoint.convert.subprocess.run", lambda command, **_: _forked(command))
+    monkeypatch.setattr("pythia_export.checkpoint.convert.subprocess.run", lambda command, **_: forked(command))
     folder, stored = adapter(tmp_path / "mine", lora(), pickled=True), lora()
     name = f"gpt_neox.layers.0.{DENSE}.weight"
     torch.testing.assert_close(

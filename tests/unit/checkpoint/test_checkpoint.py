@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from checkpoints import configured, edit, opened, split
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import hugging_face, on_disk, save_checkpoint, small_config
@@ -23,7 +24,7 @@ from safetensors import deserialize
 from safetensors.torch import load_file, save_file
 
 from pythia_export.base.errors import IntegrityError, NumericsError, PythiaExportError, SourceError
-from pythia_export.checkpoint import Accept, demo_folder, open_checkpoint, pull
+from pythia_export.checkpoint import Accept, demo_folder, pull
 from pythia_export.checkpoint.header import read_header
 from pythia_export.model.neox import tensors
 from pythia_export.model.suite import geometry
@@ -41,22 +42,6 @@ def made(tmp_path_factory):
 @pytest.fixture
 def folder(made, tmp_path):
     return shutil.copytree(made, tmp_path / "model")
-
-
-def opened(folder):
-    return open_checkpoint(pull(Model(path=folder)))
-
-
-def split(folder) -> None:
-    """The same checkpoint in two shards."""
-    whole = load_file(folder / "model.safetensors")
-    names = sorted(whole)
-    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for shard, part in halves.items():
-        save_file({n: whole[n] for n in part}, folder / shard)
-    index = {"weight_map": {n: shard for shard, part in halves.items() for n in part}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "model.safetensors").unlink()
 
 
 def test_every_tensor_is_read_by_its_on_disk_name(folder):
@@ -87,12 +72,6 @@ def test_the_commit_of_a_directory_is_its_content(folder):
     assert first.startswith("sha256:") and pull(Model(path=folder)).commit == first
     edit(folder, lambda t: t[NORM].add_(1))
     assert pull(Model(path=folder)).commit != first
-
-
-def edit(folder, change) -> None:
-    whole = load_file(folder / "model.safetensors")
-    change(whole)
-    save_file(whole, folder / "model.safetensors")
 
 
 def cut(folder) -> None:
@@ -170,11 +149,6 @@ def named_twice(folder) -> None:
     header, body = header_of(path.read_bytes())
     text = json.dumps(header)
     path.write_bytes(with_header((text[:-1] + f', "{NORM}": {json.dumps(header[NORM])}}}').encode(), body))
-
-
-def configured(folder, **changes) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 FAULTS = {

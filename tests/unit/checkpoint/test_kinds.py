@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import configured, edit, forked, opened, split
 from models import hugging_face, on_disk, save_checkpoint, small_config
-from processes import script
 from safetensors.torch import load_file, save_file
-from test_checkpoint import configured, edit, opened, split
 from transformers import GPTNeoXForCausalLM, GPTNeoXModel
 
 from pythia_export.base.errors import IntegrityError, NumericsError, PythiaExportError, RecipeError, SourceError
@@ -37,7 +35,7 @@ def folder(made, tmp_path):
 def pickled(folder, tmp_path, monkeypatch):
     """A folder in which `save(state)` is pytorch_model.bin; conversions are kept in a home of this test's."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("pythia_export.checkpoint.convert.subprocess.run", lambda command, **_: _forked(command))
+    monkeypatch.setattr("pythia_export.checkpoint.convert.subprocess.run", lambda command, **_: forked(command))
     whole = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
 
@@ -46,11 +44,6 @@ def pickled(folder, tmp_path, monkeypatch):
         return folder
 
     return save
-
-
-def _forked(command):
-    _, path, *arguments = command  # the interpreter, and the script by its path
-    return script(Path(path), *arguments)
 
 
 def renamed(folder, rename) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import adapter, lora
 from models import hugging_face, save_checkpoint, small_config
 from safetensors.torch import load_file, save_file
-from test_adapter import adapter, lora
 
 from pythia_export.artifact import Artifact
 from pythia_export.base.errors import OutputError, RecipeError, SourceError

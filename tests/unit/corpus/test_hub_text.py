@@ -13,7 +13,7 @@ import zstandard
 from hub import Fault, commit_of, environment, run, serve
 from models import hugging_face, save_checkpoint, small_config
 from processes import pythia_export
-from test_corpus import in_parts, memory_map
+from texts import in_parts, memory_map
 
 from pythia_export.checkpoint import demo_folder
 from pythia_export.recipe import BATCH

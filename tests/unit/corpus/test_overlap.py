@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from demo_job import RECIPE, run
 from sweeps import RTN, checkpoints, sweep
-from test_resume import RECIPE, run
 
 from pythia_export.base.errors import RecipeError
 from pythia_export.checkpoint import demo_folder

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from test_corpus import CONFIG, Told, pile, texts, tokenizer, windows, written  # noqa: F401
+from texts import CONFIG, Told, demo_tokenizer, texts, windows
 
 from pythia_export.base.errors import PythiaExportError, SourceError
 from pythia_export.corpus import calibration_windows, formats, packing
@@ -30,6 +30,11 @@ PACKERS = {
     "two gzips": lambda data: gzip.compress(data[:300]) + gzip.compress(data[300:]),
     "pzstd": lambda data: bytes.fromhex("502a4d18 04000000 00000000") + zstandard.compress(data),
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return demo_tokenizer()
 
 
 def put(folder: Path, name: str, data: bytes | str) -> Path:

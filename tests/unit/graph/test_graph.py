@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from models import GEOMETRIES, InMemory, export_model, hugging_face, on_disk, small_config
+from oracles import relative
 
 from pythia_export.base.errors import RecipeError
 from pythia_export.graph.decoder import build_decoder, kv_cache, with_accuracy_level
@@ -45,11 +46,6 @@ def oracle(request, tmp_path_factory):
     )
     yield graph, ids, mask, logits
     (graph.folder / DATA_FILE).unlink()  # up to half a gigabyte
-
-
-def relative(got: np.ndarray, expected: np.ndarray, mask: np.ndarray) -> float:
-    seen = mask.astype(bool)
-    return float(np.abs(got - expected)[seen].max() / np.abs(expected[seen]).max())
 
 
 @pytest.mark.parametrize("rotary", ["custom", "gqa", "onnx"])

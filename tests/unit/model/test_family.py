@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from models import Exported, InMemory, export_model, hugging_face, on_disk, save_checkpoint, small_config
-from test_corpus import Told
+from texts import Told
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import InMemory, export_model, hugging_face, on_disk, small_config
-from test_kernels import LIBRARY, needs_library
+from native import LIBRARY, needs_library
 
 from pythia_export.base.errors import EnvironmentProblem, NumericsError
 from pythia_export.base.native_library import instruction_set, library_fault

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linears import problem, run_gptq
 from onnx import TensorProto, helper
 from oracles import beam_textbook, gptq_textbook, output_error
 
@@ -19,25 +20,6 @@ from pythia_export.rounding.gptq import factor, gptq
 from pythia_export.rounding.grid import zeros
 from pythia_export.rounding.rtn import rtn
 from pythia_export.weights.packing import pack, pack_bits, round_rows, unpack, unpack_bits
-
-
-def problem(kind: str, out: int = 24, n: int = 160, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = np.random.default_rng(seed)
-    W = rng.normal(size=(out, n))
-    X = rng.normal(size=(4 * n, n))
-    if kind == "correlated":
-        X = X @ (np.eye(n) + 0.4 * rng.normal(size=(n, n)))
-    elif kind == "rank-deficient":
-        X = X[:, : n // 3] @ rng.normal(size=(n // 3, n))
-    elif kind == "dead":
-        X[:, ::7] = 0
-    return torch.tensor(W, dtype=torch.float32), torch.tensor(X.T @ X / len(X))
-
-
-def run_gptq(W, H, bits=4, group_size=32, symmetric=True, act_order=False, clip=False, beam=1):
-    scheme = Scheme(bits=bits, group_size=group_size, symmetric=symmetric)
-    settings = Quantize(act_order=act_order, clip=clip, beam=beam)
-    return gptq(W, factor(H, settings), scheme, settings)
 
 
 @pytest.mark.parametrize("kind", ["random", "correlated", "rank-deficient", "dead"])

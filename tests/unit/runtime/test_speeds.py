@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_kernels import LIBRARY, needs_library
+from native import LIBRARY, needs_library
 
 from pythia_export.base.errors import EnvironmentProblem, IntegrityError
 from pythia_export.graph.decoder import build_decoder

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from looks import CHROMIUM, DARK, WIDTHS, measured
 from sweep_rows import sweep, table
-from test_report_browser import CHROMIUM, DARK, WIDTHS, measured
 
 from pythia_export.study import plots
 from pythia_export.study.figures import drawn
