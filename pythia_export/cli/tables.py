@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..commands.plan import Plan
     from ..commands.push import Push
     from ..corpus import Windows
+    from ..evaluate.result import Evaluation
     from ..model.suite import Pythia
     from ..recipe import Recipe
     from ..records.quantization import LinearRecord
@@ -182,28 +183,28 @@ def bench_view(result: Mapping[str, Any]) -> Group:
     return Group(speed, "", cost, "", *(Text(note, style="dim") for note in notes))
 
 
-def eval_table(result: Mapping[str, Any]) -> Group:
+def eval_table(result: Evaluation) -> Group:
     """A row a task and metric; the published figure and the difference from it, where there is one."""
-    source, known = result["source"], any(row["published"] for row in result["rows"])
+    source, known = result.source, any(row.published for row in result.rows)
     title = f"{source.name} at {source.revision}"
     columns = ["Task", "Metric", ">Samples", ">Artifact", ">± error"]
     table = new_table(title, *columns, *((">Published", ">± error", ">Difference") if known else ()))
     previous = None
-    for row in result["rows"]:
-        metric = row["metric"] + {True: " ↑", False: " ↓"}.get(row["higher_is_better"], "")
-        if row["filter"] != "none":
-            metric += f" ({row['filter']})"
-        there = row["published"]
-        cells = [f"{row['samples']:,}" if row["samples"] else "", *_figure(row["value"], row["stderr"])]
+    for row in result.rows:
+        metric = row.metric + ("" if row.higher_is_better is None else " ↑" if row.higher_is_better else " ↓")
+        if row.filter != "none":
+            metric += f" ({row.filter})"
+        there = row.published
+        cells = [f"{row.samples:,}" if row.samples else "", *_figure(row.value, row.stderr)]
         if there:
-            apart = "" if row["value"] is None else f"{row['value'] - there['value']:+.4g}"
-            cells += [*_figure(there["value"], there["stderr"]), apart]
-        table.add_row(row["task"] if row["task"] != previous else "", metric, *cells)
-        previous = row["task"]
-    said = f"lm-evaluation-harness {result['versions'].get('lm_eval', '')}, {result['seconds']:,.1f} s, "
-    said += f"{result['speed']} speed"
-    if result["limit"]:
-        said += f"; only the first {result['limit']:,} samples of each task: not comparable with published figures"
+            apart = "" if row.value is None or there.value is None else f"{row.value - there.value:+.4g}"
+            cells += [*_figure(there.value, there.stderr), apart]
+        table.add_row(row.task if row.task != previous else "", metric, *cells)
+        previous = row.task
+    said = f"lm-evaluation-harness {result.versions.get('lm_eval', '')}, {result.seconds:,.1f} s, "
+    said += f"{result.speed} speed"
+    if result.limit:
+        said += f"; only the first {result.limit:,} samples of each task: not comparable with published figures"
     if known:
         said += "\nPublished: EleutherAI/pythia, evals/pythia-v1, zero-shot, half precision, the harness of 2023"
     return Group(table, Text(said, style="dim"))

@@ -103,7 +103,7 @@ def evaluate(
         threads=threads, native=native,
     )  # fmt: skip
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
     else:
         show(eval_table(result))
 

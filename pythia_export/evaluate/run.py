@@ -6,7 +6,7 @@ import difflib
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,10 @@ from requests.exceptions import RequestException
 from ..artifact import Artifact
 from ..base.errors import RecipeError, SourceError
 from ..base.machine import machine, versions
+from ..records.manifest import Checkpoint
 from .model import PythiaOnnx
 from .published import published
+from .result import Evaluation, Row, Score
 
 
 def evaluate(
@@ -33,12 +35,8 @@ def evaluate(
     batch_size: int | None = None,
     threads: int | None = None,
     native: bool = True,
-) -> dict[str, Any]:
+) -> Evaluation:
     """`tasks` are the harness's names, groups too, or those of YAML files under `include_path`.
-
-    Returns `rows`, one a task and metric: `task`, `metric`, `filter`, `value`, `stderr` (None where there is none),
-    `higher_is_better`, `samples`, `published` with `value` and `stderr` where EleutherAI published that figure of the
-    source, zero-shot and of the whole task; beside it the source, settings, versions and seconds.
 
     Raises:
         RecipeError: a task of no such name.
@@ -65,16 +63,16 @@ def evaluate(
         ) from e
     assert found is not None
     whole = limit is None and num_fewshot in (None, 0)
-    return {
-        "source": {"name": source.name, "revision": source.revision, "commit": source.commit},
-        "speed": model.speed,
-        "num_fewshot": num_fewshot,
-        "limit": limit,
-        "rows": list(_rows(found, published(source.name, source.revision) if whole else {})),
-        "machine": machine(),
-        "versions": versions() | {"lm_eval": version("lm_eval")},
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+    return Evaluation(
+        source=Checkpoint(name=source.name, revision=source.revision, commit=source.commit),
+        speed=model.speed,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        rows=list(_rows(found, published(source.name, source.revision) if whole else {})),
+        machine=machine(),
+        versions=versions() | {"lm_eval": version("lm_eval")},
+        seconds=round(time.perf_counter() - began, 1),
+    )
 
 
 def _tasks(wanted: Sequence[str], folder: Path | None) -> TaskManager:
@@ -94,7 +92,7 @@ def _tasks(wanted: Sequence[str], folder: Path | None) -> TaskManager:
     return every
 
 
-def _rows(found: Any, known: dict[tuple[str, str], tuple[float, float]]) -> Any:
+def _rows(found: Any, known: dict[tuple[str, str], tuple[float, float]]) -> Iterator[Row]:
     for task, figures in found["results"].items():
         better, samples = found["higher_is_better"].get(task) or {}, found.get("n-samples", {}).get(task) or {}
         for key, value in figures.items():
@@ -103,16 +101,16 @@ def _rows(found: Any, known: dict[tuple[str, str], tuple[float, float]]) -> Any:
                 continue
             stderr = figures.get(f"{metric}_stderr,{chosen}")
             there = known.get((task, metric))
-            yield {
-                "task": task,
-                "metric": metric,
-                "filter": chosen,
-                "value": _finite(value),
-                "stderr": _finite(stderr),
-                "higher_is_better": better.get(metric),
-                "samples": samples.get("effective"),
-                "published": None if there is None else dict(zip(("value", "stderr"), there, strict=True)),
-            }
+            yield Row(
+                task=task,
+                metric=metric,
+                filter=chosen,
+                value=_finite(value),
+                stderr=_finite(stderr),
+                higher_is_better=better.get(metric),
+                samples=samples.get("effective"),
+                published=None if there is None else Score(value=there[0], stderr=there[1]),
+            )
 
 
 def _finite(x: Any) -> float | None:

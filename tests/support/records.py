@@ -1,4 +1,4 @@
-"""What a run hands to the report, made up: manifest, quantization, parity; and a reader of pages."""
+"""What a run hands to the report: what production wrote (written/), with other figures; and a reader of pages."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ from pythia_export.report import junit as junit_of
 from pythia_export.report import summary as summary_of
 from pythia_export.report import words as of_words
 
-WRITTEN = json.loads(Path(__file__).with_name("written").joinpath("parity.json").read_text())  # by production
+MANIFEST, QUANTIZATION, WRITTEN = (
+    json.loads(Path(__file__).with_name("written").joinpath(f"{name}.json").read_text())
+    for name in ("manifest", "quantization", "parity")
+)
+PLAIN = {k: v for k, v in QUANTIZATION["linears"][0].items() if k != "heads"} | {"expected_cost": None}  # no fisher
 HOSTILE = '</title><script>alert("1")</script>|`[x](http://evil.example)\n# <img src=x onerror=alert(1)>'
 GATES = Gates(export_max_abs=1e-4, decode_max_abs=1e-4, ppl_ratio=1.05, kld_mean=0.05, same_top=0.9)
 
 
 def linear(name, layer, rtn, loss, method="gptq", **others):
     recovered = 1 - loss / rtn if rtn else None
-    return {
-        "name": name, "layer": layer, "shape": [384, 128], "method": method, "bits": 4, "group_size": 32,
-        "symmetric": True, "rtn_loss": rtn, "loss": loss, "recovered": recovered,
-        "damp": 0.01 if method == "gptq" else None, "tokens": 32768, "seconds": 0.25,
+    return PLAIN | {
+        "name": name, "layer": layer, "method": method, "rtn_loss": rtn, "loss": loss, "recovered": recovered,
+        "shape": [384, 128], "damp": 0.01 if method == "gptq" else None, "tokens": 32768, "seconds": 0.25,
     } | others  # fmt: skip
 
 
@@ -48,14 +51,8 @@ def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
             )
     if linears:
         linears.append(linear("embed_out", None, 3e-5, 2.7e-5, method, bits=8, group_size=128, shape=[4096, 128]))
-    quantization = {
-        "schema": 1,
-        "method": method,
-        "bits_per_weight": 4.625,
-        "seconds": 9.0,
-        "linears": linears,
-        "layers": [],
-    }
+    changed = {"method": method, "bits_per_weight": 4.625, "seconds": 9.0, "linears": linears, "layers": []}
+    quantization = QUANTIZATION | changed
     level_0 = {
         "name": "level 0", "gated": True, "accuracy_level": 0,
         "speed": "function", "why": "native kernels were not wanted",
@@ -101,12 +98,11 @@ def records(layers=3, method="gptq", model="demo", gates=GATES, shipped=True):
     parity["passed"] = all(gate["passed"] for gate in parity["gates"])
     recipe = load_recipe("demo").model_dump(mode="json")
     recipe["model"]["id"] = model
-    manifest = {
+    manifest = MANIFEST | {
         "versions": {"onnx": "1.23.2"},
-        "source": {"name": model, "revision": "step3000", "commit": "c0ffee" * 6},
+        "source": MANIFEST["source"] | {"name": model, "revision": "step3000", "commit": "c0ffee" * 6},
         "recipe": recipe,
-        "calibration": {"source": "other modules", "sha256": "cd" * 32, "windows": 64, "sequence_length": 512},
-        "layout": {"kv_cache": "shared", "kv_dtype": "float32"},
+        "calibration": MANIFEST["calibration"] | {"source": "other modules", "sha256": "cd" * 32},
     }
     return manifest, quantization, parity
 

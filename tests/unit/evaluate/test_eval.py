@@ -28,6 +28,7 @@ from pythia_export.commands.export import export
 from pythia_export.commands.run import run
 from pythia_export.evaluate.model import PythiaOnnx, _generation
 from pythia_export.evaluate.published import published
+from pythia_export.evaluate.result import Evaluation
 from pythia_export.evaluate.run import evaluate
 from pythia_export.evaluate.scores import ScoringSession
 from pythia_export.model.likelihood import log_softmax
@@ -229,9 +230,7 @@ def test_the_command_runs_a_task_of_ones_own_and_its_stdout_is_json_alone(artifa
 @pytest.mark.skipif(not LAMBADA.is_file(), reason="LAMBADA's rows do not lie beside the project")
 def test_lambada_without_the_hub_is_what_the_harness_finds(artifact, folder, oracle):
     (folder / "last_word.yaml").write_text(TASK.replace("DATA", str(LAMBADA)))
-    found = {
-        row["metric"]: row["value"] for row in evaluate(artifact, ["last_word"], include_path=folder, limit=20)["rows"]
-    }
+    found = {row.metric: row.value for row in evaluate(artifact, ["last_word"], include_path=folder, limit=20).rows}
     with gzip.open(LAMBADA, "rt") as f:
         texts = [json.loads(next(f))["text"].rpartition(" ") for _ in range(20)]
     expected = oracle.loglikelihood(requests("loglikelihood", [(a, f" {b}") for a, _, b in texts]), disable_tqdm=True)
@@ -292,12 +291,12 @@ def test_published_stands_beside_measured():
         "samples": 1838, "published": {"value": 0.6273, "stderr": 0.0113},
     }  # fmt: skip
     result = {
-        "source": {"name": "EleutherAI/pythia-160m", "revision": "main"}, "rows": [row], "versions": {}, "seconds": 3.0,
-        "speed": "native", "limit": None,
+        "source": {"name": "EleutherAI/pythia-160m", "revision": "main", "commit": "c0ffee"}, "rows": [row],
+        "versions": {}, "seconds": 3.0, "speed": "native", "limit": None, "num_fewshot": None, "machine": "a machine",
     }  # fmt: skip
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(eval_table(result))
+        console.print(eval_table(Evaluation.model_validate(result)))
     text = capture.get()
     assert "piqa  acc ↑     1,838      0.61    0.011     0.6273    0.011     -0.0173" in text
     assert "the harness of 2023" in text
