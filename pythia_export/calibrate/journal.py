@@ -261,7 +261,7 @@ def remove_work(folder: Path) -> None:
 
 
 def _holds(output: Path, publication: Publication) -> bool:
-    """Whether what was to be published still lies where it was made."""
+    """Say whether what was to be published is still where it was made."""
     try:
         return hashlib.sha256((output / MANIFEST).read_bytes()).hexdigest() == publication.manifest
     except OSError:

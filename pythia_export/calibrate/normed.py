@@ -36,7 +36,7 @@ class Normed:
         return cls(tokens, mean, second, moved, cross.centred().sub_(second))
 
     def problem(self, block: Block, linear: str, norm: str) -> Problem:
-        """Return that of a linear which reads ``z g + b``. One without a bias has its moments about zero."""
+        """Return the problem of a linear that reads ``z g + b``. Without a bias its moments are about zero."""
         prefix, second, mean = layer_prefix(block.layer), self.second, self.mean
         W = block.weights(f"{prefix}.{linear}.weight")
         g, b = (block.weights(f"{prefix}.{norm}.{part}").to(second.dtype) for part in ("weight", "bias"))

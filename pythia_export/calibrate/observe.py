@@ -62,7 +62,7 @@ class Observed:
         return Moments(m, n, self.device, about_mean=about_mean and self.wanted is not None)
 
     def propagate(self, block: Block, measure: bool = True) -> float | None:
-        """Move the quantised stream past the layer; its relative squared distance to the unquantised one, if known."""
+        """Move the quantised stream past the layer; return its relative squared distance to the other, if known."""
         measure = measure and self.wanted is not None
         error = energy = 0.0
         with tensor_cores(self.device):
@@ -88,7 +88,7 @@ class Observed:
                     self.wanted[i] = block(y, self.rotary)
 
     def head(self, W: Tensor, weights: Weights) -> Problem:
-        """The output projection, which has no bias to absorb a mean."""
+        """Return the problem of the output projection, which has no bias to absorb a mean."""
         d = self.config.hidden_size
         own, cross = self.moments(d, d, False), self.moments(d, d, False)
         with tensor_cores(self.device):

@@ -34,7 +34,7 @@ def in_parallel(observed: Observed, block: Block) -> Iterator[Step]:
 
 
 def _first_stage(observed: Observed, block: Block) -> dict[str, Problem]:
-    """QKV and h_to_4h. The stream of the unquantised model then moves on past the layer: it needs these weights too."""
+    """Observe QKV and h_to_4h. The unquantised model then moves on past the layer: it needs these weights too."""
     eps, d = observed.config.layer_norm_eps, observed.config.hidden_size
     own, cross = observed.moments(d, d), observed.moments(d, d)
     with tensor_cores(observed.device):
@@ -51,7 +51,7 @@ def _first_stage(observed: Observed, block: Block) -> dict[str, Problem]:
 
 
 def _second_stage(observed: Observed, block: Block) -> Iterator[Step]:
-    """dense, then 4h_to_h, of a layer whose QKV and h_to_4h are quantised. 4h_to_h makes up for what dense has left."""
+    """Yield dense, then 4h_to_h, once QKV and h_to_4h are quantised: 4h_to_h makes up for the error that dense left."""
     d, ff = observed.config.hidden_size, observed.config.intermediate_size
     of_mixed, of_up = observed.moments(d, d), observed.moments(ff, ff)
     correct = observed.wanted is not None
@@ -102,7 +102,7 @@ def _second_stage(observed: Observed, block: Block) -> Iterator[Step]:
 def _counting_on_down(
     observed: Observed, layer: int, H: Tensor, missing: Tensor, A: Tensor, H_up: Tensor, across: Tensor, lacking: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """H and `missing` of dense when 4h_to_h, rounded after it, takes up what it leaves.
+    """Return H and `missing` of dense when 4h_to_h, rounded after it, makes up for its error.
 
     Of the joint problem [A B] with Hessian [[H, C], [C^T, H_up]], B at its best for any A is eliminated: what is
     left of H is its Schur complement, as far as B will go (`fitted_share` s of its step: s (2 - s) of the gain).

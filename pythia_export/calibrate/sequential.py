@@ -76,7 +76,7 @@ def in_sequence(observed: Observed, block: Block) -> Iterator[Step]:
 
 
 def _into_residual(block: Block, linear: str, own: Moments, lacks: Moments | None, tokens: int) -> Problem:
-    """That of a linear which writes into the residual stream: inputs `own`, and what the stream lacks beside them."""
+    """Return the problem of a linear that writes into the residual stream: inputs, and what the stream lacks."""
     name = f"{layer_prefix(block.layer)}.{linear}"
     W = block.weights(f"{name}.weight")
     if lacks is None:

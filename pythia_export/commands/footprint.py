@@ -7,7 +7,7 @@ the rate is a guess until something was measured.
 from __future__ import annotations
 
 from ..calibrate.observe import KEPT_BYTES
-from ..calibrate.sensitivity import TOKENS as FELT_TOKENS
+from ..calibrate.sensitivity import TOKENS as SENSITIVITY_TOKENS
 from ..model.neox import NeoXConfig
 from ..recipe import Calibration, Quantize, Recipe
 from ..weights.layout import layout_of
@@ -35,7 +35,7 @@ def peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
 
 def sensitivity_operations(config: NeoXConfig, calibration: Calibration) -> float:
     """Return the cost of the backward pass: two forward passes plus a backward pass worth two."""
-    tokens = min(FELT_TOKENS, calibration.samples * calibration.sequence_length)
+    tokens = min(SENSITIVITY_TOKENS, calibration.samples * calibration.sequence_length)
     return 4 * 2.0 * config.parameters * tokens
 
 

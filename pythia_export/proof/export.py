@@ -40,7 +40,7 @@ class Run:
 
 
 def splits(length: int) -> list[int]:
-    """Where a window of so many tokens is cut: nothing before, one token, a third, two thirds, all but one."""
+    """Return where a window of so many tokens is cut: nothing before, one token, a third, two thirds, all but one."""
     return sorted({0, 1, length // 3, 2 * length // 3, length - 1})
 
 

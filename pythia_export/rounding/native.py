@@ -28,7 +28,7 @@ class _Block(ctypes.Structure):
 
 @cache
 def available(device: torch.device) -> bool:
-    """Whether the library for what computes, the CPU or a GPU, is built."""
+    """Say whether the kernels for the device that computes, the CPU or a GPU, are built."""
     return _library(device.type) is not None
 
 
