@@ -215,7 +215,10 @@ def number(x: float | None, digits: int) -> str:
 
 
 def interval(low: float | None, high: float | None, show: Any) -> str:
-    return NO_INTERVAL if low is None or high is None else f"{show(low)} to {show(high)}"
+    if low is None or high is None:
+        return NO_INTERVAL
+    first, last = str(show(low)), str(show(high))
+    return f"{first.removesuffix(' %') if last.endswith(' %') else first} to {last}"
 
 
 def clusters(cost: Part) -> str:
