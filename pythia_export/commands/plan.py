@@ -14,7 +14,7 @@ from ..graph.decoder import build_decoder
 from ..graph.targets import require_fit, warnings
 from ..model.neox import NeoXConfig, cache_bytes
 from ..model.suite import geometry
-from ..recipe import Recipe, Verify
+from ..recipe import Gates, Recipe, Verify
 from ..weights.layout import layout_of, require_overrides_match
 from ..weights.names import MODEL, data_name, graph_name
 from .duration import Duration, duration, measured
@@ -69,7 +69,7 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
     steps += [
         f"quantise {len(places.linears)} linears, one layer at a time",
         f"write {MODEL} ({recipe.export.target}, rotary {recipe.export.rotary})",
-        f"prove on {recipe.verify.tokens} held-out tokens ({recipe.verify.described})",
+        f"prove on {recipe.verify.tokens:,} held-out tokens ({recipe.verify.described}); {_gates(recipe.verify.gates)}",
     ]
     return Plan(
         model=recipe.model.name,
@@ -103,6 +103,14 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
         steps=steps,
         warnings=[*notes, *warnings(places, recipe.export), *_hopeless(recipe.verify)],
     )
+
+
+def _gates(gates: Gates) -> str:
+    """Name the gates; a recipe may have none of what quantisation costs, and then a pass says little."""
+    given = gates.model_dump(exclude_none=True)
+    costs = "ppl_ratio", "delta_nll", "kld_mean", "same_top"
+    named = f"gates: {', '.join(given)}" if given else "no gates"
+    return named if given.keys() & set(costs) else f"{named}; none limits what quantisation costs"
 
 
 def _hopeless(verify: Verify) -> list[str]:

@@ -16,6 +16,7 @@ from pythia_export.base.errors import IntegrityError, NumericsError, PythiaExpor
 from pythia_export.checkpoint import open_checkpoint, pull
 from pythia_export.model.neox import tensors
 from pythia_export.recipe import Model, Verify, load_recipe, parse_recipe
+from pythia_export.records.manifest import FileEntry
 
 CONFIG = small_config(layers=2)
 LAYER = "gpt_neox.layers.0"
@@ -336,7 +337,7 @@ def test_a_pointer_for_a_text_or_in_an_artifact_is_said(tmp_path):
     with pytest.raises(SourceError, match="text.jsonl: a git-lfs pointer"):
         find_file(Verify(source="file", path=tmp_path / "text.jsonl"))
     (tmp_path / "model.onnx_data").write_bytes(POINTER)
-    said = size_fault(tmp_path, "model.onnx_data", {"size": 4485272, "sha256": "0" * 64})
+    said = size_fault(tmp_path, "model.onnx_data", FileEntry(size=4485272, sha256="0" * 64))
     assert said == "a git-lfs pointer (`git lfs pull` fetches the file); the manifest says 4,485,272 bytes"
 
 

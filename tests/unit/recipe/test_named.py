@@ -11,6 +11,7 @@ from models import small_config
 
 from pythia_export.base.errors import RecipeError
 from pythia_export.checkpoint import demo_folder
+from pythia_export.commands.plan import plan
 from pythia_export.recipe import Recipe, as_toml, changes_called, load_recipe, parse_recipe, recipe_keys, recipe_names
 
 SHIPPED = json.loads(Path(__file__).with_name("shipped.json").read_text())  # as 24 files had them
@@ -62,6 +63,9 @@ def test_a_folder_is_a_recipe_and_its_size_says_what_it_gets(tmp_path, monkeypat
     other = load_recipe("other")
     assert other.model.path == tmp_path / "other" and other.verify.sequence_length == 64
     assert other.verify.gates.ppl_ratio is None and other.verify.gates.export_max_abs == 1e-3
+    told = "export_max_abs, decode_max_abs, min_tokens; none limits what quantisation costs"
+    bare = load_recipe(str(demo_folder() / "main"), {"verify.gates.ppl_ratio": None, "verify.gates.kld_mean": None})
+    assert told in plan(bare).steps[-1] and "ppl_ratio, kld_mean, min_tokens" in plan(demo).steps[-1]
     assert load_recipe("someone/else").verify.gates.export_max_abs == 5e-3  # its size is not known before it is pulled
 
 
