@@ -120,11 +120,11 @@ class Beam:
         owed = self._errors[:, apart] @ self._L[last : self._edge, first:last]
         if self._native:
             begin, columns = first - self._base, self._edge - last
-            finite = native.round_block(
+            block = native.Block(
                 self._top, begin, columns, self._free[first:last], of_settled, scale, zero,
                 self._L[first:last, first:last], owed, self._cost, self._errors, self._codes,
             )  # fmt: skip
-            if not finite:
+            if not native.round_block(block):
                 raise too_large(self._free)
         else:
             self._round_in_torch(first, last, scale, zero, owed.unflatten(0, self._cost.shape) + of_settled.T[:, None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -15,7 +16,40 @@ from ..base.native_library import kernels_path, library_fault
 OVERFLOW = 3  # what pythia_beam says of weights whose rounding errors' squares are not finite
 
 
-class _Block(ctypes.Structure):
+@dataclass(frozen=True)
+class Block:
+    """A block of places of some rows on their way through a beam of `width` roundings a row.
+
+    top: the largest code. first: the column of errors and codes that the block begins at. apart: the columns behind it,
+    which move with their roundings. free, settled, scale, zero: [places, rows] float32. factor: [places, places].
+    owed: [rows * width, places]. cost: [rows, width]. errors, codes: [rows * width, window], float32 and uint8.
+    """
+
+    top: int
+    first: int
+    apart: int
+    free: Tensor
+    settled: Tensor
+    scale: Tensor
+    zero: Tensor
+    factor: Tensor
+    owed: Tensor
+    cost: Tensor
+    errors: Tensor
+    codes: Tensor
+
+    def as_struct(self) -> _Struct:
+        (places, rows), width = self.free.shape, self.cost.shape[1]
+        by_place, by_rounding = (self.free, self.settled, self.scale, self.zero), (self.owed, self.errors, self.codes)
+        inner = {x.stride(1) for x in (*by_place, self.factor, *by_rounding)}
+        assert {x.stride(0) for x in by_place} == {rows} and inner == {1}
+        assert self.owed.stride(0) == places and self.cost.is_contiguous()
+        pointers = (x.data_ptr() for x in (*by_place, self.factor, self.owed, self.cost, self.errors, self.codes))
+        strides = self.factor.stride(0), self.errors.stride(0)
+        return _Struct(rows, width, places, self.top, rows, *strides, self.first, self.apart, *pointers)
+
+
+class _Struct(ctypes.Structure):
     """`pythia::Beam` of kernels/beam/beam.h."""
 
     _fields_ = [
@@ -42,9 +76,9 @@ def _library(device: str) -> ctypes.CDLL | None:
         if fault is not None:
             raise OSError(fault)
         library = ctypes.CDLL(str(path))
-        library.pythia_beam.argtypes = [ctypes.POINTER(_Block)]
+        library.pythia_beam.argtypes = [ctypes.POINTER(_Struct)]
         if device == "cuda":
-            library.pythia_cuda_beam.argtypes = [ctypes.POINTER(_Block), ctypes.c_void_p]
+            library.pythia_cuda_beam.argtypes = [ctypes.POINTER(_Struct), ctypes.c_void_p]
     except (OSError, AttributeError) as e:
         raise EnvironmentProblem(
             f"{path} cannot be used to quantise: {e}",
@@ -54,39 +88,25 @@ def _library(device: str) -> ctypes.CDLL | None:
     return library
 
 
-def round_block(
-    top: int, first: int, apart: int, free: Tensor, settled: Tensor, scale: Tensor, zero: Tensor, factor: Tensor,
-    owed: Tensor, cost: Tensor, errors: Tensor, codes: Tensor,
-) -> bool:  # fmt: skip
-    """Round a block of places [places, rows] in place.
-
-    free, settled, scale, zero: [places, rows] float32. factor: [places, places]. owed: [rows * width, places].
-    cost: [rows, width]. errors, codes: [rows * width, window], float32 and uint8, the block from column `first`, and
-    the `apart` columns behind it move with their roundings. top: the largest code. False: some row has no rounding of
-    finite cost left (a GPU says so in `cost` alone, where none is finite then).
+def round_block(block: Block) -> bool:
+    """Round a block: its cost, errors and codes are written. False: some row has no rounding of finite cost left (a GPU
+    says so in `cost` alone, where none is finite then).
 
     Raises:
         EnvironmentProblem: PYTHIA_KERNELS_ISA names a version that does not run here; the GPU refuses the kernel.
     """
-    device, (places, rows), width = free.device, free.shape, cost.shape[1]
+    device, struct = block.free.device, block.as_struct()
     library = _library(device.type)
     assert library is not None  # the caller has asked whether it is `available`
-    strides = {x.stride(0) for x in (free, settled, scale, zero)}
-    inner = {x.stride(1) for x in (free, settled, scale, zero, factor, owed, errors, codes)}
-    assert strides == {rows} and inner == {1} and owed.stride(0) == places and cost.is_contiguous()
-    block = _Block(
-        rows, width, places, top, rows, factor.stride(0), errors.stride(0), first, apart,
-        *(x.data_ptr() for x in (free, settled, scale, zero, factor, owed, cost, errors, codes)),
-    )  # fmt: skip
     if device.type == "cuda":
-        refused = library.pythia_cuda_beam(ctypes.byref(block), torch.cuda.current_stream(device).cuda_stream)
+        refused = library.pythia_cuda_beam(ctypes.byref(struct), torch.cuda.current_stream(device).cuda_stream)
         if refused > 0:
             raise EnvironmentProblem(
                 f"{described(device)} refuses the kernel of GPTQ's beam: CUDA error {refused}",
                 hint="Build it anew for this GPU (`make cuda`), or delete it: torch does without, slower.",
             )
     else:
-        refused = library.pythia_beam(ctypes.byref(block))
+        refused = library.pythia_beam(ctypes.byref(struct))
         if refused == OVERFLOW:
             return False
         if refused == 1:
@@ -96,5 +116,6 @@ def round_block(
             )
     if refused:
         at_most = "64 and 32" if device.type == "cuda" else "64, 64 and 256"
-        raise ValueError(f"a beam of width {width}, {places} places, {apart} apart; at most {at_most}")
+        found = f"width {struct.width}, {struct.places} places, {struct.apart} apart"
+        raise ValueError(f"a beam of {found}; at most {at_most}")
     return True

@@ -148,7 +148,7 @@ def test_a_block_of_its_beam_is_the_cpus_bit_for_bit(device, monkeypatch, width,
     for name in ("cpu", device.name):
         on = {key: torch.tensor(value, dtype=torch.float32, device=name) for key, value in given.items()}
         on["codes"] = torch.tensor(codes, dtype=torch.uint8, device=name)
-        assert native.round_block(15, first, apart, **on)
+        assert native.round_block(native.Block(15, first, apart, **on))
         found.append([on[key].cpu() for key in ("codes", "errors", "cost")])
         if device.name == "cpu":
             monkeypatch.setattr(native, "_library", lambda name: emulated)
