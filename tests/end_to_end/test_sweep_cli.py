@@ -183,4 +183,4 @@ def test_a_manifest_that_lacks_its_parts_is_named_and_not_a_fault_of_ours(tmp_pa
     (tmp_path / "sweep.json").write_text('{"schema": 1, "jobs": {}}')
     for command in ("status", "results", "report"):
         done = invoke(command, tmp_path)
-        assert done.exit_code == 4 and "sweep.json lacks left_out, snapshots" in done.output, done.output
+        assert done.exit_code == 4 and "sweep.json: no `created` (and 5 more such fields)" in done.output, done.output

@@ -572,7 +572,7 @@ def test_jobs_of_a_killed_driver_are_waited_for_not_done_twice(tmp_path, tiny, m
 
     monkeypatch.setattr(Inline, "submit", heard)
     mark = ExitStack()
-    mark.enter_context(folder.working(task.key, {"jobs": 2, "attempt": 1}))
+    mark.enter_context(folder.working(task.key, jobs=2, attempt=1))
     worker = threading.Thread(target=other)
     worker.start()
     outcome = run(tiny, folder)
