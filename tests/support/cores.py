@@ -14,10 +14,11 @@ _ALL = os.sched_getaffinity(0) if _PINS else set()
 
 
 def take_own_cores() -> None:
-    """Confine this process, where it is one of several workers of pytest-xdist."""
+    """Confine this process, where it is one of several workers of pytest-xdist. More workers than cores share them."""
     name, workers = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if _PINS and name and workers > 1:
-        os.sched_setaffinity(0, sorted(_ALL)[int(name.removeprefix("gw")) :: workers] or _ALL)
+        cores = sorted(_ALL)
+        os.sched_setaffinity(0, cores[int(name.removeprefix("gw")) % len(cores) :: workers])
 
 
 @contextmanager
