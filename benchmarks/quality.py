@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def _grids(quantised: Any, score: Scorer, grids: list[str], bar: Console) -> list[dict[str, Any]]:
-    print("| bits | group | RTN dNLL | dNLL | recovered | of KL | dNLL - RTN's | linears below RTN | time |")
+    print("| bits | group | RTN dNLL | dNLL | loss recovered | KL recovered | dNLL - RTN's | linears below RTN | time |")
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
     for grid in track(grids, "grids", console=bar):
@@ -167,7 +167,7 @@ def _one_grid(
     quantised: Any, grid: dict[str, Any], cases: dict[str, dict[str, Any]], bar: Console
 ) -> list[dict[str, Any]]:
     print(f"{grid['bits']} bits, group {_group(grid['group_size'])}\n")
-    print("| | stored bits | dNLL | recovered | KL | of KL | time |\n|---|---|---|---|---|---|---|")
+    print("| | stored bits | dNLL | loss recovered | KL | KL recovered | time |\n|---|---|---|---|---|---|---|")
     rows = []
     nearest = None
     for name, settings in track([("RTN", {"method": "rtn"}), *cases.items()], "cases", console=bar):

@@ -14,7 +14,7 @@ class Gate(Section):
     """A limit for what is estimated from text: `ppl_ratio = 1.05`, or `{ limit = 1.05, confidence = 0.99 }`."""
 
     limit: float = Field(gt=0)
-    confidence: float = Field(0.95, ge=0.5, lt=1, description="of the interval whose far end must clear the limit")
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="of the interval that must be within the limit")
 
     @model_validator(mode="before")
     @classmethod
@@ -41,8 +41,8 @@ class ShareGate(Gate):
 class Gates(Section):
     """What the artifact must meet; exit code 10 unless every gate passes. Left out: not checked.
 
-    The first two are measured outright. The others are estimated: a gate passes when the far end of its interval clears
-    the limit, fails when the near end does not, and is inconclusive in between.
+    The first two are measured outright. The others are estimated: a gate passes if the whole interval is within the
+    limit, fails if the whole interval is beyond it, and is inconclusive otherwise.
     """
 
     export_max_abs: float | None = Field(

@@ -60,7 +60,7 @@ def parity_tables(parity: Parity) -> Iterator[str]:
         ],
     )  # fmt: skip
     if parity.gates:
-        yield "Gates of the recipe; an estimate passes only when the far end of its interval clears the limit:"
+        yield "Gates of the recipe; the worse end of an estimate's interval must meet the limit:"
         yield table(
             ["Gate", "Measured", "Held to the limit", "Limit", "Verdict"],
             [

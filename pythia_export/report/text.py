@@ -99,7 +99,7 @@ def _gates(parity: Parity) -> RenderableType:
             f"{words.sign(name)} {words.gate_value(name, gate.limit)}",
             Text(words.outcome(gate), style=_OUTCOMES[gate.outcome]),
         )
-    return _titled("Gates", "an estimate passes only by the far end of its interval", table)
+    return _titled("Gates", "the worse end of the interval must meet the limit", table)
 
 
 def _titled(title: str, note: str, table: Table) -> Group:
