@@ -144,7 +144,8 @@ def main() -> None:
 
 
 def _grids(quantised: Any, score: Scorer, grids: list[str], bar: Console) -> list[dict[str, Any]]:
-    print("| bits | group | RTN dNLL | dNLL | loss recovered | KL recovered | dNLL - RTN's | linears below RTN | time |")
+    shares = "loss recovered | KL recovered"
+    print(f"| bits | group | RTN dNLL | dNLL | {shares} | dNLL - RTN's | linears below RTN | time |")
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
     for grid in track(grids, "grids", console=bar):
