@@ -20,10 +20,10 @@ LONGEST = (
 )  # fmt: skip
 # Files that are `slow`: they build artifacts, fork commands, run sweeps or fuzz. Elsewhere it stands beside the test.
 SLOW = {
-    "adapter", "api", "bench", "checkpoint", "correction", "dequantize", "device", "engines", "eval", "family",
-    "generation", "gpu_script", "hub", "hub_text", "job", "kinds", "mutations", "numerics", "overlap", "parity",
-    "publish_steps", "push", "serve", "snapshot", "speeds", "sweep_device", "sweep_hub", "sweep_report", "sweep_run",
-    "two_products", "whereabouts",
+    "adapter", "api", "artifact", "bench", "checkpoint", "correction", "dequantize", "device", "engines", "eval",
+    "family", "generation", "gpu_script", "hub", "hub_text", "job", "kinds", "mutations", "numerics", "overlap",
+    "parity", "publish_steps", "push", "rounding", "serve", "snapshot", "speeds", "sweep_device", "sweep_hub",
+    "sweep_report", "sweep_run", "two_products", "whereabouts",
 }  # fmt: skip
 
 take_own_cores()
