@@ -40,14 +40,14 @@ int hardware_threads() {
   return count > 1 ? count : 1;
 }
 
-const Asked asked = [] {
+const PrefetchPolicy prefetch_policy = [] {
 #ifdef PYTHIA_X86
   unsigned a, b, c, d;
   constexpr unsigned kAmd = 0x444d4163, kZen5 = 0x1a;  // the end of "AuthenticAMD"; a family
-  if (!__get_cpuid(0, &a, &b, &c, &d) || c != kAmd || !__get_cpuid(1, &a, &b, &c, &d)) return Asked::kTwice;
-  return (a >> 8 & 15) + (a >> 20 & 255) < kZen5 ? Asked::kFloatsOnce : Asked::kOnce;
+  if (!__get_cpuid(0, &a, &b, &c, &d) || c != kAmd || !__get_cpuid(1, &a, &b, &c, &d)) return PrefetchPolicy::kTwice;
+  return (a >> 8 & 15) + (a >> 20 & 255) < kZen5 ? PrefetchPolicy::kFloatsOnce : PrefetchPolicy::kOnce;
 #else
-  return Asked::kOnce;
+  return PrefetchPolicy::kOnce;
 #endif
 }();
 

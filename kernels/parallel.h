@@ -22,11 +22,11 @@ void give_back();
 // Threads that the machine can run at once, asked for once.
 int hardware_threads();
 
-// How the processor wants memory to be asked for that is read in order, by trial: shortly before, or long before as well.
+// How memory that is read in order is best prefetched on this processor, by trial: shortly before, or long before as well.
 // - kTwice: Intel's, everything, 2 to 8 % less.
 // - kFloatsOnce: AMD's before Zen 5, tried on Zen 4; halves and codes twice, a tenth to a quarter less, floats once, a tenth less.
 // - kOnce: AMD's from Zen 5 on, a seventh less.
-enum class Asked { kTwice, kFloatsOnce, kOnce };
-extern const Asked asked;
+enum class PrefetchPolicy { kTwice, kFloatsOnce, kOnce };
+extern const PrefetchPolicy prefetch_policy;
 
 }  // namespace pythia

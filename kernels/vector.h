@@ -41,7 +41,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef int8_t Codes __attribute__((vector_size(kLanes)));
 
-inline Floats all(float x) { return x - Floats{}; }
+inline Floats broadcast(float x) { return x - Floats{}; }
 
 // ---- to and from memory
 
@@ -102,15 +102,15 @@ inline void store(int8_t* code, Floats v) {
   std::memcpy(code, &codes, sizeof codes);
 }
 
-inline float value_of(float x) { return x; }
-inline float value_of(uint16_t half) { return pythia::float_of(half); }
-inline float value_of(int8_t code) { return code; }
+inline float to_float(float x) { return x; }
+inline float to_float(uint16_t half) { return pythia::float_of(half); }
+inline float to_float(int8_t code) { return code; }
 
 // ---- arithmetic
 
 // a * b + c rounded once, where there is such an instruction. Files are compiled without contraction of expressions, so
 // that what is cached has the same bits on every processor; only sums of products are asked to fuse.
-inline Floats fused(Floats a, Floats b, Floats c) {
+inline Floats fmadd(Floats a, Floats b, Floats c) {
 #if defined(PYTHIA_AVX512)
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(PYTHIA_AVX2)
@@ -122,17 +122,20 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 #endif
 }
 
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+// Of a NaN and a number: the second argument.
+inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // To the nearest whole number, ties to even, for |v| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
-inline Floats rounded(Floats v) {
-  const Floats magic = all(12582912.0f);
+inline Floats round(Floats v) {
+  const Floats magic = broadcast(12582912.0f);
   return (v + magic) - magic;
 }
 
 // out[i] = sum of the lanes of v[i], for kLanes vectors.
-inline Floats sums(const Floats v[kLanes]) {
+inline Floats reduce_add(const Floats v[kLanes]) {
 #if defined(PYTHIA_AVX2) || defined(PYTHIA_AVX512)
   __m256 half[kLanes];  // of 16 lanes the halves are added first
   for (int i = 0; i < kLanes; ++i) {
@@ -163,13 +166,13 @@ inline Floats sums(const Floats v[kLanes]) {
 #endif
 }
 
-inline float sum(Floats v) {
+inline float reduce_add(Floats v) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += v[i];
   return total;
 }
 
-inline float largest(Floats v) {
+inline float reduce_max(Floats v) {
   float most = v[0];
   for (int i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
   return most;
@@ -178,19 +181,19 @@ inline float largest(Floats v) {
 // e^x for x <= 0, to 2e-7 relative. Below -87 it is 0: nothing beside the 1 of a row's largest score, and no subnormal
 // number slows what follows. NaN stays NaN.
 // 2^n e^r with n = round(x / ln 2) and a Taylor polynomial for |r| <= ln(2) / 2, whose remainder is r^8 / 8! < 6e-9.
-inline Floats exp_of(Floats x) {
+inline Floats exp(Floats x) {
   const Ints least = x < -87.0f;
-  x = least ? all(-87.0f) : x;
-  const Floats n = rounded(x * 1.44269504088896341f);
+  x = least ? broadcast(-87.0f) : x;
+  const Floats n = round(x * 1.44269504088896341f);
   const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts, the first exact times n
-  Floats p = all(1.0f / 5040);
-  p = fused(p, r, all(1.0f / 720));
-  p = fused(p, r, all(1.0f / 120));
-  p = fused(p, r, all(1.0f / 24));
-  p = fused(p, r, all(1.0f / 6));
-  p = fused(p, r, all(0.5f));
-  p = fused(p, r, all(1.0f));
-  p = fused(p, r, all(1.0f));
+  Floats p = broadcast(1.0f / 5040);
+  p = fmadd(p, r, broadcast(1.0f / 720));
+  p = fmadd(p, r, broadcast(1.0f / 120));
+  p = fmadd(p, r, broadcast(1.0f / 24));
+  p = fmadd(p, r, broadcast(1.0f / 6));
+  p = fmadd(p, r, broadcast(0.5f));
+  p = fmadd(p, r, broadcast(1.0f));
+  p = fmadd(p, r, broadcast(1.0f));
   const Words bits = ((Words)__builtin_convertvector(n, Ints) + 127u) << 23;
   Floats power;
   std::memcpy(&power, &bits, sizeof power);

@@ -31,21 +31,21 @@ struct alignas(64) Choices {
 
 void look(const Beam& b, const Row& row, const Owed& owed, int64_t r, int64_t k, Choices& found) {
   const int64_t here = k * b.row_stride + r, W = b.width;
-  const Floats pivot = all(b.factor[k * b.factor_stride + k]), top = all(float(b.top)), none = all(INFINITY);
-  const Floats free = all(b.free[here]), scale = all(b.scale[here]), zero = all(b.zero[here]);
+  const Floats pivot = broadcast(b.factor[k * b.factor_stride + k]), top = broadcast(float(b.top)), none = broadcast(INFINITY);
+  const Floats free = broadcast(b.free[here]), scale = broadcast(b.scale[here]), zero = broadcast(b.zero[here]);
   Choices second;
   alignas(64) float owed_here[kWidest] = {};
   for (int64_t s = 0; s < W; ++s) owed_here[s] = owed[s][k];
   for (int64_t s = 0; s < W; s += kLanes) {
     const Floats target = load(owed_here + s) / pivot + free, wanted = target / scale + zero;
-    const Floats near = rounded(smaller(larger(wanted, all(0)), top));
-    const Floats other = smaller(larger(wanted > near ? near + all(1) : near - all(1), all(0)), top);
+    const Floats near = round(min(max(wanted, broadcast(0)), top));
+    const Floats other = min(max(wanted > near ? near + broadcast(1) : near - broadcast(1), broadcast(0)), top);
     const Floats value = (near - zero) * scale, other_value = (other - zero) * scale;
     const Floats lost = (target - value) * pivot, other_lost = (target - other_value) * pivot, cost = load(row.cost + s);
-    // smaller: a NaN becomes infinite.
-    store(found.cost + s, smaller(lost * lost + cost, none)), store(found.error + s, free - value), store(found.code + s, near);
+    // min: a NaN becomes infinite.
+    store(found.cost + s, min(lost * lost + cost, none)), store(found.error + s, free - value), store(found.code + s, near);
     // No second code at the end of the grid, nor to one that is exact.
-    const Floats other_cost = ((near == other) | (near == wanted)) ? none : smaller(other_lost * other_lost + cost, none);
+    const Floats other_cost = ((near == other) | (near == wanted)) ? none : min(other_lost * other_lost + cost, none);
     store(second.cost + s, other_cost), store(second.error + s, free - other_value), store(second.code + s, other);
   }
   const size_t bytes = size_t(W) * sizeof(float);
@@ -63,12 +63,12 @@ void rank(const Choices& found, int64_t count, int32_t* ranks) {
     const int64_t within = count < i + kLanes ? count : i + kLanes;
     Ints place = {};
     int64_t j = 0;
-    for (; j < i; ++j) place -= all(found.cost[j]) <= cost;
+    for (; j < i; ++j) place -= broadcast(found.cost[j]) <= cost;
     for (; j < within; ++j) {
-      const Floats other = all(found.cost[j]);
+      const Floats other = broadcast(found.cost[j]);
       place -= (other < cost) | ((other == cost) & (lane > int32_t(j - i)));
     }
-    for (; j < count; ++j) place -= all(found.cost[j]) < cost;
+    for (; j < count; ++j) place -= broadcast(found.cost[j]) < cost;
     std::memcpy(ranks + i, &place, sizeof place);
   }
 }
@@ -84,7 +84,7 @@ bool take(const Beam& b, const float* factor, Row& row, const Owed& owed, Owed& 
   const float least = found.cost[chosen[0]];
   for (int64_t s = 0; s < W; ++s) {
     const int64_t i = chosen[s], parent = i < W ? i : i - W;
-    const Floats error = all(found.error[i]);
+    const Floats error = broadcast(found.error[i]);
     for (int64_t j = 0; j < k; j += kLanes) store(next[s] + j, load(owed[parent] + j) + error * load(factor + j));
     row.cost[s] = found.cost[i] - least;
     row.errors[k][s] = found.error[i], row.codes[k][s] = uint8_t(found.code[i]), row.parents[k][s] = uint8_t(parent);

@@ -167,14 +167,14 @@ inline float shuffle_xor(float value, unsigned by) {
   return block.exchanged[turn + (me ^ by)];
 }
 
-// mma.m16n8k16 of a warp: which lane has what, PTX ISA says. `wide` gives the number of 16 bits.
-inline void multiply(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, float (*wide)(uint16_t)) {
+// mma.m16n8k16 of a warp: which lane has what, PTX ISA says. `widen` gives the number of 16 bits.
+inline void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, float (*widen)(uint16_t)) {
   const unsigned turn = self().shuffles++ % 2 * block_size.x, me = block.current, first = me / kWarp * kWarp;
   uint32_t* mine = &block.fragments[(turn + me) * 6];
   std::memcpy(mine, a, 16), mine[4] = b0, mine[5] = b1;
   meet(block.warps[me / kWarp], kWarp);
   const auto number = [&](unsigned lane, unsigned word, unsigned half) {
-    return wide(uint16_t(block.fragments[(turn + first + lane) * 6 + word] >> 16 * half));
+    return widen(uint16_t(block.fragments[(turn + first + lane) * 6 + word] >> 16 * half));
   };
   for (unsigned i = 0; i < 4; ++i) {
     const unsigned row = me % kWarp / 4 + 8 * (i / 2), column = me % 4 * 2 + i % 2;

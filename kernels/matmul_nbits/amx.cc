@@ -34,12 +34,12 @@ struct Scaling {
   void rows() const {
     for (int r = kFrom; r < kTo; ++r) {
       const int64_t at = r / kHeight * second + r % kHeight;
-      const Floats by = all(of_x[at]);
+      const Floats by = broadcast(of_x[at]);
       for (int v = 0; v < kVectors; ++v) {
-        Floats whole = floats(load(inner[r] + v * kLanes));
-        if (kOwed) whole = fused(all(float(sum[at])), zero[v], whole);  // exact: below 2^24
+        Floats whole = to_float(load(inner[r] + v * kLanes));
+        if (kOwed) whole = fmadd(broadcast(float(sum[at])), zero[v], whole);  // exact: below 2^24
         float* to = total[r] + v * kLanes;
-        store(to, fused(times(whole, by), of_w[v], load_floats(to)));
+        store(to, fmadd(mul(whole, by), of_w[v], load_floats(to)));
       }
     }
   }
@@ -113,7 +113,7 @@ void strips_of(const Product& p, const Rounded& x, const Panel<true>& panel, int
     Scaling<kOwed> scaling{s.inner[i & 1], s.total, x.scale + at, x.sum + at, blocks * kHeight, {}, {}};
     for (int v = 0; v < kVectors; ++v) {
       scaling.of_w[v] = load_floats(panel.scale + scaled.b * kTile + v * kLanes);
-      if (kOwed) scaling.zero[v] = floats(load(panel.zero + scaled.b * kTile + v * kLanes));
+      if (kOwed) scaling.zero[v] = to_float(load(panel.zero + scaled.b * kTile + v * kLanes));
     }
     if (i < count) {
       const int8_t* codes = x.codes + now.m * x.stride + now.b * p.block * kHeight;

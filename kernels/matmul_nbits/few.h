@@ -2,7 +2,7 @@
 //
 // What it takes is the time in which the memory gives the weights, as long as nothing else waits for memory. So weights are
 // read from end to end, by one instruction of one loop (the processor foretells each instruction's next address, and loses
-// track when columns or unrolled steps take turns), and scales are asked for as far ahead as codes are: a scale that has to
+// track when columns or unrolled steps take turns), and scales are prefetched as far ahead as codes are: a scale that has to
 // be waited for holds up everything behind it. Both together took two fifths off the time of one row (Zen 5).
 #pragma once
 
@@ -16,9 +16,9 @@ namespace {
 template <int kBits>
 constexpr int64_t kReach = kLanes * 32 / kBits;
 
-// Asks for what is read soon, for the first cache alone; or twice: soon, and long before, to have it in the second one.
+// Prefetches what is read soon, for the first cache alone; or twice: soon, and long before, to have it in the second one.
 constexpr uintptr_t kSoon = 1 << 12, kLater = 1 << 15;  // bytes of codes
-inline void ask_for(uintptr_t at, bool twice, uintptr_t soon = kSoon, uintptr_t later = kLater) {
+inline void prefetch(uintptr_t at, bool twice, uintptr_t soon = kSoon, uintptr_t later = kLater) {
   if (twice) {
     _mm_prefetch(reinterpret_cast<const char*>(at + soon), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(at + later), _MM_HINT_T1);
@@ -28,12 +28,12 @@ inline void ask_for(uintptr_t at, bool twice, uintptr_t soon = kSoon, uintptr_t 
 }
 
 template <int kBits>
-inline Ints multiplied(Ints into, Ints w, const int8_t* codes) {
+inline Ints dot_nibbles(Ints into, Ints w, const int8_t* codes) {
   if (kBits == 8) return dot<8>(into, w, load(codes));
-  return dot<4>(dot<4>(into, low(w), load(codes)), high(w), load(codes + kStep));
+  return dot<4>(dot<4>(into, low_nibbles(w), load(codes)), high_nibbles(w), load(codes + kStep));
 }
 
-inline Floats some(const float* from, int64_t count) {
+inline Floats load_up_to(const float* from, int64_t count) {
   return count < kLanes ? load_floats(from, count) : load_floats(from);
 }
 
@@ -47,49 +47,49 @@ struct Columns {
   const Product& p;
   const Rounded& x;
   int64_t m;     // the first row
-  bool twice;    // whether memory is asked for long before as well
+  bool twice;    // whether memory is prefetched long before as well
   Ints places[kLanes];  // of each vector of kLanes blocks, whose scale each lane wants
 
   // What is to be taken off codes of column n, in blocks b to b + here.
   Floats zeros(int64_t n, int64_t b, int64_t here) const {
-    if (!p.zero) return all(float(base(p) - p.middle()));
+    if (!p.zero) return broadcast(float(base(p) - p.middle()));
     uint8_t bytes[kLanes] = {};
     std::memcpy(bytes, p.zero + n * p.zero_bytes() + b * kBits / 8, size_t((here * kBits + 7) / 8));
-    return floats(minus(all(base(p)), kBits == 4 ? halves(bytes) : widened(bytes)));
+    return to_float(sub(broadcast(base(p)), kBits == 4 ? unpack_nibbles(bytes) : widen_bytes(bytes)));
   }
 
   // Of one column, whose codes begin at `weights`, kRows vectors that add up to its outputs.
   void column(const uint8_t* weights, int64_t n, Floats* sums) const {
     const int64_t blocks = x.blocks;
     const int8_t* codes = x.codes + m * x.stride;
-    for (int r = 0; r < kRows; ++r) sums[r] = all(0.0f);
+    for (int r = 0; r < kRows; ++r) sums[r] = broadcast(0.0f);
     for (int64_t b = 0; b < blocks; b += kLanes) {
       const int64_t here = blocks - b < kLanes ? blocks - b : kLanes;
       const float* scale = p.scale + n * blocks + b;
-      ask_for(uintptr_t(scale), twice, kSoon / kBytes * sizeof(float), kLater / kBytes * sizeof(float));
-      const Floats of_w = some(scale, here), zero = zeros(n, b, here);
+      prefetch(uintptr_t(scale), twice, kSoon / kBytes * sizeof(float), kLater / kBytes * sizeof(float));
+      const Floats of_w = load_up_to(scale, here), zero = zeros(n, b, here);
       Floats scales[kRows];
       for (int r = 0; r < kRows; ++r) {
         const int64_t at = (m + r) * blocks + b;
-        scales[r] = times(of_w, some(x.scale + at, here));
-        sums[r] = fused(times(of_w, some(x.owed + at, here)), zero, sums[r]);
+        scales[r] = mul(of_w, load_up_to(x.scale + at, here));
+        sums[r] = fmadd(mul(of_w, load_up_to(x.owed + at, here)), zero, sums[r]);
       }
       const int64_t vectors = here / kHeld;
       for (int64_t v = 0; v < vectors; ++v) {
         Ints inner[kRows];
-        for (int r = 0; r < kRows; ++r) inner[r] = all(0);
+        for (int r = 0; r < kRows; ++r) inner[r] = broadcast(0);
         for (int64_t t = 0; t < kTaken; ++t, weights += kLanes * 4, codes += kReach<kBits>) {
-          ask_for(uintptr_t(weights), twice);
+          prefetch(uintptr_t(weights), twice);
           const Ints w = load(weights);
-          for (int r = 0; r < kRows; ++r) inner[r] = multiplied<kBits>(inner[r], w, codes + r * x.stride);
+          for (int r = 0; r < kRows; ++r) inner[r] = dot_nibbles<kBits>(inner[r], w, codes + r * x.stride);
         }
-        for (int r = 0; r < kRows; ++r) sums[r] = fused(floats(inner[r]), picked(scales[r], places[v]), sums[r]);
+        for (int r = 0; r < kRows; ++r) sums[r] = fmadd(to_float(inner[r]), permute(scales[r], places[v]), sums[r]);
       }
       if (here % kHeld) {
         const Ints w = load(weights, here % kHeld * kBytes);
         for (int r = 0; r < kRows; ++r) {
-          const Ints inner = multiplied<kBits>(all(0), w, codes + r * x.stride);
-          sums[r] = fused(floats(inner), picked(scales[r], places[vectors]), sums[r]);
+          const Ints inner = dot_nibbles<kBits>(broadcast(0), w, codes + r * x.stride);
+          sums[r] = fmadd(to_float(inner), permute(scales[r], places[vectors]), sums[r]);
         }
       }
     }
@@ -105,7 +105,7 @@ struct Columns {
       for (int r = 0; r < kRows; ++r) {
         const Floats four[4] = {sums[0][r], sums[1][r], sums[2][r], sums[3][r]};
         alignas(16) float y[4];
-        _mm_store_ps(y, sums_of(four));
+        _mm_store_ps(y, reduce_add(four));
         float* out = p.y + (m + r) * p.columns + n;
         for (int64_t c = 0; c < columns; ++c) out[c] = y[c] + (p.bias ? p.bias[n + c] : 0);
       }
@@ -115,7 +115,7 @@ struct Columns {
 
 template <int kBits, int kBlock, int kRows>
 void rows_of(const Product& p, const Rounded& x, int64_t m, int64_t from, int64_t to) {
-  Columns<kBits, kBlock, kRows> columns{p, x, m, asked != Asked::kOnce, {}};
+  Columns<kBits, kBlock, kRows> columns{p, x, m, prefetch_policy != PrefetchPolicy::kOnce, {}};
   for (int64_t v = 0; v < kLanes; ++v) {
     int32_t place[kLanes];
     for (int64_t i = 0; i < kLanes; ++i)

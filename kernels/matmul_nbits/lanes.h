@@ -22,39 +22,39 @@ inline Floats load_floats(const float* p, int64_t count) {
 }
 inline void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 inline void store(void* p, Ints v) { _mm512_storeu_si512(p, v); }
-inline Ints all(int32_t x) { return _mm512_set1_epi32(x); }
-inline Floats all(float x) { return _mm512_set1_ps(x); }
-inline Ints low(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
-inline Ints high(Ints v) { return low(_mm512_srli_epi32(v, 4)); }
+inline Ints broadcast(int32_t x) { return _mm512_set1_epi32(x); }
+inline Floats broadcast(float x) { return _mm512_set1_ps(x); }
+inline Ints low_nibbles(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+inline Ints high_nibbles(Ints v) { return low_nibbles(_mm512_srli_epi32(v, 4)); }
 inline Floats gather(const float* p, Ints offsets) { return _mm512_i32gather_ps(offsets, p, 4); }
-inline Floats floats(Ints v) { return _mm512_cvtepi32_ps(v); }
-inline Ints times(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
-inline Ints minus(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
-inline Ints minus_bytes(Ints a, Ints b) { return _mm512_sub_epi8(a, b); }
-inline Ints widened(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
-inline Ints halves(const uint8_t* p) {  // of each byte the low half, then the high one
+inline Floats to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
+inline Ints mul(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
+inline Ints sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+inline Ints sub_bytes(Ints a, Ints b) { return _mm512_sub_epi8(a, b); }
+inline Ints widen_bytes(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline Ints unpack_nibbles(const uint8_t* p) {  // of each byte the low half, then the high one
   const Ints v = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p));
-  return low(_mm512_or_si512(v, _mm512_slli_epi64(v, 28)));
+  return low_nibbles(_mm512_or_si512(v, _mm512_slli_epi64(v, 28)));
 }
 inline Ints centred(Ints v) { return _mm512_xor_si512(v, _mm512_set1_epi8(char(0x80))); }
-inline Ints added(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
-inline Ints larger(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
-inline Ints magnitude(Ints of_float) { return _mm512_and_si512(of_float, _mm512_set1_epi32(0x7fffffff)); }
-inline int32_t sum_of(Ints v) { return _mm512_reduce_add_epi32(v); }
-inline int32_t largest_of(Ints v) { return _mm512_reduce_max_epi32(v); }
-inline Ints rounded(Floats v) { return _mm512_cvtps_epi32(v); }  // half to even
-inline __m128i low_bytes(Ints v) { return _mm512_cvtepi32_epi8(v); }
+inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+inline Ints max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+inline Ints abs_bits(Ints of_float) { return _mm512_and_si512(of_float, _mm512_set1_epi32(0x7fffffff)); }
+inline int32_t reduce_add(Ints v) { return _mm512_reduce_add_epi32(v); }
+inline int32_t reduce_max(Ints v) { return _mm512_reduce_max_epi32(v); }
+inline Ints round_to_int(Floats v) { return _mm512_cvtps_epi32(v); }  // half to even
+inline __m128i narrow_to_bytes(Ints v) { return _mm512_cvtepi32_epi8(v); }
 inline void store_bytes(void* p, __m128i v) { _mm_storeu_si128((__m128i*)p, v); }
-inline Floats times(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
-inline Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-inline Floats picked(Floats from, Ints places) { return _mm512_permutexvar_ps(places, from); }
-inline __m256 halved(Floats v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
-inline Ints low_words(Ints a, Ints b) { return _mm512_unpacklo_epi32(a, b); }
-inline Ints high_words(Ints a, Ints b) { return _mm512_unpackhi_epi32(a, b); }
-inline Ints low_pairs(Ints a, Ints b) { return _mm512_unpacklo_epi64(a, b); }
-inline Ints high_pairs(Ints a, Ints b) { return _mm512_unpackhi_epi64(a, b); }
+inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats fmadd(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats permute(Floats from, Ints places) { return _mm512_permutexvar_ps(places, from); }
+inline __m256 add_halves(Floats v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
+inline Ints unpacklo_32(Ints a, Ints b) { return _mm512_unpacklo_epi32(a, b); }
+inline Ints unpackhi_32(Ints a, Ints b) { return _mm512_unpackhi_epi32(a, b); }
+inline Ints unpacklo_64(Ints a, Ints b) { return _mm512_unpacklo_epi64(a, b); }
+inline Ints unpackhi_64(Ints a, Ints b) { return _mm512_unpackhi_epi64(a, b); }
 // Of four vectors' quarters the first, second, third and last of each.
-inline void turn_quarters(const Ints* from, Ints* to, int64_t apart) {
+inline void transpose_quarters(const Ints* from, Ints* to, int64_t apart) {
   const Ints a = _mm512_shuffle_i32x4(from[0], from[4], 0x88), b = _mm512_shuffle_i32x4(from[8], from[12], 0x88);
   const Ints c = _mm512_shuffle_i32x4(from[0], from[4], 0xdd), d = _mm512_shuffle_i32x4(from[8], from[12], 0xdd);
   to[0] = _mm512_shuffle_i32x4(a, b, 0x88), to[2 * apart] = _mm512_shuffle_i32x4(a, b, 0xdd);
@@ -85,51 +85,51 @@ inline Floats load_floats(const float* p, int64_t count) {
 }
 inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 inline void store(void* p, Ints v) { _mm256_storeu_si256((__m256i*)p, v); }
-inline Ints all(int32_t x) { return _mm256_set1_epi32(x); }
-inline Floats all(float x) { return _mm256_set1_ps(x); }
-inline Ints low(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
-inline Ints high(Ints v) { return low(_mm256_srli_epi32(v, 4)); }
+inline Ints broadcast(int32_t x) { return _mm256_set1_epi32(x); }
+inline Floats broadcast(float x) { return _mm256_set1_ps(x); }
+inline Ints low_nibbles(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+inline Ints high_nibbles(Ints v) { return low_nibbles(_mm256_srli_epi32(v, 4)); }
 inline Floats gather(const float* p, Ints offsets) { return _mm256_i32gather_ps(p, offsets, 4); }
-inline Floats floats(Ints v) { return _mm256_cvtepi32_ps(v); }
-inline Ints times(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
-inline Ints minus(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
-inline Ints minus_bytes(Ints a, Ints b) { return _mm256_sub_epi8(a, b); }
-inline Ints widened(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
-inline Ints halves(const uint8_t* p) {
+inline Floats to_float(Ints v) { return _mm256_cvtepi32_ps(v); }
+inline Ints mul(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
+inline Ints sub(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+inline Ints sub_bytes(Ints a, Ints b) { return _mm256_sub_epi8(a, b); }
+inline Ints widen_bytes(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline Ints unpack_nibbles(const uint8_t* p) {
   int32_t four;
   std::memcpy(&four, p, sizeof four);
   const Ints v = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
-  return low(_mm256_or_si256(v, _mm256_slli_epi64(v, 28)));
+  return low_nibbles(_mm256_or_si256(v, _mm256_slli_epi64(v, 28)));
 }
 inline Ints centred(Ints v) { return _mm256_xor_si256(v, _mm256_set1_epi8(char(0x80))); }
-inline Ints added(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
-inline Ints larger(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
-inline Ints magnitude(Ints of_float) { return _mm256_and_si256(of_float, _mm256_set1_epi32(0x7fffffff)); }
-inline int32_t sum_of(Ints v) {
+inline Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+inline Ints max(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
+inline Ints abs_bits(Ints of_float) { return _mm256_and_si256(of_float, _mm256_set1_epi32(0x7fffffff)); }
+inline int32_t reduce_add(Ints v) {
   __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
 }
-inline int32_t largest_of(Ints v) {
+inline int32_t reduce_max(Ints v) {
   __m128i four = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
   return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
 }
-inline Ints rounded(Floats v) { return _mm256_cvtps_epi32(v); }  // half to even
-inline __m128i low_bytes(Ints v) {
+inline Ints round_to_int(Floats v) { return _mm256_cvtps_epi32(v); }  // half to even
+inline __m128i narrow_to_bytes(Ints v) {
   const Ints dwords = _mm256_shuffle_epi8(v, _mm256_set1_epi32(0x0c080400));
   return _mm_unpacklo_epi32(_mm256_castsi256_si128(dwords), _mm256_extracti128_si256(dwords, 1));
 }
 inline void store_bytes(void* p, __m128i v) { _mm_storel_epi64((__m128i*)p, v); }
-inline Floats times(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
-inline Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-inline Floats picked(Floats from, Ints places) { return _mm256_permutevar8x32_ps(from, places); }
-inline __m256 halved(Floats v) { return v; }
-inline Ints low_words(Ints a, Ints b) { return _mm256_unpacklo_epi32(a, b); }
-inline Ints high_words(Ints a, Ints b) { return _mm256_unpackhi_epi32(a, b); }
-inline Ints low_pairs(Ints a, Ints b) { return _mm256_unpacklo_epi64(a, b); }
-inline Ints high_pairs(Ints a, Ints b) { return _mm256_unpackhi_epi64(a, b); }
-inline void turn_quarters(const Ints* from, Ints* to, int64_t apart) {
+inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+inline Floats fmadd(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline Floats permute(Floats from, Ints places) { return _mm256_permutevar8x32_ps(from, places); }
+inline __m256 add_halves(Floats v) { return v; }
+inline Ints unpacklo_32(Ints a, Ints b) { return _mm256_unpacklo_epi32(a, b); }
+inline Ints unpackhi_32(Ints a, Ints b) { return _mm256_unpackhi_epi32(a, b); }
+inline Ints unpacklo_64(Ints a, Ints b) { return _mm256_unpacklo_epi64(a, b); }
+inline Ints unpackhi_64(Ints a, Ints b) { return _mm256_unpackhi_epi64(a, b); }
+inline void transpose_quarters(const Ints* from, Ints* to, int64_t apart) {
   to[0] = _mm256_permute2x128_si256(from[0], from[4], 0x20);
   to[apart] = _mm256_permute2x128_si256(from[0], from[4], 0x31);
 }
@@ -148,15 +148,15 @@ inline Ints dot(Ints into, Ints w, Ints x) {
 
 // Of each 2 * kRun bytes those at even places, then the others.
 template <int kRun>
-inline __m128i even_first(__m128i v) {
+inline __m128i deinterleave(__m128i v) {
   return _mm_shuffle_epi8(v, kRun == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
                                        : _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
 }
 
 // The sums of four vectors each.
-inline __m128 sums_of(const Floats* v) {
+inline __m128 reduce_add(const Floats* v) {
   __m256 h[4];
-  for (int i = 0; i < 4; ++i) h[i] = halved(v[i]);
+  for (int i = 0; i < 4; ++i) h[i] = add_halves(v[i]);
   const __m256 t = _mm256_hadd_ps(_mm256_hadd_ps(h[0], h[1]), _mm256_hadd_ps(h[2], h[3]));
   return _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
 }
@@ -164,11 +164,11 @@ inline __m128 sums_of(const Floats* v) {
 // Dword i of vector j becomes dword j of vector i.
 inline void transpose(Ints* v) {
   Ints t[kLanes], u[kLanes];
-  for (int i = 0; i < kLanes; i += 2) t[i] = low_words(v[i], v[i + 1]), t[i + 1] = high_words(v[i], v[i + 1]);
+  for (int i = 0; i < kLanes; i += 2) t[i] = unpacklo_32(v[i], v[i + 1]), t[i + 1] = unpackhi_32(v[i], v[i + 1]);
   for (int i = 0; i < kLanes; i += 4)
     for (int j = 0; j < 2; ++j)
-      u[i + 2 * j] = low_pairs(t[i + j], t[i + j + 2]), u[i + 2 * j + 1] = high_pairs(t[i + j], t[i + j + 2]);
-  for (int j = 0; j < 4; ++j) turn_quarters(u + j, v + j, 4);
+      u[i + 2 * j] = unpacklo_64(t[i + j], t[i + j + 2]), u[i + 2 * j + 1] = unpackhi_64(t[i + j], t[i + j + 2]);
+  for (int j = 0; j < 4; ++j) transpose_quarters(u + j, v + j, 4);
 }
 
 constexpr int64_t kVectors = 2, kTile = kVectors * kLanes, kStep = 4 * kLanes;  // columns at once, numbers in a vector

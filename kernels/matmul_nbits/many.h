@@ -13,7 +13,7 @@ template <int kBits, int kRows>
 void rows_of(const Product& p, const Rounded& x, const Panel<false>& panel, int64_t m, int64_t n) {
   Floats sums[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = all(0.0f);
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = broadcast(0.0f);
   const int64_t blocks = x.blocks, groups = p.block / 4;
   const uint8_t* weights = panel.codes;
   const int8_t* codes = x.codes + m * x.stride;
@@ -22,8 +22,8 @@ void rows_of(const Product& p, const Rounded& x, const Panel<false>& panel, int6
     for (int r = 0; r < kRows; ++r) {
       const int32_t total = x.sum[(m + r) * blocks + b];
       for (int v = 0; v < kVectors; ++v)
-        inner[r][v] = panel.zero ? times(load(panel.zero + b * kTile + v * kLanes), all(total))
-                                 : all(total * (base(p) - p.middle()));
+        inner[r][v] = panel.zero ? mul(load(panel.zero + b * kTile + v * kLanes), broadcast(total))
+                                 : broadcast(total * (base(p) - p.middle()));
     }
     for (int64_t g = 0; g < groups; ++g, weights += kTile * 4, codes += 4) {
       Ints w[kVectors];
@@ -31,14 +31,14 @@ void rows_of(const Product& p, const Rounded& x, const Panel<false>& panel, int6
       for (int r = 0; r < kRows; ++r) {
         int32_t four;
         std::memcpy(&four, codes + r * x.stride, sizeof four);
-        const Ints of = all(four);
+        const Ints of = broadcast(four);
         for (int v = 0; v < kVectors; ++v) inner[r][v] = dot<kBits>(inner[r][v], w[v], of);
       }
     }
     for (int v = 0; v < kVectors; ++v) {
       const Floats scale = load_floats(panel.scale + b * kTile + v * kLanes);
       for (int r = 0; r < kRows; ++r)
-        sums[r][v] = fused(times(floats(inner[r][v]), all(x.scale[(m + r) * blocks + b])), scale, sums[r][v]);
+        sums[r][v] = fmadd(mul(to_float(inner[r][v]), broadcast(x.scale[(m + r) * blocks + b])), scale, sums[r][v]);
     }
   }
   const int64_t left = p.columns - n;

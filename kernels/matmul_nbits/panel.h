@@ -43,11 +43,11 @@ struct Panel {
         transpose(dwords);
         for (int64_t i = 0; i < kLanes && 4 * i < left; ++i) {
           if (p.bits == 4) {
-            Ints even = low(dwords[i]), odd = high(dwords[i]);
+            Ints even = low_nibbles(dwords[i]), odd = high_nibbles(dwords[i]);
             if (kSigned) {
               const int64_t b = (at + 4 * i) / p.block_bytes();
-              const Ints off = zero ? times(load(zero + b * kTile + v * kLanes), all(-0x01010101)) : all(0x08080808);
-              even = minus_bytes(even, off), odd = minus_bytes(odd, off);
+              const Ints off = zero ? mul(load(zero + b * kTile + v * kLanes), broadcast(-0x01010101)) : broadcast(0x08080808);
+              even = sub_bytes(even, off), odd = sub_bytes(odd, off);
             }
             store(to, even), store(to + kTile * 4, odd);
             to += 2 * kTile * 4;

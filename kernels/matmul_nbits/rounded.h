@@ -60,23 +60,23 @@ struct Rounded {
         std::memcpy(padded, x, size_t(p.depth - begin) * sizeof(float));
         x = padded;
       }
-      Ints most = all(0);  // magnitudes as integers order as they do themselves, NaN above all
-      for (int64_t i = 0; i < p.block; i += kLanes) most = larger(most, magnitude(load(x + i)));
-      const int32_t bits = largest_of(most);
+      Ints most = broadcast(0);  // magnitudes as integers order as they do themselves, NaN above all
+      for (int64_t i = 0; i < p.block; i += kLanes) most = max(most, abs_bits(load(x + i)));
+      const int32_t bits = reduce_max(most);
       float largest;
       std::memcpy(&largest, &bits, sizeof largest);
       const bool finite = bits < 0x7f800000;
       const bool nothing = largest / 127 < FLT_MIN;  // a scale that is not exact would give codes beyond 127
       const float by = !finite ? NAN : nothing ? 1 : largest / 127;
-      const Floats inverse = all(1 / by);  // as ONNX Runtime does, so that codes are the same
-      Ints total = all(0);
+      const Floats inverse = broadcast(1 / by);  // as ONNX Runtime does, so that codes are the same
+      Ints total = broadcast(0);
       for (int64_t i = 0; i < p.block; i += kLanes) {
-        const Ints code = rounded(times(load_floats(x + i), inverse));
-        total = added(total, code);
-        put(p, m, begin + i, low_bytes(code));
+        const Ints code = round_to_int(mul(load_floats(x + i), inverse));
+        total = add(total, code);
+        put(p, m, begin + i, narrow_to_bytes(code));
       }
       const int64_t at = place(m, b);
-      scale[at] = by, sum[at] = finite ? sum_of(total) : 0, owed[at] = by * float(sum[at]);
+      scale[at] = by, sum[at] = finite ? reduce_add(total) : 0, owed[at] = by * float(sum[at]);
     }
   }
 
@@ -85,9 +85,9 @@ struct Rounded {
     int8_t* to = codes + m * stride + k;
     if (order == kTiled) to = codes + m / 16 * 16 * stride + k / step * 16 * step + m % 16 * step + k % step;
     if (p.bits == 8) return store_bytes(to, code);
-    if (order != kApart) return store_bytes(to, even_first<4>(code));
+    if (order != kApart) return store_bytes(to, deinterleave<4>(code));
     alignas(16) int8_t both[kLanes];
-    store_bytes(both, even_first<kLanes / 2>(code));
+    store_bytes(both, deinterleave<kLanes / 2>(code));
     to = codes + m * stride + k / (2 * kStep) * (2 * kStep) + k % (2 * kStep) / 2;
     std::memcpy(to, both, kLanes / 2), std::memcpy(to + kStep, both + kLanes / 2, kLanes / 2);
   }

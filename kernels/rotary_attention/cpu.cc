@@ -30,9 +30,7 @@ constexpr int64_t kLeastSplit = 256;          // cached tokens that are worth a 
 constexpr float kNothing = -__FLT_MAX__;      // finite, so that differences of it are no NaN
 constexpr float kHidden = -__builtin_inff();
 
-int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t more(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 void fill(float* x, int64_t n, float with) {
   for (int64_t i = 0; i < n; ++i) x[i] = with;
@@ -86,10 +84,10 @@ void put(const float* x, int64_t n, uint16_t* to, float*) {
 }
 
 // Codes of v / scale; where the scale is so small that it was rounded itself, no further than 127.
-inline Floats coded(Floats v, Floats scale) {
-  v = rounded(v / scale);
-  v = v > 127.0f ? all(127.0f) : v;
-  return v < -127.0f ? all(-127.0f) : v;
+inline Floats quantized(Floats v, Floats scale) {
+  v = round(v / scale);
+  v = v > 127.0f ? broadcast(127.0f) : v;
+  return v < -127.0f ? broadcast(-127.0f) : v;
 }
 
 void put(const float* x, int64_t n, int8_t* to, float* scale) {
@@ -99,17 +97,17 @@ void put(const float* x, int64_t n, int8_t* to, float* scale) {
   for (int64_t d = whole; d < n; ++d) tail[d - whole] = x[d];
   for (int64_t d = 0; d <= whole; d += kLanes) {
     const Floats v = d < whole ? load(x + d) : load(tail);
-    most = larger(most, v < 0.0f ? -v : v);
+    most = max(most, v < 0.0f ? -v : v);
     poison += v * 0.0f;
   }
-  *scale = largest(most) / 127.0f + sum(poison);
+  *scale = reduce_max(most) / 127.0f + reduce_add(poison);
   if (!(*scale > 0)) {
     std::memset(to, 0, size_t(n));
     return;
   }
-  for (int64_t d = 0; d < whole; d += kLanes) store(to + d, coded(load(x + d), all(*scale)));
+  for (int64_t d = 0; d < whole; d += kLanes) store(to + d, quantized(load(x + d), broadcast(*scale)));
   int8_t codes[kLanes];
-  store(codes, coded(load(tail), all(*scale)));
+  store(codes, quantized(load(tail), broadcast(*scale)));
   for (int64_t d = whole; d < n; ++d) to[d] = codes[d - whole];
 }
 
@@ -126,16 +124,16 @@ void append(const Attention& a, int64_t row, int64_t t, float* turned) {
 
 // ---- decode
 
-// How memory is asked for ahead of being read; places past the cache's end do no harm.
+// How far ahead memory is prefetched; places past the cache's end do no harm.
 // - Eight lanes: numbers that take work to widen are otherwise waited for (float16 took 1.31 times as long as reading, int8
-//   1.68; so 1.18 and 1.34); floats come in time by themselves, and asking slowed them (1.10 to 1.25).
-// - Sixteen lanes outrun what comes by itself: it is asked for once, from 4,096 bytes ahead on, for the first cache alone, or
-//   closer by, and what comes later as well, to have it in the second cache (`Asked`).
-enum Asking { kNot, kNear, kOnce, kTwice };
+//   1.68; so 1.18 and 1.34); floats come in time by themselves, and prefetching slowed them (1.10 to 1.25).
+// - Sixteen lanes outrun what comes by itself: memory is prefetched once, from 4,096 bytes ahead on, for the first cache
+//   alone, or closer by, and what comes later as well, to have it in the second cache (`PrefetchPolicy`).
+enum Prefetch { kNone, kNear, kOnce, kTwice };
 constexpr int64_t kLine = 64;
 
-// Rows that are read in order, and what is read after them, which is asked for when their end is near.
-template <typename C, Asking kHow>
+// Rows that are read in order, and what is read after them, which is prefetched when their end is near.
+template <typename C, Prefetch kHow>
 struct Stream {
   uintptr_t end, jump;
 
@@ -143,9 +141,9 @@ struct Stream {
       : end(reinterpret_cast<uintptr_t>(rows_end)), jump(reinterpret_cast<uintptr_t>(next) - end) {}
 
   // `count` numbers are about to be read from p on.
-  void ask(const C* p, int64_t count) const {
+  void prefetch(const C* p, int64_t count) const {
     const auto at = reinterpret_cast<uintptr_t>(p);
-    for (int64_t byte = 0; kHow != kNot && byte < count * int64_t(sizeof(C)); byte += kLine) {
+    for (int64_t byte = 0; kHow != kNone && byte < count * int64_t(sizeof(C)); byte += kLine) {
       const uintptr_t line = at + uintptr_t(byte);
       if (kHow == kNear) __builtin_prefetch(place(line + 2048 / sizeof(C)));
       if (kHow == kOnce) __builtin_prefetch(place(line + (sizeof(C) < 4 ? 8192 : 4096)), 0, 0);
@@ -165,16 +163,16 @@ struct Stream {
 template <typename C>
 inline Floats dots(const float* q, const C* k, int64_t n, int64_t last) {
   const C* row[kLanes];
-  for (int i = 0; i < kLanes; ++i) row[i] = k + less(i, last) * n;
+  for (int i = 0; i < kLanes; ++i) row[i] = k + min(i, last) * n;
   Floats acc[kLanes] = {};
   int64_t d = 0;
   for (; d + kLanes <= n; d += kLanes) {
     const Floats x = load(q + d);
-    for (int i = 0; i < kLanes; ++i) acc[i] = fused(x, load(row[i] + d), acc[i]);
+    for (int i = 0; i < kLanes; ++i) acc[i] = fmadd(x, load(row[i] + d), acc[i]);
   }
-  Floats out = sums(acc);
+  Floats out = reduce_add(acc);
   for (; d < n; ++d)
-    for (int i = 0; i < kLanes; ++i) out[i] += q[d] * value_of(row[i][d]);
+    for (int i = 0; i < kLanes; ++i) out[i] += q[d] * to_float(row[i][d]);
   return out;
 }
 
@@ -184,26 +182,26 @@ inline Floats dots(const float* q, const C* k) {
   Floats acc[kLanes];
   for (int i = 0; i < kLanes; ++i) {
     acc[i] = Floats{};
-    for (int d = 0; d < kSize; d += kLanes) acc[i] = fused(load(q + d), load(k + i * kSize + d), acc[i]);
+    for (int d = 0; d < kSize; d += kLanes) acc[i] = fmadd(load(q + d), load(k + i * kSize + d), acc[i]);
   }
-  return sums(acc);
+  return reduce_add(acc);
 }
 
 // out[d] += sum_j p[j] * v[j][d] for N vectors of d.
-template <typename C, Asking kHow, int N>
+template <typename C, Prefetch kHow, int N>
 inline void mix(const float* p, const C* v, int64_t count, int64_t n, float* out, const Stream<C, kHow>& stream) {
   Floats acc[N];
   for (int i = 0; i < N; ++i) acc[i] = load(out + i * kLanes);
   for (int64_t j = 0; j < count; ++j) {
-    const Floats weight = all(p[j]);
-    stream.ask(v + j * n, N * kLanes);
-    for (int i = 0; i < N; ++i) acc[i] = fused(weight, load(v + j * n + i * kLanes), acc[i]);
+    const Floats weight = broadcast(p[j]);
+    stream.prefetch(v + j * n, N * kLanes);
+    for (int i = 0; i < N; ++i) acc[i] = fmadd(weight, load(v + j * n + i * kLanes), acc[i]);
   }
   for (int i = 0; i < N; ++i) store(out + i * kLanes, acc[i]);
 }
 
 // All dimensions of `count` rows of values.
-template <typename C, Asking kHow>
+template <typename C, Prefetch kHow>
 void mix_rows(const float* p, const C* v, int64_t count, int64_t n, float* out, const Stream<C, kHow>& stream) {
   int64_t d = 0;
   for (; d + 8 * kLanes <= n; d += 8 * kLanes) mix<C, kHow, 8>(p, v + d, count, n, out + d, stream);
@@ -211,7 +209,7 @@ void mix_rows(const float* p, const C* v, int64_t count, int64_t n, float* out, 
   for (; d + 2 * kLanes <= n; d += 2 * kLanes) mix<C, kHow, 2>(p, v + d, count, n, out + d, stream);
   for (; d + kLanes <= n; d += kLanes) mix<C, kHow, 1>(p, v + d, count, n, out + d, stream);
   for (; d < n; ++d)
-    for (int64_t j = 0; j < count; ++j) out[d] += p[j] * value_of(v[j * n + d]);
+    for (int64_t j = 0; j < count; ++j) out[d] += p[j] * to_float(v[j * n + d]);
 }
 
 // What a query gathered from some places: its largest score, the sum of exponentials, and the values that they weigh.
@@ -221,16 +219,16 @@ struct Part {
 
 // Adds places [from, to). p has room for them, to a multiple of kLanes. `next` is what is read after them; kSize is head_dim,
 // or 0 where it is none that is known.
-template <typename C, Asking kHow, int kSize>
+template <typename C, Prefetch kHow, int kSize>
 void gather(const Attention& a, const Head<C>& head, const float* q, const float* bias, int64_t from, int64_t to,
             float* p, Part& part, float* mixed, const C* next) {
-  const int64_t n = a.head_dim, count = to - from, padded = up(count, kLanes);
+  const int64_t n = a.head_dim, count = to - from, padded = round_up(count, kLanes);
   const C *key = head.key + from * n, *value = head.value + from * n;
   const Stream<C, kHow> keys(key + count * n, value), values(value + count * n, next);
-  Floats scores_most = all(part.most);
+  Floats scores_most = broadcast(part.most);
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
-    keys.ask(key + j * n, kLanes * n);
+    keys.prefetch(key + j * n, kLanes * n);
     Floats s;
     if constexpr (kSize > 0)
       s = dots<C, kSize>(q, key + j * n);
@@ -238,33 +236,33 @@ void gather(const Attention& a, const Head<C>& head, const float* q, const float
       s = dots(q, key + j * n, n, kLanes - 1);
     if constexpr (kScaled<C>) s = s * load(head.key_scale + from + j);
     s += load(bias + from + j);
-    scores_most = larger(scores_most, s);
+    scores_most = max(scores_most, s);
     store(p + j, s);
   }
   if (j < count) {
     const Floats s = dots(q, key + j * n, n, count - 1 - j);
     for (int64_t i = j; i < padded; ++i)
       p[i] = i < count ? s[i - j] * (kScaled<C> ? head.key_scale[from + i] : 1.0f) + bias[from + i] : kHidden;
-    scores_most = larger(scores_most, load(p + j));
+    scores_most = max(scores_most, load(p + j));
   }
-  const float most = largest(scores_most);
+  const float most = reduce_max(scores_most);
   Floats total = {};
   for (j = 0; j < padded; j += kLanes) {
-    const Floats e = exp_of(load(p + j) - most);
+    const Floats e = exp(load(p + j) - most);
     total += e;
     store(p + j, e);
   }
   if constexpr (kScaled<C>)
     for (j = 0; j < count; ++j) p[j] *= head.value_scale[from + j];
-  const float shrink = part.total > 0 ? exp_of(all(part.most - most))[0] : 0.0f;
-  part = {most, part.total * shrink + sum(total)};
+  const float shrink = part.total > 0 ? exp(broadcast(part.most - most))[0] : 0.0f;
+  part = {most, part.total * shrink + reduce_add(total)};
   if (shrink != 1.0f)
     for (int64_t d = 0; d < n; ++d) mixed[d] *= shrink;
   for (j = 0; j < count; j += kRows)
-    mix_rows(p + j, value + j * n, less(kRows, count - j), n, mixed, values);
+    mix_rows(p + j, value + j * n, min(kRows, count - j), n, mixed, values);
 }
 
-template <typename C, Asking kHow, int kSize>
+template <typename C, Prefetch kHow, int kSize>
 struct Decode {
   const Attention& a;
   int64_t splits;
@@ -275,10 +273,10 @@ struct Decode {
     auto& self = *static_cast<Decode*>(data);
     const Attention& a = self.a;
     const int64_t row = int64_t(task) / self.splits, split = int64_t(task) % self.splits, n = a.head_dim;
-    const int64_t b = row / a.heads, h = row % a.heads, length = up(a.total, self.splits) / self.splits;
+    const int64_t b = row / a.heads, h = row % a.heads, length = round_up(a.total, self.splits) / self.splits;
     const float factor = 1.0f / __builtin_sqrtf(float(n));
     const int64_t step = a.fresh > 1 ? kBlock : length;  // one query sees each place once, however far it lies
-    float* q = scratch(kTask, size_t(a.fresh * n + n + up(less(step, length), kLanes) + a.fresh * n));
+    float* q = scratch(kTask, size_t(a.fresh * n + n + round_up(min(step, length), kLanes) + a.fresh * n));
     float *turned = q + a.fresh * n, *mixed = turned + n, *p = mixed + a.fresh * n;
     Part part[kFewTokens];
     fill(mixed, a.fresh * n, 0.0f);
@@ -289,10 +287,10 @@ struct Decode {
       part[t] = {kNothing, 0.0f};
     }
     const Head<C> head(a, row);
-    const int64_t end = less(a.total, (split + 1) * length);
+    const int64_t end = min(a.total, (split + 1) * length);
     for (int64_t from = split * length; from < end; from += step)
       for (int64_t t = 0; t < a.fresh; ++t) {
-        const int64_t to = less(less(from + step, end), a.total - a.fresh + t + 1);
+        const int64_t to = min(min(from + step, end), a.total - a.fresh + t + 1);
         // Most often the task after this one is the same thread's.
         const C* next = t + 1 < a.fresh ? head.key + from * n : to < end ? head.key + to * n : head.key + a.room * n;
         if (from < to)
@@ -324,7 +322,7 @@ struct Decode {
         for (int64_t s = 0; s < splits; ++s) most = parts[at + s].most > most ? parts[at + s].most : most;
         float* sum_of = gathered + at * n;
         for (int64_t s = 0; s < splits; ++s) {
-          const float share = exp_of(all(parts[at + s].most - most))[0];
+          const float share = exp(broadcast(parts[at + s].most - most))[0];
           total += parts[at + s].total * share;
           for (int64_t d = 0; d < n; ++d) sum_of[d] = (s ? sum_of[d] : 0.0f) + share * gathered[(at + s) * n + d];
         }
@@ -333,11 +331,11 @@ struct Decode {
   }
 };
 
-template <typename C, Asking kHow, int kSize>
+template <typename C, Prefetch kHow, int kSize>
 void decode(const Attention& a, const Parallel& parallel) {
   const int64_t rows = a.batch * a.heads, threads = hardware_threads();
   const int64_t wanted = rows >= threads ? 1 : (2 * threads + rows - 1) / rows;
-  const int64_t splits = more(1, less(wanted, a.total / kLeastSplit)), parts = rows * a.fresh * splits;
+  const int64_t splits = max(1, min(wanted, a.total / kLeastSplit)), parts = rows * a.fresh * splits;
   if (splits == 1) {
     Decode<C, kHow, kSize> job{a, 1, nullptr, nullptr};
     parallel(size_t(rows), Decode<C, kHow, kSize>::run, &job);
@@ -364,8 +362,8 @@ inline void block(const float* a, int64_t rows, int64_t columns, const float* b,
     Floats x[N];
     for (int n = 0; n < N; ++n) x[n] = load(b + k * ldb + n * kLanes);
     for (int r = 0; r < R; ++r) {
-      const Floats y = all(a[r * rows + k * columns]);
-      for (int n = 0; n < N; ++n) acc[r][n] = fused(y, x[n], acc[r][n]);
+      const Floats y = broadcast(a[r * rows + k * columns]);
+      for (int n = 0; n < N; ++n) acc[r][n] = fmadd(y, x[n], acc[r][n]);
     }
   }
   for (int r = 0; r < R; ++r)
@@ -406,7 +404,7 @@ const float* as_floats(const C* x, const float* scale, int64_t from, int64_t n, 
     const float s = kScaled<C> ? scale[from + j] : 1.0f;
     int64_t d = 0;
     for (; d + kLanes <= n; d += kLanes) store(to + j * width + d, load(x + j * n + d) * s);
-    for (; d < n; ++d) to[j * width + d] = value_of(x[j * n + d]) * s;
+    for (; d < n; ++d) to[j * width + d] = to_float(x[j * n + d]) * s;
     fill(to + j * width + n, width - n, 0.0f);
   }
   return to;
@@ -416,7 +414,7 @@ const float* as_floats(const C* x, const float* scale, int64_t from, int64_t n, 
 bool finite(const float* x, int64_t n) {
   Floats poison = {};
   for (int64_t i = 0; i < n; i += kLanes) poison += load(x + i) * 0.0f;
-  return sum(poison) == 0.0f;
+  return reduce_add(poison) == 0.0f;
 }
 
 template <typename C>
@@ -438,8 +436,8 @@ struct Prefill {
   }
 
   void tile(int64_t row, int64_t tile) const {
-    const int64_t b = row / a.heads, h = row % a.heads, n = a.head_dim, width = up(n, kLanes);
-    const int64_t first = tile * kQueries, count = less(kQueries, a.fresh - first), lanes = up(count, kLanes);
+    const int64_t b = row / a.heads, h = row % a.heads, n = a.head_dim, width = round_up(n, kLanes);
+    const int64_t first = tile * kQueries, count = min(kQueries, a.fresh - first), lanes = round_up(count, kLanes);
     const int64_t start = a.total - a.fresh + first, end = start + count;  // places of the tile's own tokens
     const Head<C> head(a, row);
     float* q = scratch(kTask, size_t(n * kQueries + kKeys * kQueries + (kQueries + 2 * kKeys) * width + 3 * kQueries + n));
@@ -461,12 +459,12 @@ struct Prefill {
     fill(total, kQueries, 0.0f);
 
     for (int64_t from = 0; from < end; from += kKeys) {
-      const int64_t m = less(kKeys, end - from);
+      const int64_t m = min(kKeys, end - from);
       const float* k = as_floats(head.key + from * n, head.key_scale, from, n, width, keys, m);
       for (int64_t j = 0; j < m; j += kStripe) {
         const int64_t seen = seen_from(start, from + j);
         if (seen < lanes)
-          product(less(kStripe, m - j), lanes - seen, k + j * width, width, 1, q + seen, kQueries,
+          product(min(kStripe, m - j), lanes - seen, k + j * width, width, 1, q + seen, kQueries,
                   scores + j * kQueries + seen, kQueries, n, false);
       }
       hide(scores, b, first, count, start, from, m);
@@ -474,14 +472,14 @@ struct Prefill {
       if (from)
         for (int64_t i = 0; i < count; ++i) {
           if (shrink[i] == 1.0f) continue;
-          const Floats by = all(shrink[i]);
+          const Floats by = broadcast(shrink[i]);
           for (int64_t d = 0; d < width; d += kLanes) store(mixed + i * width + d, load(mixed + i * width + d) * by);
         }
       const float* v = as_floats(head.value + from * n, head.value_scale, from, n, width, values, m);
       // Of a stripe of queries, the keys that its last one sees, which weigh nothing for the others; but 0 * inf is NaN.
       const int64_t stripe = from + m <= start + 1 || finite(v, m * width) ? kStripe : 1;
       for (int64_t i = 0; i < count; i += stripe) {
-        const int64_t queries = less(stripe, count - i), depth = less(m, start + i + queries - from);
+        const int64_t queries = min(stripe, count - i), depth = min(m, start + i + queries - from);
         if (depth > 0)
           product(queries, width, scores + i, 1, kQueries, v, width, mixed + i * width, width, depth, true);
       }
@@ -493,7 +491,7 @@ struct Prefill {
   }
 
   // The first of the tile's queries that sees `place`, down to a multiple of kLanes.
-  static int64_t seen_from(int64_t start, int64_t place) { return more(0, place - start) / kLanes * kLanes; }
+  static int64_t seen_from(int64_t start, int64_t place) { return max(0, place - start) / kLanes * kLanes; }
 
   // Adds the bias to scores [keys, queries], and takes away the keys that come after a query.
   void hide(float* scores, int64_t b, int64_t first, int64_t count, int64_t start, int64_t from, int64_t m) const {
@@ -510,8 +508,8 @@ struct Prefill {
       }
       for (int64_t j = 0; any && j < m; ++j) scores[j * kQueries + i] += of_query[j];
     }
-    for (int64_t j = more(0, start - from + 1); j < m; ++j)
-      for (int64_t i = 0; i < less(up(count, kLanes), from + j - start); ++i) scores[j * kQueries + i] = kHidden;
+    for (int64_t j = max(0, start - from + 1); j < m; ++j)
+      for (int64_t i = 0; i < min(round_up(count, kLanes), from + j - start); ++i) scores[j * kQueries + i] = kHidden;
   }
 
   // Scores become exponentials; the largest so far, their sums and what earlier sums shrink by are kept up to date.
@@ -519,13 +517,13 @@ struct Prefill {
     for (int64_t i = 0; i < lanes; i += kLanes) {
       const Floats before = load(most + i);
       Floats now = before, sum_of = {};
-      for (int64_t j = 0; j < m; ++j) now = larger(now, load(scores + j * kQueries + i));
+      for (int64_t j = 0; j < m; ++j) now = max(now, load(scores + j * kQueries + i));
       for (int64_t j = 0; j < m; ++j) {
-        const Floats e = exp_of(load(scores + j * kQueries + i) - now);
+        const Floats e = exp(load(scores + j * kQueries + i) - now);
         sum_of += e;
         store(scores + j * kQueries + i, e);
       }
-      const Floats by = exp_of(before - now);
+      const Floats by = exp(before - now);
       store(most + i, now);
       store(shrink + i, by);
       store(total + i, load(total + i) * by + sum_of);
@@ -541,7 +539,7 @@ void prefill(const Attention& a, const Parallel& parallel) {
   parallel(size_t(a.batch * a.heads * tiles), Prefill<C>::run, &job);
 }
 
-template <typename C, Asking kHow>
+template <typename C, Prefetch kHow>
 void decode(const Attention& a, const Parallel& parallel) {
   switch (a.head_dim) {  // the suite's
     case 64: return decode<C, kHow, 64>(a, parallel);
@@ -556,10 +554,11 @@ void attend_cached(const Attention& a, const Parallel& parallel) {
   if (a.fresh >= kFewTokens) return prefill<C>(a, parallel);
   constexpr bool floats = sizeof(C) == sizeof(float);
   if constexpr (kLanes == 16)
-    asked == Asked::kOnce || (floats && asked == Asked::kFloatsOnce) ? decode<C, kOnce>(a, parallel)
-                                                                     : decode<C, kTwice>(a, parallel);
+    prefetch_policy == PrefetchPolicy::kOnce || (floats && prefetch_policy == PrefetchPolicy::kFloatsOnce)
+        ? decode<C, kOnce>(a, parallel)
+        : decode<C, kTwice>(a, parallel);
   else
-    decode<C, floats ? kNot : kNear>(a, parallel);
+    decode<C, floats ? kNone : kNear>(a, parallel);
 }
 
 }  // namespace

@@ -18,11 +18,11 @@ __global__ void rotate(PythiaCudaRotary r) {
   const bool known = row >= 0 && row < r.positions;
   const T *x = static_cast<const T*>(r.x) + at, *cos = static_cast<const T*>(r.cos), *sin = static_cast<const T*>(r.sin);
   for (int64_t d = threadIdx.x; d < r.head_dim; d += kThreads) {
-    float y = known ? wide(x[d]) : NAN;
+    float y = known ? widen(x[d]) : NAN;
     if (known && d < r.rotary_dim) {
       const bool is_first = r.interleaved ? d % 2 == 0 : d < half;
       const int64_t i = r.interleaved ? d / 2 : is_first ? d : d - half, by = r.interleaved ? 1 : half;
-      y = turned(y, wide(x[is_first ? d + by : d - by]), wide(cos[row * half + i]), wide(sin[row * half + i]), is_first);
+      y = rotated(y, widen(x[is_first ? d + by : d - by]), widen(cos[row * half + i]), widen(sin[row * half + i]), is_first);
     }
     static_cast<T*>(r.y)[at + d] = narrow<T>(y);
   }

@@ -48,7 +48,7 @@ __global__ void append(Call a) {
   PYTHIA_UNROLL
   for (int i = 0; i < kMostDim / kWarp; ++i) {
     const int64_t d = lane + i * kWarp;
-    x[i] = d >= n ? 0.0f : is_value ? wide(from[d]) : turn(from, d, half);
+    x[i] = d >= n ? 0.0f : is_value ? widen(from[d]) : turn(from, d, half);
   }
   C* to = static_cast<C*>(is_value ? a.value : a.key) + place * n;
   if constexpr (kScaled<C>) {
@@ -82,7 +82,7 @@ __device__ inline void load_place(const C* from, int64_t n, int lane, float to[D
       load_four(from + d, to + 4 * c);
     } else {
       PYTHIA_UNROLL
-      for (int i = 0; i < 4; ++i) to[4 * c + i] = d + i < n ? wide(from[d + i]) : 0.0f;
+      for (int i = 0; i < 4; ++i) to[4 * c + i] = d + i < n ? widen(from[d + i]) : 0.0f;
     }
   }
 }
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads) attend(Call a, Split split) {
       PYTHIA_UNROLL
       for (int by = 1; by < kLanes; by *= 2) score += __shfl_xor_sync(kAll, score, by);
       if (place >= end || first + t >= a.fresh || place > past + first + t) continue;
-      score = score * key_scale + wide(bias[(first + t) * a.total + place]);
+      score = score * key_scale + widen(bias[(first + t) * a.total + place]);
       if (score > largest[t]) {
         const float less = share(largest[t], score);
         sum[t] *= less, largest[t] = score;

@@ -48,7 +48,7 @@ __device__ inline void load(const PythiaCudaAttention& a, int64_t row, int64_t b
       if (n % 4 == 0) {
         load_four(key, k), load_four(value, v);
       } else {
-        for (int j = 0; j < 4 && d + j < n; ++j) k[j] = wide(key[j]), v[j] = wide(value[j]);
+        for (int j = 0; j < 4 && d + j < n; ++j) k[j] = widen(key[j]), v[j] = widen(value[j]);
       }
       if constexpr (kScaled) value_scale = a.value_scale[row * a.room + place];
     }
@@ -57,7 +57,7 @@ __device__ inline void load(const PythiaCudaAttention& a, int64_t row, int64_t b
       const A x = narrow<A>(v[j] * value_scale);
       // A weight of zero does not hide a value that is not finite. It makes the score NaN instead, which those see who see
       // the place.
-      const bool finite = fabsf(wide(x)) < INFINITY;
+      const bool finite = fabsf(widen(x)) < INFINITY;
       tile.key[at][d + j] = narrow<A>(finite ? k[j] : NAN);  // codes are exact in 16 bits; their scale waits for the score
       tile.value[d + j][at] = finite ? x : narrow<A>(0.0f);
     }
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) attend(PythiaCudaAttention a, Split 
           const int64_t d = 16 * s + 8 * late + 2 * t + j;
           pair[j] = real && d < n ? turn(from, d, a.rotary_dim / 2) : 0.0f;
         }
-        q[s][2 * late + which] = packed<A>(pair[0], pair[1]);
+        q[s][2 * late + which] = pack<A>(pair[0], pair[1]);
       }
   }
 
@@ -115,14 +115,14 @@ __global__ void __launch_bounds__(kThreads) attend(PythiaCudaAttention a, Split 
       for (int i = 0; i < 4; ++i) score[c][i] = 0;
       const A* key = &tile.key[8 * c + g][2 * t];
       PYTHIA_UNROLL
-      for (int s = 0; s < kSteps; ++s) multiply<A>(score[c], q[s], two(key + 16 * s), two(key + 16 * s + 8));
+      for (int s = 0; s < kSteps; ++s) mma<A>(score[c], q[s], load_pair(key + 16 * s), load_pair(key + 16 * s + 8));
       PYTHIA_UNROLL
       for (int i = 0; i < 4; ++i) {
         const int which = i / 2, at = 8 * c + 2 * t + i % 2;
         const int64_t place = base + at;
         const float scale = sizeof(C) == 1 ? by * tile.key_scale[at] : by;
         const bool hidden = place >= end || query[which] >= a.fresh || place > past + query[which];
-        score[c][i] = hidden ? -INFINITY : score[c][i] * scale + wide(bias[query[which] * a.total + place]);
+        score[c][i] = hidden ? -INFINITY : score[c][i] * scale + widen(bias[query[which] * a.total + place]);
         most[which] = fmaxf(most[which], score[c][i]);
       }
     }
@@ -149,11 +149,11 @@ __global__ void __launch_bounds__(kThreads) attend(PythiaCudaAttention a, Split 
       uint32_t weights[4];
       PYTHIA_UNROLL
       for (int i = 0; i < 4; ++i)
-        weights[i] = packed<A>(score[2 * s + i / 2][2 * (i % 2)], score[2 * s + i / 2][2 * (i % 2) + 1]);
+        weights[i] = pack<A>(score[2 * s + i / 2][2 * (i % 2)], score[2 * s + i / 2][2 * (i % 2) + 1]);
       PYTHIA_UNROLL
       for (int c = 0; c < kColumns; ++c) {
         const A* value = &tile.value[8 * c + g][16 * s + 2 * t];
-        multiply<A>(mixed[c], weights, two(value), two(value + 8));
+        mma<A>(mixed[c], weights, load_pair(value), load_pair(value + 8));
       }
     }
   }

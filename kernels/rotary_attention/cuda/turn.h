@@ -20,10 +20,10 @@ struct Turn {
   // Dimension d of one head of q or k, turned: half-split pairs (i, half + i) for d below 2 * half.
   __device__ float operator()(const A* x, int64_t d, int64_t half) const {
     if (!cos) return NAN;
-    const float own = wide(x[d]);
+    const float own = widen(x[d]);
     if (d >= 2 * half) return own;
     const int64_t i = d < half ? d : d - half;
-    return turned(own, wide(x[d < half ? d + half : i]), wide(cos[i]), wide(sin[i]), d < half);
+    return rotated(own, widen(x[d < half ? d + half : i]), widen(cos[i]), widen(sin[i]), d < half);
   }
 };
 
