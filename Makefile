@@ -129,6 +129,9 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "$(PYTHON) is older than Python 3.11; name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@echo "venv    installing the project and its dependencies into $(VENV) (minutes, the first time)"
 	@$(PYTHON) -m venv $(VENV)
+	@ls -d $(VENV)/lib/python*/site-packages/onnxruntime_gpu-*.dist-info >/dev/null 2>&1 \
+		&& echo "venv    onnxruntime takes the place of onnxruntime-gpu (docs/guides/gpu.md puts it back)" \
+		&& $(BIN)/python -m pip uninstall --quiet --yes onnxruntime-gpu || true
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

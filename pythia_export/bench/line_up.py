@@ -15,6 +15,7 @@ from ..base.interpreter import isolated_environment
 _LLAMA = ("llama_cpp", "gguf")
 _TORCH = ("transformers", "torch")
 _OPTIMUM = ("optimum.onnxruntime", "optimum.exporters.onnx", *_TORCH)
+_WITH_OPTIMUM = "pip install 'pythia-export[optimum]'"
 _FIND = Path(__file__).resolve().parent / "find.py"
 
 
@@ -32,10 +33,10 @@ class Contestant:
 
 
 PEERS = (
-    Contestant("Optimum float32", "optimum", "float32", _OPTIMUM, "pip install optimum-onnx", prepares=True),
-    Contestant("Optimum int8", "optimum", "int8", _OPTIMUM, "pip install optimum-onnx", prepares=True),
-    Contestant("transformers float32", "transformers", "float32", _TORCH, "pip install transformers"),
-    Contestant("transformers bfloat16", "transformers", "bfloat16", _TORCH, "pip install transformers"),
+    Contestant("Optimum float32", "optimum", "float32", _OPTIMUM, _WITH_OPTIMUM, prepares=True),
+    Contestant("Optimum int8", "optimum", "int8", _OPTIMUM, _WITH_OPTIMUM, prepares=True),
+    Contestant("transformers float32", "transformers", "float32", _TORCH, "pip install 'pythia-export[bench]'"),
+    Contestant("transformers bfloat16", "transformers", "bfloat16", _TORCH, "pip install 'pythia-export[bench]'"),
     Contestant(
         "onnxruntime-genai", "genai", "", ("onnxruntime_genai",),
         "pip install onnxruntime-genai, into an environment of its own, named by --peer-python", reads_checkpoint=False,

@@ -61,17 +61,16 @@ class _Commands(Group):
             fail(e, ctx.params.get("debug", False))
         except ModuleNotFoundError as e:
             from ..base.errors import EnvironmentProblem
+            from ..base.extras import install_command
 
-            problem = EnvironmentProblem(f"this command needs {e.name}, which is not installed", hint=_REINSTALL)
+            what = install_command(e.name or "", ctx.invoked_subcommand or "")
+            problem = EnvironmentProblem(f"this command needs {e.name}, which is not installed", hint=what)
             fail(problem, ctx.params.get("debug", False))
         except Exception as e:
             fault = memory_fault(e)
             if fault is None:
                 raise
             fail(fault, ctx.params.get("debug", False))
-
-
-_REINSTALL = "pip install pythia-export, in a virtual environment of its own."
 
 
 app = App(name="pythia-export", cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)

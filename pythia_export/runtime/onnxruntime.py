@@ -39,23 +39,24 @@ def onnxruntime() -> Any:
         raise EnvironmentProblem(
             "both onnxruntime and onnxruntime-gpu are installed; they write the same files, and which of the two runs "
             "depends on the order of installation",
-            hint="pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu, which also runs on "
-            "a CPU alone. Keep plain onnxruntime only where onnxruntime-gpu has no wheel.",
+            hint="pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime; or, for an NVIDIA GPU, "
+            "pip install onnxruntime-gpu, which also runs on a CPU alone.",
         )
+    name = installed[0] if installed else "onnxruntime"
     try:
         import onnxruntime
     except Exception as e:  # its own code runs, and libraries load: anything may be raised
         said = str(e).strip() or type(e).__name__
-        raise EnvironmentProblem(f"ONNX Runtime cannot be imported: {said}", hint="pip install onnxruntime-gpu") from e
+        raise EnvironmentProblem(f"ONNX Runtime cannot be imported: {said}", hint=f"pip install {name}") from e
     if not hasattr(onnxruntime, "InferenceSession"):  # what uninstalling one of the two leaves
         raise EnvironmentProblem(
             f"the installation of ONNX Runtime is broken: {', '.join(installed) or 'a folder without a package'}",
-            hint="pip install --force-reinstall --no-deps onnxruntime-gpu",
+            hint=f"pip install --force-reinstall --no-deps {name}",
         )
     if _version(onnxruntime.__version__) < OLDEST:
         raise EnvironmentProblem(
             f"ONNX Runtime {onnxruntime.__version__} is installed; {'.'.join(map(str, OLDEST))} or newer is needed",
-            hint=f"pip install --upgrade {' '.join(installed) or 'onnxruntime-gpu'}",
+            hint=f"pip install --upgrade {name}",
         )
     return onnxruntime
 
