@@ -98,6 +98,7 @@ ort::Domain* domain(ort::Status** failed) {
 #ifndef PYTHIA_CUDA  // a GPU has ONNX Runtime's own kernel, which the function calls
   const Version* version = chosen();
   // Where there is no version the operator itself says so, instead of leaving the work to the function unnoticed.
+  if (!*failed && (!version || version->product)) *failed = add<LinearNBits>(made);
   if (!*failed && (!version || version->product)) *failed = add<MatMulNBits>(made);
 #endif
   return made;

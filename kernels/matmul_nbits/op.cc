@@ -1,10 +1,10 @@
-// pythia::MatMulNBits as ONNX Runtime sees it: every input is checked here, and nowhere below.
+// pythia::LinearNBits as ONNX Runtime sees it: every input is checked here, and nowhere below.
 #include "op.h"
 
 namespace pythia {
 
-MatMulNBits::MatMulNBits(const ort::Api& api, const ort::KernelInfo* info, Types)
-    : node_(api, info, "pythia::MatMulNBits"),
+LinearNBits::LinearNBits(const ort::Api& api, const ort::KernelInfo* info, Types, const char* called)
+    : node_(api, info, called),
       depth_(node_.attribute("K")),
       columns_(node_.attribute("N")),
       bits_(node_.attribute("bits")),
@@ -20,7 +20,7 @@ MatMulNBits::MatMulNBits(const ort::Api& api, const ort::KernelInfo* info, Types
                  std::to_string(kMost) + " was expected");
 }
 
-void MatMulNBits::compute(ort::KernelContext* context) const {
+void LinearNBits::compute(ort::KernelContext* context) const {
   const Call call(node_, context);
   const Tensor a = call.input(0, "A");
   if (a.shape.empty() || a.shape.back() != depth_ || product(a.shape) == 0)
@@ -43,7 +43,7 @@ void MatMulNBits::compute(ort::KernelContext* context) const {
   version_->product(p, call.parallel());
 }
 
-void MatMulNBits::infer(const Inference& in) {
+void LinearNBits::infer(const Inference& in) {
   for (size_t rank : {1, 2, 3}) {
     std::vector<Dimension> shape = in.shape(0, rank);
     bool known = false;

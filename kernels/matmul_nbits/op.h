@@ -1,4 +1,4 @@
-// pythia::MatMulNBits on a CPU, as ONNX Runtime sees it.
+// pythia::LinearNBits on a CPU, as ONNX Runtime sees it.
 #pragma once
 
 #include "../node.h"
@@ -6,11 +6,11 @@
 
 namespace pythia {
 
-class MatMulNBits {
+class LinearNBits {
  public:
   using Types = ort::ElementType;
   static constexpr Types kTypes[] = {ort::kFloat};
-  static constexpr const char* kName = "MatMulNBits";
+  static constexpr const char* kName = "LinearNBits";
   static constexpr size_t kInputs = 6, kRequiredInputs = 3, kOutputs = 1, kRequiredOutputs = 1;
   static constexpr const char* kProvider = nullptr;  // the CPU
   static ort::MemoryType input_memory(size_t) { return ort::kDefaultMemory; }
@@ -20,13 +20,22 @@ class MatMulNBits {
   static ort::ElementType output_type(Types, size_t) { return ort::kFloat; }
   static void infer(const Inference& inference);
 
-  MatMulNBits(const ort::Api& api, const ort::KernelInfo* info, Types);
+  LinearNBits(const ort::Api& api, const ort::KernelInfo* info, Types, const char* called = "pythia::LinearNBits");
   void compute(ort::KernelContext* context) const;
 
  private:
   Node node_;
   int64_t depth_, columns_, bits_, block_;
   const Version* version_;
+};
+
+// The same operator by the name that older artifacts call. Tools that rename functions rename every call of a
+// name, and inside its function this one was the name of ONNX Runtime's operator too.
+class MatMulNBits : public LinearNBits {
+ public:
+  static constexpr const char* kName = "MatMulNBits";
+  MatMulNBits(const ort::Api& api, const ort::KernelInfo* info, Types types)
+      : LinearNBits(api, info, types, "pythia::MatMulNBits") {}
 };
 
 }  // namespace pythia

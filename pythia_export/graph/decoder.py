@@ -16,10 +16,12 @@ from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, NORMS, QKV, Activation, Ne
 from ..recipe import Export
 from ..weights.layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, Layout, LinearPlan, Slot
 from ..weights.names import DATA_FILE
-from .ops import DOMAIN, LOWEST, MICROSOFT, OPSET, matmul_nbits, rotary_attention
+from .ops import DOMAIN, LINEAR, LOWEST, MICROSOFT, OPSET, linear_nbits, rotary_attention
 
 KEEP = "num_logits_to_keep"  # the name that transformers.js and Hugging Face gave it
+ALL_LOGITS = 2**31 - 1
 LOGITS_LENGTH = "logits_length"
+PACKED = ("MatMulNBits", LINEAR)  # operators with packed weights: ONNX Runtime's, and ours (once by the same name)
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -86,17 +88,19 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
     Outputs: logits [batch, sequence, vocab] float32 and the extended cache. `export.rotary` chooses whether
     attention stays a call of pythia.RotaryAttention ("custom") or its body stands in the graph.
 
-    num_logits_to_keep [] int64 says how many of the last tokens get logits; 0 is all. A prompt needs one, and the head
-    is a large part of a small model's work. It is a constant of the graph: as an input with a default every runtime
-    warns of it at load. Who wants to set it declares it as an input (runtime/graph.py, `settable`).
+    num_logits_to_keep [] int64 says how many of the last tokens get logits; 0 is all, and so is more than there are. A
+    prompt needs one, and the head is a large part of a small model's work. It is a constant of the graph: as an input
+    with a default every runtime warns of it at load. Who wants to set it declares it as an input (runtime/graph.py,
+    `settable`).
     """
     kind = _TYPES[export.dtype]
     tape = _Tape(layout)
-    shared = _shared_inputs(tape, kind)
+    new = tape.node("Shape", "/mask/new", ["position_ids"], start=1, end=2)  # used here, so that tools keep the input
+    shared = _shared_inputs(tape, kind, new)
     x = _embedding(tape, layout, export, config.hidden_size, kind)
     for layer in range(config.num_layers):
         x = _block(tape, config, layout, export, layer, x, shared)
-    x = _last(tape, x, kind, config.hidden_size)
+    x = _last(tape, x, kind, config.hidden_size, new)
     x = _norm(tape, config, FINAL_NORM, "/final_layer_norm", x)
     logits = _linear(tape, layout.linears[HEAD], export, "/embed_out", x)
     if kind != TensorProto.FLOAT:  # else it would copy every logit
@@ -124,7 +128,9 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
     model = helper.make_model(
         graph,
         functions=[
-            rotary_attention(config, export.rotary == "onnx", converted, called=export.rotary == "custom"),
+            rotary_attention(
+                config, export.rotary == "onnx", export.dtype, converted, called=export.rotary == "custom"
+            ),
             *_called(tape.nodes),
         ],
         opset_imports=[helper.make_opsetid(*pair) for pair in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))],
@@ -135,8 +141,8 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
 
 
 def _called(nodes: Sequence[onnx.NodeProto]) -> list[onnx.FunctionProto]:
-    """pythia.MatMulNBits, where a node calls it."""
-    return [matmul_nbits()] if any((n.domain, n.op_type) == (DOMAIN, "MatMulNBits") for n in nodes) else []
+    """Return pythia.LinearNBits, where a node calls it."""
+    return [linear_nbits()] if any((n.domain, n.op_type) == (DOMAIN, LINEAR) for n in nodes) else []
 
 
 def kv_cache(export: Export) -> Literal["shared", "growing"]:
@@ -145,22 +151,22 @@ def kv_cache(export: Export) -> Literal["shared", "growing"]:
 
 
 def with_accuracy_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
-    """A copy whose MatMulNBits nodes are all ONNX Runtime's own and compute at `level`."""
+    """Return a copy whose products with packed weights are all ONNX Runtime's own and compute at `level`."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for node in copy.graph.node:
-        if node.op_type == "MatMulNBits":
+        if node.op_type in PACKED:
             kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
             del node.attribute[:]
             node.attribute.extend([*kept, helper.make_attribute("accuracy_level", level)])
-            node.domain = MICROSOFT
-    kept = [function for function in copy.functions if function.name != "MatMulNBits"]
+            node.domain, node.op_type = MICROSOFT, PACKED[0]
+    kept = [function for function in copy.functions if function.name not in PACKED]
     del copy.functions[:]
     copy.functions.extend(kept)
     return copy
 
 
-def _shared_inputs(tape: _Tape, kind: int) -> list[str]:
+def _shared_inputs(tape: _Tape, kind: int, new: str) -> list[str]:
     """What every layer's attention reads: cos, sin, positions, lengths and the mask as an additive bias."""
     scalar = tape.constant("scalar", TensorProto.INT64, [0], [])
     batch = tape.node("Shape", "/mask/batch", ["attention_mask"], start=0, end=1)
@@ -178,19 +184,23 @@ def _shared_inputs(tape: _Tape, kind: int) -> list[str]:
     bias = tape.node("Where", "/mask/bias/Where", [padding, hide, show])
     axes = tape.constant("axes12", TensorProto.INT64, [2], [1, 2])
     bias4 = tape.node("Unsqueeze", "/mask/bias/Unsqueeze", [bias, axes])
-    new = tape.node("Shape", "/mask/new", ["position_ids"], start=1, end=2)  # used here, so that tools keep the input
     ones = tape.constant("one64", TensorProto.INT64, [1], [1])
     shape = tape.node("Concat", "/mask/bias/shape", [batch, ones, new, total64], axis=0)
     expanded = tape.node("Expand", "/mask/bias/Expand", [bias4, shape])
     return [tape.weight("rotary.cos"), tape.weight("rotary.sin"), "position_ids", seqlens, total_scalar, expanded]
 
 
-def _last(tape: _Tape, x: str, kind: int, hidden: int) -> str:
-    """The tokens that get logits, [batch, logits, hidden]."""
-    keep = tape.constant(KEEP, TensorProto.INT64, [], [0])
+def _last(tape: _Tape, x: str, kind: int, hidden: int, new: str) -> str:
+    """Return the tokens that get logits, [batch, logits, hidden]; `new` [1] int64 counts all of them.
+
+    So that num_logits_to_keep can be set in what ONNX Runtime, onnxslim or onnxsim make of the graph: its minimum with
+    a number that only a step knows is not computed in advance, and its value is no other constant's, with which they
+    would make it one.
+    """
+    keep = tape.constant(KEEP, TensorProto.INT64, [], [ALL_LOGITS])
     one = tape.constant("one64", TensorProto.INT64, [1], [1])
     end = tape.constant("end", TensorProto.INT64, [1], [2**63 - 1])
-    start = tape.node("Neg", "/last/Neg", [tape.node("Reshape", "/last/Reshape", [keep, one])])
+    start = tape.node("Neg", "/last/Neg", [tape.node("Min", "/last/Min", [keep, new])])
     return tape.typed(tape.node("Slice", "/last/Slice", [x, start, end, one]), kind, hidden, LOGITS_LENGTH)
 
 
@@ -348,9 +358,11 @@ def _linear(tape: _Tape, plan: LinearPlan, export: Export, path: str, x: str) ->
         inputs.pop()
     bits = plan.scheme.stored_bits
     ours = export.rotary == "custom" and export.target == "cpu" and export.accuracy_level == 4 and bits in (4, 8)
-    domain, level = (DOMAIN, {}) if ours else (MICROSOFT, {"accuracy_level": export.accuracy_level})
+    op, domain, level = (
+        (LINEAR, DOMAIN, {}) if ours else (PACKED[0], MICROSOFT, {"accuracy_level": export.accuracy_level})
+    )
     product = tape.node(
-        "MatMulNBits", f"{path}/MatMul", inputs, domain=domain, K=plan.shape[1], N=plan.shape[0], bits=bits,
+        op, f"{path}/MatMul", inputs, domain=domain, K=plan.shape[1], N=plan.shape[0], bits=bits,
         block_size=plan.block_size, **level,
     )  # fmt: skip
     length = LOGITS_LENGTH if plan.name == HEAD else "sequence_length"

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx
 from onnx import parser
 
@@ -43,6 +44,7 @@ from ..model.neox import NeoXConfig
 
 DOMAIN = "pythia"
 MICROSOFT = "com.microsoft"
+LINEAR = "LinearNBits"
 OPSET = 21
 LOWEST = -3e4  # hides a position from softmax; twice it is still a finite float16, so a row of padding alone is not NaN
 _INPUTS = (
@@ -53,33 +55,43 @@ _OUTPUTS = "attention, present_key, present_value", "present_key_scale, present_
 _ELEMENT = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}
 
 
-def matmul_nbits() -> onnx.FunctionProto:
-    """The function body of pythia.MatMulNBits: ONNX Runtime's operator of that name at accuracy level 4.
+def linear_nbits() -> onnx.FunctionProto:
+    """Return the function body of pythia.LinearNBits: ONNX Runtime's MatMulNBits at accuracy level 4.
 
     Inputs A [..., K] float32; B [N, ceil(K / block_size), block_size * bits / 8] uint8; scales [N * blocks] float32;
     zero_points, optional; g_idx, always empty; bias [N] float32, optional. Attributes K, N, bits (4 or 8), block_size.
     Y [..., N] float32. Activations are rounded to int8, each block of a row by its own scale max|x| / 127. At
-    another level it is another operator: nodes that compute in float are com.microsoft's.
+    another level it is another operator: nodes that compute in float are com.microsoft's. Its name is not that of the
+    operator inside it, because tools that rename functions (onnx.compose.add_prefix) rename every call of that name.
     """
     return parser.parse_function(f"""<opset_import: ["": {OPSET}, "{MICROSOFT}": 1], domain: "{DOMAIN}">
-        MatMulNBits <K, N, bits, block_size> (A, B, scales, zero_points, g_idx, bias) => (Y) {{
+        {LINEAR} <K, N, bits, block_size> (A, B, scales, zero_points, g_idx, bias) => (Y) {{
             Y = {MICROSOFT}.MatMulNBits <K: int = @K, N: int = @N, bits: int = @bits, block_size: int = @block_size,
                 accuracy_level: int = 4> (A, B, scales, zero_points, g_idx, bias)
         }}""")
 
 
 def rotary_attention(
-    config: NeoXConfig, standard: bool, cache: str | None = None, called: bool = True
+    config: NeoXConfig, standard: bool, dtype: str = "float32", cache: str | None = None, called: bool = True
 ) -> onnx.FunctionProto:
-    """The function body for one geometry, of standard ONNX operators or (faster) over GroupQueryAttention.
+    """Return the function body for one geometry, of standard ONNX operators or (faster) over GroupQueryAttention.
 
-    `cache` is C where it differs from A; None where both are one type. `called` False is for a body that will stand in
-    the graph itself, where an input that it does not need costs nothing.
+    `dtype` is A; `cache` is C where it differs from A, None where both are one type. `called` False is for a body that
+    will stand in the graph itself, where an input that it does not need costs nothing.
+
+    Constants are of A's type as they are: ONNX Runtime takes a CastLike apart after it has folded constants, so in a
+    graph of its own each of them would be computed at every step.
     """
     if cache is not None:
-        body = _rotate(config) + _by_head(config) + _PAST_OF_LENGTHS + _converted(cache) + _attend(config, cache)
+        body = (
+            _rotate(config)
+            + _by_head(config)
+            + _PAST_OF_LENGTHS
+            + _converted(cache, dtype)
+            + _attend(config, dtype, cache)
+        )
     elif standard:
-        body = _rotate(config) + _by_head(config) + _PAST + _GROWING + _attend(config, cache)
+        body = _rotate(config) + _by_head(config) + _PAST + _GROWING + _attend(config, dtype, cache)
     elif config.rotary_dim % 16 == 0:
         # GroupQueryAttention rotates by itself only where its tables' width is a multiple of 8.
         packed = "qkv_shaped" if called else "qkv"
@@ -187,7 +199,7 @@ _GROWING = """
 """
 
 
-def _converted(cache: str) -> str:
+def _converted(cache: str, dtype: str) -> str:
     """Store as `cache` and read back as A; of int8 the codes are read, in float32, and beside them their scales.
 
     The new tokens go between what lies before them in the buffer and what lies behind: nothing, in a cache that grows.
@@ -226,7 +238,7 @@ def _converted(cache: str) -> str:
             text += _joined(f"{part}_scale")
             text += f"\n        {part}s = Cast <to: int = {_ELEMENT['float32']}> (read_{part})"
         else:
-            text += f"\n        {part}s = CastLike (read_{part}, {part})"
+            text += f"\n        {part}s = Cast <to: int = {_ELEMENT[dtype]}> (read_{part})"
     return text
 
 
@@ -239,15 +251,23 @@ def _joined(part: str) -> str:
         read_{part} = Slice (present_{part}, start, total_1d, places)"""
 
 
-def _attend(config: NeoXConfig, cache: str | None) -> str:
+def _number(name: str, value: float, dtype: str) -> str:
+    """Return the text of a constant [] of `dtype`; the parser reads a float16 as the whole number of its bits."""
+    if dtype == "float16":
+        return f"        {name} = Constant <value: tensor = float16 {{{int(np.float16(value).view(np.uint16))}}}> ()"
+    return f"        {name} = Constant <value: tensor = float {{{value!r}}}> ()"
+
+
+def _attend(config: NeoXConfig, dtype: str, cache: str | None) -> str:
     """Causal softmax attention of query over keys and values, in standard operators.
 
     The scales of int8 multiply scores and weights, one number a token, and not each code.
     """
-    by_key = by_value = to_float = ""
-    scores, weights, read = "products", "shares", "query"
+    by_key = by_value = to_float = to_dtype = ""
+    scores, weights, read, bias, flat = "products", "shares", "query", "attention_bias", "attention"
+    kind = "float32" if cache == "int8" else dtype  # what attention computes in
     if cache == "int8":
-        scores, weights, read = "scores", "weights", "query_float"
+        scores, weights = "scores", "weights"
         by_key, by_value = (
             f"""
         {part}_row = Unsqueeze (read_{part}_scale, row_axis)
@@ -255,32 +275,31 @@ def _attend(config: NeoXConfig, cache: str | None) -> str:
             for part, of, out in (("key", "products", "scores"), ("value", "shares", "weights"))
         )
         by_key = "\n        row_axis = Constant <value_ints: ints = [2]> ()" + by_key
-        to_float = f"query_float = Cast <to: int = {_ELEMENT['float32']}> (query)"
-    return f"""
-        {to_float}
+        if dtype != "float32":
+            read, bias, flat = "query_float", "bias_float", "attention_float"
+            to_float = f"""
+        query_float = Cast <to: int = {_ELEMENT["float32"]}> (query)
+        bias_float = Cast <to: int = {_ELEMENT["float32"]}> (attention_bias)"""
+            to_dtype = f"\n        attention = Cast <to: int = {_ELEMENT[dtype]}> (attention_float)"
+    return f"""{to_float}
         one = Constant <value_int: int = 1> ()
         zero = Constant <value_int: int = 0> ()
         column = Range (zero, total, one)
         row_flat = Range (past, total, one)
         row = Unsqueeze (row_flat, second_axis)
         future = Greater (column, row)
-        lowest = Constant <value: tensor = float {{{LOWEST}}}> ()
-        nought = Constant <value: tensor = float {{0.0}}> ()
-        hidden_value = CastLike (lowest, {read})
-        none_value = CastLike (nought, {read})
-        causal = Where (future, hidden_value, none_value)
-        bias = CastLike (attention_bias, {read})
-        mask = Add (bias, causal)
+{_number("lowest", LOWEST, kind)}
+{_number("nought", 0.0, kind)}
+        causal = Where (future, lowest, nought)
+        mask = Add ({bias}, causal)
         keys_t = Transpose <perm: ints = [0, 1, 3, 2]> (keys)
-        scale_f = Constant <value: tensor = float {{{1 / math.sqrt(config.head_dim)!r}}}> ()
-        scale = CastLike (scale_f, {read})
+{_number("scale", 1 / math.sqrt(config.head_dim), kind)}
         query_scaled = Mul ({read}, scale)
         products = MatMul (query_scaled, keys_t){by_key}
         masked = Add ({scores}, mask)
         shares = Softmax <axis: int = -1> (masked){by_value}
         mixed = MatMul ({weights}, values)
         mixed_t = Transpose <perm: ints = [0, 2, 1, 3]> (mixed)
-        flat = Constant <value_ints: ints = [0, 0, {config.hidden_size}]> ()
-        mixed_flat = Reshape (mixed_t, flat)
-        attention = CastLike (mixed_flat, qkv)
+        packed_heads = Constant <value_ints: ints = [0, 0, {config.hidden_size}]> ()
+        {flat} = Reshape (mixed_t, packed_heads){to_dtype}
     """

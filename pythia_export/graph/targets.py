@@ -11,6 +11,7 @@ from ..weights.layout import EMBEDDING_BLOCK, Layout
 
 CUDA_HEAD_DIM = 256  # of our kernel, and of ONNX Runtime's GroupQueryAttention
 FELT_WEIGHTS = 2**20  # as many cost at most a millisecond a token by the slow kernel: the demo's head has half of it
+ROUNDING_BLOCKS = (32, 64, 128)  # those in which ONNX Runtime 1.32 rounds activations before products with 2 bits
 WEB_BYTES = 2**31 - 1  # the longest ArrayBuffer that every browser makes; ONNX Runtime Web reads a file into one
 
 
@@ -49,14 +50,18 @@ def require_fit(config: NeoXConfig, layout: Layout, export: Export) -> None:
 
 
 def warnings(layout: Layout, export: Export) -> list[str]:
-    """One sentence for each combination that works and is not worth shipping.
-
-    MatMulNBits at accuracy level 0 has a fast CPU kernel for 4 bits alone. Others first unpack each block to float: one
-    token through [50304, 1024] took 260 ms at 8 bits, 6.5 at 4, 2.6 at 8 bits and level 4; through [4096, 128] 0.48,
-    0.09 and 0.04 (onnxruntime 1.31.1, two threads of an EPYC with AVX2).
-    """
-    if export.target != "cpu" or export.accuracy_level != 0:
+    """Return one sentence for each combination that works and is not worth shipping."""
+    if export.target != "cpu":
         return []
+    return _slow(layout) if export.accuracy_level == 0 else _kept_in_float(layout)
+
+
+def _slow(layout: Layout) -> list[str]:
+    """MatMulNBits at accuracy level 0 has a fast CPU kernel for 4 bits alone.
+
+    Others first unpack each block to float: one token through [50304, 1024] took 260 ms at 8 bits, 6.5 at 4, 2.6 at 8
+    bits and level 4; through [4096, 128] 0.48, 0.09 and 0.04 (onnxruntime 1.31.1, two threads of an EPYC with AVX2).
+    """
     found = [p for p in layout.linears.values() if p.method != "none" and p.scheme.stored_bits != 4]
     if sum(math.prod(p.shape) for p in found) < FELT_WEIGHTS:
         return []
@@ -65,4 +70,21 @@ def warnings(layout: Layout, export: Export) -> list[str]:
     return [
         f"{which} of {bits} bits at accuracy level 0: ONNX Runtime's CPU kernel decodes these ten (small) to a "
         "hundred times (large) slower than at level 4. Set accuracy_level = 4, or store them in 4 bits."
+    ]
+
+
+def _kept_in_float(layout: Layout) -> list[str]:
+    """ONNX Runtime takes no notice of accuracy level 4 at 2 bits in blocks of 16 and of 256, and does not say so."""
+    found = [
+        plan
+        for plan in layout.linears.values()
+        if plan.method != "none" and plan.scheme.stored_bits == 2 and plan.block_size not in ROUNDING_BLOCKS
+    ]
+    if not found:
+        return []
+    which = found[0].name if len(found) == 1 else f"{len(found)} linears, {found[0].name} first,"
+    blocks = " and ".join(str(b) for b in sorted({plan.block_size for plan in found}))
+    return [
+        f"{which} of 2 bits in blocks of {blocks}: accuracy_level = 4 does nothing there. ONNX Runtime keeps the "
+        "activations in float, which is slower; at 2 bits it rounds them in blocks of 32, 64 and 128."
     ]

@@ -24,16 +24,17 @@ from .protobuf import Malformed
 KEEP = "num_logits_to_keep"
 MICROSOFT, OURS = "com.microsoft", "pythia"
 # What `graph/` writes, in every form: tests/unit/runtime/test_safe_graph.py holds the two to each other.
-OPERATORS = frozenset(
+WRITTEN = frozenset(
     {("", name) for name in (
-        "Abs", "Add", "Cast", "CastLike", "Clip", "Concat", "Constant", "Div", "Equal", "Expand", "Floor", "Gather",
-        "Gelu", "Greater", "Identity", "LayerNormalization", "MatMul", "Mul", "Neg", "Range", "ReduceMax", "Relu",
-        "Reshape", "Round", "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Squeeze", "Sub", "Tanh",
-        "Transpose", "Unsqueeze", "Where",
+        "Abs", "Add", "Cast", "Clip", "Concat", "Constant", "Div", "Equal", "Expand", "Floor", "Gather",
+        "Gelu", "Greater", "Identity", "LayerNormalization", "MatMul", "Min", "Mul", "Neg", "Range", "ReduceMax",
+        "Relu", "Reshape", "Round", "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Squeeze", "Sub",
+        "Tanh", "Transpose", "Unsqueeze", "Where",
     )}
     | {(MICROSOFT, name) for name in ("GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits")}
-    | {(OURS, name) for name in ("MatMulNBits", "RotaryAttention")}
+    | {(OURS, name) for name in ("LinearNBits", "RotaryAttention")}
 )  # fmt: skip
+OPERATORS = WRITTEN | {("", "CastLike"), (OURS, "MatMulNBits")}  # these two are in older artifacts
 TRUST = "If you know who made it: `generate --trust-graph`, or Artifact.open(path, trust_graph=True)."
 _DEEPEST = 8  # graphs within graphs
 _EXTERNAL = 1  # TensorProto.DataLocation

@@ -8,7 +8,7 @@ Two kinds of graph, told apart by the manifest's `layout.kv_cache`:
 
 Either way the cache never passes through Python: a step copies token ids in and logits out.
 
-Two speeds of the same graph: where it calls pythia.RotaryAttention (and pythia.MatMulNBits) and the native kernels are
+Two speeds of the same graph: where it calls pythia.RotaryAttention (and pythia.LinearNBits) and the native kernels are
 built, they compute it; elsewhere ONNX Runtime takes the functions that the graph carries. `Session.speed` says which,
 `Session.why` why.
 

@@ -1,4 +1,4 @@
-"""pythia.MatMulNBits in ONNX Runtime: the kernel, and the function that stands in for it, against the contract."""
+"""pythia.LinearNBits in ONNX Runtime: the kernel, and the function that stands in for it, against the contract."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from native import LIBRARY, needs_library
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from places import SUPPORT
 
-from pythia_export.graph.ops import DOMAIN, MICROSOFT, OPSET, matmul_nbits
+from pythia_export.graph.ops import DOMAIN, LINEAR, MICROSOFT, OPSET, linear_nbits
 
 SETS = ("amx", "avx512vnni", "avx2", "reference")
 CONSTANT = ("B", "scales", "zero_points", "g_idx", "bias")
@@ -38,11 +38,11 @@ def problem(rows, depth, columns, bits, block, symmetric=True, bias=False):
     return x, weights
 
 
-def model(weights, depth, columns, bits, block, rank=2):
+def model(weights, depth, columns, bits, block, rank=2, called=LINEAR):
     """One node over constant weights, its function beside it."""
     inputs = ["A", *(name if name in weights else "" for name in CONSTANT)]
     attributes = {"K": depth, "N": columns, "bits": bits, "block_size": block}
-    node = helper.make_node("MatMulNBits", inputs, ["Y"], name=NODE, domain=DOMAIN, **attributes)
+    node = helper.make_node(called, inputs, ["Y"], name=NODE, domain=DOMAIN, **attributes)
     graph = helper.make_graph(
         [node],
         "one product",
@@ -51,7 +51,9 @@ def model(weights, depth, columns, bits, block, rank=2):
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     opsets = [helper.make_opsetid(*pair) for pair in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))]
-    return helper.make_model(graph, opset_imports=opsets, functions=[matmul_nbits()], ir_version=10)
+    return helper.make_model(
+        graph, opset_imports=opsets, functions=[linear_nbits()] if called == LINEAR else [], ir_version=10
+    )
 
 
 def session(made, native=True) -> onnxruntime.InferenceSession:
@@ -117,7 +119,7 @@ except Exception as e:
     ("shape", "said"),
     [
         ((1 << 22, 16, 9), "pythia: memory could not be allocated"),  # by a task, on any thread
-        ((16, 1 << 20, 64), f"pythia::MatMulNBits {NODE}: ONNX Runtime failed at making an output: .*allocate memory"),
+        ((16, 1 << 20, 64), f"pythia::LinearNBits {NODE}: ONNX Runtime failed at making an output: .*allocate memory"),
     ],
 )
 def test_memory_that_does_not_suffice_is_an_error_of_one_call(shape, said):
@@ -195,6 +197,15 @@ def test_leading_dimensions_are_rows_and_shapes_are_known():
 
 
 @needs_library
+def test_artifacts_that_call_it_by_its_old_name_run_by_the_same_kernel():
+    x, weights = problem(5, 512, 96, 4, 32, symmetric=False, bias=True)
+    new, old = (session(model(weights, 512, 96, 4, 32, called=called)) for called in (LINEAR, "MatMulNBits"))
+    assert (new.run(None, {"A": x})[0] == old.run(None, {"A": x})[0]).all()
+    with pytest.raises(Exception, match=re.escape(f"pythia::MatMulNBits {NODE}: A is [5, 511]")):
+        old.run(None, {"A": x[:, 1:]})
+
+
+@needs_library
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("rows", [1, 9, 20])
 def test_a_number_that_is_not_finite_spoils_its_row_alone(bad, rows):
@@ -245,7 +256,7 @@ def test_attributes_that_make_no_sense_are_refused(attributes, words):
     made = model(weights, 64, 40, 4, 32)
     for attribute in made.graph.node[0].attribute:
         attribute.i = attributes.get(attribute.name, attribute.i)
-    with pytest.raises(Exception, match=re.escape(f"pythia::MatMulNBits {NODE}: {words}")):
+    with pytest.raises(Exception, match=re.escape(f"pythia::LinearNBits {NODE}: {words}")):
         session(made)
 
 
@@ -274,5 +285,5 @@ def test_bad_input_is_an_error_that_names_node_input_found_and_expected(changed,
         k: v for k, v in changed.items() if k not in CONSTANT
     }
     opened = session(model(weights, **sizes))
-    with pytest.raises(Exception, match=re.escape(f"pythia::MatMulNBits {NODE}: {words}")):
+    with pytest.raises(Exception, match=re.escape(f"pythia::LinearNBits {NODE}: {words}")):
         opened.run(None, {"A": np.zeros(shape, "f")})

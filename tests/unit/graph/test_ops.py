@@ -36,7 +36,7 @@ def one_call(config: NeoXConfig, standard: bool, cache: str | None, feeds: Array
     outputs = [value(name, like[name], [None] * feeds[like[name]].ndim) for name in outs]
     opsets = [helper.make_opsetid(*pair) for pair in (("", OPSET), ("com.microsoft", 1), (DOMAIN, 1))]
     graph = helper.make_graph([node], "one_call", inputs, outputs)
-    function = rotary_attention(config, standard, cache)
+    function = rotary_attention(config, standard, cache=cache)
     return helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
 
 
