@@ -135,27 +135,24 @@ def _continue(
     """Print what follows, on a terminal behind its beginning; return it, and False where Ctrl-C ended it."""
     from .. import runtime
 
-    text, pieces = runtime.StreamDecoder(tokenizer, stop), []
-    steps = runtime.generate_batch(session, tokenizer, [ids], max_new_tokens, sampling, stop)
+    texts = []
+    pieces = runtime.continued(session, tokenizer, [ids], max_new_tokens, sampling, stop)
     if begin and sys.stderr is not None and sys.stderr.isatty():
         stderr().print(begin, end="", style="dim", soft_wrap=True, markup=False, highlight=False)
     began = time.perf_counter()
     first, n, finished = began, 0, True
     try:
-        for (token,) in steps:
-            if token is None:
-                continue
-            n += 1
-            if n == 1:
+        for _, token, text in pieces:
+            n += token is not None
+            if n == 1 and token is not None:
                 first = time.perf_counter()
-            pieces.append(text.push(token))
+            texts.append(text)
             with printing():
-                typer.echo(pieces[-1], nl=False)
+                typer.echo(text, nl=False)
     except KeyboardInterrupt:
         finished = False
-    pieces.append(text.finish())
     with printing():
-        typer.echo(pieces[-1])
+        typer.echo()
     decoding = time.perf_counter() - first
     speed = f"{(n - 1) / decoding:,.1f} tokens/s" if n > 1 and decoding > 0 else "too few for a speed"
     at = session.speed if session.speed == "native" else f"{session.speed} speed: {session.why}"
@@ -163,4 +160,4 @@ def _continue(
         f"{'' if finished else 'interrupted; '}{n} tokens, {speed}; {len(ids)} tokens of prompt in "
         f"{first - began:.2f} s ({at})"
     )
-    return finished, "".join(pieces)
+    return finished, "".join(texts)

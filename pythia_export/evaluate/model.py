@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..artifact import Artifact
 from ..base.errors import RecipeError
-from ..runtime import Sampling, StreamDecoder, generate_batch
+from ..runtime import Sampling, generate_batch
 from .scores import ScoringSession
 
 assert lm_eval.models
@@ -200,17 +200,11 @@ class PythiaOnnx(TemplateLM):  # type: ignore[misc]  # the harness has no types
                 # A seed a batch: with one for all, a question that is asked several times would get one answer.
                 seeds = np.random.default_rng(np.random.randint(2**31) if sampling.seed is None else sampling.seed)
                 for batch in self._batches_of_prompts(order, prompts, new):
-                    texts = [StreamDecoder(self.tokenizer) for _ in batch]
-                    pieces = [""] * len(batch)
                     seeded = replace(sampling, seed=int(seeds.integers(2**31)))
-                    for tokens in generate_batch(
-                        self._session, self.tokenizer, [prompts[i] for i in batch], new, seeded, stop
-                    ):
-                        for row, token in enumerate(tokens):
-                            if token is not None:
-                                pieces[row] += texts[row].push(token)
-                    for row, i in enumerate(batch):
-                        answers[i] = postprocess_generated_text(pieces[row] + texts[row].finish(), stop, None)
+                    asked = [prompts[i] for i in batch]
+                    found = generate_batch(self._session, self.tokenizer, asked, new, seeded, stop)
+                    for i, tokens in zip(batch, found, strict=True):
+                        answers[i] = postprocess_generated_text(self.tokenizer.decode(tokens), stop, None)
                         self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
                     bar.update(len(batch))
         return answers

@@ -53,8 +53,8 @@ class ScoringSession(Session):
         cache = self.start(*ids.shape)
         found = {name: np.empty((batch * kept * parts, 1), np.float32) for name in (*_SCORES[:2], _BOTTOMS)}
         found[_SCORES[2]] = np.empty((batch, kept, choices), np.float32)
-        on_device = {name: self._to_device(array) for name, array in found.items()}
-        cache.bind({_TARGETS: self._to_device(np.ascontiguousarray(targets, np.int64))}, on_device)
+        on_device = {name: self._memory.value(array) for name, array in found.items()}
+        cache.bind({_TARGETS: self._memory.value(np.ascontiguousarray(targets, np.int64))}, on_device)
         self._advance(cache, ids, mask, kept)
         values = {name: value.numpy().reshape(batch, kept, -1) for name, value in on_device.items()}
         # Of a part with a NaN or an infinity in it the log-softmax is NaN.

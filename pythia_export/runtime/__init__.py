@@ -2,20 +2,23 @@
 
 from ..base.machine import peak_memory_bytes
 from .cache import Cache
-from .generate import StreamDecoder, encode_prompt, generate, generate_batch, generate_text, generate_texts
+from .generation import Piece, continued, generate, generate_batch, generate_text, generate_texts
 from .onnxruntime import require_provider
 from .sampling import Sampling
 from .session import Session, check_graph, check_runnable
 from .speed import MODEL, speed_here
+from .text import StreamDecoder, encode_prompt
 
 __all__ = [
     "MODEL",
     "Cache",
+    "Piece",
     "Sampling",
     "Session",
     "StreamDecoder",
     "check_graph",
     "check_runnable",
+    "continued",
     "encode_prompt",
     "generate",
     "generate_batch",

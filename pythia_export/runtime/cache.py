@@ -1,10 +1,19 @@
-"""The KV cache of one batch, and the memory that it lies in."""
+"""The KV cache of one batch, and what a step reads and gives beside it.
+
+The tokens of every row end in one column, the last that is valid. A shorter row begins later, behind padding. So rows
+can leave, and rows that were computed elsewhere can join.
+
+A step of one token a row costs Python the same whatever the context. Ids, positions and logits have buffers that stay
+bound, positions are counted and not summed, and the mask is a view of memory that was written before. Only where
+several rows have padding the mask is copied, 8 bytes a column and row: ONNX Runtime takes no strides.
+"""
 
 from __future__ import annotations
 
 import math
 import mmap
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,30 +23,261 @@ if TYPE_CHECKING:
 
 _LINE = 64  # bytes of a line of a processor's cache
 _HUGE = 1 << 22  # bytes from which on NumPy asks for huge pages
+LOGITS = "logits"
+
+
+class Memory:
+    """Where a session's tensors are: on the CPU in the arrays' own memory, on a GPU in copies."""
+
+    def __init__(self, ort: Any, device: str) -> None:
+        self.device = device
+        self.copies = device != "cpu"
+        self._ort_value = ort.OrtValue
+
+    def value(self, array: np.ndarray) -> Any:
+        """An OrtValue."""
+        return self._ort_value.ortvalue_from_numpy(array, self.device)
+
+
+class Buffer:
+    """An array that a graph reads or writes at every step."""
+
+    def __init__(self, memory: Memory, array: np.ndarray) -> None:
+        self.array = array
+        self.value = memory.value(array)
+        self._copied = memory.copies
+
+    def written(self) -> None:
+        """Hand the array's new contents to the graph."""
+        if self._copied:
+            self.value.update_inplace(self.array)
+
+    def read(self) -> np.ndarray:
+        """Return what the graph wrote."""
+        return np.asarray(self.value.numpy()) if self._copied else self.array
 
 
 class Cache:
-    """Keys and values of one batch: room for `max_len` tokens a row, `length` of them valid."""
+    """Keys and values of `batch` rows: room for `max_len` columns, of which `length` are valid.
 
-    def __init__(self, batch: int, max_len: int, values: dict[str, Any], binding: Any) -> None:
+    `arrays` are zeros by the name of the graph's input, [B, heads, max_len, head_dim], scales without the last axis; of
+    a cache that `grows` max_len is 0 in them. `present_of` names the output of each.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        max_len: int,
+        arrays: Mapping[str, np.ndarray],
+        present_of: Mapping[str, str],
+        binding: Any,
+        memory: Memory,
+        grows: bool,
+    ) -> None:
         self.batch = batch
         self.max_len = max_len
         self.length = 0
+        self.binding = binding
+        self.grows = grows
+        self._present_of = present_of
+        self._memory = memory
         self._mask = np.zeros((batch, max_len), np.int64)
-        self._values = values  # "past_key_values.0.key" -> OrtValue on the session's device
-        self._binding = binding
+        self._flat = np.ones(batch * max_len, np.int64)  # the mask without strides: ones, until a row has padding
+        self._padded = False
+        self._counts = np.zeros(batch, np.int64)
+        self._tokens: tuple[Buffer, Buffer] | None = None  # ids and positions, bound
+        self._logits: Buffer | None = None  # of one token a row, where they are bound
+        self._keeps = 0  # what num_logits_to_keep is bound to
+        self._arrays = {} if grows or memory.copies else dict(arrays)  # of every row; the first `batch` are bound
+        self._bind_values({past: memory.value(array) for past, array in arrays.items()})
 
     @property
     def mask(self) -> np.ndarray:
         """[B, length] int64: 1 for a real token, 0 for padding."""
-        return self._mask[:, : self.length]
+        return self._mask[: self.batch, : self.length]
 
-    def bind(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-        """What the next step reads and gives beside the cache: OrtValues by name."""
+    @property
+    def counts(self) -> np.ndarray:
+        """[B] int64: tokens of each row, without padding."""
+        return self._counts[: self.batch]
+
+    @property
+    def ends_in_padding(self) -> np.ndarray:
+        """[B] bool: whether a row's last column is padding, as is that of an empty row."""
+        return self._mask[: self.batch, self.length - 1] == 0 if self.length else np.ones(self.batch, np.bool_)
+
+    @property
+    def movable(self) -> bool:
+        """Whether rows can leave, join and be moved: not where only a GPU can reach the buffer."""
+        return self.grows or bool(self._arrays)
+
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Bind what the next step reads and gives beside the cache: OrtValues by name."""
         for name, value in inputs.items():
-            self._binding.bind_ortvalue_input(name, value)
+            self.binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
-            self._binding.bind_ortvalue_output(name, value)
+            self.binding.bind_ortvalue_output(name, value)
+        if LOGITS in outputs:
+            self._logits = None
+
+    def bind_keep(self, name: str, kept: int, value: Callable[[int], Any]) -> None:
+        """Bind how many logits are wanted, where it is not what it was."""
+        if kept != self._keeps:
+            self.binding.bind_ortvalue_input(name, value(kept))
+            self._keeps = kept
+
+    def bind_logits(self, vocabulary: int) -> Buffer:
+        """Return the buffer [B, 1, V] of a step of one token a row, bound and made once."""
+        if self._logits is None or len(self._logits.array) != self.batch:
+            made = Buffer(self._memory, np.empty((self.batch, 1, vocabulary), np.float32))
+            self.bind({}, {LOGITS: made.value})
+            self._logits = made
+        return self._logits
+
+    def feed(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
+        """Bind ids [B, T], their positions and the whole mask; after the run `advance` counts them."""
+        new, end = ids.shape[1], self.length + ids.shape[1]
+        if self._tokens is None or self._tokens[0].array.shape != ids.shape:
+            self._tokens = self._new_buffer(ids.shape), self._new_buffer(ids.shape)
+            self.bind({"input_ids": self._tokens[0].value, "position_ids": self._tokens[1].value}, {})
+        fed, positions = self._tokens
+        fed.array[:] = ids
+        at = positions.array
+        if mask is None:
+            self._mask[: self.batch, self.length : end] = 1
+            at[:] = self.counts[:, None]
+            if new > 1:
+                at += np.arange(new)
+        else:
+            self._mask[: self.batch, self.length : end] = mask
+            self._padded = self._padded or not mask.all()
+            np.maximum(self.counts[:, None] + np.cumsum(mask, axis=1) - 1, 0, out=at)
+        fed.written()
+        positions.written()
+        self.binding.bind_ortvalue_input("attention_mask", self._memory.value(self._whole_mask(end)))
+
+    def advance(self, new: int) -> None:
+        """Count the columns that were fed; of a cache that grows, take what the graph allocated."""
+        at = self.length
+        self._counts[: self.batch] += self._mask[: self.batch, at : at + new].sum(1) if self._padded else new
+        self.length += new
+        if self.grows:
+            outputs = self.binding.get_outputs()[: len(self._present_of)]  # in the order of binding: these were first
+            self._bind_values(dict(zip(self._present_of, outputs, strict=True)))
+
+    def truncate(self, length: int) -> None:
+        """Forget the columns from `length` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"a cache of {self.length} columns, cut to {length}")
+        if length == self.length:
+            return
+        self._counts[: self.batch] -= self._mask[: self.batch, length : self.length].sum(1)
+        self.length = length
+        if self.grows:
+            self._regrow(lambda old, past: old[:, :, :length])
+
+    def restart(self, rows: int) -> None:
+        """Forget everything; the next step begins so many rows, up to those that the cache was made for."""
+        if not 1 <= rows <= len(self._mask):
+            raise ValueError(f"{rows} rows in a cache of {len(self._mask)}")
+        self.batch, self.length, self._counts[:] = rows, 0, 0
+        if self.grows:
+            self._regrow(lambda old, past: np.empty((rows, old.shape[1], 0, *old.shape[3:]), old.dtype))
+        self._rebind_rows()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows alone, in this order, which is that in the cache."""
+        if not rows or list(rows) != sorted(set(rows)) or rows[-1] >= self.batch:
+            raise ValueError(f"rows {list(rows)} of a cache of {self.batch}")
+        if len(rows) == self.batch:
+            return
+        self.batch, chosen = len(rows), np.array(rows)
+        moved = [(to, row) for to, row in enumerate(rows) if to != row]
+        for to, row in moved:
+            self._mask[to, : self.length] = self._mask[row, : self.length]
+            self._counts[to] = self._counts[row]
+            for array in self._arrays.values():
+                array[to, :, : self.length] = array[row, :, : self.length]
+        if self.grows:
+            self._regrow(lambda old, past: old[chosen])
+        self._rebind_rows()
+
+    def join(self, other: Cache) -> None:
+        """Take in the rows of another cache of the same session, behind padding; both end in the last column."""
+        first, end, begin = self.batch, self.batch + other.batch, self.length - other.length
+        if begin < 0 or end > len(self._mask):
+            raise ValueError(f"{other.batch} rows of {other.length} columns join {first} of {self.length}")
+        self.batch = end
+        self._mask[first:end, :begin] = 0
+        self._mask[first:end, begin : self.length] = other.mask
+        self._counts[first:end] = other.counts
+        if self.grows:
+            theirs = {past: value.numpy() for past, value in other.values.items()}
+
+            def joined(old: np.ndarray, past: str) -> np.ndarray:
+                new = theirs[past]
+                before = np.zeros((*new.shape[:2], begin, *new.shape[3:]), new.dtype)
+                return np.concatenate([old, np.concatenate([before, new], axis=2)])
+
+            self._regrow(joined)
+        else:
+            for past, array in self._arrays.items():
+                array[first:end, :, begin : self.length] = other._arrays[past][: other.batch, :, : other.length]
+        self._rebind_rows()
+
+    def drop_padding(self) -> int:
+        """Move all rows to the left by the padding that they have in common; return how many columns that was."""
+        columns = int(self.length - self.counts.max())
+        if columns:
+            self._mask[: self.batch, : self.length - columns] = self._mask[: self.batch, columns : self.length]
+            kept = slice(columns, self.length)
+            self.length -= columns
+            if self.grows:
+                self._regrow(lambda old, past: old[:, :, kept])
+            for array in self._arrays.values():
+                array[: self.batch, :, : self.length] = array[: self.batch, :, kept].copy()
+            self._note_padding()
+        return columns
+
+    def _rebind_rows(self) -> None:
+        if not self.grows:
+            bound = {past: self._memory.value(array[: self.batch]) for past, array in self._arrays.items()}
+            self._bind_values(bound)
+        self._note_padding()
+
+    def _note_padding(self) -> None:
+        padded = bool((self.counts < self.length).any())
+        if self._padded and not padded:
+            self._flat[:] = 1
+        self._padded = padded
+
+    def _regrow(self, change: Callable[[np.ndarray, str], np.ndarray]) -> None:
+        """Bind copies in place of what a graph allocated."""
+        old = {past: np.asarray(value.numpy()) for past, value in self.values.items()}
+        changed = {past: np.ascontiguousarray(change(array, past)) for past, array in old.items()}
+        self._bind_values({past: self._memory.value(array) for past, array in changed.items()})
+
+    def _bind_values(self, values: dict[str, Any]) -> None:
+        """Bind each as past; as present the same one, or what ONNX Runtime will allocate."""
+        self.values = values
+        for past, value in values.items():
+            self.binding.bind_ortvalue_input(past, value)
+            if self.grows:
+                self.binding.bind_output(self._present_of[past], self._memory.device)
+            else:
+                self.binding.bind_ortvalue_output(self._present_of[past], value)
+
+    def _new_buffer(self, shape: tuple[int, ...]) -> Buffer:
+        return Buffer(self._memory, np.empty(shape, np.int64))
+
+    def _whole_mask(self, end: int) -> np.ndarray:
+        """[B, end], in one piece."""
+        if self.batch == 1:
+            return self._mask[:1, :end]
+        flat = self._flat[: self.batch * end].reshape(self.batch, end)
+        if self._padded:
+            flat[:] = self._mask[: self.batch, :end]
+        return flat
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:

@@ -15,6 +15,8 @@ import numpy as np
 from ..base.errors import NumericsError, RecipeError
 from ..model.generation import Generation
 
+_LEAST = (1e-1, 1e-3, 1e-5)  # weights, beside the likeliest's, down to which tokens are sorted
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -77,19 +79,24 @@ def probabilities(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, n
 
     `logits` is [V]; the probabilities are float64 and sum to 1.
     """
-    scaled = logits.astype(np.float64)
-    k = min(sampling.top_k or scaled.size, scaled.size)
-    candidates = np.arange(scaled.size)
-    if k < scaled.size:  # sorting 50,000 to keep 40 is a waste
-        candidates = np.flatnonzero(scaled >= np.partition(scaled, -k)[-k])
-    tokens = candidates[np.argsort(-scaled[candidates], kind="stable")][:k]
-    with np.errstate(over="ignore", under="ignore"):  # a tiny temperature: all but the likeliest vanish
-        p = np.exp((scaled[tokens] - scaled[tokens[0]]) / sampling.temperature)
-    p /= p.sum()
-    if sampling.top_p is not None:
-        kept = int(np.searchsorted(np.cumsum(p), sampling.top_p * (1 - 1e-12))) + 1
-        tokens, p = tokens[:kept], p[:kept] / p[:kept].sum()
+    weights = _weights(logits, sampling)
+    tokens, p = _drawable(logits, weights, sampling)
+    if tokens is None:
+        tokens = _by_weight(logits, np.arange(weights.size))
+        p = weights[tokens] / weights.sum()
     return tokens, p
+
+
+def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """The probability of every token, [V] float64, 0 for those that may not be drawn; in the order of ids."""
+    weights = _weights(logits, sampling)
+    tokens, p = _drawable(logits, weights, sampling)
+    if tokens is None:
+        weights /= weights.sum()
+        return weights
+    found = np.zeros_like(weights)
+    found[tokens] = p
+    return found
 
 
 def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
@@ -103,6 +110,54 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
         raise NumericsError(f"{bad.size} of {logits.size} logits are not finite, the first that of token {bad[0]}")
     if sampling.temperature == 0:
         return int(logits.argmax())
-    tokens, p = probabilities(logits, sampling)
-    at = int(np.searchsorted(np.cumsum(p), rng.random(), side="right"))
+    weights, u = _weights(logits, sampling), rng.random()
+    tokens, p = _drawable(logits, weights, sampling)
+    if tokens is None:  # as far down as the draw goes, in the same order
+        u *= weights.sum()
+        tokens = _head(logits, weights, 1, u)
+        p = weights[tokens]
+    at = int(np.searchsorted(np.cumsum(p), u, side="right"))
     return int(tokens[min(at, len(tokens) - 1)])  # the sum may fall short of 1 by a rounding
+
+
+def _weights(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Probabilities [V] float64 that are not yet divided by their sum: the likeliest's is 1."""
+    with np.errstate(over="ignore", under="ignore"):  # a tiny temperature: all but the likeliest vanish
+        weights: np.ndarray = np.exp((logits.astype(np.float64) - float(logits.max())) / sampling.temperature)
+    return weights
+
+
+def _drawable(logits: np.ndarray, weights: np.ndarray, sampling: Sampling) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return what top_k and top_p leave, likeliest first, and its probabilities; None and nothing where that is all."""
+    k = min(sampling.top_k or weights.size, weights.size)
+    if k == weights.size and sampling.top_p is None:
+        return None, weights[:0]
+    if k < weights.size:
+        tokens = _head(logits, weights, k, 0)[:k]
+        total = weights[tokens].sum()
+    else:
+        total = weights.sum()
+        tokens = _head(logits, weights, 1, (sampling.top_p or 1) * total)
+    p = weights[tokens] / total
+    if sampling.top_p is not None:
+        kept = int(np.searchsorted(np.cumsum(p), sampling.top_p * (1 - 1e-12))) + 1
+        tokens, p = tokens[:kept], p[:kept] / p[:kept].sum()
+    return tokens, p
+
+
+def _head(logits: np.ndarray, weights: np.ndarray, count: int, mass: float) -> np.ndarray:
+    """Return the likeliest tokens, in order: at least `count`, that weigh at least `mass`; or all.
+
+    Sorting 50,000 to draw one is a waste: most draws fall on the first few.
+    """
+    for least in _LEAST:
+        tokens = np.flatnonzero(weights >= least)
+        if len(tokens) >= count and weights[tokens].sum() > mass * (1 + 1e-9):
+            return _by_weight(logits, tokens)
+    return _by_weight(logits, np.arange(weights.size))
+
+
+def _by_weight(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Sort tokens by their logits, the largest first; of two equals the lower id."""
+    ordered: np.ndarray = tokens[np.argsort(-logits[tokens], kind="stable")]
+    return ordered

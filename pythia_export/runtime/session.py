@@ -6,7 +6,7 @@ Two kinds of graph, told apart by the manifest's `layout.kv_cache`:
   writes the new keys and values behind the valid ones. How many are valid, the graph reads from the mask's length.
 - "growing": present is past + new, allocated by ONNX Runtime; one step's present is the next step's past.
 
-Either way the cache never passes through Python: a step copies token ids in and logits out.
+Either way the cache never passes through Python: a step copies token ids in and logits out (runtime/cache.py).
 
 Two speeds of the same graph: where it calls pythia.RotaryAttention (and pythia.LinearNBits) and the native kernels are
 built, they compute it; elsewhere ONNX Runtime takes the functions that the graph carries. `Session.speed` says which,
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from ..base.errors import EnvironmentProblem, IntegrityError, NumericsError, RecipeError, ResourceError
 from ..model.neox import NeoXConfig, cache_bytes, cache_parts
-from .cache import Cache, aligned_zeros
+from .cache import LOGITS, Buffer, Cache, Memory, aligned_zeros
 from .graph import KEEP, OPERATORS, read_graph, require_files, require_ours, settable
 from .onnxruntime import Provider, is_memory, onnxruntime, open_graph
 from .snapshot import as_blobs
@@ -96,9 +96,10 @@ class Session:
         self.speed, self.why, library = speed_of(graph, provider, native)
         # GroupQueryAttention rotates by the place in the cache, where it rotates by itself (graph/ops.py).
         self._rotates_by_place = self.speed != "native" and b"do_rotary" in graph and config.rotary_dim % 16 == 0
+        self._memory = Memory(self._ort, provider)
+        self._vocabulary = config.vocab_size
         self._session = open_graph(self._ort, *as_blobs(graph, folder), threads, provider, library)
         self.providers: list[str] = self._session.get_providers()
-        self._device = provider
         parts = [f"{layer}.{part}" for layer in range(config.num_layers) for part in cache_parts(kv_dtype)]
         self._present_of = {f"past_key_values.{part}": f"present.{part}" for part in parts}
         self._check_interface(folder)
@@ -169,11 +170,12 @@ class Session:
             )
 
         try:
-            values = {past: self._to_device(empty(past)) for past in self._present_of}
+            arrays = {past: empty(past) for past in self._present_of}
+            binding = self._session.io_binding()
+            return Cache(batch, max_len, arrays, self._present_of, binding, self._memory, self.kv_cache == "growing")
         except (MemoryError, OSError, OverflowError, RuntimeError) as e:
             nbytes = cache_bytes(self.config, self.kv_dtype.name, batch * room)
             raise ResourceError(f"no memory for a KV cache of {nbytes:,} bytes: {e}", hint=_FEWER) from e
-        return Cache(batch, max_len, values, self._bind(values))
 
     def step(
         self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None = None, *, keep: int | None = None
@@ -192,59 +194,51 @@ class Session:
         if kept < 1:
             raise ValueError(f"logits of the last {keep} tokens; 1 or more was expected")
         try:
-            logits = np.empty((batch, kept if self.keeps else new, self.config.vocab_size), np.float32)
-            on_device = self._to_device(logits)
+            logits = Buffer(self._memory, np.empty((batch, kept if self.keeps else new, self._vocabulary), np.float32))
         except (MemoryError, RuntimeError) as e:
             raise ResourceError(f"no memory for the logits of {batch} rows of {kept} tokens: {e}", hint=_FEWER) from e
-        cache.bind({}, {"logits": on_device})
+        cache.bind({}, {LOGITS: logits.value})
         self._advance(cache, ids, mask, kept)
-        found = logits if self._device == "cpu" else np.asarray(on_device.numpy())
+        found = logits.read()
         return _finite(found[:, found.shape[1] - kept :], cache.mask[:, -kept:])
+
+    def decode(self, cache: Cache, tokens: Sequence[int]) -> np.ndarray:
+        """Append one token to each row; return what may follow it, logits [B, V] float32. Raises as `step`.
+
+        The next call writes over them: the buffer is the cache's own.
+        """
+        logits = cache.bind_logits(self._vocabulary)
+        self._advance(cache, np.array(tokens, np.int64)[:, None], None, 1)
+        return _finite(logits.read(), cache.mask[:, -1:])[:, 0]
 
     def _advance(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None, kept: int) -> None:
         """Append `ids` to the cache; what is wanted of the last `kept` tokens is bound already."""
-        batch, new = _two_dimensions(ids)
         self._check_step(cache, ids, mask)
-        end = cache.length + new
-        cache._mask[:, cache.length : end] = 1 if mask is None else mask
-        total = cache._mask[:, :end]
-        positions = np.clip(np.cumsum(total, axis=1) - 1, 0, None)[:, cache.length :]
-        tokens = zip(_TOKENS, (ids, total, positions), strict=True)
-        inputs = {name: self._to_device(np.ascontiguousarray(array, np.int64)) for name, array in tokens}
+        cache.feed(ids, mask)
         if self.keeps:
-            inputs[KEEP] = self._ort.OrtValue.ortvalue_from_numpy(np.array(kept, np.int64))
-        cache.bind(inputs, {})
-        binding = cache._binding
+            cache.bind_keep(KEEP, kept, self._count)
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(cache.binding)
         except Exception as e:  # a class of ONNX Runtime's own, by the status of the node
             if is_memory(e):
+                batch, new = ids.shape
                 raise ResourceError(f"no memory to run {batch} rows of {new} tokens: {e}", hint=_FEWER) from e
-            if self._device == "cuda" and "CUDA" in str(e):
+            if self._memory.device == "cuda" and "CUDA" in str(e):
                 raise EnvironmentProblem(f"the GPU failed: {e}", hint="Check `nvidia-smi` and the driver.") from e
             raise IntegrityError(
                 f"ONNX Runtime {self._ort.__version__} opened the graph and cannot run it: {e}",
                 hint="Copy the artifact again, or export it again.",
             ) from e
-        if self.kv_cache == "growing":
-            cache._values = dict(zip(cache._values, binding.get_outputs(), strict=False))  # in the order of binding
-            cache._binding = self._bind(cache._values)
-        cache.length = end
+        cache.advance(ids.shape[1])
 
-    def _bind(self, values: dict[str, Any]) -> Any:
-        """Each value as past; as present the same one, or what ONNX Runtime will allocate."""
-        binding = self._session.io_binding()
-        for past, value in values.items():
-            binding.bind_ortvalue_input(past, value)
-            if self.kv_cache == "shared":
-                binding.bind_ortvalue_output(self._present_of[past], value)
-            else:
-                binding.bind_output(self._present_of[past], self._device)
-        return binding
+    def _count(self, kept: int) -> Any:
+        """A number for a graph to read, on the CPU."""
+        return self._ort.OrtValue.ortvalue_from_numpy(np.array(kept, np.int64))
 
-    def _to_device(self, array: np.ndarray) -> Any:
-        """An OrtValue: over the array's own memory on the CPU, a copy on a GPU."""
-        return self._ort.OrtValue.ortvalue_from_numpy(array, self._device)
+    @property
+    def moves_rows(self) -> bool:
+        """Whether keys mean the same in every column, so that rows may join a cache in the middle."""
+        return not self._rotates_by_place
 
     def _check_step(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None) -> None:
         batch, new = ids.shape
@@ -262,15 +256,18 @@ class Session:
         if mask is not None:
             if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
                 raise ValueError(f"a mask of 0 and 1 of the ids' shape {ids.shape} was expected, not {mask.shape}")
-            if not (cache.mask.any(axis=1) | mask.any(axis=1)).all():
+            if not ((cache.counts > 0) | mask.any(axis=1)).all():
                 raise ValueError("a row of padding alone")
         if self._rotates_by_place:
-            total = np.concatenate([cache.mask, np.ones_like(ids) if mask is None else mask], axis=1)
-            runs = (np.diff(total, axis=1, prepend=0) > 0).sum(axis=1)  # of tokens without padding between them
-            if runs.max() > 1:
+            after_padding = cache.ends_in_padding.astype(np.int64)  # how often tokens begin behind padding
+            if mask is not None:
+                before = np.concatenate([1 - after_padding[:, None], mask], axis=1)
+                after_padding = (np.diff(before, axis=1) > 0).sum(axis=1)
+            again = after_padding > (cache.counts == 0)
+            if again.any():
                 raise EnvironmentProblem(
-                    f"row {runs.argmax()} has padding between its tokens; at {self.speed} speed ({self.why}) it has to "
-                    "come before them all",
+                    f"row {again.argmax()} has padding between its tokens; at {self.speed} speed ({self.why}) it has "
+                    "to come before them all",
                     hint="Pad on the left of the first step alone, use the native kernels (`make kernels`), or export "
                     "with rotary = 'onnx'.",
                 )

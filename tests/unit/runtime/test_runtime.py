@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,26 +14,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import Exported, InMemory, export_model, hugging_face, on_disk, small_config
 from places import ROOT
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from sessions import ROUNDING, VOCAB, close, export_and_publish, scripted, tokens
+from tokenizers import Tokenizer, models
 
-from pythia_export.artifact import Artifact, Staging
+from pythia_export.artifact import Artifact
 from pythia_export.base.errors import (
     EnvironmentProblem,
     IntegrityError,
-    NumericsError,
     RecipeError,
     ResourceError,
     SourceError,
 )
-from pythia_export.graph.decoder import kv_cache, with_accuracy_level
+from pythia_export.graph.decoder import with_accuracy_level
 from pythia_export.recipe import Export, Quantize
-from pythia_export.records.manifest import Origin
 from pythia_export.runtime import (
     Sampling,
     Session,
     StreamDecoder,
+    continued,
     generate,
     generate_batch,
     generate_text,
@@ -42,81 +40,7 @@ from pythia_export.runtime import (
 )
 from pythia_export.runtime.cache import aligned_zeros
 
-VOCAB = 300
 QUANTIZE = {"method": "rtn", "bits": 8, "group_size": 32, "head": {"method": "rtn", "bits": 8, "group_size": 32}}
-EXPORTS = [Export(rotary=rotary) for rotary in ("custom", "gqa", "onnx")]
-EXPORTS += [Export(kv_cache=kept) for kept in ("float16", "int8")]
-ROUNDING = {"float32": 2e-5, "float16": 2e-3, "int8": 2e-2}  # what a cache of that type may change, relative
-
-
-@pytest.fixture(scope="module")
-def source() -> tuple[InMemory, torch.nn.Module]:
-    config = small_config(layers=2, vocab=VOCAB, positions=48)
-    model = hugging_face(config)
-    return InMemory(config, on_disk(model)), model
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    """As Pythia's: byte-level, <|endoftext|> special and first, runs of spaces added as plain text; ids to spare."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - 20,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator(["the cat sat on the mat and the dog sat on the log"] * 20, trainer)
-    made.add_tokens([AddedToken(" " * n, normalized=False) for n in (8, 4, 2)])
-    return made
-
-
-def export_and_publish(
-    source: InMemory, tokenizer: Tokenizer, out: Path, export: Export, quantize: Quantize
-) -> Exported:
-    with Staging(out) as staging:
-        exported = export_model(source, staging.folder, quantize, export)
-        (staging.folder / "config.json").write_text(json.dumps(source.config.to_dict()))
-        tokenizer.save(str(staging.folder / "tokenizer.json"))
-        recipe = {
-            "model": {"id": "demo"},
-            "quantize": quantize.model_dump(mode="json"),
-            "export": export.model_dump(mode="json"),
-            "verify": {"source": "python-stdlib"},
-        }
-        layout = {"kv_cache": kv_cache(export), "kv_dtype": export.cache_dtype}
-        staging.publish(
-            Origin(
-                versions={},
-                source={"name": "m", "revision": "main", "commit": "c"},
-                recipe=recipe,
-                calibration=None,
-                layout=layout,
-            )
-        )
-    return exported
-
-
-@pytest.fixture(scope="module", params=EXPORTS, ids=lambda e: f"{e.rotary}-{e.cache_dtype}")
-def artifact(request, source, tokenizer, tmp_path_factory) -> Artifact:
-    out = tmp_path_factory.mktemp("artifact") / "out"
-    export_and_publish(source[0], tokenizer, out, request.param, Quantize(method="none"))
-    return Artifact.open(out)
-
-
-@pytest.fixture(scope="module")
-def session(artifact: Artifact) -> Session:
-    return Session.open(artifact, threads=1)
-
-
-def tokens(rows: int, length: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(1, VOCAB, (rows, length))
-
-
-def close(a: np.ndarray, b: np.ndarray, rounding: float = 2e-5) -> bool:
-    return bool(np.abs(a - b).max() <= rounding * np.abs(b).max())
 
 
 # Session
@@ -176,11 +100,11 @@ def test_a_shared_cache_is_one_buffer_from_first_to_last(artifact: Artifact, ses
     if session.kv_cache != "shared":
         pytest.skip("this graph's cache grows")
     cache = session.start(2, 16)
-    before = {name: value.data_ptr() for name, value in cache._values.items()}
+    before = {name: value.data_ptr() for name, value in cache.values.items()}
     session.step(cache, tokens(2, 5))
     session.step(cache, tokens(2, 1))
-    assert {name: value.data_ptr() for name, value in cache._values.items()} == before
-    for value in cache._values.values():
+    assert {name: value.data_ptr() for name, value in cache.values.items()} == before
+    for value in cache.values.values():
         held = value.numpy()  # [B, heads, max_len, head_dim], or scales [B, heads, max_len]
         assert held.shape[2] == 16
         held = held.reshape(*held.shape[:3], -1)
@@ -189,7 +113,7 @@ def test_a_shared_cache_is_one_buffer_from_first_to_last(artifact: Artifact, ses
 
 def test_a_cache_lies_on_whole_lines_of_the_processors_own(session: Session) -> None:
     for rows in (1, 2, 3):
-        starts = [value.data_ptr() % 64 for value in session.start(rows, 17)._values.values()]
+        starts = [value.data_ptr() % 64 for value in session.start(rows, 17).values.values()]
         assert not any(starts), starts
 
 
@@ -439,13 +363,8 @@ def test_greedy_is_hugging_faces_greedy(session: Session, tokenizer: Tokenizer, 
 def test_several_prompts_give_what_each_gives_alone(session: Session, tokenizer: Tokenizer) -> None:
     prompts = [tokens(1, n, seed=n)[0].tolist() for n in (3, 11, 1, 7)]
     for sampling in (Sampling(), Sampling(0.7, top_k=20, top_p=0.95, seed=3)):
-        rows: list[list[int]] = [[] for _ in prompts]
-        for step in generate_batch(session, tokenizer, prompts, 20, sampling):
-            for row, token in zip(rows, step, strict=True):
-                if token is not None:
-                    row.append(token)
-        alone = [token for (token,) in generate_batch(session, tokenizer, prompts[:1], 20, sampling)]
-        assert rows[0] == alone
+        rows = generate_batch(session, tokenizer, prompts, 20, sampling)
+        assert rows[:1] == generate_batch(session, tokenizer, prompts[:1], 20, sampling)
         if sampling.temperature == 0:
             assert rows == [list(generate(session, tokenizer, prompt, 20)) for prompt in prompts]
 
@@ -457,43 +376,24 @@ def test_a_seed_repeats_a_sample(session: Session, tokenizer: Tokenizer) -> None
     assert sample(1) == sample(1) != sample(2)
 
 
-class Scripted:
-    """A session whose next token is written down: what the model would say cannot be chosen, and endings must be."""
-
-    def __init__(self, config, *rows: Sequence[int]) -> None:
-        self.config, self.rows, self.t, self.fed = config, rows, 0, []
-
-    def start(self, batch: int, max_len: int) -> int:
-        self.max_len = max_len
-        return batch
-
-    def step(
-        self, batch: int, ids: np.ndarray, mask: np.ndarray | None = None, *, keep: int | None = None
-    ) -> np.ndarray:
-        self.fed.append(ids)
-        logits = np.zeros((batch, keep or ids.shape[1], self.config.vocab_size), np.float32)
-        for row in range(batch):
-            logits[row, -1, self.rows[row][min(self.t, len(self.rows[row]) - 1)]] = 1
-        self.t += 1
-        return logits
-
-
-def scripted(tokenizer: Tokenizer, *texts: str) -> Scripted:
-    config = small_config(vocab=VOCAB, positions=48)
-    return Scripted(config, *([*tokenizer.encode(text).ids, 0, 5] for text in texts))  # EOS, and then something else
-
-
 def test_it_ends_at_eos_which_is_not_yielded(tokenizer: Tokenizer) -> None:
     session = scripted(tokenizer, "the cat")
     assert list(generate(session, tokenizer, [1], 20)) == tokenizer.encode("the cat").ids
 
 
-def test_a_row_that_ended_stays_so_while_others_go_on(tokenizer: Tokenizer) -> None:
-    session = scripted(tokenizer, "the", "the cat sat on")
-    steps = list(generate_batch(session, tokenizer, [[1, 2], [1]], 20))
-    assert [row for row, _ in steps] == [tokenizer.encode("the").ids[0]] + [None] * (len(steps) - 1)
-    assert [row for _, row in steps] == tokenizer.encode("the cat sat on").ids
-    assert all(ids[0, 0] == 0 for ids in session.fed[2:])
+def test_a_row_that_ended_leaves_and_others_go_on(tokenizer: Tokenizer) -> None:
+    """The one before it and the one behind it: each is still fed its own tokens."""
+    texts = ["the cat sat on", "the", "the dog sat on the log"]
+    session = scripted(tokenizer, *texts)
+    assert generate_batch(session, tokenizer, [[1, 2], [1], [3]], 20) == [tokenizer.encode(text).ids for text in texts]
+    assert [len(ids) for ids in session.fed[:4]] == [3, 3, 2, 2] and len(session.fed[-1]) == 1
+
+
+def test_pieces_are_each_token_with_its_text_and_an_end(tokenizer: Tokenizer) -> None:
+    found = list(continued(scripted(tokenizer, "the cat", "the"), tokenizer, [[1], [1]], 20, stop=["at ", "dog"]))
+    assert [piece.text for piece in found if piece.row == 0] == ["the", " c", "at"]
+    assert [piece.token for piece in found if piece.row == 0][-1] is None
+    assert [piece for piece in found if piece.row == 1] == [(1, tokenizer.encode("the").ids[0], "the"), (1, None, "")]
 
 
 def test_the_count_is_exact_and_the_last_token_is_not_fed(tokenizer: Tokenizer) -> None:
@@ -531,14 +431,6 @@ def test_requests_that_cannot_be_met_are_refused_on_the_call(session: Session, t
     with pytest.raises(RecipeError, match="empty prompt"):
         generate_text(session, tokenizer, "", 5)
     assert len(list(generate(session, tokenizer, [1] * 40, 8))) <= 8
-
-
-def test_logits_that_are_not_finite_stop_it(tokenizer: Tokenizer) -> None:
-    session = scripted(tokenizer, "the cat")
-    step = session.step
-    session.step = lambda *a, **k: step(*a, **k) * np.nan  # type: ignore[method-assign]
-    with pytest.raises(NumericsError):
-        list(generate(session, tokenizer, [1], 5))
 
 
 # Streaming decoder

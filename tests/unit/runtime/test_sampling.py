@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pythia_export.base.errors import NumericsError, RecipeError
-from pythia_export.runtime.sampling import Sampling, choose, probabilities
+from pythia_export.runtime.sampling import Sampling, choose, distribution, probabilities
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32))
 
@@ -80,6 +80,32 @@ def test_draws_follow_the_probabilities() -> None:
     counts = np.bincount([choose(LOGITS, Sampling(1.0), rng) for _ in range(n)], minlength=5) / n
     p = np.exp(LOGITS)
     assert (np.abs(counts - p) < 4 * np.sqrt(p * (1 - p) / n)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 2, 40, 4096]),
+    st.sampled_from([0.01, 0.3, 1.0, 4.0]),
+    st.none() | st.integers(1, 60),
+    st.none() | st.floats(0.01, 1),
+)
+def test_a_draw_is_the_one_from_the_whole_sorted_vocabulary(seed, size, temperature, top_k, top_p) -> None:
+    """The same seed gives the same text as ever: only as much is sorted as the draw needs, and nothing moves."""
+    logits = np.random.default_rng(seed).normal(0, 4, size).round(1).astype(np.float32)  # with equals among them
+    sampling = Sampling(temperature, top_k, top_p)
+    tokens = np.argsort(-logits.astype(np.float64), kind="stable")[:top_k]
+    p = np.exp((logits[tokens].astype(np.float64) - logits.max()) / temperature)
+    p /= p.sum()
+    if top_p is not None:
+        kept = int(np.searchsorted(np.cumsum(p), top_p * (1 - 1e-12))) + 1
+        tokens, p = tokens[:kept], p[:kept] / p[:kept].sum()
+    u = np.random.default_rng(seed).random()
+    expected = tokens[min(int(np.searchsorted(np.cumsum(p), u, side="right")), len(tokens) - 1)]
+    assert choose(logits, sampling, np.random.default_rng(seed)) == expected
+    spread = np.zeros(size)
+    spread[tokens] = p
+    np.testing.assert_allclose(distribution(logits, sampling), spread, rtol=1e-12, atol=1e-300)
 
 
 def test_greedy_takes_the_likeliest_and_the_lower_id_of_equals() -> None:

@@ -84,7 +84,7 @@ def test_a_converted_cache_is_the_same_at_both_speeds_and_from_call_to_call(cach
                 for n in parts:
                     logits.append(opened.step(held, ids[:, at : at + n], mask[:, at : at + n]))
                     at += n
-                codes = {name: value.numpy()[:, :, :12].copy() for name, value in held._values.items()}
+                codes = {name: value.numpy()[:, :, :12].copy() for name, value in held.values.items()}
                 found[native, kv_cache, len(parts)] = np.concatenate(logits, 1), codes
     first, first_codes = found[False, "shared", 1]
     assert set(first_codes) == {f"past_key_values.{i}.{part}" for i in range(2) for part in cache_parts(cache)}
