@@ -41,6 +41,7 @@ NAVIGATION = {
         "docs/guides/gpu",
         "docs/guides/ci",
         "docs/guides/sweeps",
+        "docs/guides/interpretability",
         "docs/guides/troubleshooting",
     ],
     "Concepts": [

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fill import commands, figures, house, python, recipe, records, sizes
+from fill import commands, figures, hooks, house, python, recipe, records, sizes
 
 ROOT = Path(__file__).parent.parent
 PLACE = re.compile(r"(<!-- fill: (?P<what>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -30,6 +30,7 @@ SOURCES: dict[str, Callable[..., str]] = {
     "by_size": recipe.by_size,  # defaults of a recipe by the model's size
     "variants": recipe.variants,  # 410m-int8 and its like
     "floors": house.floors,  # the rooms of the package
+    "taps": hooks.taps,  # the places inside the model
     "record": records.table,  # a type of pythia_export/records
     "python": python.described,  # a class or a function of the package
     "sizes": sizes.needs,  # memory and time by size of the suite

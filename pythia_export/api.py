@@ -24,12 +24,17 @@ from .runtime.sampling import Sampling
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from .runtime.change import Spec
+    from .runtime.taps import Positions
+    from .trace import TextTrace
+
 
 class Artifact(artifact.Artifact):
     """A directory that `pythia-export run` or `export` wrote. `Artifact.open(path)` reads its manifest, `check()`
     hashes its files. The graph is opened when it is first needed, on the provider that the recipe targets."""
 
     trust_graph = False
+    _tapped: tuple[object, runtime.TapSession] | None = None
 
     @classmethod
     def from_hub(cls, repo: str, revision: str = "main") -> Self:
@@ -178,6 +183,62 @@ class Artifact(artifact.Artifact):
             found.append(log_probabilities(logits, part[1:]))
         return np.concatenate(found) if found else np.empty(0)
 
+    @overload
+    def trace(self, texts: str, capture: str | Sequence[str] = ..., *, positions: Positions = ...,
+              intervene: Mapping[str, Spec] | None = ...) -> TextTrace: ...  # fmt: skip
+
+    @overload
+    def trace(self, texts: list[Any] | tuple[Any, ...] | np.ndarray, capture: str | Sequence[str] = ..., *,
+              positions: Positions = ...,
+              intervene: Mapping[str, Spec] | None = ...) -> list[TextTrace]: ...  # fmt: skip
+
+    def trace(
+        self,
+        texts: str | list[Any] | tuple[Any, ...] | np.ndarray,
+        capture: str | Sequence[str] = "resid",
+        *,
+        positions: Positions = "all",
+        intervene: Mapping[str, Spec] | None = None,
+    ) -> TextTrace | list[TextTrace]:
+        """Return values from inside the model for a text, or for each of several; token ids will do for a text.
+
+            seen = artifact.trace("The quick brown fox", capture=["resid", "attn.pattern"])
+            seen["blocks.3.hook_in"]               # [tokens, d_model]
+            seen["blocks.3.attn.hook_pattern"]     # [heads, tokens, tokens]
+
+        capture: taps such as ``resid``, ``attn.z`` (of every layer), single hooks such as ``blocks.3.hook_out``, and
+        ``logits``; docs/guides/interpretability.md has a table. positions: ``"all"``, ``"last"``, or numbers of tokens,
+        0 the first of a text and -1 the last. intervene: by hook, a change that is made there,
+        ``{"blocks.3.attn.hook_z": {"op": "suppress", "heads": [2], "pos": [0, 5]}}``. An op is ``set`` or ``add``, of a
+        `value`; ``scale``, by a `factor`; or ``suppress``. Without `pos` it is every token, without `heads` every head.
+
+        Nothing behind the last place that is captured is computed.
+
+        Raises:
+            RecipeError: a name that is no place, a place that the artifact's graph does not give, a position beyond a
+                text, a change that does not fit, a text longer than the context.
+            SourceError: the artifact has no tapped graph; the hint has the command that adds one.
+            NumericsError: a value is NaN or infinite.
+        """
+        from .trace import trace_texts
+
+        single = isinstance(texts, str)
+        given = [texts] if isinstance(texts, str) else texts
+        ids = [np.array(self._tokenizer.encode(t).ids, np.int64) if isinstance(t, str) else _row(t) for t in given]
+        session = self.tapped(capture, tuple(intervene or ()))
+        found = list(trace_texts(session, ids, positions, intervene))
+        return found[0] if single else found
+
+    def tapped(self, capture: str | Sequence[str], change: Sequence[str] = ()) -> runtime.TapSession:
+        """Open the tapped graph for some places, for programs that go through it batch by batch; the last is kept.
+
+        `change` are the hooks that `read` may be given changes for. Raises as `trace`.
+        """
+        asked = ((capture,) if isinstance(capture, str) else tuple(capture), tuple(change))
+        if self._tapped is None or self._tapped[0] != asked:
+            self._tapped = (asked, runtime.TapSession(self, *asked, trust_graph=self.trust_graph))
+        return self._tapped[1]
+
     def logits(self, ids: ArrayLike, attention_mask: ArrayLike | None = None) -> np.ndarray:
         """Return logits [B, S, vocab] float32 for `ids` [B, S], an array or lists. The mask [B, S] is 0 at padding,
         which is on the left.
@@ -189,6 +250,14 @@ class Artifact(artifact.Artifact):
         """
         mask = None if attention_mask is None else _whole_numbers(attention_mask, "the mask")
         return self.session.logits(_whole_numbers(ids, "ids"), mask)
+
+
+def _row(given: ArrayLike) -> np.ndarray:
+    """Token ids of one text."""
+    found = np.asarray(given)
+    if found.dtype.kind not in "iu" or found.ndim != 1:
+        raise TypeError(f"a text is a str, or its token ids [tokens], not {_kind(given)} of shape {found.shape}")
+    return found.astype(np.int64)
 
 
 def _texts(prompt: str | list[str] | tuple[str, ...]) -> list[str]:

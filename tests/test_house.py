@@ -22,6 +22,7 @@ FLOORS = (
     ("weights",),
     ("artifact", "graph"),
     ("calibrate", "runtime"),
+    ("trace",),
     ("api", "evaluate", "proof", "serve", "study"),
     ("commands",),
     ("bench", "job", "sweep"),

@@ -23,7 +23,7 @@ from ..recipe import Recipe, parse_recipe
 from ..records.manifest import MANIFEST, FileEntry, Manifest
 from ..records.parity import PARITY, PARITY_SCHEMA, Parity
 from ..records.quantization import QUANTIZATION, QUANTIZATION_SCHEMA, Quantization
-from ..records.record import checked
+from ..records.record import Json, checked
 from ..tokenizer import SETTINGS, read_tokenizer, render_chat
 from ..weights.layout import Layout, layout_of
 from ..weights.names import data_name
@@ -307,8 +307,9 @@ class Artifact:
         found = self.read_json(SETTINGS) if SETTINGS in self.manifest.files else {}
         return found if isinstance(found, dict) else {}
 
-    def replace_files(self, files: Mapping[str, bytes]) -> None:
-        """Write or replace files and name them in the manifest. The caller holds the artifact (`held`).
+    def replace_files(self, files: Mapping[str, bytes], recipe: Json | None = None) -> None:
+        """Write or replace files and name them in the manifest. The caller holds the artifact (`held`). With `recipe`
+        the manifest says that the artifact is made from that one.
 
         What was there stays until all that is new is on the disk. Killed at any step, or on a full disk, the artifact
         has the old files or the new ones, all of them, and agrees with its manifest.
@@ -329,7 +330,9 @@ class Artifact:
             )
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         new = {name: FileEntry(sha256=digests[name], size=len(data)) for name, data in files.items()}
-        manifest = self.manifest.model_copy(update={"files": dict(sorted((self.manifest.files | new).items()))})
+        named = dict(sorted((self.manifest.files | new).items()))
+        said = {} if recipe is None else {"recipe": recipe}
+        manifest = self.manifest.model_copy(update={"files": named, **said})
         with explained(self.folder):
             self._tidy()
             try:

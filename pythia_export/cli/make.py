@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..base.errors import EXIT_GATE, OutputError, PythiaExportError
+from ..base.errors import EXIT_GATE, OutputError, PythiaExportError, RecipeError
 from .asked import Asked, names_of_recipes, takes_recipe
 from .shared import (
     AdapterFolder,
@@ -206,11 +206,15 @@ def quantize(
         "pythia-export export weights/160m --out models/160m",
         "pythia-export export models/160m --out models/160m-gqa --rotary gqa --accuracy-level 0",
         "pythia-export export models/160m --out models/160m-js --target web --layout transformers.js",
+        "pythia-export export models/160m --taps resid,attn.pattern",
     )
 )
 def export(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="What `quantize` wrote, or an artifact.")],
-    out: Out,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Directory to publish; with --taps alone, WEIGHTS itself if not given."),
+    ] = None,
     rotary: Annotated[
         Literal["custom", "gqa", "onnx"] | None,
         typer.Option(help="Form of rotary attention; the recipe's if not given."),
@@ -225,10 +229,29 @@ def export(
     layout: Annotated[
         Literal["flat", "transformers.js"] | None, typer.Option(help="Places and names of graph and weights.")
     ] = None,
+    taps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Also write taps.onnx, for `trace`: values from inside the model. With commas between: resid, "
+            "attn.pattern, mlp.post, ..., or all.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Build a graph over weights that are quantised already; `verify` then proves it."""
+    from ..commands.export import add_taps
     from ..commands.export import export as export_graph
+
+    names = None if taps is None else [name.strip() for name in taps.split(",") if name.strip()]
+    if out is None:
+        others = (rotary, accuracy_level, target, kv_cache, layout)
+        if not names or any(option is not None for option in others):
+            raise RecipeError(
+                "no --out, the directory to publish", hint="With --taps and nothing else WEIGHTS itself gets the graph."
+            )
+        _print_outcome(add_taps(weights, names))
+        return
 
     with progress_bars() as progress:
         outcome = export_graph(
@@ -239,6 +262,7 @@ def export(
             target=target,
             kv_cache=kv_cache,
             layout=layout,
+            taps=names,
             overwrite=overwrite,
             progress=progress,
         )

@@ -11,14 +11,16 @@ import onnx
 from ..artifact import Parity, Quantization
 from ..base.machine import versions
 from ..graph.consumers import config_json, genai_config_json
-from ..graph.decoder import kv_cache
+from ..graph.decoder import build_decoder, kv_cache
+from ..graph.targets import tapped_hooks
 from ..model.generation import Generation
 from ..model.neox import NeoXConfig
 from ..recipe import Export, Recipe
 from ..records.manifest import Cache, Calibration, Origin, Source
 from ..report.card import model_card
 from ..report.html import render_report
-from ..weights.names import DATA_FILE, MODEL, data_name, graph_name
+from ..weights.layout import Layout
+from ..weights.names import DATA_FILE, MODEL, TAPS, data_name, graph_name
 from .whereabouts import is_path, last_part, remember, without_paths
 
 GENAI = "genai_config.json"
@@ -27,6 +29,20 @@ GENAI = "genai_config.json"
 def save_graph(model: onnx.ModelProto, folder: Path) -> None:
     (folder / MODEL).write_bytes(model.SerializeToString())
     onnx.checker.check_model(str(folder / MODEL), full_check=True)
+
+
+def save_taps(folder: Path, config: NeoXConfig, layout: Layout, export: Export) -> None:
+    """Write the graph that gives values from inside the model, where the export asks for one."""
+    if data := taps_graph(config, layout, export):
+        (folder / TAPS).write_bytes(data)
+        onnx.checker.check_model(str(folder / TAPS), full_check=True)
+
+
+def taps_graph(config: NeoXConfig, layout: Layout, export: Export) -> bytes:
+    """Return the tapped graph of an export, over flat weights; nothing where no taps are asked for."""
+    if not export.taps:
+        return b""
+    return bytes(build_decoder(config, layout, export, tapped_hooks(config, layout, export)).SerializeToString())
 
 
 def arrange(folder: Path, recipe: Recipe) -> None:
@@ -41,6 +57,14 @@ def arrange(folder: Path, recipe: Recipe) -> None:
     model = onnx.load(folder / MODEL, load_external_data=False)
     (folder / graph).write_bytes(_reading(model, Path(data_name(recipe)).name))
     (folder / MODEL).write_bytes(_reading(model, data_name(recipe)))
+    if (folder / TAPS).is_file():
+        taps = onnx.load(folder / TAPS, load_external_data=False)
+        (folder / TAPS).write_bytes(_reading(taps, data_name(recipe)))
+
+
+def reading(graph: bytes, location: str) -> bytes:
+    """Return a graph over flat weights as one that reads them from `location`."""
+    return _reading(onnx.load_from_string(graph), location)
 
 
 def _reading(model: onnx.ModelProto, location: str) -> bytes:

@@ -36,7 +36,7 @@ from ..weights.layout import Layout, layout_of, require_overrides_match
 from ..weights.names import DATA_FILE
 from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
-from .contents import origin_of, save_graph, write_configs, write_json
+from .contents import origin_of, save_graph, save_taps, write_configs, write_json
 from .publication import work_folder
 from .pull import pull
 
@@ -143,6 +143,7 @@ class Conversion:
         with self.stage("export"):
             model = build_decoder(self.config, self.layout, chosen)
             save_graph(model, folder)
+            save_taps(folder, self.config, self.layout, chosen)
             write_configs(folder, self.config, self.recipe, self.checkpoint.generation)
         return model
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from ..artifact import Artifact, Staging
 from ..base.errors import RecipeError
 from ..base.progress import SILENT, Progress
+from ..disk import held
 from ..graph.decoder import build_decoder
-from ..graph.targets import require_fit, warnings
+from ..graph.targets import require_fit, require_taps, warnings
 from ..recipe import Export
 from ..weights.layout import layout_of
-from ..weights.names import DATA_FILE, MODEL, data_name, graph_name
-from .contents import GENAI, arrange, origin_of, save_graph, write_configs
+from ..weights.names import DATA_FILE, MODEL, TAPS, data_name, graph_name
+from .contents import GENAI, arrange, origin_of, reading, save_graph, save_taps, taps_graph, write_configs
 from .publication import Outcome
 from .whereabouts import located
 
@@ -30,6 +33,7 @@ def export(
     target: str | None = None,
     kv_cache: str | None = None,
     layout: str | None = None,
+    taps: Sequence[str] | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Outcome:
@@ -38,25 +42,18 @@ def export(
     source.check()
     changes = {
         "rotary": rotary, "accuracy_level": accuracy_level, "target": target, "kv_cache": kv_cache, "layout": layout,
+        "taps": taps,
     }  # fmt: skip
     chosen = source.recipe.export.model_dump() | {k: v for k, v in changes.items() if v is not None}
-    try:
-        known = located(source.recipe, source.manifest.source.commit, source.folder, needed=())
-        recipe = known.model_copy(update={"export": Export(**chosen)})
-    except ValidationError as e:
-        first = e.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        if first["loc"]:
-            option = f"--{first['loc'][0]}".replace("_", "-")
-            raise RecipeError(f"{option} {first['input']}: {reason}") from e
-        raise RecipeError(f"these export options do not go together: {reason}") from e
+    known = located(source.recipe, source.manifest.source.commit, source.folder, needed=())
+    recipe = known.model_copy(update={"export": _chosen(chosen)})
     began = time.perf_counter()
     places = layout_of(recipe, source.config)
     require_fit(source.config, places, recipe.export)
     for warning in warnings(places, recipe.export):
         progress.note(warning)
     with Staging(out, overwrite) as staging:
-        made_here = (MODEL, graph_name(source.recipe), GENAI, "parity.json", "report.html", "README.md")
+        made_here = (MODEL, TAPS, graph_name(source.recipe), GENAI, "parity.json", "report.html", "README.md")
         kept = [name for name in source.manifest.files if name not in made_here]
         with progress.track("Copying", len(kept), "files") as advance:
             for name in kept:
@@ -65,8 +62,45 @@ def export(
                 shutil.copyfile(source.folder / name, to)
                 advance(1)
         save_graph(build_decoder(source.config, places, recipe.export), staging.folder)
+        save_taps(staging.folder, source.config, places, recipe.export)
         write_configs(staging.folder, source.config, recipe, source.generation)
         arrange(staging.folder, recipe)
         source.require_unchanged()
         staging.publish(origin_of(recipe, source.manifest.source, source.manifest.calibration, recipe.export))
     return Outcome(staging.out, source.quantization, None, {"export": time.perf_counter() - began})
+
+
+def add_taps(folder: Path, taps: Sequence[str]) -> Outcome:
+    """Give an artifact that is there a graph whose outputs are values from inside the model, over the same weights.
+
+    Its other graph, its weights and its proof stay as they are.
+
+    Raises:
+        RecipeError: a tap that is none, or that this model does not compute.
+        SourceError: weights without a graph.
+        OutputError: it cannot be written.
+    """
+    began = time.perf_counter()
+    source = Artifact.open(folder)
+    source.require_graph()
+    source.require_writable()
+    chosen = _chosen(source.recipe.export.model_dump() | {"taps": tuple(taps)})
+    require_taps(source.config, source.layout, chosen)
+    data = reading(taps_graph(source.config, source.layout, chosen), data_name(source.recipe))
+    said = {**source.manifest.recipe, "export": chosen.model_dump(mode="json")}
+    with held(source.folder):
+        source.replace_files({TAPS: data}, recipe=said)
+    return Outcome(source.folder, None, None, {"export": time.perf_counter() - began})
+
+
+def _chosen(settings: dict[str, Any]) -> Export:
+    try:
+        return Export(**settings)
+    except ValidationError as e:
+        first = e.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            option = f"--{first['loc'][0]}".replace("_", "-")
+            given = first["input"] if isinstance(first["input"], str) else ",".join(map(str, first["input"]))
+            raise RecipeError(f"{option} {given}: {reason}") from e
+        raise RecipeError(f"these export options do not go together: {reason}") from e

@@ -6,7 +6,7 @@ Names are those that ONNX Runtime's consumers expect: `input_ids`, `attention_ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import onnx
@@ -17,6 +17,7 @@ from ..recipe import Export
 from ..weights.layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, Layout, LinearPlan, Slot
 from ..weights.names import DATA_FILE
 from .ops import DOMAIN, LINEAR, LOWEST, MICROSOFT, OPSET, linear_nbits, rotary_attention
+from .taps import Taps
 
 KEEP = "num_logits_to_keep"  # the name that transformers.js and Hugging Face gave it
 ALL_LOGITS = 2**31 - 1
@@ -41,6 +42,7 @@ class _Tape:
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.values: list[onnx.ValueInfoProto] = []
         self._names: set[str] = set()
+        self._made: dict[str, str] = {}
 
     def node(self, op: str, name: str, inputs: Sequence[str], domain: str = "", **attributes: Any) -> str:
         """One node called `name`; returns the name of its output."""
@@ -50,6 +52,12 @@ class _Tape:
         output = f"{name}/out0"
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, domain=domain, **attributes))
         return output
+
+    def once(self, key: str, make: Callable[[], str]) -> str:
+        """What `make` adds, added when it is first asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def typed(self, value: str, kind: int, width: int, length: str = "sequence_length") -> str:
         """Declare `value` as [batch, `length`, width]: onnx cannot infer the outputs of operators it does not know."""
@@ -82,8 +90,8 @@ def _external(slot: Slot) -> onnx.TensorProto:
     return tensor
 
 
-def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.ModelProto:
-    """The whole graph; not a byte of a weight is read.
+def build_decoder(config: NeoXConfig, layout: Layout, export: Export, hooks: Sequence[str] = ()) -> onnx.ModelProto:
+    """The whole graph; not a byte of a weight is read. With `hooks` it is the tapped graph (taps.py).
 
     Outputs: logits [batch, sequence, vocab] float32 and the extended cache. `export.rotary` chooses whether
     attention stays a call of pythia.RotaryAttention ("custom") or its body stands in the graph.
@@ -95,13 +103,20 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
     """
     kind = _TYPES[export.dtype]
     tape = _Tape(layout)
+    taps = Taps(config, hooks, kind)
     new = tape.node("Shape", "/mask/new", ["position_ids"], start=1, end=2)  # used here, so that tools keep the input
     shared = _shared_inputs(tape, kind, new)
     x = _embedding(tape, layout, export, config.hidden_size, kind)
+    x = taps.at(tape, "embed.hook_out", x, config.hidden_size)
     for layer in range(config.num_layers):
-        x = _block(tape, config, layout, export, layer, x, shared)
-    x = _last(tape, x, kind, config.hidden_size, new)
-    x = _norm(tape, config, FINAL_NORM, "/final_layer_norm", x)
+        x = taps.at(tape, f"blocks.{layer}.hook_in", x, config.hidden_size)
+        x = _block(tape, config, layout, export, layer, x, shared, taps)
+        x = taps.at(tape, f"blocks.{layer}.hook_out", x, config.hidden_size)
+    start = _from_last(tape, new)
+    normed = _norm(
+        tape, config, FINAL_NORM, "/final_layer_norm", _last(tape, "/last", x, start, kind, config.hidden_size)
+    )
+    x = taps.final(tape, x, normed, lambda y: _last(tape, "/last/changed", y, start, kind, config.hidden_size))
     logits = _linear(tape, layout.linears[HEAD], export, "/embed_out", x)
     if kind != TensorProto.FLOAT:  # else it would copy every logit
         tape.node("Cast", "/logits/Cast", [logits], to=TensorProto.FLOAT)
@@ -115,6 +130,8 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
         value("attention_mask", TensorProto.INT64, ("batch_size", "total_sequence_length")),
         value("position_ids", TensorProto.INT64, tokens),
     ]
+    if hooks:
+        inputs += taps.inputs()
     outputs = [value("logits", TensorProto.FLOAT, ("batch_size", LOGITS_LENGTH, config.vocab_size))]
     for layer in range(config.num_layers):
         for part in cache_parts(export.cache_dtype):
@@ -123,7 +140,7 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export) -> onnx.Mo
             inputs.append(value(f"past_key_values.{layer}.{part}", of_cache, cache[:3] if scale else cache))
             outputs.append(value(f"present.{layer}.{part}", of_cache, grown[:3] if scale else grown))
     converted = export.cache_dtype if export.cache_dtype != export.dtype else None
-    graph = helper.make_graph(tape.nodes, "gpt_neox", inputs, outputs, list(tape.initializers.values()))
+    graph = helper.make_graph(tape.nodes, "gpt_neox", inputs, outputs + taps.outputs, list(tape.initializers.values()))
     graph.value_info.extend(tape.values)
     model = helper.make_model(
         graph,
@@ -190,18 +207,22 @@ def _shared_inputs(tape: _Tape, kind: int, new: str) -> list[str]:
     return [tape.weight("rotary.cos"), tape.weight("rotary.sin"), "position_ids", seqlens, total_scalar, expanded]
 
 
-def _last(tape: _Tape, x: str, kind: int, hidden: int, new: str) -> str:
-    """Return the tokens that get logits, [batch, logits, hidden]; `new` [1] int64 counts all of them.
+def _from_last(tape: _Tape, new: str) -> str:
+    """Return how far from the end the tokens begin that get logits, [1] int64; `new` [1] int64 counts all of them.
 
     So that num_logits_to_keep can be set in what ONNX Runtime, onnxslim or onnxsim make of the graph: its minimum with
     a number that only a step knows is not computed in advance, and its value is no other constant's, with which they
     would make it one.
     """
     keep = tape.constant(KEEP, TensorProto.INT64, [], [ALL_LOGITS])
+    return tape.node("Neg", "/last/Neg", [tape.node("Min", "/last/Min", [keep, new])])
+
+
+def _last(tape: _Tape, path: str, x: str, start: str, kind: int, hidden: int) -> str:
+    """Return the tokens that get logits, [batch, logits, hidden]."""
     one = tape.constant("one64", TensorProto.INT64, [1], [1])
     end = tape.constant("end", TensorProto.INT64, [1], [2**63 - 1])
-    start = tape.node("Neg", "/last/Neg", [tape.node("Min", "/last/Min", [keep, new])])
-    return tape.typed(tape.node("Slice", "/last/Slice", [x, start, end, one]), kind, hidden, LOGITS_LENGTH)
+    return tape.typed(tape.node("Slice", f"{path}/Slice", [x, start, end, one]), kind, hidden, LOGITS_LENGTH)
 
 
 def _embedding(tape: _Tape, layout: Layout, export: Export, hidden: int, kind: int) -> str:
@@ -250,24 +271,28 @@ def _dequantised_rows(tape: _Tape, data: str, scales: str, bits: int, hidden: in
 
 
 def _block(
-    tape: _Tape, config: NeoXConfig, layout: Layout, export: Export, layer: int, x: str, shared: list[str]
+    tape: _Tape, config: NeoXConfig, layout: Layout, export: Export, layer: int, x: str, shared: list[str], taps: Taps
 ) -> str:
-    prefix, path = layer_prefix(layer), f"/layers.{layer}"
+    prefix, path, hook = layer_prefix(layer), f"/layers.{layer}", f"blocks.{layer}"
+    hidden, wide = config.hidden_size, config.intermediate_size
 
     def linear(name: str, value: str) -> str:
         return _linear(tape, layout.linears[f"{prefix}.{name}"], export, f"{path}/{name.replace('.', '/')}", value)
 
     if layout.fused:
-        return _two_products(tape, config, layout, export, layer, x, shared)
+        return _two_products(tape, config, layout, export, layer, x, shared, taps)
     normed = _norm(tape, config, f"{prefix}.input_layernorm", f"{path}/input_layernorm", x)
-    attention = linear("attention.dense", _attention(tape, config, export, layer, linear(QKV, normed), shared))
+    mixed = _attention(tape, config, export, layer, linear(QKV, normed), shared, taps)
+    attention = taps.at(tape, f"{hook}.attn.hook_out", linear("attention.dense", mixed), hidden)
     if not config.parallel_residual:
-        x = tape.node("Add", f"{path}/attention/residual/Add", [attention, x])
+        x = taps.at(
+            tape, f"{hook}.ln2.hook_in", tape.node("Add", f"{path}/attention/residual/Add", [attention, x]), hidden
+        )
     normed = _norm(tape, config, f"{prefix}.post_attention_layernorm", f"{path}/post_attention_layernorm", x)
-    mlp = linear(
-        "mlp.dense_4h_to_h",
-        _activation(tape, config.activation, _TYPES[export.dtype], f"{path}/mlp", linear("mlp.dense_h_to_4h", normed)),
-    )
+    up = taps.at(tape, f"{hook}.mlp.hook_pre", linear("mlp.dense_h_to_4h", normed), wide)
+    up = _activation(tape, config.activation, _TYPES[export.dtype], f"{path}/mlp", up)
+    up = taps.at(tape, f"{hook}.mlp.hook_post", up, wide)
+    mlp = taps.at(tape, f"{hook}.mlp.hook_out", linear("mlp.dense_4h_to_h", up), hidden)
     if not config.parallel_residual:
         return tape.node("Add", f"{path}/residual/Add", [mlp, x])
     both = tape.node("Add", f"{path}/branches/Add", [attention, mlp])
@@ -275,7 +300,7 @@ def _block(
 
 
 def _two_products(
-    tape: _Tape, config: NeoXConfig, layout: Layout, export: Export, layer: int, x: str, shared: list[str]
+    tape: _Tape, config: NeoXConfig, layout: Layout, export: Export, layer: int, x: str, shared: list[str], taps: Taps
 ) -> str:
     """Both branches read one vector, and one product sums them."""
     prefix, path, d = layer_prefix(layer), f"/layers.{layer}", config.hidden_size
@@ -287,15 +312,20 @@ def _two_products(
     widths = tape.constant("fused_in_widths", TensorProto.INT64, [2], [3 * d, config.intermediate_size])
     qkv, up = f"{path}/{FUSED_IN}/qkv", f"{path}/{FUSED_IN}/up"
     tape.nodes.append(helper.make_node("Split", [both, widths], [qkv, up], name=f"{path}/{FUSED_IN}/Split", axis=-1))
-    mixed = _attention(tape, config, export, layer, qkv, shared)
+    mixed = _attention(tape, config, export, layer, qkv, shared, taps)
+    up = taps.at(tape, f"blocks.{layer}.mlp.hook_pre", up, config.intermediate_size)
     up = _activation(tape, config.activation, _TYPES[export.dtype], f"{path}/mlp", up)
+    up = taps.at(tape, f"blocks.{layer}.mlp.hook_post", up, config.intermediate_size)
     joined = tape.node("Concat", f"{path}/{FUSED_OUT}/Concat", [mixed, up], axis=-1)
     out = _linear(tape, layout.fused[f"{prefix}.{FUSED_OUT}"], export, f"{path}/{FUSED_OUT}", joined)
     return tape.node("Add", f"{path}/residual/Add", [out, x])
 
 
-def _attention(tape: _Tape, config: NeoXConfig, export: Export, layer: int, qkv: str, shared: list[str]) -> str:
+def _attention(
+    tape: _Tape, config: NeoXConfig, export: Export, layer: int, qkv: str, shared: list[str], taps: Taps
+) -> str:
     """What the heads give, [batch, sequence, hidden]; the layer's cache is extended."""
+    qkv = taps.qkv(tape, layer, qkv)
     name = f"/layers.{layer}/attention/RotaryAttention"
     parts = cache_parts(export.cache_dtype)
     present = [f"present.{layer}.{part}" for part in parts]
@@ -306,7 +336,9 @@ def _attention(tape: _Tape, config: NeoXConfig, export: Export, layer: int, qkv:
             domain=DOMAIN, num_heads=config.num_heads, rotary_dim=config.rotary_dim,
         )
     )  # fmt: skip
-    return tape.typed(f"{name}/out0", _TYPES[export.dtype], config.hidden_size)
+    mixed = tape.typed(f"{name}/out0", _TYPES[export.dtype], config.hidden_size)
+    mixed = taps.pattern(tape, layer, qkv, present, mixed)
+    return taps.heads(tape, f"blocks.{layer}.attn.hook_z", mixed)
 
 
 def _activation(tape: _Tape, activation: Activation, kind: int, path: str, x: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..base.errors import RecipeError
+from ..model.hooks import hooks_of, tap_of
 from ..model.neox import EMBEDDING, NeoXConfig
 from ..recipe import Export
 from ..weights.layout import EMBEDDING_BLOCK, Layout
@@ -33,6 +34,7 @@ def require_fit(config: NeoXConfig, layout: Layout, export: Export) -> None:
             f"target = 'cuda': heads of {config.head_dim} dimensions; attention on a GPU takes at most {CUDA_HEAD_DIM}",
             hint="Use rotary = 'onnx'.",
         )
+    require_taps(config, layout, export)
     table = layout.slots.get(f"{EMBEDDING}.qweight")
     whole = EMBEDDING_BLOCK if export.target == "web" or export.layout == "transformers.js" else 2
     if table is not None and config.hidden_size % whole:
@@ -47,6 +49,32 @@ def require_fit(config: NeoXConfig, layout: Layout, export: Export) -> None:
             f"{WEB_BYTES / 1e9:.1f} GB",
             hint="Use fewer bits, a smaller embedding (`embedding = 'int4'`) or a smaller model.",
         )
+
+
+def require_taps(config: NeoXConfig, layout: Layout, export: Export) -> None:
+    """Refuse taps of places that the graph does not compute.
+
+    Raises:
+        RecipeError: the output of a branch, where one product sums both; the stream between branches that are parallel.
+    """
+    apart = [name for name in export.taps if name in ("attn.out", "mlp.out")]
+    if layout.fused and apart:
+        raise RecipeError(
+            f"taps: {apart[0]} is not computed with products = 2, which sums the outputs of attention and MLP in one "
+            "product",
+            hint="Tap attn.z, mlp.post and resid, or quantise with products = 4.",
+        )
+    if config.parallel_residual and "resid_mid" in export.taps:
+        raise RecipeError(
+            "taps: resid_mid is of models whose MLP reads what attention wrote; in this one both read one stream",
+            hint="Tap resid: the stream before and after each layer.",
+        )
+
+
+def tapped_hooks(config: NeoXConfig, layout: Layout, export: Export) -> tuple[str, ...]:
+    """Return the hooks that the tapped graph of an export gives, in the order of a pass."""
+    unknown = ("attn.out", "mlp.out") if layout.fused else ()
+    return tuple(hook for hook in hooks_of(export.taps, config) if tap_of(hook)[0].name not in unknown)
 
 
 def warnings(layout: Layout, export: Export) -> list[str]:

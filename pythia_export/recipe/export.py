@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ..model.hooks import BY_NAME, GROUPS
 from .section import Section
 
 
@@ -33,6 +35,23 @@ class Export(Section):
         description="`flat`: model.onnx beside its weights; `transformers.js`: both under onnx/ by the names that "
         "transformers.js looks for, and a second graph at the root that reads the same weights, for all others",
     )
+
+    taps: tuple[str, ...] = Field(
+        (),
+        description="a second graph, taps.onnx, gives values from inside the model: `resid` (the residual stream), "
+        "`attn.pattern`, `mlp.post`, ..., or `all`",
+    )
+
+    @field_validator("taps")
+    @classmethod
+    def _taps_are_known(cls, taps: tuple[str, ...]) -> tuple[str, ...]:
+        known = (*GROUPS, *BY_NAME)
+        for name in taps:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+                nearest = f"; the nearest are {', '.join(near)}" if near else ""
+                raise ValueError(f"no tap is called {name!r}{nearest}. They are {', '.join(known)}")
+        return taps
 
     @property
     def cache_dtype(self) -> Literal["float32", "float16", "int8"]:

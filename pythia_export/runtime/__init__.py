@@ -7,6 +7,7 @@ from .onnxruntime import require_provider
 from .sampling import Sampling
 from .session import Session, check_graph, check_runnable
 from .speed import MODEL, speed_here
+from .taps import TapSession
 from .text import StreamDecoder, encode_prompt
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Sampling",
     "Session",
     "StreamDecoder",
+    "TapSession",
     "check_graph",
     "check_runnable",
     "continued",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ..recipe import Recipe
 
 MODEL = "model.onnx"
+TAPS = "taps.onnx"  # of every layout: the same decoder, with values from inside it as outputs
 DATA_FILE = "model.onnx_data"  # in a flat layout, and while an artifact is being made
 
 
