@@ -35,6 +35,7 @@ class Artifact(artifact.Artifact):
 
     trust_graph = False
     _tapped: tuple[object, runtime.TapSession] | None = None
+    _drafted: tuple[Artifact, runtime.Draft] | None = None
 
     @classmethod
     def from_hub(cls, repo: str, revision: str = "main") -> Self:
@@ -72,12 +73,13 @@ class Artifact(artifact.Artifact):
     @overload
     def generate(self, prompt: str, max_new_tokens: int = ..., *, sample: bool = ..., temperature: float | None = ...,
                  top_k: int | None = ..., top_p: float | None = ..., seed: int | None = ...,
-                 stop: Sequence[str] = ...) -> str: ...  # fmt: skip
+                 stop: Sequence[str] = ..., draft: Artifact | None = ...) -> str: ...  # fmt: skip
 
     @overload
     def generate(self, prompt: list[str] | tuple[str, ...], max_new_tokens: int = ..., *, sample: bool = ...,
                  temperature: float | None = ..., top_k: int | None = ..., top_p: float | None = ...,
-                 seed: int | None = ..., stop: Sequence[str] = ...) -> list[str]: ...  # fmt: skip
+                 seed: int | None = ..., stop: Sequence[str] = ...,
+                 draft: Artifact | None = ...) -> list[str]: ...  # fmt: skip
 
     def generate(
         self,
@@ -90,12 +92,17 @@ class Artifact(artifact.Artifact):
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        draft: Artifact | None = None,
     ) -> str | list[str]:
         """Return the text that follows the prompt; `stream` yields it piece by piece. For a list of prompts, return a
-        list of texts, computed as one batch. The settings are those of `stream`.
+        list of texts. The settings are those of `stream`.
+
+        Any number of prompts, of any lengths: up to 64 are computed at once, and where a text ends the next prompt
+        takes its place. With a `draft` they are computed one after another.
 
         Raises:
             RecipeError: an empty prompt, a sampling value out of range, or more tokens than the model has positions.
+            RecipeError: a draft with another tokenizer.
             NumericsError: the model computes a NaN or an infinity.
             TypeError: prompts that are no text.
         """
@@ -104,7 +111,8 @@ class Artifact(artifact.Artifact):
         if not prompts:
             return []
         ends = self._ends(stop)
-        found = runtime.generate_texts(self.session, self._tokenizer, prompts, max_new_tokens, sampling, ends)
+        small = self._draft(draft)
+        found = runtime.generate_texts(self.session, self._tokenizer, prompts, max_new_tokens, sampling, ends, small)
         return found[0] if isinstance(prompt, str) else found
 
     def stream(
@@ -118,6 +126,7 @@ class Artifact(artifact.Artifact):
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        draft: Artifact | None = None,
     ) -> Iterator[str]:
         """Yield pieces of text as they become certain, until an end token, a stop string (which is left out) or the
         count.
@@ -125,12 +134,16 @@ class Artifact(artifact.Artifact):
         By default the likeliest token is taken every time. A `temperature` above 0 draws. So does `sample`, which takes
         what is not given of temperature, top_k and top_p from generation_config.json, as transformers does. The end
         tokens and stop strings of that file always count. Raises as `generate`.
+
+        A `draft` is an artifact of a smaller model with the same tokenizer. It proposes tokens, and this model checks
+        several in one pass. The text is the same, token for token; if it is drawn, its distribution is.
         """
         sampling = Sampling.asked(self.generation, sample, temperature, top_k, top_p, seed)
         if not isinstance(prompt, str):
             raise TypeError(f"stream takes one prompt, a str, not {_kind(prompt)}; generate takes several")
         ends = self._ends(stop)
-        return runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, ends)
+        small = self._draft(draft)
+        return runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, ends, draft=small)
 
     def chat(
         self,
@@ -143,6 +156,7 @@ class Artifact(artifact.Artifact):
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        draft: Artifact | None = None,
     ) -> str:
         """Answer a conversation, in the chat template of the checkpoint: `artifact.chat("Who are you?")`.
 
@@ -155,10 +169,19 @@ class Artifact(artifact.Artifact):
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         sampling = Sampling.asked(self.generation, sample, temperature, top_k, top_p, seed)
         ends = self._ends(stop)
-        prompt = self.chat_prompt(conversation)
+        prompt, small = self.chat_prompt(conversation), self._draft(draft)
         return "".join(
-            runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, ends, chat=True)
+            runtime.generate_text(self.session, self._tokenizer, prompt, max_new_tokens, sampling, ends, True, small)
         )
+
+    def _draft(self, draft: Artifact | None) -> runtime.Draft | None:
+        """What proposes tokens; kept, since it has measured both models."""
+        if draft is None:
+            return None
+        if self._drafted is None or self._drafted[0] is not draft:
+            runtime.require_same_tokens(self._tokenizer, draft._tokenizer)
+            self._drafted = draft, runtime.Draft(draft.session)
+        return self._drafted[1]
 
     def _ends(self, stop: Sequence[str]) -> tuple[str, ...]:
         return (*((stop,) if isinstance(stop, str) else stop), *self.generation.stop_strings)

@@ -6,18 +6,20 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..base.errors import EXIT_INTERRUPTED, PythiaExportError, RecipeError
-from .shared import ArtifactFolder, app, examples, printing, say, say_error, stderr
+from .shared import ArtifactFolder, DraftFolder, app, examples, printing, say, say_error, stderr
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from ..artifact import Artifact
     from ..model.generation import Generation
-    from ..runtime import Sampling, Session
+    from ..runtime import Draft, Sampling, Session
 
 
 @app.command(
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         "pythia-export generate models/160m --temperature 0.8 --top-p 0.95 --seed 1 < prompt.txt",
         "pythia-export generate me/my-chat-int4 --chat --prompt 'Who are you?'",
         "pythia-export generate build/demo --prompt 'def f(' --stop $'\\n\\n' --stop 'class '",
+        "pythia-export generate models/1.4b --draft models/70m --prompt 'The capital of'",
     )
 )
 def generate(
@@ -48,6 +51,7 @@ def generate(
         bool, typer.Option("--chat", help="The prompt is a user's message, put into the checkpoint's chat template.")
     ] = False,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    draft: DraftFolder = None,
     native: Annotated[bool, typer.Option(help="Use the native kernels, where they are built.")] = True,
     trust_graph: Annotated[
         bool, typer.Option("--trust-graph", help="Run operators that pythia-export does not write, too.")
@@ -55,7 +59,8 @@ def generate(
 ) -> None:
     """Continue a prompt. The text appears as it comes; its speed on stderr at the end.
 
-    A text ends at any of the checkpoint's end tokens. Ctrl-C ends it too, and keeps what is there.
+    A text ends at any of the checkpoint's end tokens. Ctrl-C ends it too, and keeps what is there. With --draft the
+    text is the same, token for token, or drawn from the same distribution.
     """
     from .. import runtime
     from ..artifact import Artifact
@@ -68,16 +73,17 @@ def generate(
     ends = (*(stop or ()), *generation.stop_strings)
     tokenizer = opened.tokenizer()
     session = runtime.Session.open(opened, native=native, trust_graph=trust_graph)
+    proposing = None if draft is None else _draft(draft, opened, tokenizer, native, trust_graph)
 
     conversation: list[dict[str, str]] = []
 
     def run(text: str) -> bool:
         if not chat:
             ids = runtime.encode_prompt(tokenizer, text)
-            return _continue(session, tokenizer, ids, max_new_tokens, sampling, ends, begin=text)[0]
+            return _continue(session, tokenizer, ids, max_new_tokens, sampling, ends, proposing, begin=text)[0]
         asked = [*conversation, {"role": "user", "content": text}]
         ids = runtime.encode_prompt(tokenizer, opened.chat_prompt(asked), chat=True)
-        finished, answer = _continue(session, tokenizer, ids, max_new_tokens, sampling, ends)
+        finished, answer = _continue(session, tokenizer, ids, max_new_tokens, sampling, ends, proposing)
         conversation[:] = [*asked, {"role": "assistant", "content": answer}]
         return finished
 
@@ -130,13 +136,13 @@ def _again_and_again(run: Callable[[str], bool], chat: bool) -> None:
 
 def _continue(
     session: Session, tokenizer: Tokenizer, ids: list[int], max_new_tokens: int, sampling: Sampling,
-    stop: tuple[str, ...], begin: str = "",
+    stop: tuple[str, ...], draft: Draft | None = None, begin: str = "",
 ) -> tuple[bool, str]:  # fmt: skip
     """Print what follows, on a terminal behind its beginning; return it, and False where Ctrl-C ended it."""
     from .. import runtime
 
     texts = []
-    pieces = runtime.continued(session, tokenizer, [ids], max_new_tokens, sampling, stop)
+    pieces = runtime.continued(session, tokenizer, [ids], max_new_tokens, sampling, stop, draft)
     if begin and sys.stderr is not None and sys.stderr.isatty():
         stderr().print(begin, end="", style="dim", soft_wrap=True, markup=False, highlight=False)
     began = time.perf_counter()
@@ -160,4 +166,45 @@ def _continue(
         f"{'' if finished else 'interrupted; '}{n} tokens, {speed}; {len(ids)} tokens of prompt in "
         f"{first - began:.2f} s ({at})"
     )
+    if draft is not None:
+        say(_of_draft(draft))
     return finished, "".join(texts)
+
+
+def _draft(folder: Path, target: Artifact, tokenizer: Tokenizer, native: bool, trust_graph: bool) -> Draft:
+    """Open the model that proposes.
+
+    Raises:
+        RecipeError: it has another tokenizer.
+    """
+    from .. import runtime
+    from ..artifact import Artifact
+
+    opened = Artifact.open(folder)
+    opened.require_graph()
+    runtime.require_same_tokens(tokenizer, opened.tokenizer())
+    ours, theirs = target.config, opened.config
+    if theirs.parameters >= ours.parameters:
+        say(
+            f"The draft has {theirs.parameters:,} parameters, no fewer than the {ours.parameters:,} of the model that "
+            "checks it: the text comes no sooner."
+        )
+    if theirs.max_positions < ours.max_positions:
+        say(f"From {theirs.max_positions:,} tokens on there are no proposals: the draft has no more positions.")
+    return runtime.Draft(runtime.Session.open(opened, native=native, trust_graph=trust_graph))
+
+
+def _of_draft(draft: Draft) -> str:
+    """What became of the proposals, of all texts so far."""
+    if draft.acceptance is None:
+        return "draft: no proposals, the text was too short"
+    said = (
+        f"draft: {draft.acceptance:.0%} of {draft.proposed:,} proposals accepted, {draft.tokens / draft.passes:.1f} "
+        "tokens a pass"
+    )
+    if draft.again:
+        said += f", {draft.again:,} tokens computed again for being nearly equal"
+    if draft.speed_up is None:
+        return said
+    pays = "" if draft.speed_up > 1 else ": it does not pay here"
+    return f"{said}; {draft.speed_up:.2f} times as fast as without{pays}"

@@ -96,6 +96,13 @@ _ARTIFACT = "A directory that `run` or `export` wrote, or OWNER/NAME[@REVISION] 
 ArtifactFolder = Annotated[Path, typer.Argument(metavar="ARTIFACT", callback=artifact_called, help=_ARTIFACT)]
 # As it was given: a fault of the hub is for --junit too, so the command itself calls `found_artifact`.
 ArtifactName = Annotated[Path, typer.Argument(metavar="ARTIFACT", help=_ARTIFACT)]
+DraftFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--draft", metavar="ARTIFACT", callback=artifact_called,
+        help="An artifact of a smaller model with the same tokenizer: it proposes tokens, this one checks them.",
+    ),
+]  # fmt: skip
 AdapterFolder = Annotated[
     Path | None,
     typer.Option("--adapter", metavar="DIR", help="A LoRA adapter in PEFT's form, merged as the checkpoint is read."),

@@ -6,6 +6,7 @@ from .generation import Piece, continued, generate, generate_batch, generate_tex
 from .onnxruntime import require_provider
 from .sampling import Sampling
 from .session import Session, check_graph, check_runnable
+from .speculation import Draft, require_same_tokens
 from .speed import MODEL, speed_here
 from .taps import TapSession
 from .text import StreamDecoder, encode_prompt
@@ -13,6 +14,7 @@ from .text import StreamDecoder, encode_prompt
 __all__ = [
     "MODEL",
     "Cache",
+    "Draft",
     "Piece",
     "Sampling",
     "Session",
@@ -28,5 +30,6 @@ __all__ = [
     "generate_texts",
     "peak_memory_bytes",
     "require_provider",
+    "require_same_tokens",
     "speed_here",
 ]

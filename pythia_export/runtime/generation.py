@@ -19,6 +19,7 @@ from ..model.neox import cache_bytes
 from .cache import Cache
 from .sampling import Sampling, choose
 from .session import Session
+from .speculation import Draft, Drawn, Speculation
 from .text import StreamDecoder, encode_prompt
 
 ROWS = 64  # at once; more gain little (benchmarks/README.md, "Batches"), and each has a cache
@@ -56,8 +57,11 @@ def continued(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
+    draft: Draft | None = None,
 ) -> Iterator[Piece]:
     """Yield what follows each of `prompts` as it becomes certain, until an end token, a stop string or the count.
+
+    With a `draft`, whose tokens have to be this model's (`require_same_tokens`), one prompt comes after another.
 
     An end token is not yielded. The token that completes a stop string is, without text. Pieces of several rows take
     turns; every row's last has no token.
@@ -85,7 +89,17 @@ def continued(
         _Row(index, prompt, StreamDecoder(tokenizer, stop), rng, max_new_tokens)
         for index, (prompt, rng) in enumerate(zip(prompts, generators, strict=True))
     ]
+    if draft is not None:
+        return (piece for row in rows for piece in _by_draft(session, draft, row, sampling))
     return _in_turn(session, rows, longest + max_new_tokens, sampling)
+
+
+def _by_draft(session: Session, draft: Draft, row: _Row, sampling: Sampling) -> Iterator[Piece]:
+    for token in Speculation(session, draft, row.prompt, row.left, sampling, Drawn(row.rng)):
+        yield Piece(row.index, token, row.text.push(token))
+        if row.text.stopped:
+            break
+    yield Piece(row.index, None, row.text.finish())
 
 
 def _in_turn(session: Session, rows: Sequence[_Row], room: int, sampling: Sampling) -> Iterator[Piece]:
@@ -209,10 +223,11 @@ def generate_batch(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
+    draft: Draft | None = None,
 ) -> list[list[int]]:
     """Return the token ids after each of several prompts. Raises as `continued`."""
     found: list[list[int]] = [[] for _ in prompts]
-    for piece in continued(session, tokenizer, prompts, max_new_tokens, sampling, stop):
+    for piece in continued(session, tokenizer, prompts, max_new_tokens, sampling, stop, draft):
         if piece.token is not None:
             found[piece.row].append(piece.token)
     return found
@@ -220,21 +235,21 @@ def generate_batch(
 
 def generate_text(
     session: Session, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling | None = None,
-    stop: Sequence[str] = (), chat: bool = False,
+    stop: Sequence[str] = (), chat: bool = False, draft: Draft | None = None,
 ) -> Iterator[str]:  # fmt: skip
     """Yield pieces of text as they become certain; a stop string itself is not among them. Raises as `continued`."""
     ids = encode_prompt(tokenizer, prompt, chat)
-    pieces = continued(session, tokenizer, [ids], max_new_tokens, sampling, stop)
+    pieces = continued(session, tokenizer, [ids], max_new_tokens, sampling, stop, draft)
     return (piece.text for piece in pieces if piece.text)
 
 
 def generate_texts(
     session: Session, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int,
-    sampling: Sampling | None = None, stop: Sequence[str] = (),
+    sampling: Sampling | None = None, stop: Sequence[str] = (), draft: Draft | None = None,
 ) -> list[str]:  # fmt: skip
     """Return what follows each of several prompts. Raises as `continued`."""
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     found = ["" for _ in prompts]
-    for piece in continued(session, tokenizer, ids, max_new_tokens, sampling, stop):
+    for piece in continued(session, tokenizer, ids, max_new_tokens, sampling, stop, draft):
         found[piece.row] += piece.text
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -48,6 +49,17 @@ def test_text_goes_to_stdout_and_ends_before_a_stop_string(folder):
     args = ("-p", PROMPT, "--max-new-tokens", "24", "--stop", "never there", "--stop", stop)
     done = subprocess.run(command(folder, *args), capture_output=True, text=True)
     assert done.stdout == text.partition(stop)[0] + "\n"
+
+
+def test_with_a_draft_the_text_is_the_same_and_what_it_brought_is_told(folder):
+    """Proposals of the model itself all count. It is no smaller, and that is said before."""
+    line = command(folder, "--max-new-tokens", "40", "-p", PROMPT)
+    plain = subprocess.run(line, capture_output=True, text=True)
+    drafted = subprocess.run([*line, "--draft", str(folder)], capture_output=True, text=True)
+    assert plain.returncode == drafted.returncode == 0, drafted.stderr
+    assert drafted.stdout == plain.stdout and "no fewer than" in drafted.stderr
+    assert re.search(r"draft: 100% of \d+ proposals accepted, [\d.]+ tokens a pass", drafted.stderr), drafted.stderr
+    assert "times as fast as without" in drafted.stderr and "draft" not in plain.stderr
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])

@@ -16,6 +16,7 @@ from pythia_export.recipe import Export, Quantize
 from pythia_export.records.manifest import Origin
 
 VOCAB = 300
+QUANTIZE = {"method": "rtn", "bits": 8, "group_size": 32, "head": {"method": "rtn", "bits": 8, "group_size": 32}}
 ROUNDING = {"float32": 2e-5, "float16": 2e-3, "int8": 2e-2}  # what a cache of that type may change, relative
 
 

@@ -74,6 +74,19 @@ def test_prompts_of_several_lengths_that_end_apart_are_as_one_by_one(artifact):
     assert artifact.generate(prompts, 24, stop=stop) == [artifact.generate(p, 24, stop=stop) for p in prompts]
 
 
+def test_a_draft_changes_no_text_and_has_to_have_the_same_tokenizer(artifact, folder, tmp_path):
+    prompts = ["def main(", "import "]
+    expected = artifact.generate(prompts, 24)
+    draft = Artifact.open(folder)
+    assert artifact.generate(prompts, 24, draft=draft) == expected
+    assert "".join(artifact.stream(prompts[1], 24, draft=draft)) == expected[1]
+    drawn = [artifact.generate("import ", 16, temperature=1.0, seed=seed, draft=draft) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    draft._tokenizer.add_tokens(["zebra"])
+    with pytest.raises(RecipeError, match="another tokenizer"):
+        Artifact.open(folder).generate("x", 4, draft=draft)
+
+
 def test_ids_may_be_lists(artifact):
     ids = [[5, 6, 7], [8, 9, 10]]
     assert (artifact.logits(ids) == artifact.logits(np.array(ids))).all()

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import session_fixtures as fixtures
 from sessions import ROUNDING, close, tokens
 from tokenizers import Tokenizer
 
 from pythia_export.runtime import Sampling, Session, generate, generate_batch, generation
 from pythia_export.runtime.cache import Cache
+
+source, tokenizer, artifact, session = fixtures.source, fixtures.tokenizer, fixtures.artifact, fixtures.session
 
 
 def after(session: Session, cache: Cache, rows: Sequence[Sequence[int]], step: np.ndarray) -> None:

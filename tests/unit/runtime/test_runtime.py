@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import session_fixtures as fixtures
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
-from sessions import ROUNDING, VOCAB, close, export_and_publish, scripted, tokens
+from sessions import QUANTIZE, ROUNDING, VOCAB, close, export_and_publish, scripted, tokens
 from tokenizers import Tokenizer, models
 
 from pythia_export.artifact import Artifact
@@ -40,8 +41,7 @@ from pythia_export.runtime import (
 )
 from pythia_export.runtime.cache import aligned_zeros
 
-QUANTIZE = {"method": "rtn", "bits": 8, "group_size": 32, "head": {"method": "rtn", "bits": 8, "group_size": 32}}
-
+source, tokenizer, artifact, session = fixtures.source, fixtures.tokenizer, fixtures.artifact, fixtures.session
 
 # Session
 
