@@ -21,6 +21,11 @@ def install_command(module: str, wanted: str = "") -> str:
     return f"pip install '{_PACKAGE}[{wanted if wanted in of else of[0]}]'"
 
 
+def install(extra: str) -> str:
+    """Return the hint for an extra that a command needs, whether the package came from a wheel or is a checkout."""
+    return f"pip install '{_PACKAGE}[{extra}]', or in a checkout pip install -e '.[{extra}]'"
+
+
 def extras_with(module: str) -> list[str]:
     """Return the extras whose own requirements have the distribution that is called like the module, `dev` last."""
     name = _normal(module.partition(".")[0])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shared import AdapterFolder
+from .shared import AdapterFolder, say
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -70,11 +70,12 @@ class Asked:
     set: tuple[str, ...]
 
     def recipe(self) -> Recipe:
-        """Read it, with the changes of the options and then of --set.
+        """Read it, with the changes of the options and of --set; what these leave behind is said on stderr.
 
         Raises:
-            RecipeError: as `load_recipe`; a --set that cannot be read.
+            RecipeError: as `load_recipe`; a --set that cannot be read, or that sets what an option sets.
         """
+        from ..base.errors import RecipeError
         from ..recipe import changes_called, load_recipe, recipe_keys
 
         changes, said = {}, {}
@@ -82,10 +83,13 @@ class Asked:
             key = _OPTIONS[option][0]
             changes[key], said[key] = value, f"--{option}".replace("_", "-")
             if key in ("calibration.path", "verify.path"):
-                changes[key.replace("path", "source")] = "file"
+                source = key.replace("path", "source")
+                changes[source], said[source] = "file", said[key]
         named = changes_called(self.set, recipe_keys())
+        for key in sorted(changes.keys() & named.keys()):
+            raise RecipeError(f"{said[key]} and --set {key} both set `{key}`", hint="Give one of them.")
         said |= {key: f"--set {key}" for key in named}
-        return load_recipe(self.name, changes | named, said=lambda key: said.get(key, key))
+        return load_recipe(self.name, changes | named, said=lambda key: said.get(key, key), note=say)
 
 
 def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:

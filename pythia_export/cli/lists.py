@@ -67,7 +67,12 @@ def show_recipe(asked: Asked) -> None:
     """Print a recipe as TOML, with everything that its size and your options decided: a file to keep and to change."""
     from ..recipe import as_toml
 
-    show(as_toml(asked.recipe()).rstrip())
+    recipe = asked.recipe()
+    if recipe.model.path is not None:
+        from ..commands.pull import pull
+
+        pull(recipe.model)  # refuses what is no checkpoint
+    show(as_toml(recipe).rstrip())
 
 
 @app.command(

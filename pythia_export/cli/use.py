@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..base.errors import RecipeError
+from ..base.extras import install
 from .shared import (
     ArtifactFolder,
     Json,
@@ -93,7 +94,7 @@ def evaluate(
         from ..evaluate.run import evaluate as measure
     except ModuleNotFoundError as e:
         raise EnvironmentProblem(
-            f"`eval` runs lm-evaluation-harness; {e.name} is not installed", hint="pip install 'pythia-export[eval]'"
+            f"`eval` runs lm-evaluation-harness; {e.name} is not installed", hint=install("eval")
         ) from e
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:

@@ -74,6 +74,7 @@ def dequantize(
     opened = Artifact.open(artifact)
     target = Staging(out, overwrite, CHECKPOINT)  # refuses before every file is hashed, makes nothing yet
     opened.check()
+    _ = opened.generation  # the checkpoint gets its settings: an end token that the model does not have is refused
     with target as staging:
         config, reader, weights = opened.config, opened.weights(), data_name(opened.recipe)
         specs = list(tensors(replace(config, tied_head=False)))  # rounded, head and embedding are two matrices

@@ -101,6 +101,7 @@ def _verify_held(
         raise RecipeError(f"{artifact} was not rounded by GPTQ: there is nothing to set beside round-to-nearest")
     other = None if against is None else _read_parity(against)
     opened.check()
+    _ = opened.generation  # refuses an end token that the model does not have
     recipe, origin = opened.recipe, opened.manifest.source
     recipe = located(recipe, origin.commit, opened.folder, elsewhere)
     # Which weights these are was settled when the artifact was made.

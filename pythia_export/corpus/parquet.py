@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from ..base.errors import EnvironmentProblem, IntegrityError, SourceError
+from ..base.extras import install
 from ..base.git_lfs import refuse_pointer
 from .rows import PART, Document, Tally, document_of, no_text
 
@@ -26,7 +27,7 @@ def parquet_rows(file: IO[bytes], source: str, tally: Tally) -> Iterator[Documen
     except ImportError as e:
         raise EnvironmentProblem(
             f"{source} is Parquet; pyarrow, which reads it, is not installed",
-            hint="pip install 'pythia-export[parquet]'",
+            hint=install("parquet"),
         ) from e
     try:
         try:

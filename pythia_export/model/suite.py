@@ -213,9 +213,12 @@ def resolve(name: str) -> tuple[str, str | None]:
     itself, and so does an id with its owner that is not in the catalogue: it need not be of the suite.
 
     Raises:
-        RecipeError: no such model (with the nearest names), a name of before 2023, a step that the model does not have.
+        RecipeError: no such model (with the nearest names), an @ without a revision, a name of before 2023, a step that
+            the model does not have.
     """
-    asked, _, revision = name.partition("@")
+    asked, at, revision = name.partition("@")
+    if at and not revision.strip():
+        raise RecipeError(f"`{name}` names no revision after the @", hint=f"`{asked}` alone is its last step.")
     found = _named(asked)
     if found is None:
         if "/" in asked or asked == "demo":

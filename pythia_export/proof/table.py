@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import EnvironmentProblem
+from ..base.extras import install
 from ..corpus import Windows
 from .metrics import TokenFigures
 
@@ -30,7 +31,7 @@ def require_parquet() -> Any:
     except ImportError as e:
         raise EnvironmentProblem(
             "a table of tokens is written by pyarrow, which is not installed",
-            hint="pip install 'pythia-export[parquet]'",
+            hint=install("parquet"),
         ) from e
     return pyarrow
 

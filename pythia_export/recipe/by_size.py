@@ -16,6 +16,8 @@ from ..model.neox import NeoXConfig
 from ..model.suite import geometry, resolve
 from .changes import Raw, merged
 
+_OF_COST = ("ppl_ratio", "delta_nll", "kld_mean", "same_top")  # gates whose limits belong to bits
+
 
 @dataclass(frozen=True)
 class Size:
@@ -72,6 +74,27 @@ def completed(raw: Raw, changes: Raw, folder: Path) -> Raw:
     return raw | left_out
 
 
+def gated_by_bits(raw: Raw, changes: Raw, folder: Path) -> tuple[Raw, str]:
+    """Return `raw` with the gates on quantisation's cost that belong to the bits of `changes`, and what to say of it.
+
+    Where the bits stay, or there are no such gates, that is `raw` and nothing to say.
+    """
+    after, verify = merged(raw, changes), _inner(raw, "verify")
+    before, now = (_bits(_inner(tables, "quantize")) for tables in (raw, after))
+    given = _inner(verify, "gates")
+    dropped = [name for name in given if name in _OF_COST]
+    if before == now or not dropped:
+        return raw, ""
+    tokens = _inner(after, "verify").get("tokens")
+    own = {name: limit for name, limit in _gates(size_of(_inner(after, "model"), folder), after, tokens).items()
+           if name in _OF_COST}  # fmt: skip
+    kept = {name: limit for name, limit in given.items() if name not in _OF_COST}
+    instead = ", ".join(f"{name} {limit}" for name, limit in own.items()) or "none; set some by --set verify.gates"
+    said = f"The gates {', '.join(dropped)} are of {before} bits and do not count at {now} bits. In their place: "
+    said += f"{instead}."
+    return raw | {"verify": verify | {"gates": kept | own}}, said
+
+
 def size_of(model: Raw, folder: Path) -> Size:
     """Return the row of a model; of one whose size cannot be known before it is pulled, the last."""
     config = _config(model, folder)
@@ -111,12 +134,15 @@ def _gates(size: Size, recipe: Raw, tokens: Any) -> Raw:
     gates: Raw = {}
     if export.get("dtype") != "float16":
         gates = {"export_max_abs": size.logits, "decode_max_abs": size.logits}
-    bits = 8 if quantize.get("method") == "none" else quantize.get("bits", 4)
-    limit = size.ppl_ratio.get(str(bits))
+    limit = size.ppl_ratio.get(str(_bits(quantize)))
     if limit is not None:
         gates |= {"ppl_ratio": limit, "kld_mean": round(math.log(limit), 3)}
     least: int = _tables()["base"]["verify"]["gates"]["min_tokens"]
     return gates | {"min_tokens": min(least, tokens) if isinstance(tokens, int) else least}
+
+
+def _bits(quantize: Raw) -> Any:
+    return 8 if quantize.get("method") == "none" else quantize.get("bits", 4)
 
 
 def _fitted(section: Raw, size: Size) -> Raw:

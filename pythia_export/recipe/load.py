@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ..base.errors import RecipeError
 from ..base.strict_json import shown
-from .by_size import completed, whole
+from .by_size import completed, gated_by_bits, whole
 from .changes import Changes, Raw, merged, nested
 from .named import recipe_called
 from .schema import Recipe
@@ -22,18 +22,32 @@ from .section import Section
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-def load_recipe(name: str | os.PathLike[str], changes: Changes = _NONE, *, said: Callable[[str], str] = str) -> Recipe:
+def _unheard(message: str) -> None:
+    pass
+
+
+def load_recipe(
+    name: str | os.PathLike[str],
+    changes: Changes = _NONE,
+    *,
+    said: Callable[[str], str] = str,
+    note: Callable[[str], None] = _unheard,
+) -> Recipe:
     """Read a recipe by path or name, or make one for a model or a checkpoint folder; named.py has what `name` may be.
 
     `changes` are made before anything is checked: ``{"quantize.bits": 8}``. Where [calibration] or [verify] is left
-    out, it is filled in by the model's size. Relative paths in a file begin at its folder. `said` names a changed key
-    in messages.
+    out, it is filled in by the model's size. A file's gates on what quantisation costs are those of its bits: other
+    bits get the gates of the model's size, and `note` is told. Relative paths in a file begin at its folder. `said`
+    names a changed key in messages.
 
     Raises:
         RecipeError: nothing of that name, not TOML, an unknown key, a value out of range.
     """
     found, tables = recipe_called(os.fspath(name)), nested(changes)
     raw = found.raw if found.variant is None else whole(found.raw["model"], found.variant, tables, found.folder)
+    raw, gates = gated_by_bits(raw, tables, found.folder)
+    if gates:
+        note(gates)
     raw = merged(completed(raw, tables, found.folder), tables)
     recipe = parse_recipe(raw, found.where, {key: said(key) for key in changes})
     return _anchor(recipe, found.folder)  # artifacts are proved from anywhere

@@ -11,6 +11,7 @@ import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..base.errors import EnvironmentProblem
+from ..base.extras import install
 from ..base.version import __version__
 from ..disk import write_atomically
 from ..report import words
@@ -53,7 +54,7 @@ def write(
         import matplotlib  # noqa: F401
     except ImportError as e:
         raise EnvironmentProblem(
-            "the plots are drawn by matplotlib, which is not installed", hint="pip install 'pythia-export[sweep]'"
+            "the plots are drawn by matplotlib, which is not installed", hint=install("sweep")
         ) from e
     page, plots = render(results, subsets, title=title, left_out=left_out, failed=failed, outstanding=outstanding)
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)

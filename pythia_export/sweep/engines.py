@@ -16,6 +16,7 @@ import torch
 
 from ..base.device import device_called
 from ..base.errors import EnvironmentProblem
+from ..base.extras import install
 from ..base.interpreter import isolated_environment
 from ..base.machine import cores
 from ..base.progress import Progress
@@ -209,7 +210,7 @@ def load_submitit() -> Any:
     except ModuleNotFoundError as e:
         raise EnvironmentProblem(
             "sweeps in processes of their own are started by submitit, which is not installed",
-            hint="pip install 'pythia-export[sweep]', or --engine inline.",
+            hint=f"{install('sweep')}. Or choose --engine inline.",
         ) from e
     return submitit
 

@@ -65,7 +65,7 @@ class HeldOut(Text):
 class Resources(Section):
     """What one task may use: a snapshot with all of its quantisations."""
 
-    cores: int = Field(2, ge=1, description="threads of a task")
+    cores: int = Field(2, ge=1, le=1024, description="threads of a task")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where torch computes; `cuda` is one GPU a task")
     memory_gb: float | None = Field(None, gt=0, description="by the model's size if not given")
     hours: float | None = Field(None, gt=0, description="by the model's size if not given")

@@ -254,6 +254,28 @@ def test_options_and_set_change_the_recipe_of_every_command_that_takes_one(comma
     assert "--set quantize.beem: unknown key `quantize.beem`; did you mean `beam`?" in failed.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "both"),
+    [
+        (("--bits", "8", "--set", "quantize.bits=3"), "--bits and --set quantize.bits both set `quantize.bits`"),
+        (("--text", "a.txt", "--set", "verify.source=hub"), "--text and --set verify.source both set `verify.source`"),
+    ],
+)
+def test_an_option_and_a_set_of_one_key_are_refused(options, both):
+    done = invoke("recipes", "show", "410m", *options)
+    assert done.exit_code == 2 and both in done.stderr and not done.stdout
+
+
+def test_a_recipe_of_other_bits_says_which_gates_it_lost():
+    done = invoke("recipes", "show", "demo", "--bits", "3")
+    assert "do not count at 3 bits" in done.stderr and "ppl_ratio" not in done.stdout
+
+
+def test_no_recipe_is_shown_of_a_folder_that_is_no_checkpoint(tmp_path):
+    done = invoke("recipes", "show", str(tmp_path))
+    assert done.exit_code == 3 and str(tmp_path) in done.stderr and not done.stdout
+
+
 def test_no_artifact_is_3(tmp_path):
     extras = {"generate": ["--prompt", "x"], "dequantize": [str(tmp_path / "out")]}
     for command in ("inspect", "verify", "generate", "dequantize", "bench"):

@@ -24,7 +24,9 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def built(out: Path, **environment: str) -> Path:
-    line = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", str(out), str(ROOT)]
+    """What is asked of the kernels is that they are there: to optimise them would take three times as long."""
+    line = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", str(out)]
+    line += ["--config-settings=cmake.build-type=Debug", str(ROOT)]
     scripts = os.pathsep.join(
         (str(Path(sys.executable).parent), os.environ["PATH"])
     )  # CMake and Ninja come from wheels

@@ -19,7 +19,16 @@ from typing import Any
 _FORKS = multiprocessing.get_context("forkserver")
 # What reads the environment once, as huggingface_hub and typer do, is left to each process.
 _FORKS.set_forkserver_preload(
-    ["pythia_export.commands.run", "onnx", "onnxruntime", "torch.fx.experimental.symbolic_shapes"]
+    [
+        "pythia_export.commands.run",
+        "onnx",
+        "onnxruntime",
+        "torch.fx.experimental.symbolic_shapes",
+        "requests",
+        "yaml",
+        "tqdm.auto",
+        "filelock",  # what huggingface_hub itself imports
+    ]  # fmt: skip
 )
 
 

@@ -30,6 +30,7 @@ from pythia_export.base.errors import IntegrityError, NumericsError, OutputError
 from pythia_export.checkpoint import open_checkpoint, pull
 from pythia_export.commands import dequantize as module
 from pythia_export.commands.dequantize import dequantize, parse_size
+from pythia_export.commands.verify import verify
 from pythia_export.graph.decoder import kv_cache
 from pythia_export.model.neox import HEAD, TensorSpec, tensors
 from pythia_export.proof.reference import Reference
@@ -63,7 +64,7 @@ PLAIN = [
 ]
 
 
-def publish(out: Path, quantize: dict, size: str = "14m") -> Exported:
+def publish(out: Path, quantize: dict, size: str = "14m", eos: int = 0) -> Exported:
     """An artifact as `run` leaves it, of a random model."""
     config = small_config(size=size)
     parsed = Quantize.model_validate(quantize)
@@ -72,7 +73,7 @@ def publish(out: Path, quantize: dict, size: str = "14m") -> Exported:
     with Staging(out) as staging:
         exported = export_model(InMemory(config, on_disk(hugging_face(config))), staging.folder, parsed, EXPORT)
         write_json(staging.folder / "config.json", config.to_dict("float16"))
-        write_json(staging.folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 0})
+        write_json(staging.folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": eos})
         write_json(staging.folder / "quantization.json", exported.record)
         tokenizer.save(str(staging.folder / "tokenizer.json"))
         write_json(staging.folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
@@ -91,6 +92,14 @@ def publish(out: Path, quantize: dict, size: str = "14m") -> Exported:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Exported:
     return publish(tmp_path_factory.mktemp("artifact") / "a", QUANTIZE["asymmetric"])
+
+
+def test_an_end_token_that_the_model_does_not_have_is_refused(tmp_path):
+    folder = publish(tmp_path / "a", QUANTIZE["symmetric"], eos=10**6).folder
+    for command in (lambda: dequantize(folder, tmp_path / "out"), lambda: verify(folder)):
+        with pytest.raises(IntegrityError, match="1000000"):
+            command()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

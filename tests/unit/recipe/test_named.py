@@ -52,6 +52,32 @@ def test_gates_follow_the_bits():
     assert load_recipe("70m", {"verify.tokens": 1024}).verify.gates.min_tokens == 1024
 
 
+def test_a_files_gates_on_the_cost_are_those_of_its_bits(tmp_path):
+    heard: list[str] = []
+    file = load_recipe("demo", note=heard.append).verify.gates
+    same = load_recipe("demo", {"quantize.bits": 4, "quantize.method": "rtn"}, note=heard.append).verify.gates
+    assert same == file and not heard
+    other = load_recipe("demo", {"quantize.bits": 3}, note=heard.append).verify.gates
+    assert (other.ppl_ratio, other.kld_mean, other.same_top) == (None, None, None)
+    assert (other.export_max_abs, other.min_tokens) == (file.export_max_abs, file.min_tokens)
+    assert heard == [
+        "The gates ppl_ratio, kld_mean, same_top are of 4 bits and do not count at 3 bits. In their place: none; set "
+        "some by --set verify.gates."
+    ]
+    mine = tmp_path / "mine.toml"
+    mine.write_text('model.id = "70m"\n[verify]\nsource = "hub"\ndataset = "a/b"\n[verify.gates]\nppl_ratio = 9\n')
+    table = load_recipe("70m", {"quantize.bits": 8}).verify.gates
+    assert load_recipe(mine, {"quantize.bits": 8}).verify.gates.ppl_ratio == table.ppl_ratio
+    chosen = {"quantize.bits": 8, "verify.gates.ppl_ratio": 7.0}
+    assert load_recipe(mine, chosen).verify.gates.ppl_ratio.limit == 7
+
+
+def test_an_at_without_a_revision_is_refused():
+    for name in ("410m@", "410m@ ", "someone/model@"):
+        with pytest.raises(RecipeError, match="names no revision after the @"):
+            load_recipe(name)
+
+
 def test_a_folder_is_a_recipe_and_its_size_says_what_it_gets(tmp_path, monkeypatch):
     demo = load_recipe(str(demo_folder() / "main"))
     assert demo.model.path == demo_folder() / "main"

@@ -326,6 +326,7 @@ BAD = {
     "a budget": (ONE + "[quantize]\nbits_per_weight = [4.5]\n", "is not for sweeps", "quantize.override"),
     "gates": (ONE + "[verify.gates]\nppl_ratio = 1.1\n", "unknown key `verify.gates`"),
     "resources of sbatch": (ONE + "[resources.slurm]\nmem = '4G'\n", "`mem` is `resources.memory_gb` here"),
+    "cores that no machine has": (ONE + "[resources]\ncores = 9999\n", "`resources.cores`", "found 9999"),
     "endless hours": (ONE + "[resources]\nhours = inf\n", "`resources.hours`: Input should be a finite number"),
     "not TOML": ("[sweep\n", "not TOML"),
 }  # fmt: skip
