@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sweep-demo check lint test test-fast test-fuzz test-consumers test-slurm test-kill consumers hooks docs reference kernels \
+.PHONY: help demo sweep-demo check lint test test-fast test-import test-fuzz test-consumers test-slurm test-kill consumers hooks docs reference kernels \
 	cuda venv clean
 
 help: ## list these targets
@@ -80,6 +80,11 @@ reference: $(STAMP) ## fill its pages from the code and committed files
 test-consumers: consumers kernels ## artifacts in every program that runs them
 	@echo "test    one artifact in every consumer, and the page of serve"
 	@$(PYTEST) -rs tests/end_to_end/test_consumers.py tests/end_to_end/test_serve_browser.py
+
+test-import: $(STAMP) kernels ## quantise with three other tools, import each
+	@echo "test    checkpoints of three quantisers, each run for real (minutes)"
+	@tests/importers/make.sh build/importers $(PYTHON) $(BIN)/python
+	@$(PYTEST) -rs tests/end_to_end/test_import_libraries.py
 
 test-fuzz: $(STAMP) kernels ## a million damaged inputs; no other error may escape
 	@echo "test    a million damaged inputs (about ten minutes of one core)"

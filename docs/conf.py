@@ -37,6 +37,7 @@ NAVIGATION = {
         "docs/guides/installation",
         "docs/guides/choosing-bits-and-method",
         "docs/guides/fine-tuned-checkpoint",
+        "docs/guides/from-another-quantiser",
         "docs/guides/generating",
         "docs/guides/consumers",
         "docs/guides/gpu",

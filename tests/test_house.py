@@ -20,7 +20,7 @@ FLOORS = (
     ("hub", "recipe", "records"),
     ("checkpoint", "corpus", "rounding", "report"),
     ("weights",),
-    ("artifact", "graph"),
+    ("artifact", "graph", "imported"),
     ("calibrate", "runtime"),
     ("trace",),
     ("api", "evaluate", "proof", "serve", "study"),

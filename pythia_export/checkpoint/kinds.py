@@ -178,6 +178,7 @@ _TENSORS = (  # (what a name ends with, by what)
     (("codebooks", "codes"), "AQLM"),
     (("scales", "biases"), "MLX"),
 )
+IMPORTED = ("gptq", "awq", "auto-round", "compressed-tensors")  # whose codes `import` takes as they are
 _OF_METHOD = {
     "bitsandbytes": lambda q: " in 4 bits" if q.get("load_in_4bit") else " in 8 bits" if q.get("load_in_8bit") else "",
 }
@@ -194,9 +195,10 @@ def require_plain_config(raw: Mapping[str, Any], where: str) -> None:
     method = q.get("quant_method") or q.get("quant_type") or loads or mlx or "a method that it does not name"
     bits = q.get("bits") or q.get("w_bit")
     more = f" in {bits} bits" if bits else _OF_METHOD.get(str(method), lambda _: "")(q)
+    imports = "`pythia-export import` takes it as it is. Or: " if method in IMPORTED else ""
     raise SourceError(
         f"{where}: this checkpoint is quantised already, by {method}{more}",
-        hint=f"{_ORIGINAL} If its weights are plain floats, take `quantization_config` out of config.json.",
+        hint=f"{imports}{_ORIGINAL} If its weights are plain floats, take `quantization_config` out of config.json.",
     )
 
 

@@ -33,36 +33,13 @@ _OTHER_HEADS = {
 }
 
 
-class Checkpoint:
-    """An opened checkpoint: every header has been read and held to the table of tensors, no weight has.
+class Opened:
+    """What every opened checkpoint has, of whatever weights: `pulled`, `config`, `generation`, `parameters`, `dtype`
+    and its tokenizer."""
 
-    Attributes: `pulled`, `config`, `generation`, `parameters`, `dtype` (as stored: float16, bfloat16 or float32;
-    float32 when they are mixed, float64, which transformers reads so too, or merged with an adapter).
-    """
-
-    def __init__(
-        self,
-        pulled: Pulled,
-        config: NeoXConfig,
-        generation: Generation,
-        dtype: str,
-        where: dict[str, StoredTensor],
-        adapter: Adapter | None,
-    ) -> None:
+    def __init__(self, pulled: Pulled, config: NeoXConfig, generation: Generation, dtype: str) -> None:
         self.pulled, self.config, self.generation, self.dtype = pulled, config, generation, dtype
         self.parameters = config.parameters
-        self._where, self._adapter = where, adapter
-
-    def tensor(self, name: str) -> Tensor:
-        """One tensor by the table's name, in its stored dtype; float32 of float64, and of what an adapter changes.
-
-        Raises:
-            NumericsError: it holds a NaN, an infinity, or a float64 that float32 does not hold.
-        """
-        if name == _HEAD and self.config.tied_head:
-            name = _EMBEDDING
-        tensor = self._where[name].read()
-        return tensor if self._adapter is None else self._adapter.merged(name, tensor)
 
     @cached_property
     def tokenizer_folder(self) -> FolderTokenizer:
@@ -88,6 +65,37 @@ class Checkpoint:
         return self.tokenizer_folder.tokenizer
 
 
+class Checkpoint(Opened):
+    """An opened checkpoint: every header has been read and held to the table of tensors, no weight has.
+
+    `dtype` is as stored: float16, bfloat16 or float32; float32 when they are mixed, float64, which transformers reads
+    so too, or merged with an adapter.
+    """
+
+    def __init__(
+        self,
+        pulled: Pulled,
+        config: NeoXConfig,
+        generation: Generation,
+        dtype: str,
+        where: dict[str, StoredTensor],
+        adapter: Adapter | None,
+    ) -> None:
+        super().__init__(pulled, config, generation, dtype)
+        self._where, self._adapter = where, adapter
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor by the table's name, in its stored dtype; float32 of float64, and of what an adapter changes.
+
+        Raises:
+            NumericsError: it holds a NaN, an infinity, or a float64 that float32 does not hold.
+        """
+        if name == _HEAD and self.config.tied_head:
+            name = _EMBEDDING
+        tensor = self._where[name].read()
+        return tensor if self._adapter is None else self._adapter.merged(name, tensor)
+
+
 def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
     """Read configuration and headers; hold every tensor's name, shape and dtype to the configuration.
 
@@ -99,10 +107,8 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
     """
     folder = str(pulled.folder)
     config, generation = read_model(pulled.folder)
-    named = _headers(pulled)
-    require_plain_tensors(named, folder)
-    require_merged(named, folder)
-    found = {table: named[name] for table, name in by_table_name(named, folder).items()}
+    found = stored_tensors(pulled)
+    require_plain_tensors([stored.name for stored in found.values()], folder)
     where: dict[str, StoredTensor] = {}
     specs = list(tensors(config))
     if config.tied_head and _HEAD in found:
@@ -138,6 +144,18 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
         progress.note(f"{pulled.folder}: weights in float64 are read as float32")
     dtype = dtypes.pop() if len(dtypes) == 1 and "float64" not in dtypes and adapter is None else "float32"
     return Checkpoint(pulled, config, generation, dtype, where, adapter)
+
+
+def stored_tensors(pulled: Pulled) -> dict[str, StoredTensor]:
+    """Return the tensors of all shards by the names of the table; those that it lacks by their own.
+
+    Raises:
+        SourceError: an adapter among them that is not merged, or several models at once.
+        IntegrityError: a truncated or malformed file, a tensor twice, an index that says otherwise.
+    """
+    named, folder = _headers(pulled), str(pulled.folder)
+    require_merged(named, folder)
+    return {table: named[name] for table, name in by_table_name(named, folder).items()}
 
 
 def _headers(pulled: Pulled) -> dict[str, StoredTensor]:

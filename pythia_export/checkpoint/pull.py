@@ -36,14 +36,17 @@ from .reordered import reordered
 from .shards import PICKLE, SINGLE, Weights, choose
 
 CONFIG = "config.json"
+QUANTIZE_CONFIG = "quantize_config.json"  # AutoGPTQ's, of before config.json had a place for it
 
 
 @dataclass(frozen=True)
 class Accept:
-    """What a pull may take. `duplicates`: weights that another step has too are refused, told, or not looked for."""
+    """What a pull may take. `duplicates`: weights that another step has too are refused, told, or not looked for.
+    `quantised`: weights that another tool has quantised are taken too."""
 
     pickles: bool = True
     duplicates: Literal["refuse", "tell", "unasked"] = "refuse"
+    quantised: bool = False
 
 
 DEFAULT = Accept()
@@ -152,14 +155,15 @@ def _local(folder: Path, name: str, revision: str, accept: Accept, progress: Pro
             raise SourceError(f"{path}: neither a plain file nor a folder", hint="Copy the file that it stands for.")
         there |= {path.name} if path.is_file() else set()
     if CONFIG in there:
-        read_config(folder / CONFIG)  # before its gigabytes are hashed
+        read_config(folder / CONFIG, accept.quantised)  # before its gigabytes are hashed
     chosen = _chosen(there, str(folder), folder.joinpath, accept.pickles, lambda: _two_deep(folder))
     for n in (*chosen.names, *there & {TOKENIZER}):
         require_fetched(folder / n)
     if chosen.format == "safetensors":
         for n in chosen.names:
             read_header(folder / n)
-    hashes = {n: sha256(folder / n) for n in (CONFIG, *chosen.names)}
+    beside = [QUANTIZE_CONFIG] if accept.quantised and QUANTIZE_CONFIG in there else []
+    hashes = {n: sha256(folder / n) for n in (CONFIG, *beside, *chosen.names)}
     digest = hashlib.sha256()
     for n, of_file in hashes.items():
         digest.update(n.encode())
@@ -189,9 +193,11 @@ def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> P
         if compared is not None and not compared.same:
             same = reordered(listing, chosen.names, compared.others, progress)
             record = _with_same_tensors(record, listing, same, accept, progress)
-    config = read_config(hub.fetch(listing, [CONFIG], progress, f"Reading {CONFIG} of {repo}")[CONFIG])
+    path = hub.fetch(listing, [CONFIG], progress, f"Reading {CONFIG} of {repo}")[CONFIG]
+    config = read_config(path, accept.quantised)
     needed = [n for n in (chosen.index,) if n is not None]
-    needed += [n for n in (CONFIG, GENERATION, *chosen.names) if n in listing.files]
+    beside = [QUANTIZE_CONFIG] if accept.quantised else []
+    needed += [n for n in (CONFIG, GENERATION, *beside, *chosen.names) if n in listing.files]
     paths = hub.fetch(listing, needed, progress)
     hashes = {n: digest for n in chosen.names if (digest := _sha256(listing, n)) is not None}
     record = record.model_copy(update={"files": hashed(hashes)})
@@ -319,27 +325,29 @@ def _sha256(listing: Listing, name: str) -> str | None:
     return digest if digest is not None and len(digest) == 64 else None
 
 
-def read_config(path: Path) -> NeoXConfig:
+def read_config(path: Path, quantised: bool = False) -> NeoXConfig:
     """Read config.json alone; raises as `read_model`."""
-    return _config(fetched_object(path), path)
+    return _config(fetched_object(path), path, quantised)
 
 
-def read_model(folder: Path) -> tuple[NeoXConfig, Generation]:
+def read_model(folder: Path, quantised: bool = False) -> tuple[NeoXConfig, Generation]:
     """Read config.json, and generation_config.json where there is one, whose end tokens go before those of the first.
+    With `quantised`, weights that are quantised already are no fault.
 
     Raises:
         IntegrityError: not a JSON object.
         SourceError: not a configuration of Pythia's architecture; of weights that are quantised already; not fetched.
     """
     raw, path = fetched_object(folder / CONFIG), folder / GENERATION
-    config = _config(raw, folder / CONFIG)
+    config = _config(raw, folder / CONFIG, quantised)
     generation = read_generation(fetched_object(path) if path.is_file() else None, config, raw, folder)
     bos, ends = generation.bos_token_id, generation.eos_token_ids
     return replace(config, bos_token_id=bos, eos_token_ids=ends), generation
 
 
-def _config(raw: dict[str, Any], path: Path) -> NeoXConfig:
-    require_plain_config(raw, str(path))
+def _config(raw: dict[str, Any], path: Path, quantised: bool) -> NeoXConfig:
+    if not quantised:
+        require_plain_config(raw, str(path))
     return NeoXConfig.from_dict(raw, str(path))
 
 

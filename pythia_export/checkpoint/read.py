@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from ..base.errors import IntegrityError, NumericsError
 from .header import Entry
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+INTEGERS = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8"}
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,7 @@ class StoredTensor:
             NumericsError: a NaN, an infinity, or a float64 that float32 does not hold.
         """
         tensor = torch.empty(self.shape, dtype=DTYPES[self.entry.dtype])
-        # Read, not mapped: a mapping keeps every page that was touched resident, in the end all of them.
-        with self.path.open("rb") as f:
-            f.seek(self.entry.offset)
-            got = f.readinto(tensor.view(-1).view(torch.uint8).numpy().data)
-        if got != self.entry.nbytes:
-            raise IntegrityError(
-                f"{self.path}: {self.name} ends after {got:,} of {self.entry.nbytes:,} bytes. The file changed"
-            )
+        self._read_into(tensor.view(-1).view(torch.uint8).numpy())
         stored, tensor = tensor, tensor.float() if tensor.dtype == torch.float64 else tensor
         if not torch.isfinite(tensor).all():
             at = [int(i) for i in torch.nonzero(~torch.isfinite(tensor))[0]]
@@ -58,3 +54,26 @@ class StoredTensor:
             beyond = ", which float32 does not hold" if math.isfinite(found) else ""
             raise NumericsError(f"{self.path}: {self.name} holds {found} at {at}{beyond}")
         return tensor
+
+    def integers(self) -> np.ndarray:
+        """The values of a tensor of integers, in their stored dtype: what quantised checkpoints hold.
+
+        Raises:
+            IntegrityError: it is no tensor of integers, or the file became shorter.
+        """
+        if self.entry.dtype not in INTEGERS:
+            raise IntegrityError(f"{self.path}: {self.name} is {self.entry.dtype}; integers were expected")
+        found = np.empty(self.shape, INTEGERS[self.entry.dtype])
+        self._read_into(found)
+        return found
+
+    def _read_into(self, memory: np.ndarray) -> None:
+        # Read, not mapped: a mapping keeps every page that was touched resident, in the end all of them.
+        with self.path.open("rb") as f:
+            f.seek(self.entry.offset)
+            bytes_of: Any = memory.reshape(-1).view(np.uint8).data
+            got = f.readinto(bytes_of)
+        if got != self.entry.nbytes:
+            raise IntegrityError(
+                f"{self.path}: {self.name} ends after {got:,} of {self.entry.nbytes:,} bytes. The file changed"
+            )

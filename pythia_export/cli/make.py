@@ -270,6 +270,76 @@ def export(
 
 
 @app.command(
+    name="import",
+    epilog=examples(
+        "pythia-export import my-410m-gptq --original 410m --out models/410m-gptq",
+        "pythia-export import my-autoround --original ./my-finetune --text heldout.jsonl --out models/mine",
+        "pythia-export import OWNER/pythia-1b-w4a16 --out models/1b --set export.accuracy_level=4",
+        "pythia-export import my-act-order-gptq --requantize 8 --out models/again",
+    ),
+)
+def import_(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A folder that a quantiser saved, or OWNER/NAME of the hub.")
+    ],
+    out: Out,
+    original: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The float checkpoint that was quantised: what it cost is measured on it."),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(metavar="PATH", help="Prove on this file or folder of texts.")] = None,
+    tokens: Annotated[int | None, typer.Option(metavar="N", help="Held-out tokens to score.")] = None,
+    requantize: Annotated[
+        int | None,
+        typer.Option(metavar="4|8", help="Round what does not fit again, to so many bits, and say what that costs."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of [verify] or [export]. May be repeated."),
+    ] = None,
+    overwrite: Overwrite = False,
+    no_pickle: NoPickle = False,
+    junit: JUnit = None,
+    as_json: Json = False,
+) -> None:
+    """Make an artifact of a checkpoint that another tool has quantised, without rounding again, and prove it.
+
+    Read are GPTQ (GPTQModel, AutoGPTQ), AWQ, AutoRound and compressed-tensors (llm-compressor). What does not fit is
+    refused by name. Without --original the cost of the quantisation is not known.
+    """
+    from ..commands.import_checkpoint import Wanted, import_checkpoint
+    from ..recipe import changes_called, load_recipe, recipe_keys
+
+    require_writable(junit, out)
+    if requantize not in (None, 4, 8):
+        raise RecipeError(f"--requantize {requantize}: 4 or 8 was expected")
+    changes = changes_called(set_ or (), recipe_keys())
+    if text is not None:
+        changes |= {"verify.source": "file", "verify.path": text}
+    if tokens is not None:
+        changes |= {"verify.tokens": tokens}
+    models = [None if name is None else load_recipe(name).model for name in (checkpoint, original)]
+    assert models[0] is not None
+    wanted = Wanted(models[0], models[1], requantize)  # type: ignore[arg-type]
+    with ends_in_junit(junit, f"import {checkpoint}"), progress_bars() as progress:
+        outcome = import_checkpoint(
+            wanted, out, changes, overwrite=overwrite, accept=accepted(no_pickle, False), progress=progress
+        )
+    parity = outcome.parity
+    assert parity is not None
+
+    def result() -> None:
+        if as_json:
+            print_json(_outcome(outcome))
+        else:
+            print_verdict(parity, outcome.quantization)
+            _print_outcome(outcome)
+            show(f"Report    {outcome.folder / 'report.html'}")
+
+    conclude(parity, junit, result)
+
+
+@app.command(
     epilog=examples(
         "pythia-export verify build/demo",
         "pythia-export verify models/160m --tokens 262144",

@@ -13,6 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..report.words import imported_facts
+
 if TYPE_CHECKING:
     from ..artifact import Artifact, Quantization
     from ..checkpoint import Checkpoint
@@ -76,6 +78,7 @@ def artifact_view(
         "Artifact": f"{artifact.folder}, made {manifest.created}",
         "Source": f"{source.name} at {source.revision}",
         "Commit": source.commit,
+        **imported_facts(manifest),
         "Recipe": f"{q.method}, {q.bits} bits, group {_group(q.group_size)}; for {recipe.export.target}, "
         f"rotary {recipe.export.rotary}, accuracy level {recipe.export.accuracy_level}, {recipe.export.dtype}, "
         f"KV cache of {recipe.export.cache_dtype}",

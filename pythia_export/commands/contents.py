@@ -16,7 +16,7 @@ from ..graph.targets import tapped_hooks
 from ..model.generation import Generation
 from ..model.neox import NeoXConfig
 from ..recipe import Export, Recipe
-from ..records.manifest import Cache, Calibration, Origin, Source
+from ..records.manifest import Cache, Calibration, Imported, Origin, Source
 from ..report.card import model_card
 from ..report.html import render_report
 from ..weights.layout import Layout
@@ -83,16 +83,19 @@ def write_configs(folder: Path, config: NeoXConfig, recipe: Recipe, generation: 
         write_json(folder / GENAI, genai)
 
 
-def origin_of(recipe: Recipe, source: Source, calibration: Calibration | None, chosen: Export) -> Origin:
+def origin_of(
+    recipe: Recipe, source: Source, calibration: Calibration | None, chosen: Export, imported: Imported | None = None
+) -> Origin:
     """Return what is published of a recipe; where its local files lie is kept on this machine alone."""
     remember(recipe, source.commit)
-    return Origin(
+    origin = Origin(
         versions=versions(),
         source=source.model_copy(update={"name": last_part(source.name)}) if is_path(source.name) else source,
         calibration=calibration,
         recipe=without_paths(recipe).model_dump(mode="json"),
         layout=Cache(kv_cache=kv_cache(chosen), kv_dtype=chosen.cache_dtype),
     )
+    return origin if imported is None else origin.model_copy(update={"imported": imported})
 
 
 def reports(origin: Origin, quantization: Quantization, parity: Parity) -> dict[str, str]:

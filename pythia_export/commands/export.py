@@ -66,7 +66,8 @@ def export(
         write_configs(staging.folder, source.config, recipe, source.generation)
         arrange(staging.folder, recipe)
         source.require_unchanged()
-        staging.publish(origin_of(recipe, source.manifest.source, source.manifest.calibration, recipe.export))
+        made_of = source.manifest
+        staging.publish(origin_of(recipe, made_of.source, made_of.calibration, recipe.export, made_of.imported))
     return Outcome(staging.out, source.quantization, None, {"export": time.perf_counter() - began})
 
 

@@ -22,12 +22,14 @@ from ..checkpoint import Accept, Checkpoint, moved, open_checkpoint, require_rec
 from ..checkpoint import pull as pull_checkpoint
 from ..corpus import Windows, verify_windows
 from ..disk import explained, held, write_atomically
+from ..imported import open_imported
 from ..model.neox import NeoXConfig
 from ..proof.against import comparable
 from ..proof.prove import prove
 from ..proof.subject import Subject
 from ..proof.table import require_parquet, token_table
 from ..recipe import Recipe
+from ..records.manifest import Manifest
 from ..runtime import check_graph
 from ..weights.layout import layout
 from ..weights.names import DATA_FILE, MODEL
@@ -105,8 +107,11 @@ def _verify_held(
     recipe, origin = opened.recipe, opened.manifest.source
     recipe = located(recipe, origin.commit, opened.folder, elsewhere)
     # Which weights these are was settled when the artifact was made.
-    pulled = pull_checkpoint(_pinned(recipe, origin.commit), accept=Accept(duplicates="unasked"), progress=progress)
-    source = open_checkpoint(require_recorded(pulled, origin, opened.config), progress)
+    quantised = is_its_own_original(opened.manifest)
+    accept = Accept(duplicates="unasked", quantised=quantised)
+    pulled = pull_checkpoint(_pinned(recipe, origin.commit), accept=accept, progress=progress)
+    pulled = require_recorded(pulled, origin, opened.config)
+    source = open_imported(pulled, 8) if quantised else open_checkpoint(pulled, progress)
     if (told := moved(recipe.model, origin.commit, progress)) is not None:
         progress.note(told)
     section = recipe.verify if tokens is None else recipe.verify.model_copy(update={"tokens": tokens})
@@ -115,10 +120,13 @@ def _verify_held(
     check_graph(opened)
     model = onnx.load(opened.file(MODEL), load_external_data=False)
     subject = Subject(
-        origin, source, opened.weights(), opened.config, model, opened.folder, recipe.quantize, recipe.export
-    )
+        origin, source, opened.weights(), opened.config, model, opened.folder, recipe.quantize, recipe.export,
+        "imported" if quantised else "original",
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="pythia-export-rtn-") as scratch, memory_of(computes):
-        beside = _rounded_to_nearest(source, recipe, Path(scratch), Compute(progress=progress)) if nearest else None
+        beside = None
+        if nearest and isinstance(source, Checkpoint):
+            beside = _rounded_to_nearest(source, recipe, Path(scratch), Compute(progress=progress))
         proof = prove(subject, windows, recipe.verify.gates, Compute(computes, progress), nearest=beside, against=other)
         del beside  # unmapped before its folder goes
     tell_of_another_models_text(proof.parity, opened.config, progress)
@@ -132,6 +140,11 @@ def _verify_held(
     except (OutputError, ResourceError) as e:
         raise Unwritten(e, proof.parity) from e
     return proof.parity
+
+
+def is_its_own_original(manifest: Manifest) -> bool:
+    """Return whether an artifact was imported without its original: the quantised checkpoint is its source then."""
+    return manifest.imported is not None and manifest.imported.commit == manifest.source.commit
 
 
 def tell_of_another_models_text(parity: Parity, config: NeoXConfig, progress: Progress) -> None:

@@ -31,7 +31,9 @@ def measure(
     Raises:
         NumericsError: the graph, or the original, computes a NaN or an infinity.
     """
-    reference = Reference(subject.original, subject.config, windows.ids, "Original checkpoint", compute)
+    reference = Reference(
+        subject.original, subject.config, windows.ids, f"{subject.baseline.capitalize()} checkpoint", compute
+    )
     in_runtime = 0.0
 
     def quantised(i: int) -> np.ndarray:
@@ -41,7 +43,7 @@ def measure(
         in_runtime += time.perf_counter() - began
         return logits
 
-    title = "Artifact against original"
+    title = f"Artifact against {subject.baseline}"
     figures = score(reference.logits, {"artifact": quantised}, windows, title, compute.progress)["artifact"]
     scored = summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
     speed = round(windows.ids.size / in_runtime, 1)

@@ -78,6 +78,8 @@ def prove(
     exported = Exported(tokens=int(some.size), runs=measured, first_divergence=None)
     costs, figures = cost.measure(subject, shipped, windows, compute)
     del shipped
+    if subject.baseline != "original":
+        costs = costs.model_copy(update={"baseline": subject.baseline})
     if nearest is not None:
         costs = costs.model_copy(update={"rounding": cost.measure_rounding(subject, nearest, windows, compute)})
     compared = None if against is None else compare(costs, exported, against)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
@@ -18,7 +19,8 @@ from .reference import Tensors
 @dataclass(frozen=True)
 class Subject:
     """What is proved. `stored` are the dequantised weights of the data file that `model` names in `folder`; the
-    artifact need not be published. `source` names the checkpoint: name, revision, commit."""
+    artifact need not be published. `source` names the checkpoint: name, revision, commit; its `baseline` is `imported`
+    where that is the quantised checkpoint that the weights were taken from."""
 
     source: Checkpoint
     original: Tensors
@@ -28,6 +30,7 @@ class Subject:
     folder: Path
     quantize: Quantize
     export: Export
+    baseline: Literal["original", "imported"] = "original"
 
     def graph(self, level: int) -> onnx.ModelProto:
         """The graph at an accuracy level, its own or another."""

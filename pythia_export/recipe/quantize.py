@@ -7,11 +7,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_serializer, model_validator
 
+from ..base.errors import RecipeError
 from ..model.neox import HEAD
 from .scheme import Bits, GroupSize, Scheme
 from .section import NonEmpty, Section
 
-Method = Literal["gptq", "rtn", "none"]
+Method = Literal["gptq", "rtn", "none", "imported"]
 _OF_SCHEME = set(Scheme.model_fields)
 
 
@@ -45,7 +46,9 @@ class Head(Section):
 
 class Quantize(Section):
     method: Method = Field(
-        "gptq", description="`gptq` needs [calibration]; `rtn` is round-to-nearest; `none` leaves weights in float"
+        "gptq",
+        description="`gptq` needs [calibration]; `rtn` is round-to-nearest; `none` leaves weights in float; `imported` "
+        "is what `import` writes down of weights that another tool has quantised",
     )
     bits: Bits = Field(4, description="3 is rounded to 3 bits and stored in 4")
     group_size: GroupSize = Field(128, description="inputs of a row that share a scale; -1 is the whole row")
@@ -121,7 +124,15 @@ class Quantize(Section):
 
         `weights` is the dtype of the checkpoint, `computed` that of the graph. Where nothing is quantised, embedding
         and head keep every value. `joint_hessian` needs dense and 4h_to_h to add into one vector.
+
+        Raises:
+            RecipeError: `imported`: there is nothing to do then.
         """
+        if "imported" in (self.method, self.head.method, *(rule.method for rule in self.override)):
+            raise RecipeError(
+                "quantize.method = 'imported': such weights were rounded by another tool",
+                hint="`pythia-export import DIR --out ARTIFACT` takes them as they are.",
+            )
         found, notes = self, []
         if self.method == "none" and weights != "float16" and computed == "float32":
             kept = "dtype" in self.head.model_fields_set

@@ -88,6 +88,41 @@ class Cache(Record):
     kv_dtype: Literal["float32", "float16", "int8"]
 
 
+class Difference(Kept):
+    mean: float
+    """Nats per token."""
+    low: float | None
+    """95 % interval; null if the text allows none."""
+    high: float | None
+
+
+class Requantized(Kept):
+    """Linears whose grid did not fit, and what rounding them again cost against the checkpoint's own weights."""
+
+    bits: Count
+    linears: list[str]
+    delta_nll: Difference
+    kld: Difference
+
+
+class Imported(Kept):
+    """The quantised checkpoint that codes, scales and zero points were taken from."""
+
+    name: str
+    revision: str
+    commit: str
+    files: dict[str, Hash] | None = None
+    """SHA-256 of each file that was read."""
+    format: str
+    """`gptq_v2`, `awq`, `auto_round:auto_gptq`, `pack-quantized`, say."""
+    tool: str | None = None
+    """Its name and version, as far as the checkpoint tells."""
+    config: Json
+    """Its quantization_config, as it is in the file."""
+    requantized: Requantized | None = None
+    """Null if every code is as it was."""
+
+
 class Origin(Kept):
     """What a manifest says before anything is published. `recipe` is held to its own schema where it is used."""
 
@@ -101,6 +136,8 @@ class Origin(Kept):
     """The whole recipe, defaults included."""
     layout: Cache
     """The KV cache."""
+    imported: Imported | None = None
+    """Null unless another tool quantised the weights; then `source` is the float checkpoint that was given, or this."""
 
 
 class FileEntry(Kept):

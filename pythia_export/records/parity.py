@@ -228,6 +228,8 @@ class Cost(Scored):
     """Null without `--rtn`."""
     suspects: Suspects | None
     """Null unless a gate on the cost did not pass."""
+    baseline: Literal["original", "imported"] = "original"
+    """`imported`: no float checkpoint was given, so the artifact stands beside the quantised one it was made of."""
 
 
 class Cut(Record):

@@ -25,7 +25,8 @@ class LinearRecord(Record):
     """Null for the head."""
     shape: Annotated[list[Annotated[int, Field(ge=1, le=MOST)]], Field(min_length=2, max_length=2)]
     """`[out, in]`."""
-    method: Literal["gptq", "rtn"]
+    method: Literal["gptq", "rtn", "imported"]
+    """`imported`: by another tool, whose codes are stored as they are."""
     bits: Literal[2, 3, 4, 8]
     group_size: Annotated[int, Field(ge=-1, le=MOST)]
     symmetric: bool = True
@@ -75,7 +76,7 @@ class Quantization(Record):
     """The content of quantization.json."""
 
     version: Annotated[int, Field(alias="schema", ge=1, le=QUANTIZATION_SCHEMA)]
-    method: Literal["gptq", "rtn", "none"]
+    method: Literal["gptq", "rtn", "none", "imported"]
     bits_per_weight: Annotated[float, Field(ge=0, le=64)]
     """Stored bits, scales and zero points included."""
     seconds: Seconds

@@ -225,6 +225,7 @@ def _provenance(origin: Origin, parity: Parity) -> list[list[str]]:
         ["Source", _code(source.name)],
         ["Revision", _code(source.revision)],
         ["Commit", _code(source.commit)],
+        *([name, plain(value)] for name, value in words.imported_facts(origin).items()),
         ["Held-out text", f"{plain(corpus.source)}, SHA-256 {_code(corpus.sha256)}"],
     ]
     if calibration:

@@ -32,7 +32,7 @@ def render_report(origin: Origin, quantization: Quantization, parity: Parity) ->
         treatment=words.treatment(quantization),
         verdict=word,
         scope=scope,
-        questions=words.QUESTIONS,
+        questions=words.questions(parity),
         export_sentence=words.export_sentence(parity),
         cost_sentence=words.cost_sentence(parity, quantization.method != "none"),
         parity=parity,
@@ -145,6 +145,7 @@ def _facts(origin: Origin, recipe: Recipe, parity: Parity) -> list[tuple[str, st
     facts = {
         "Source": f"{source.name} at {source.revision}",
         "Commit": source.commit,
+        **words.imported_facts(origin),
         "Graph": f"for {export.target}, rotary {export.rotary}, {export.dtype}, accuracy level {export.accuracy_level}",
         "Held-out text": f"{corpus.source}: {corpus.windows:,} windows of {corpus.sequence_length:,} tokens",
         "its SHA-256": corpus.sha256,

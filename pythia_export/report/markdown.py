@@ -13,7 +13,7 @@ from . import words
 def parity_tables(parity: Parity) -> Iterator[str]:
     export, corpus, cost = parity.export, parity.corpus, parity.cost
     tokens = f"{export.tokens:,} tokens"
-    yield f"{words.QUESTIONS[0]} ONNX Runtime against torch on the same dequantised weights, {tokens}:"
+    yield f"{words.questions(parity)[0]} ONNX Runtime against torch on the same dequantised weights, {tokens}:"
     runs = export.runs
     yield table(
         ["", *(run.name.capitalize() for run in runs)],
@@ -29,12 +29,12 @@ def parity_tables(parity: Parity) -> Iterator[str]:
     )
     kld, top, delta = cost.kld, cost.same_top, cost.delta_nll
     yield (
-        f"{words.QUESTIONS[1]} The artifact as it ships against the original checkpoint on "
+        f"{words.questions(parity)[1]} The artifact as it ships against the {words.beside(parity)} checkpoint on "
         f"{cost.tokens:,} held-out tokens of {plain(corpus.source)} "
         f"({words.clusters(cost)}):"
     )
     yield table(
-        ["", "Original", "Artifact", "Change", "95 % interval"],
+        ["", words.beside(parity).capitalize(), "Artifact", "Change", "95 % interval"],
         [
             [
                 "Perplexity", words.number(cost.ppl_original, 3), words.number(cost.ppl_quantized, 3),

@@ -49,13 +49,14 @@ def _export(parity: Parity) -> RenderableType:
     )
     for label, shown in rows:
         table.add_row(label, *map(shown, export.runs))
-    return _titled(words.QUESTIONS[0], note, table)
+    return _titled(words.questions(parity)[0], note, table)
 
 
 def _cost(parity: Parity) -> RenderableType:
     cost = parity.cost
-    note = f"against the original, {cost.tokens:,} held-out tokens"
-    table = _table("original", "artifact", "change", "95 % interval")
+    beside = words.beside(parity)
+    note = f"against the {beside}, {cost.tokens:,} held-out tokens"
+    table = _table(beside, "artifact", "change", "95 % interval")
     ratio, delta, kld, top = cost.ppl_ratio, cost.delta_nll, cost.kld, cost.same_top
 
     table.add_row(
@@ -74,7 +75,7 @@ def _cost(parity: Parity) -> RenderableType:
     table.add_row(
         "same likeliest token", "", "", words.share(top.value), words.interval(top.low, top.high, words.share)
     )
-    return _titled(words.QUESTIONS[1], note, table)
+    return _titled(words.questions(parity)[1], note, table)
 
 
 def _parts(parity: Parity) -> RenderableType:

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..records.manifest import Origin
 from ..records.parity import Exported, Parity, Part, Ratio, Verdict
 from ..records.quantization import LinearRecord, Quantization
 
-QUESTIONS = ("Did the export keep the numbers?", "What did quantisation cost?")
+_KEPT, _COST = "Did the export keep the numbers?", "What did quantisation cost?"
 ABSENT = "–"
 NO_INTERVAL = "no interval"
 
@@ -25,7 +26,7 @@ GATES = {
     "regression": ("Regression", "mean KL divergence above the other artifact's"),
 }
 AT_LEAST = ("same_top", "min_tokens")  # the others are held to be at most their limits
-_METHODS = {"gptq": "GPTQ", "rtn": "Round to nearest", "none": "Not quantised"}
+_METHODS = {"gptq": "GPTQ", "rtn": "Round to nearest", "none": "Not quantised", "imported": "Imported"}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -130,16 +131,32 @@ def export_sentence(parity: Parity) -> str:
     return f"ONNX Runtime computes what torch does on the same weights, to {by} in every logit."
 
 
+def questions(parity: Parity) -> tuple[str, str]:
+    return _KEPT, "What did the import cost?" if parity.cost.baseline == "imported" else _COST
+
+
+def beside(parity: Parity) -> str:
+    """Return what the artifact stands beside, as an adjective."""
+    return parity.cost.baseline
+
+
 def cost_sentence(parity: Parity, quantized: bool = True) -> str:
-    what, ratio = "Quantisation" if quantized else "Storing the weights so", parity.cost.ppl_ratio
+    """Say what was lost against what the artifact stands beside: the original, or the checkpoint that was imported."""
+    alone = parity.cost.baseline == "imported"
+    what = "Importing the weights" if alone else "Quantisation" if quantized else "Storing the weights so"
+    unknown = " What quantisation cost is not known: no original was given (--original)." if alone else ""
+    return f"{what} {_effect(parity.cost.ppl_ratio)}.{unknown}"
+
+
+def _effect(ratio: Ratio) -> str:
     if ratio.value is None:
-        return f"{what} destroyed the model: the perplexity ratio is beyond what a float can hold."
+        return "destroyed the model: the perplexity ratio is beyond what a float can hold"
     if ratio.low is None or ratio.high is None:
-        return f"{what} changes perplexity by {percent_change(ratio)}; the text allows no interval."
+        return f"changes perplexity by {percent_change(ratio)}; the text allows no interval"
     if ratio.low <= 1 <= ratio.high:
-        return f"{what} has no effect on perplexity that could be told from none: {percent_change(ratio)}."
+        return f"has no effect on perplexity that could be told from none: {percent_change(ratio)}"
     verb = "raises" if ratio.value > 1 else "lowers"
-    return f"{what} {verb} perplexity: {percent_change(ratio)}."
+    return f"{verb} perplexity: {percent_change(ratio)}"
 
 
 def percent_change(ratio: Ratio) -> str:
@@ -244,6 +261,20 @@ def treatment(quantization: Quantization) -> str:
     others = " (with exceptions)" if len(set(trunk)) > 1 else ""
     tail = "; head kept in float" if not head else "" if head[0] == most else f"; head {head[0]}"
     return f"{method} {most}{others}{tail}"
+
+
+def imported_facts(origin: Origin) -> dict[str, str]:
+    """Return where weights that another tool quantised are from, a name and a value each; empty of others."""
+    found = origin.imported
+    if found is None:
+        return {}
+    by = "" if found.tool is None else f" by {found.tool}"
+    facts = {"Imported from": f"{found.name} at {found.revision}: {found.format}{by}", "its commit": found.commit}
+    again = found.requantized
+    if again is not None:
+        cost = f"{signed(again.delta_nll.mean)} nats a token, {power(again.kld.mean)} of KL divergence"
+        facts["Rounded again"] = f"{len(again.linears)} linears, to {again.bits} bits: {cost} from the weights imported"
+    return facts
 
 
 def method_name(method: str) -> str:

@@ -107,4 +107,5 @@ def _treatment(method: str, bits: int, group_size: int) -> str:
     if method == "none":
         return "not quantised"
     group = f"groups of {group_size}" if group_size > 0 else "one scale a row"
-    return f"{'GPTQ' if method == 'gptq' else 'round to nearest'}, {bits} bits, {group}"
+    named = {"gptq": "GPTQ", "imported": "imported"}.get(method, "round to nearest")
+    return f"{named}, {bits} bits, {group}"

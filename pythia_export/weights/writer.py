@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -102,6 +103,11 @@ class WeightsWriter:
         ordered = result if rows is None else result.rows(rows)
         for part, array in pack(ordered, plan.block_size, self.layout.dtype).items():
             self.put(f"{plan.name}.{part}", array)
+
+    def packed(self, plan: LinearPlan, parts: Mapping[str, np.ndarray]) -> None:
+        """Write one linear whose operands are packed already, by the names that `pack` gives them; rows as on disk."""
+        for part, array in parts.items():
+            self.put(f"{plan.name}.{part}", array[self._qkv_rows] if plan.name.endswith(QKV) else array)
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Write one tensor, in the shape and dtype of its slot."""
