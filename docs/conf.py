@@ -40,6 +40,7 @@ NAVIGATION = {
         "docs/guides/from-another-quantiser",
         "docs/guides/generating",
         "docs/guides/consumers",
+        "docs/guides/signing",
         "docs/guides/gpu",
         "docs/guides/ci",
         "docs/guides/sweeps",

@@ -11,6 +11,7 @@ from ..base.progress import SILENT, Progress
 from ..base.strict_json import read_json
 from . import MANIFEST
 from .manifest import checked_manifest
+from .signature import SIGNATURE
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@\s]+))?")
 
@@ -46,7 +47,7 @@ def download_artifact(repo: str, revision: str = "main", progress: Progress = SI
         raise IntegrityError(
             f"{listing} lacks {', '.join(missing[:5])}, which its {MANIFEST} names", hint="Push the artifact again."
         )
-    hub.fetch(listing, described, progress)
+    hub.fetch(listing, [*described, *(n for n in (SIGNATURE,) if n in listing.files)], progress)
     return first.parent
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,9 +21,28 @@ from .shared import (
     show,
 )
 
+if TYPE_CHECKING:
+    from ..artifact import Artifact
 
-@app.command(epilog=examples("pythia-export inspect build/demo", "pythia-export inspect build/demo --json"))
-def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
+
+@app.command(
+    epilog=examples(
+        "pythia-export inspect build/demo",
+        "pythia-export inspect me/pythia-160m-int4 --verify-signature key.pub",
+        "pythia-export inspect build/demo --json",
+    )
+)
+def inspect(
+    artifact: ArtifactFolder,
+    verify_signature: Annotated[
+        str | None,
+        typer.Option(metavar="KEY|IDENTITY", help="Check model.sig as well: a public key, or who signed."),
+    ] = None,
+    signature_issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="Who issued that identity, for a signature without a key.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show where an artifact comes from, what it holds and what was proved of it; check every file's hash."""
     from ..artifact import Artifact
     from ..graph.targets import warnings
@@ -33,6 +52,9 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     opened = Artifact.open(artifact)
     opened.check()
     check_runnable(opened)
+    signed_by = None
+    if verify_signature is not None or signature_issuer is not None:
+        signed_by = _signed_by(opened, verify_signature, signature_issuer)
 
     described = opened.manifest.files
     quantization = opened.quantization if "quantization.json" in described else None
@@ -40,12 +62,14 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
     warned = warnings(opened.layout, opened.recipe.export)
     speed = speed_here(opened) if opened.has_graph else ("none", "there is no graph")
     if as_json:
-        here = {"speed": speed[0], "why": speed[1], "warnings": warned}
+        here = {"speed": speed[0], "why": speed[1], "warnings": warned, "signed_by": signed_by}
         names = {part: f"{part}.json" for part in ("quantization", "parity")}
         records = {part: opened.read_json(n) if n in described else None for part, n in names.items()}
         print_json({"manifest": opened.manifest.to_json(), "here": here} | records)
         return
     show(artifact_view(opened, quantization, speed, warned))
+    if signed_by is not None:
+        show(f"Signed by {signed_by}: model.sig is of these bytes.")
     show("")
     if not opened.has_graph:
         show(f"No graph yet. `pythia-export export {artifact} --out DIR` builds one.")
@@ -54,6 +78,21 @@ def inspect(artifact: ArtifactFolder, as_json: Json = False) -> None:
         show(f"{found}. `pythia-export verify {artifact}` proves it.")
     else:
         print_verdict(parity, quantization)
+
+
+def _signed_by(opened: Artifact, by: str | None, issuer: str | None) -> str:
+    from ..artifact.signature import Identity, require_signature
+
+    if by is None:
+        raise RecipeError("--signature-issuer says who issued an identity", hint="--verify-signature names that.")
+    if issuer is None and not Path(by).exists() and "@" in by:
+        raise RecipeError(
+            f"{by} is no public key's file; an identity was issued by somebody",
+            hint="--signature-issuer https://accounts.google.com, https://github.com/login/oauth, "
+            "https://token.actions.githubusercontent.com or another.",
+        )
+    require_signature(opened, Path(by) if issuer is None else Identity(by, issuer))
+    return by if issuer is None else f"{by} ({issuer})"
 
 
 @app.command(
@@ -234,12 +273,16 @@ def _numbers(given: str) -> list[int]:
     epilog=examples(
         "pythia-export push models/160m me/pythia-160m-int4 --dry-run",
         "HF_TOKEN=hf_... pythia-export push models/160m me/pythia-160m-int4 --private",
+        "pythia-export push models/160m me/pythia-160m-int4 --sign key.pem",
     )
 )
 def push(
     artifact: ArtifactFolder,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the hub; made where there is none.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
+    sign: Annotated[
+        str | None, typer.Option(metavar="KEY|keyless", help="Sign it: a private key's file, or by Sigstore.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; contact no hub.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -250,7 +293,7 @@ def push(
     from .tables import push_view
 
     with progress_bars() as progress:
-        done = push_artifact(artifact, repo, private=private, dry_run=dry_run, progress=progress)
+        done = push_artifact(artifact, repo, private=private, sign_with=sign, dry_run=dry_run, progress=progress)
     if done.passed is not True:
         say("Warning: " + ("its gates did not pass." if done.passed is False else "it was never verified."))
     if as_json:

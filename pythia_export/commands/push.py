@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import hub
 from ..artifact import MANIFEST, Artifact
+from ..artifact.signature import SIGNATURE, sign
 from ..base.errors import IntegrityError, OutputError, RecipeError, SourceError
 from ..base.progress import SILENT, Progress
 from ..records.quantization import QUANTIZATION
@@ -30,12 +31,22 @@ class Push:
     passed: bool | None
 
 
+KEYLESS = "keyless"
+
+
 def push(
-    artifact: Path, repo: str, *, private: bool = False, dry_run: bool = False, progress: Progress = SILENT
+    artifact: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    sign_with: Path | str | None = None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
 ) -> Push:
-    """Upload a published artifact, its model card among its files. `dry_run` asks no hub.
+    """Upload a published artifact, its model card among its files. `dry_run` asks no hub and signs nothing.
 
     The repository is made where there is none. The token is the hub client's own (HF_TOKEN, or `hf auth login`).
+    sign_with: a private key's file, or `keyless`: `model.sig` is made before and sent along.
 
     Raises:
         SourceError: no artifact, without a graph (of `quantize`), or the hub refuses.
@@ -64,6 +75,9 @@ def push(
     parity = opened.parity
     files = {name: entry.size for name, entry in described.items()}
     files[MANIFEST] = (opened.folder / MANIFEST).stat().st_size
+    if sign_with is not None and not dry_run:
+        opened.require_writable()
+        files[SIGNATURE] = sign(opened, None if sign_with == KEYLESS else Path(sign_with)).stat().st_size
     going = Push(repo, files, None, None if parity is None else parity.passed)
     if dry_run:
         return going
