@@ -22,7 +22,7 @@ help: ## list these targets
 demo: $(STAMP) kernels ## the whole job on the embedded checkpoint, offline
 	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
 
-sweep-demo: $(STAMP) ## train a model, sweep over its checkpoints, plot it
+sweep-demo: $(STAMP) kernels ## train a model, sweep over its checkpoints, plot it
 	@mkdir -p build/sweep-demo/run && cp demo/main/tokenizer.json build/sweep-demo/run/
 	@[ -d build/sweep-demo/run/main ] || { echo "sweep-demo  training (minutes)"; $(BIN)/python demo/train.py \
 		--out build/sweep-demo/run --steps 1200 --batch 4 --suite 100 | sed -un '/step .*00 /p'; }
