@@ -69,6 +69,68 @@ int64_t Node::attribute(const char* name, int64_t otherwise) const {
   return read(name, &value) ? value : otherwise;
 }
 
+float Node::number(const char* name) const {
+  float value = 0;
+  if (ort::Status* status = api_->KernelInfoGetAttribute_float(info_, name, &value)) {
+    api_->ReleaseStatus(status);
+    refuse("the attribute " + std::string(name) + " is missing; a number was expected");
+  }
+  return value;
+}
+
+std::string Node::words(const char* name) const {
+  size_t size = 0;
+  if (ort::Status* status = api_->KernelInfoGetAttribute_string(info_, name, nullptr, &size)) {
+    api_->ReleaseStatus(status);
+    refuse("the attribute " + std::string(name) + " is missing; words were expected");
+  }
+  std::string value(size, '\0');
+  check(api_->KernelInfoGetAttribute_string(info_, name, value.data(), &size), name);
+  return value.c_str();
+}
+
+std::vector<int64_t> Node::numbers(const char* name) const {
+  size_t count = 0;
+  if (ort::Status* status = api_->KernelInfoGetAttributeArray_int64(info_, name, nullptr, &count)) {
+    api_->ReleaseStatus(status);
+    refuse("the attribute " + std::string(name) + " is missing; integers were expected");
+  }
+  std::vector<int64_t> values(count);
+  if (count) check(api_->KernelInfoGetAttributeArray_int64(info_, name, values.data(), &count), name);
+  return values;
+}
+
+size_t Node::inputs() const {
+  size_t count = 0;
+  check(api_->KernelInfo_GetInputCount(info_, &count), "counting inputs");
+  return count;
+}
+
+std::optional<Tensor> Node::constant(size_t input) const {
+  int is_constant = 0;
+  const ort::Value* value = nullptr;
+  check(api_->KernelInfoGetConstantInput_tensor(info_, input, &is_constant, &value), "reading a constant");
+  if (!is_constant || !value) return std::nullopt;
+  return tensor_of(value, "a constant");
+}
+
+Tensor Node::tensor_of(const ort::Value* value, const char* name) const {
+  ort::Shape* shape = nullptr;
+  check(api_->GetTensorTypeAndShape(value, &shape), name);
+  Tensor tensor;
+  size_t rank = 0;
+  ort::Status* failed = api_->GetTensorElementType(shape, &tensor.type);
+  if (!failed) failed = api_->GetDimensionsCount(shape, &rank);
+  tensor.shape.resize(rank);
+  if (!failed) failed = api_->GetDimensions(shape, tensor.shape.data(), rank);
+  api_->ReleaseTensorTypeAndShapeInfo(shape);
+  check(failed, name);
+  void* data = nullptr;
+  check(api_->GetTensorMutableData(const_cast<ort::Value*>(value), &data), name);
+  tensor.data = data;
+  return tensor;
+}
+
 void Node::refuse(const std::string& what) const { throw Refusal(place_ + ": " + what); }
 
 void Node::check(ort::Status* status, const char* doing) const { pythia::check(*api_, status, place_, doing); }
@@ -83,24 +145,10 @@ bool Call::has(size_t i) const {
 }
 
 Tensor Call::input(size_t i, const char* name) const {
-  const ort::Api& api = node_.api();
   if (!has(i)) node_.refuse("the input " + std::string(name) + " is missing");
   const ort::Value* value = nullptr;
-  node_.check(api.KernelContext_GetInput(context_, i, &value), name);
-  ort::Shape* shape = nullptr;
-  node_.check(api.GetTensorTypeAndShape(value, &shape), name);
-  Tensor tensor;
-  size_t rank = 0;
-  ort::Status* failed = api.GetTensorElementType(shape, &tensor.type);
-  if (!failed) failed = api.GetDimensionsCount(shape, &rank);
-  tensor.shape.resize(rank);
-  if (!failed) failed = api.GetDimensions(shape, tensor.shape.data(), rank);
-  api.ReleaseTensorTypeAndShapeInfo(shape);
-  node_.check(failed, name);
-  void* data = nullptr;
-  node_.check(api.GetTensorMutableData(const_cast<ort::Value*>(value), &data), name);
-  tensor.data = data;
-  return tensor;
+  node_.check(node_.api().KernelContext_GetInput(context_, i, &value), name);
+  return node_.tensor_of(value, name);
 }
 
 Tensor Call::input(size_t i, const char* name, const std::vector<int64_t>& shape) const {
@@ -141,6 +189,20 @@ Parallel Call::parallel() const {
 }
 
 void Inference::check(ort::Status* status) const { pythia::check(api_, status, "pythia", "inferring shapes"); }
+
+size_t Inference::inputs() const {
+  size_t count = 0;
+  check(api_.ShapeInferContext_GetInputCount(context_, &count));
+  return count;
+}
+
+size_t Inference::rank(size_t i) const {
+  ort::Shape* given = nullptr;
+  size_t known = 0;
+  check(api_.ShapeInferContext_GetInputTypeShape(context_, i, &given));
+  check(api_.GetDimensionsCount(given, &known));
+  return known;
+}
 
 ort::ElementType Inference::type(size_t i) const {
   ort::Shape* given = nullptr;  // the context's own

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -26,8 +27,8 @@ std::string text(const std::vector<int64_t>& shape);
 
 struct Tensor {
   std::vector<int64_t> shape;
-  ort::ElementType type;
-  const void* data;
+  ort::ElementType type = ort::kUndefined;
+  const void* data = nullptr;
 
   template <typename T>
   const T* as() const { return static_cast<const T*>(data); }
@@ -39,9 +40,15 @@ class Node {
 
   int64_t attribute(const char* name) const;
   int64_t attribute(const char* name, int64_t otherwise) const;
+  float number(const char* name) const;
+  std::string words(const char* name) const;
+  std::vector<int64_t> numbers(const char* name) const;
+  size_t inputs() const;
+  std::optional<Tensor> constant(size_t input) const;  // where it is known before any run; it stays where it is
   [[noreturn]] void refuse(const std::string& what) const;  // throws Refusal: "<op> <node>: what"
   const ort::Api& api() const { return *api_; }
   void check(ort::Status* status, const char* doing) const;  // throws Failure: with what the status says
+  Tensor tensor_of(const ort::Value* value, const char* name) const;
 
  private:
   bool read(const char* name, int64_t* value) const;
@@ -81,7 +88,9 @@ class Inference {
  public:
   Inference(const ort::Api& api, ort::ShapeInferContext* context) : api_(api), context_(context) {}
 
+  size_t inputs() const;
   ort::ElementType type(size_t input) const;
+  size_t rank(size_t input) const;
   std::vector<Dimension> shape(size_t input, size_t rank) const;  // of another rank, or none: nothing is known
   void output(size_t i, ort::ElementType type, const std::vector<Dimension>& shape) const;
 

@@ -22,8 +22,8 @@ struct SessionOptions;
 struct ShapeInferContext;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10, kBfloat16 = 16 };
-enum Characteristic : int { kRequired = 0, kOptional = 1 };
+enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kFloat16 = 10, kBfloat16 = 16 };
+enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum MemoryType : int { kCpuInput = -2, kDefaultMemory = 0 };
 
 // name, place in OrtApi, parameters; all return Status* but those that read or release one.
@@ -43,15 +43,20 @@ enum MemoryType : int { kCpuInput = -2, kDefaultMemory = 0 };
   X(GetDimensions, 62, Status*, (const Shape*, int64_t*, size_t))                                        \
   X(GetSymbolicDimensions, 63, Status*, (const Shape*, const char**, size_t))                            \
   X(GetTensorTypeAndShape, 65, Status*, (const Value*, Shape**))                                         \
+  X(KernelInfoGetAttribute_float, 85, Status*, (const KernelInfo*, const char*, float*))                 \
   X(KernelInfoGetAttribute_int64, 86, Status*, (const KernelInfo*, const char*, int64_t*))               \
+  X(KernelInfoGetAttribute_string, 87, Status*, (const KernelInfo*, const char*, char*, size_t*))        \
   X(KernelContext_GetInputCount, 88, Status*, (const KernelContext*, size_t*))                           \
   X(KernelContext_GetOutputCount, 89, Status*, (const KernelContext*, size_t*))                          \
   X(KernelContext_GetInput, 90, Status*, (const KernelContext*, size_t, const Value**))                  \
   X(KernelContext_GetOutput, 91, Status*, (KernelContext*, size_t, const int64_t*, size_t, Value**))     \
   X(ReleaseStatus, 93, void, (Status*))                                                                  \
   X(ReleaseTensorTypeAndShapeInfo, 99, void, (Shape*))                                                   \
+  X(KernelInfoGetAttributeArray_int64, 163, Status*, (const KernelInfo*, const char*, int64_t*, size_t*)) \
   X(KernelContext_GetGPUComputeStream, 193, Status*, (const KernelContext*, void**))                      \
+  X(KernelInfo_GetInputCount, 230, Status*, (const KernelInfo*, size_t*))                                \
   X(KernelInfo_GetNodeName, 244, Status*, (const KernelInfo*, char*, size_t*))                           \
+  X(KernelInfoGetConstantInput_tensor, 249, Status*, (const KernelInfo*, size_t, int*, const Value**))   \
   X(ShapeInferContext_GetInputCount, 267, Status*, (const ShapeInferContext*, size_t*))                  \
   X(ShapeInferContext_GetInputTypeShape, 268, Status*, (const ShapeInferContext*, size_t, Shape**))      \
   X(ShapeInferContext_SetOutputTypeShape, 270, Status*, (ShapeInferContext*, size_t, const Shape*))      \

@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <thread>
 
@@ -32,7 +33,8 @@ float* scratch(Use use, size_t floats) {
 }
 
 void give_back() {
-  if (places[kCall].size * sizeof(float) > kKept) places[kCall] = {};
+  for (Use use : {kCall, kLayers})
+    if (places[use].size * sizeof(float) > kKept) places[use] = {};
 }
 
 int hardware_threads() {

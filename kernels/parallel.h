@@ -14,7 +14,7 @@ struct Parallel {
 
 // Memory of the calling thread, kept between calls and overwritten by the next; aligned to 64 bytes. A thread has one
 // such place for each `use`, so that a function may hold one while it calls another.
-enum Use { kTask, kCall, kUses };
+enum Use { kTask, kCall, kLayers, kUses };
 float* scratch(Use use, size_t floats);  // throws std::bad_alloc
 // At the end of a call: what the calling thread holds for one, and is too large to keep, is given back.
 void give_back();

@@ -4,6 +4,7 @@
 #include <new>
 #include <utility>
 
+#include "decoder_layers/op.h"
 #include "matmul_nbits/op.h"
 #include "partial_rotary/op.h"
 #include "rotary_attention/op.h"
@@ -32,6 +33,13 @@ ort::Status* guarded(F&& f) {
   }
 }
 
+// Of input or output i of `count`. Where the last of them is any number, and not all must be of one type, the operator says so.
+template <typename Op>
+ort::Characteristic characteristic(size_t i, size_t required, size_t count) {
+  if (Op::kVariadic && i + 1 == count) return ort::kVariadic;
+  return i < required ? ort::kRequired : ort::kOptional;
+}
+
 // One operator for one set of types, in the form that ONNX Runtime wants. kTypes is the place of the set in Op's table.
 template <typename Op, size_t kTypes>
 ort::CustomOp described() {
@@ -44,14 +52,14 @@ ort::CustomOp described() {
   op.GetInputType = [](const ort::CustomOp*, size_t i) { return Op::input_type(Op::kTypes[kTypes], i); };
   op.GetOutputType = [](const ort::CustomOp*, size_t i) { return Op::output_type(Op::kTypes[kTypes], i); };
   op.GetInputCharacteristic = [](const ort::CustomOp*, size_t i) {
-    return i < Op::kRequiredInputs ? ort::kRequired : ort::kOptional;
+    return characteristic<Op>(i, Op::kRequiredInputs, Op::kInputs);
   };
   op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t i) {
-    return i < Op::kRequiredOutputs ? ort::kRequired : ort::kOptional;
+    return characteristic<Op>(i, Op::kRequiredOutputs, Op::kOutputs);
   };
   op.GetInputMemoryType = [](const ort::CustomOp*, size_t i) { return Op::input_memory(i); };
-  op.GetVariadicInputMinArity = op.GetVariadicInputHomogeneity = [](const ort::CustomOp*) { return 0; };
-  op.GetVariadicOutputMinArity = op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 0; };
+  op.GetVariadicInputMinArity = op.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 1; };
+  op.GetVariadicInputHomogeneity = op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 0; };
   op.CreateKernelV2 = [](const ort::CustomOp*, const ort::Api* given, const ort::KernelInfo* info,
                          void** kernel) -> ort::Status* {
     return guarded([&] { *kernel = new Op(*given, info, Op::kTypes[kTypes]); });
@@ -100,6 +108,7 @@ ort::Domain* domain(ort::Status** failed) {
   // Where there is no version the operator itself says so, instead of leaving the work to the function unnoticed.
   if (!*failed && (!version || version->product)) *failed = add<LinearNBits>(made);
   if (!*failed && (!version || version->product)) *failed = add<MatMulNBits>(made);
+  if (!*failed && (!version || version->product)) *failed = add<DecoderLayers>(made);
 #endif
   return made;
 }

@@ -19,6 +19,8 @@ namespace pythia {
   namespace isa {                                                \
   void attend(const Attention&, const Parallel&);                \
   void rotate(const Rotary&, const Parallel&);                   \
+  void normalize(const Normalization&);                          \
+  void activate(Activation, float*, int64_t);                    \
   bool beam(const Beam&);                                        \
   void widen(const uint16_t*, float*, int64_t);                  \
   void narrow(const float*, uint16_t*, int64_t);                 \
@@ -86,24 +88,25 @@ bool has_avx2() { return has(kFma | kF16c, kAvx2, kYmm); }
 #define PYTHIA_BASE "base"
 #endif
 
+#define PYTHIA_OF(isa, product) \
+  isa::attend, isa::rotate, product, isa::normalize, isa::activate, isa::beam, isa::widen, isa::narrow
+
 const Version kVersions[] = {
 #ifdef PYTHIA_X86
-    {"amx", has_amx, avx512::attend, avx512::rotate, amx::product, avx512::beam, avx512::widen, avx512::narrow},
-    {"avx512vnni", has_vnni, avx512::attend, avx512::rotate, avx512vnni::product, avx512::beam, avx512::widen,
-     avx512::narrow},
-    {"avx512", has_avx512, avx512::attend, avx512::rotate, avx2::product, avx512::beam, avx512::widen, avx512::narrow},
-    {"avx2", has_avx2, avx2::attend, avx2::rotate, avx2::product, avx2::beam, avx2::widen, avx2::narrow},
+    {"amx", has_amx, PYTHIA_OF(avx512, &amx::product_steps)},
+    {"avx512vnni", has_vnni, PYTHIA_OF(avx512, &avx512vnni::product_steps)},
+    {"avx512", has_avx512, PYTHIA_OF(avx512, &avx2::product_steps)},
+    {"avx2", has_avx2, PYTHIA_OF(avx2, &avx2::product_steps)},
 #endif
-    {PYTHIA_BASE, always, base::attend, base::rotate, nullptr, base::beam, base::widen, base::narrow},
+    {PYTHIA_BASE, always, PYTHIA_OF(base, nullptr)},
 #if defined(PYTHIA_WIDE) && defined(PYTHIA_X86)
-    {"amx_emulated", has_vnni, avx512::attend, avx512::rotate, amx_emulated::product, avx512::beam, avx512::widen,
-     avx512::narrow},
+    {"amx_emulated", has_vnni, PYTHIA_OF(avx512, &amx_emulated::product_steps)},
 #endif
 #ifdef PYTHIA_WIDE
-    {"wide", always, wide::attend, wide::rotate, nullptr, wide::beam, wide::widen, wide::narrow},
+    {"wide", always, PYTHIA_OF(wide, nullptr)},
 #endif
-    {"reference", always, attend_reference, rotate_reference, product_reference, beam_reference, reference::widen,
-     reference::narrow},
+    {"reference", always, attend_reference, rotate_reference, &reference_product, normalize_reference, activate_reference,
+     beam_reference, reference::widen, reference::narrow},
 };
 const size_t kVersionCount = sizeof kVersions / sizeof *kVersions;
 

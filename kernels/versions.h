@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "beam/beam.h"
+#include "decoder_layers/elementwise.h"
 #include "matmul_nbits/product.h"
 #include "partial_rotary/rotary.h"
 #include "rotary_attention/attention.h"
@@ -16,7 +17,9 @@ struct Version {
   bool (*runs_here)();
   void (*attend)(const Attention&, const Parallel&);
   void (*rotate)(const Rotary&, const Parallel&);
-  void (*product)(const Product&, const Parallel&);  // null: there is ONNX Runtime's own alone
+  const ProductSteps* product;  // null: there is ONNX Runtime's own alone
+  void (*normalize)(const Normalization&);
+  void (*activate)(Activation, float* x, int64_t count);
   bool (*beam)(const Beam&);
   void (*widen)(const uint16_t* half, float* to, int64_t count);
   void (*narrow)(const float* from, uint16_t* half, int64_t count);

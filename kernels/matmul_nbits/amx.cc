@@ -153,36 +153,40 @@ void columns_of(const Product& p, const Rounded& x, int64_t n) {
   p.bits == 8 && panel.zero ? columns_of<kSteps, true>(p, x, panel, n) : columns_of<kSteps, false>(p, x, panel, n);
 }
 
-struct Job {
-  const Product& p;
-  Rounded x;
-  int64_t share;  // panels for a task
+bool tiled(const Product& p) { return p.rows >= kFewest && !p.exact; }
+Rounded rounded(const Product& p, const float* memory) { return Rounded(p, kTiled, const_cast<float*>(memory)); }
 
-  void task(int64_t i) const {
-    TileShapes shapes;
-    shapes.bytes[4] = shapes.bytes[5] = uint16_t(x.step);   // of x
-    shapes.rows[6] = shapes.rows[7] = uint8_t(x.step / 4);  // of weights
-    shape_tiles(shapes);
-    for (int64_t n = i * share * kTile; n < (i + 1) * share * kTile && n < p.columns; n += kTile)
-      p.block <= 64 ? columns_of<1>(p, x, n) : p.block == 128 ? columns_of<2>(p, x, n) : columns_of<4>(p, x, n);
-    release_tiles();
-  }
-};
+size_t floats(const Product& p) {
+  return tiled(p) ? rounded(p, nullptr).floats(p) : avx512vnni::product_steps.floats(p);
+}
+
+void begin(const Product& p, float* memory) {
+  if (tiled(p)) rounded(p, memory).begin(p);
+}
+
+void round(const Product& p, float* memory, int64_t from, int64_t to) {
+  if (!tiled(p)) return avx512vnni::product_steps.round(p, memory, from, to);
+  Rounded x = rounded(p, memory);
+  for (int64_t m = from; m < to; ++m) x.row(p, m);
+}
+
+void multiply(const Product& p, const float* memory, int64_t from, int64_t to) {
+  if (!tiled(p)) return avx512vnni::product_steps.multiply(p, memory, from, to);
+  const Rounded x = rounded(p, memory);
+  TileShapes shapes;
+  shapes.bytes[4] = shapes.bytes[5] = uint16_t(x.step);   // of x
+  shapes.rows[6] = shapes.rows[7] = uint8_t(x.step / 4);  // of weights
+  shape_tiles(shapes);
+  for (int64_t n = from; n < to; n += kTile)
+    p.block <= 64 ? columns_of<1>(p, x, n) : p.block == 128 ? columns_of<2>(p, x, n) : columns_of<4>(p, x, n);
+  release_tiles();
+}
+
+int64_t worth(const Product& p) { return tiled(p) ? 1 << 20 : avx512vnni::product_steps.worth(p); }
 
 }  // namespace
 
-void product(const Product& p, const Parallel& parallel) {
-  if (p.rows < kFewest) return avx512vnni::product(p, parallel);
-  Job job{p, Rounded(p, kTiled), 0};
-  parallel(size_t(p.rows), [](void* data, size_t m) {
-    Job& j = *static_cast<Job*>(data);
-    j.x.row(j.p, int64_t(m));
-  }, &job);
-  constexpr int64_t kWorth = 1 << 20;  // products that a task is worth the handing out for
-  job.share = kWorth / (p.depth * p.rows * kTile) + 1;
-  const int64_t panels = (p.columns + kTile - 1) / kTile, tasks = (panels + job.share - 1) / job.share;
-  parallel(size_t(tasks), [](void* data, size_t i) { static_cast<Job*>(data)->task(int64_t(i)); }, &job);
-}
+const ProductSteps product_steps{floats, begin, round, multiply, worth};
 
 }  // namespace PYTHIA_ISA
 }  // namespace pythia

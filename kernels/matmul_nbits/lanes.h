@@ -45,6 +45,12 @@ inline int32_t reduce_max(Ints v) { return _mm512_reduce_max_epi32(v); }
 inline Ints round_to_int(Floats v) { return _mm512_cvtps_epi32(v); }  // half to even
 inline __m128i narrow_to_bytes(Ints v) { return _mm512_cvtepi32_epi8(v); }
 inline void store_bytes(void* p, __m128i v) { _mm_storeu_si128((__m128i*)p, v); }
+template <int n>
+inline Ints shift_left(Ints v) { return _mm512_slli_epi32(v, n); }
+template <int n>
+inline Ints shift_right(Ints v) { return _mm512_srai_epi32(v, n); }  // with its sign
+inline Ints bit_xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
+inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 inline Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 inline Floats fmadd(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline Floats permute(Floats from, Ints places) { return _mm512_permutexvar_ps(places, from); }
@@ -121,6 +127,12 @@ inline __m128i narrow_to_bytes(Ints v) {
   return _mm_unpacklo_epi32(_mm256_castsi256_si128(dwords), _mm256_extracti128_si256(dwords, 1));
 }
 inline void store_bytes(void* p, __m128i v) { _mm_storel_epi64((__m128i*)p, v); }
+template <int n>
+inline Ints shift_left(Ints v) { return _mm256_slli_epi32(v, n); }
+template <int n>
+inline Ints shift_right(Ints v) { return _mm256_srai_epi32(v, n); }
+inline Ints bit_xor(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
+inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 inline Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 inline Floats fmadd(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline Floats permute(Floats from, Ints places) { return _mm256_permutevar8x32_ps(from, places); }

@@ -40,7 +40,7 @@ void LinearNBits::compute(ort::KernelContext* context) const {
   std::vector<int64_t> shape = a.shape;
   shape.back() = columns_;
   p.y = static_cast<float*>(call.output(0, shape));
-  version_->product(p, call.parallel());
+  pythia::product(*version_->product, p, call.parallel());
 }
 
 void LinearNBits::infer(const Inference& in) {

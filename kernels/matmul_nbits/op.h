@@ -11,6 +11,7 @@ class LinearNBits {
   using Types = ort::ElementType;
   static constexpr Types kTypes[] = {ort::kFloat};
   static constexpr const char* kName = "LinearNBits";
+  static constexpr bool kVariadic = false;
   static constexpr size_t kInputs = 6, kRequiredInputs = 3, kOutputs = 1, kRequiredOutputs = 1;
   static constexpr const char* kProvider = nullptr;  // the CPU
   static ort::MemoryType input_memory(size_t) { return ort::kDefaultMemory; }

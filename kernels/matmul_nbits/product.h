@@ -1,4 +1,5 @@
-// A product of activations with weights of 4 or 8 bits, the activations rounded to int8 on the way.
+// A product of activations with weights of 4 or 8 bits, the activations rounded to int8 on the way; or with weights of 2, 4 or
+// 8 bits, the activations as they are (`exact`).
 //
 // Of each row of x, each block of `block` numbers has a scale, max|x| / 127, and codes round(x * (1 / scale)), half to even. A
 // block whose scale would be below the normal numbers counts as zeros; where a number is not finite the scale is NaN.
@@ -15,6 +16,7 @@ namespace pythia {
 struct Product {
   int64_t rows, depth, columns;  // x is [rows, depth], y is [rows, columns]
   int64_t bits, block;           // 4 or 8; 16, 32, 64, 128 or 256
+  bool exact;                    // x stays in float32, and bits may be 2
   const float* x;
   const uint8_t* codes;  // [columns, blocks, block * bits / 8], of 4 bits the low one first; the last block is whole
   const float* scale;    // [columns, blocks]
@@ -29,22 +31,38 @@ struct Product {
   int32_t zero_of(int64_t column, int64_t b) const {
     if (!zero) return middle();
     const uint8_t* of = zero + column * zero_bytes();
-    return bits == 8 ? of[b] : of[b / 2] >> (b % 2 * 4) & 15;
+    return of[b * bits / 8] >> (b * bits % 8) & ((1 << bits) - 1);
   }
 };
 
-void product_reference(const Product&, const Parallel&);
+// A product in steps, for callers that hand the work out themselves. What x becomes is kept in memory of the caller's,
+// `floats` of it, aligned to 64 bytes.
+struct ProductSteps {
+  size_t (*floats)(const Product&);
+  void (*begin)(const Product&, float* memory);                                     // once, first
+  void (*round)(const Product&, float* memory, int64_t from, int64_t to);           // rows, on any thread
+  void (*multiply)(const Product&, const float* memory, int64_t from, int64_t to);  // columns, on any thread
+  int64_t (*worth)(const Product&);  // multiplications that a task is worth the handing out for
+};
+constexpr int64_t kGrain = 32;   // `from` of `multiply` is a multiple of it: whole tiles, and whole lines of the cache
+constexpr int64_t kFewRows = 8;  // fewer are rounded by the caller, which takes less than to hand them out
+
+// Columns for a task, of this product and of `other` that goes along with it, or null.
+int64_t columns_for_a_task(const ProductSteps&, const Product&, const Product* other = nullptr);
+void product(const ProductSteps&, const Product&, const Parallel&);
+
+extern const ProductSteps reference_product;
 namespace avx2 {
-void product(const Product&, const Parallel&);
+extern const ProductSteps product_steps;
 }
 namespace avx512vnni {
-void product(const Product&, const Parallel&);
+extern const ProductSteps product_steps;
 }
 namespace amx {
-void product(const Product&, const Parallel&);
+extern const ProductSteps product_steps;
 }
 namespace amx_emulated {
-void product(const Product&, const Parallel&);
+extern const ProductSteps product_steps;
 }
 
 }  // namespace pythia

@@ -7,12 +7,14 @@
 
 namespace pythia {
 
-void product_reference(const Product& p, const Parallel&) {
+namespace {
+
+void multiply(const Product& p, const float*, int64_t from, int64_t to) {
   const int64_t blocks = p.blocks();
   std::vector<int32_t> code(size_t(blocks * p.block));
   std::vector<float> scale(static_cast<size_t>(blocks));
   for (int64_t m = 0; m < p.rows; ++m) {
-    for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t b = 0; b < blocks && !p.exact; ++b) {
       float largest = 0;
       bool finite = true;
       for (int64_t i = 0; i < p.block; ++i) {
@@ -30,20 +32,28 @@ void product_reference(const Product& p, const Parallel&) {
       }
       if (!finite) scale[size_t(b)] = NAN;
     }
-    for (int64_t n = 0; n < p.columns; ++n) {
+    for (int64_t n = from; n < to; ++n) {
       double sum = p.bias ? p.bias[n] : 0;
       for (int64_t b = 0; b < blocks; ++b) {
         const uint8_t* codes = p.codes + (n * blocks + b) * p.block_bytes();
-        int32_t inner = 0;
+        double inner = 0;
         for (int64_t i = 0; i < p.block; ++i) {
-          const int32_t w = p.bits == 8 ? codes[i] : codes[i / 2] >> (i % 2 * 4) & 15;
-          inner += code[size_t(b * p.block + i)] * (w - p.zero_of(n, b));
+          const int64_t k = b * p.block + i;
+          const int32_t w = codes[i * p.bits / 8] >> (i * p.bits % 8) & ((1 << p.bits) - 1);
+          const double x = !p.exact ? code[size_t(k)] : k < p.depth ? p.x[m * p.depth + k] : 0;
+          inner += x * (w - p.zero_of(n, b));
         }
-        sum += double(scale[size_t(b)]) * p.scale[n * blocks + b] * inner;
+        sum += (p.exact ? 1.0 : double(scale[size_t(b)])) * p.scale[n * blocks + b] * inner;
       }
       p.y[m * p.columns + n] = float(sum);
     }
   }
 }
+
+}  // namespace
+
+const ProductSteps reference_product{[](const Product&) { return size_t(0); }, [](const Product&, float*) {},
+                                     [](const Product&, float*, int64_t, int64_t) {}, multiply,
+                                     [](const Product&) { return int64_t(1) << 17; }};
 
 }  // namespace pythia

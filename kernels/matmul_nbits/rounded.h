@@ -28,21 +28,25 @@ struct Rounded {
   int32_t* sum;   // of codes
   float* owed;    // what a weight's code of one more would add: scale * sum
 
-  Rounded(const Product& p, Order as)
+  Rounded(const Product& p, Order as, float* memory)
       : order(as),
         stride((p.blocks() * p.block + 2 * kStep - 1) / (2 * kStep) * (2 * kStep)),
         blocks(p.blocks()),
         step(p.block < 64 ? p.block : 64) {
-    const int64_t rows = order == kTiled ? (p.rows + 15) / 16 * 16 : p.rows, places = rows * blocks;
-    float* place = scratch(kCall, size_t(3 * places + rows * stride / 4));
-    codes = reinterpret_cast<int8_t*>(place), place += rows * stride / 4;
-    scale = place, owed = place + places, sum = reinterpret_cast<int32_t*>(place + 2 * places);
-    if (rows > p.rows) {
-      const int64_t last = rows - 16;
-      std::memset(codes + last * stride, 0, size_t(16 * stride));
-      std::memset(scale + last * blocks, 0, size_t(16 * blocks) * sizeof(float));
-      std::memset(sum + last * blocks, 0, size_t(16 * blocks) * sizeof(float));
-    }
+    const int64_t places = rows_of(p) * blocks;
+    codes = reinterpret_cast<int8_t*>(memory), memory += rows_of(p) * stride / 4;
+    scale = memory, owed = memory + places, sum = reinterpret_cast<int32_t*>(memory + 2 * places);
+  }
+
+  size_t floats(const Product& p) const { return size_t(rows_of(p) * (3 * blocks + stride / 4)); }
+
+  // Zeros for the rows beyond the last.
+  void begin(const Product& p) {
+    if (rows_of(p) == p.rows) return;
+    const int64_t last = rows_of(p) - 16;
+    std::memset(codes + last * stride, 0, size_t(16 * stride));
+    std::memset(scale + last * blocks, 0, size_t(16 * blocks) * sizeof(float));
+    std::memset(sum + last * blocks, 0, size_t(16 * blocks) * sizeof(float));
   }
 
   int64_t place(int64_t m, int64_t b) const {
@@ -81,6 +85,8 @@ struct Rounded {
   }
 
  private:
+  int64_t rows_of(const Product& p) const { return order == kTiled ? (p.rows + 15) / 16 * 16 : p.rows; }
+
   void put(const Product& p, int64_t m, int64_t k, __m128i code) {
     int8_t* to = codes + m * stride + k;
     if (order == kTiled) to = codes + m / 16 * 16 * stride + k / step * 16 * step + m % 16 * step + k % step;

@@ -17,6 +17,7 @@ struct RotaryCall {
 class RotaryNode {
  public:
   static constexpr const char* kName = "PartialRotary";
+  static constexpr bool kVariadic = false;
   static constexpr size_t kInputs = 4, kRequiredInputs = 3, kOutputs = 1, kRequiredOutputs = 1;
   static ort::MemoryType input_memory(size_t) { return ort::kDefaultMemory; }
   static ort::ElementType input_type(ort::ElementType type, size_t i) { return i == 3 ? ort::kInt64 : type; }

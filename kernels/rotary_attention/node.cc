@@ -28,23 +28,10 @@ AttentionCall AttentionNode::checked(const Call& call, bool scaled) const {
   c.past_key = call.input(kPastKey, "past_key", {B, heads_, -1, n});
   const int64_t P = c.past_room = c.past_key.shape[2];
   c.past_value = call.input(kPastValue, "past_value", {B, heads_, P, n});
-  const Tensor total_length = call.input(kTotal, "total_length");
-  need(product(total_length.shape) == 1, "total_length is " + text(total_length.shape) + "; one number was expected");
-  const int64_t total = c.total = *total_length.as<int32_t>();
-  need(total >= T, "total_length is " + std::to_string(total) + "; " + std::to_string(T) + " new tokens are among them");
-  need(P >= total - T, "past_key holds " + std::to_string(P) + " places; total_length " + std::to_string(total) +
-                           " less " + std::to_string(T) + " new tokens was expected, or more");
-  const Tensor seqlens = call.input(kSeqlens, "seqlens_k", {B});
-  for (int64_t b = 0; b < B; ++b)
-    need(seqlens.as<int32_t>()[b] == total - 1, "seqlens_k[" + std::to_string(b) + "] is " +
-                                                    std::to_string(seqlens.as<int32_t>()[b]) + "; total_length - 1 = " +
-                                                    std::to_string(total - 1) + " was expected");
-  c.cos = call.input(kCos, "cos", {-1, rotary_dim_ / 2});
-  c.sin = call.input(kSin, "sin", c.cos.shape);
-  c.position = call.input(kPosition, "position_ids", {B, T});
-  c.bias = call.input(kBias, "attention_bias", {-1, 1, T, total});
-  need(c.bias.shape[0] == B || c.bias.shape[0] == 1,
-       "attention_bias is " + text(c.bias.shape) + "; 1 or " + std::to_string(B) + " was expected first");
+  const int64_t total = c.total = check_total(node_, call, kTotal, T);
+  check_room(node_, "past_key", P, total, T);
+  const SharedInputs shared = check_shared(node_, call, {kCos, kSin, kPosition, kSeqlens, kBias}, B, T, total, rotary_dim_);
+  c.cos = shared.cos, c.sin = shared.sin, c.position = shared.position, c.bias = shared.bias;
   for (size_t i : {size_t(kKeyScale), size_t(kValueScale)})
     need(call.has(i) == scaled, std::string(i == kKeyScale ? "past_key_scale" : "past_value_scale") +
                                     (scaled ? " is missing; a cache of int8 needs it"
@@ -54,6 +41,45 @@ AttentionCall AttentionNode::checked(const Call& call, bool scaled) const {
     c.past_value_scale = call.input(kValueScale, "past_value_scale", {B, heads_, P});
   }
   return c;
+}
+
+int64_t check_total(const Node& node, const Call& call, size_t at, int64_t T) {
+  const Tensor total_length = call.input(at, "total_length");
+  if (product(total_length.shape) != 1) node.refuse("total_length is " + text(total_length.shape) + "; one number was expected");
+  const int64_t total = *total_length.as<int32_t>();
+  if (total < T) node.refuse("total_length is " + std::to_string(total) + "; " + std::to_string(T) + " new tokens are among them");
+  return total;
+}
+
+void check_room(const Node& node, const std::string& cache, int64_t room, int64_t total, int64_t T) {
+  if (room < total - T)
+    node.refuse(cache + " holds " + std::to_string(room) + " places; total_length " + std::to_string(total) + " less " +
+                std::to_string(T) + " new tokens was expected, or more");
+}
+
+SharedInputs check_shared(const Node& node, const Call& call, const SharedPlaces& at, int64_t B, int64_t T, int64_t total,
+                          int64_t rotary_dim) {
+  SharedInputs s{};
+  const Tensor seqlens = call.input(at.seqlens, "seqlens_k", {B});
+  for (int64_t b = 0; b < B; ++b)
+    if (seqlens.as<int32_t>()[b] != total - 1)
+      node.refuse("seqlens_k[" + std::to_string(b) + "] is " + std::to_string(seqlens.as<int32_t>()[b]) +
+                  "; total_length - 1 = " + std::to_string(total - 1) + " was expected");
+  s.cos = call.input(at.cos, "cos", {-1, rotary_dim / 2});
+  s.sin = call.input(at.sin, "sin", s.cos.shape);
+  s.position = call.input(at.position, "position_ids", {B, T});
+  s.bias = call.input(at.bias, "attention_bias", {-1, 1, T, total});
+  if (s.bias.shape[0] != B && s.bias.shape[0] != 1)
+    node.refuse("attention_bias is " + text(s.bias.shape) + "; 1 or " + std::to_string(B) + " was expected first");
+  return s;
+}
+
+void check_positions(const Node& node, const Tensor& position, int64_t positions) {
+  for (int64_t i = 0; i < product(position.shape); ++i) {
+    const int64_t at = position.as<int64_t>()[i];
+    if (at < 0 || at >= positions)
+      node.refuse("position_ids holds " + std::to_string(at) + "; cos has " + std::to_string(positions) + " positions");
+  }
 }
 
 void AttentionNode::infer(const Inference& in) {

@@ -11,18 +11,6 @@ namespace {
 constexpr ort::ElementType kElement[] = {ort::kFloat, ort::kFloat16, ort::kInt8};
 constexpr int64_t kSize[] = {4, 2, 1};
 
-// The output that is `past` grown to `shape`: the same buffer, or a copy of the `filled` places of each head.
-char* grown(const Call& call, size_t output, const Tensor& past, const std::vector<int64_t>& shape, int64_t filled,
-            int64_t element) {
-  char* to = static_cast<char*>(call.output(output, shape));
-  const char* from = past.as<char>();
-  if (to == from || !filled) return to;
-  const int64_t row = (shape.size() == 4 ? shape[3] : 1) * element, heads = shape[0] * shape[1];
-  for (int64_t h = 0; h < heads; ++h)
-    std::memmove(to + h * shape[2] * row, from + h * past.shape[2] * row, size_t(filled * row));
-  return to;
-}
-
 // float16 activations as float32 for one call: of the rotation's tables the rows that are turned to, in order.
 struct Widened {
   std::vector<float> floats;
@@ -52,6 +40,17 @@ struct Widened {
 
 }  // namespace
 
+char* grow_cache(const Call& call, size_t output, const Tensor& past, const std::vector<int64_t>& shape, int64_t filled,
+                 int64_t element) {
+  char* to = static_cast<char*>(call.output(output, shape));
+  const char* from = past.as<char>();
+  if (to == from || !filled) return to;
+  const int64_t row = (shape.size() == 4 ? shape[3] : 1) * element, heads = shape[0] * shape[1];
+  for (int64_t h = 0; h < heads; ++h)
+    std::memmove(to + h * shape[2] * row, from + h * past.shape[2] * row, size_t(filled * row));
+  return to;
+}
+
 RotaryAttention::RotaryAttention(const ort::Api& api, const ort::KernelInfo* info, Types types)
     : AttentionNode(api, info), types_(types), version_(chosen()) {
   if (!version_) node().refuse(kNoVersion);
@@ -62,12 +61,7 @@ void RotaryAttention::compute(ort::KernelContext* context) const {
   const bool scaled = types_.cache == CacheType::kInt8;
   const AttentionCall c = checked(call, scaled);
   const int64_t B = c.batch, T = c.fresh, filled = c.total - T, hidden = heads() * c.head_dim;
-  for (int64_t i = 0; i < B * T; ++i) {
-    const int64_t at = c.position.as<int64_t>()[i];
-    if (at < 0 || at >= c.cos.shape[0])
-      node().refuse("position_ids holds " + std::to_string(at) + "; cos has " + std::to_string(c.cos.shape[0]) +
-                    " positions");
-  }
+  check_positions(node(), c.position, c.cos.shape[0]);
 
   Attention a{};
   a.batch = B, a.heads = heads(), a.head_dim = c.head_dim, a.rotary_dim = rotary_dim();
@@ -76,11 +70,11 @@ void RotaryAttention::compute(ort::KernelContext* context) const {
   void* attention = call.output(0, {B, T, hidden});
   const std::vector<int64_t> present{B, a.heads, a.room, a.head_dim}, scales{B, a.heads, a.room};
   const int64_t element = kSize[int(types_.cache)];
-  a.key = grown(call, 1, c.past_key, present, filled, element);
-  a.value = grown(call, 2, c.past_value, present, filled, element);
+  a.key = grow_cache(call, 1, c.past_key, present, filled, element);
+  a.value = grow_cache(call, 2, c.past_value, present, filled, element);
   if (scaled) {
-    a.key_scale = reinterpret_cast<float*>(grown(call, 3, c.past_key_scale, scales, filled, 4));
-    a.value_scale = reinterpret_cast<float*>(grown(call, 4, c.past_value_scale, scales, filled, 4));
+    a.key_scale = reinterpret_cast<float*>(grow_cache(call, 3, c.past_key_scale, scales, filled, 4));
+    a.value_scale = reinterpret_cast<float*>(grow_cache(call, 4, c.past_value_scale, scales, filled, 4));
   }
   if (types_.activations == ort::kFloat) {
     a.qkv = c.qkv.as<float>(), a.bias = c.bias.as<float>();

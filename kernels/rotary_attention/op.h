@@ -6,6 +6,10 @@
 
 namespace pythia {
 
+// The output that is `past` grown to `shape`: the same buffer, or a copy of the `filled` places of each head.
+char* grow_cache(const Call& call, size_t output, const Tensor& past, const std::vector<int64_t>& shape, int64_t filled,
+                 int64_t element);
+
 class RotaryAttention : public AttentionNode {
  public:
   struct Types {

@@ -21,8 +21,8 @@ from ..checkpoint import Accept, Checkpoint
 from ..corpus import Windows, calibration_windows
 from ..corpus.overlap import require_held_out
 from ..graph.consumers import config_json
-from ..graph.decoder import build_decoder
 from ..graph.targets import require_fit, warnings
+from ..graph.trunk import build_graph
 from ..model.generation import GENERATION
 from ..model.neox import NeoXConfig
 from ..recipe import Export, Recipe
@@ -141,7 +141,7 @@ class Conversion:
         for warning in warnings(self.layout, chosen):
             self.progress.note(warning)
         with self.stage("export"):
-            model = build_decoder(self.config, self.layout, chosen)
+            model = build_graph(self.config, self.layout, chosen)
             save_graph(model, folder)
             save_taps(folder, self.config, self.layout, chosen)
             write_configs(folder, self.config, self.recipe, self.checkpoint.generation)

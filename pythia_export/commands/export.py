@@ -14,8 +14,8 @@ from ..artifact import Artifact, Staging
 from ..base.errors import RecipeError
 from ..base.progress import SILENT, Progress
 from ..disk import held
-from ..graph.decoder import build_decoder
 from ..graph.targets import require_fit, require_taps, warnings
+from ..graph.trunk import build_graph
 from ..recipe import Export
 from ..weights.layout import layout_of
 from ..weights.names import DATA_FILE, MODEL, TAPS, data_name, graph_name
@@ -61,7 +61,7 @@ def export(
                 to.parent.mkdir(exist_ok=True)
                 shutil.copyfile(source.folder / name, to)
                 advance(1)
-        save_graph(build_decoder(source.config, places, recipe.export), staging.folder)
+        save_graph(build_graph(source.config, places, recipe.export), staging.folder)
         save_taps(staging.folder, source.config, places, recipe.export)
         write_configs(staging.folder, source.config, recipe, source.generation)
         arrange(staging.folder, recipe)

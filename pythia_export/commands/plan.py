@@ -10,8 +10,8 @@ from ..calibrate import require_budget
 from ..checkpoint import open_checkpoint
 from ..checkpoint import pull as pull_checkpoint
 from ..corpus.find import find_files
-from ..graph.decoder import build_decoder
 from ..graph.targets import require_fit, warnings
+from ..graph.trunk import build_graph
 from ..model.neox import NeoXConfig, cache_bytes
 from ..model.suite import geometry
 from ..recipe import Gates, Recipe, Verify
@@ -84,7 +84,7 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
             "vocab": config.vocab_size,
             "context": config.max_positions,
         },
-        files=_files(recipe, build_decoder(config, places, recipe.export).ByteSize(), places.nbytes),
+        files=_files(recipe, build_graph(config, places, recipe.export).ByteSize(), places.nbytes),
         download_bytes=source_bytes if recipe.model.id not in (None, "demo") else None,
         peak_memory_bytes=peak_memory(config, recipe),
         kv_cache_bytes=cache_bytes(config, recipe.export.cache_dtype, config.max_positions),

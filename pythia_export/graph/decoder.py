@@ -167,22 +167,6 @@ def kv_cache(export: Export) -> Literal["shared", "growing"]:
     return "growing" if export.rotary == "onnx" else "shared"
 
 
-def with_accuracy_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
-    """Return a copy whose products with packed weights are all ONNX Runtime's own and compute at `level`."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for node in copy.graph.node:
-        if node.op_type in PACKED:
-            kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
-            del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("accuracy_level", level)])
-            node.domain, node.op_type = MICROSOFT, PACKED[0]
-    kept = [function for function in copy.functions if function.name not in PACKED]
-    del copy.functions[:]
-    copy.functions.extend(kept)
-    return copy
-
-
 def _shared_inputs(tape: _Tape, kind: int, new: str) -> list[str]:
     """What every layer's attention reads: cos, sin, positions, lengths and the mask as an additive bias."""
     scalar = tape.constant("scalar", TensorProto.INT64, [0], [])

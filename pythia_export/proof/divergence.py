@@ -23,6 +23,7 @@ from ..base.native_library import kernels_path
 from ..base.progress import SILENT, Progress
 from ..graph.decoder import kv_cache
 from ..graph.ops import DOMAIN
+from ..graph.trunk import without_trunk
 from ..model.block import DENSE, DOWN, UP, Block, Rotary, activate, attention, final_norm, head
 from ..model.neox import EMBEDDING, LINEARS, NORMS, QKV, NeoXConfig, cache_parts
 from ..records.parity import FirstDivergence
@@ -164,8 +165,7 @@ class _Taps:
 
     def __init__(self, subject: Subject, library: Path | None) -> None:
         config, export = subject.config, subject.export
-        copy = onnx.ModelProto()
-        copy.CopyFrom(subject.graph(0))
+        copy = without_trunk(subject.graph(0))
         made = {output for node in copy.graph.node for output in node.output}
         self.places = _places(config, made)
         self._wanted = [value for value in dict.fromkeys(self.places.values()) if value in made]

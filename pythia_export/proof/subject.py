@@ -8,7 +8,8 @@ from typing import Literal
 
 import onnx
 
-from ..graph.decoder import kv_cache, with_accuracy_level
+from ..graph.decoder import kv_cache
+from ..graph.levels import with_accuracy_level
 from ..model.neox import NeoXConfig
 from ..recipe import Export, Quantize
 from ..records.manifest import Checkpoint

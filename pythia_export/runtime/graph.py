@@ -23,6 +23,7 @@ from .protobuf import Malformed
 
 KEEP = "num_logits_to_keep"
 MICROSOFT, OURS = "com.microsoft", "pythia"
+TRUNK = "DecoderLayers"  # the one function that calls others of ours
 # What `graph/` writes, in every form: tests/unit/runtime/test_safe_graph.py holds the two to each other.
 WRITTEN = frozenset(
     {("", name) for name in (
@@ -32,7 +33,7 @@ WRITTEN = frozenset(
         "Tanh", "Transpose", "Unsqueeze", "Where",
     )}
     | {(MICROSOFT, name) for name in ("GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits")}
-    | {(OURS, name) for name in ("LinearNBits", "RotaryAttention")}
+    | {(OURS, name) for name in (TRUNK, "LinearNBits", "RotaryAttention")}
 )  # fmt: skip
 OPERATORS = WRITTEN | {("", "CastLike"), (OURS, "MatMulNBits")}  # these two are in older artifacts
 TRUST = "If you know who made it: `generate --trust-graph`, or Artifact.open(path, trust_graph=True)."
@@ -56,13 +57,15 @@ class External:
 @dataclass
 class Graph:
     """What a graph says of itself. `nodes` are (where, domain, operator), those of functions and subgraphs among them;
-    `functions` are (domain, name) of those that it defines, `within` the domains that their bodies call."""
+    `functions` are (domain, name) of those that it defines; `within` what their bodies call, (function, domain,
+    operator).
+    """
 
     inputs: set[str] = field(default_factory=set)
     initializers: set[str] = field(default_factory=set)
     nodes: list[tuple[str, str, str]] = field(default_factory=list)
     functions: list[tuple[str, str]] = field(default_factory=list)
-    within: set[tuple[str, str]] = field(default_factory=set)
+    within: set[tuple[str, str, str]] = field(default_factory=set)
     externals: list[External] = field(default_factory=list)
     unusual: list[str] = field(default_factory=list)  # parts that we never write
 
@@ -118,7 +121,11 @@ def require_ours(graph: Graph, where: str, operators: Collection[tuple[str, str]
             )
     if len(set(graph.functions)) < len(graph.functions):
         graph.unusual.append("a function defined twice")
-    graph.unusual += [f"function {name} that calls one of {OURS}" for name, called in graph.within if called == OURS]
+    graph.unusual += [
+        f"function {name} that calls {called} of {OURS}"
+        for name, domain, called in graph.within
+        if domain == OURS and (name != TRUNK or called == TRUNK)
+    ]
     if graph.unusual:
         raise IntegrityError(
             f"{where}: holds {graph.unusual[0]}, which pythia-export does not write; the graph was not opened",
@@ -235,7 +242,7 @@ def _read_function(message: memoryview, found: Graph) -> None:
     name = names[-1]  # of a field that is there twice the last counts
     found.functions.append((domains[-1], name))
     found.nodes += [(f"{at or '?'} of function {name}", domain, operator) for at, domain, operator in bodies.nodes]
-    found.within |= {(name, domain) for _, domain, _ in bodies.nodes}
+    found.within |= {(name, domain, operator) for _, domain, operator in bodies.nodes}
     found.externals += bodies.externals
     found.unusual += bodies.unusual
 

@@ -13,7 +13,8 @@ from models import GEOMETRIES, InMemory, export_model, hugging_face, on_disk, sm
 from oracles import relative
 
 from pythia_export.base.errors import RecipeError
-from pythia_export.graph.decoder import PACKED, build_decoder, kv_cache, with_accuracy_level
+from pythia_export.graph.decoder import PACKED, build_decoder, kv_cache
+from pythia_export.graph.levels import with_accuracy_level
 from pythia_export.graph.targets import WEB_BYTES, require_fit, warnings
 from pythia_export.model.neox import NeoXConfig
 from pythia_export.recipe import Export, Quantize, load_recipe, recipe_names

@@ -21,7 +21,7 @@ from pythia_export.base.native_library import kernels_path
 from pythia_export.checkpoint import Checkpoint, open_checkpoint, pull
 from pythia_export.corpus import Windows
 from pythia_export.corpus.stdlib import stdlib_documents
-from pythia_export.graph.decoder import with_accuracy_level
+from pythia_export.graph.levels import with_accuracy_level
 from pythia_export.model.neox import EMBEDDING, NeoXConfig
 from pythia_export.proof.divergence import first_divergence
 from pythia_export.proof.prove import prove

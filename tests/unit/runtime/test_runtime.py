@@ -27,7 +27,7 @@ from pythia_export.base.errors import (
     ResourceError,
     SourceError,
 )
-from pythia_export.graph.decoder import with_accuracy_level
+from pythia_export.graph.levels import with_accuracy_level
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import (
     Sampling,

@@ -1,0 +1,39 @@
+// Slow and obvious, in double: what every other version is checked against.
+#include <cmath>
+
+#include "elementwise.h"
+
+namespace pythia {
+
+void normalize_reference(const Normalization& norm) {
+  for (int64_t r = 0; r < norm.rows; ++r) {
+    const float* x = norm.x + r * norm.width;
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < norm.width; ++i) mean += x[i] / double(norm.width);
+    for (int64_t i = 0; i < norm.width; ++i) variance += (x[i] - mean) * (x[i] - mean) / double(norm.width);
+    for (int which = 0; which < norm.count; ++which)
+      for (int64_t i = 0; i < norm.width; ++i)
+        norm.y[which][r * norm.width + i] = float(
+            (x[i] - mean) / std::sqrt(variance + double(norm.epsilon)) * norm.scale[which][i] + norm.shift[which][i]);
+  }
+}
+
+void activate_reference(Activation which, float* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const double x = values[i];
+    double y = 0;
+    switch (which) {
+      case Activation::kGelu: y = x * std::erfc(-x / std::sqrt(2.0)) / 2; break;
+      case Activation::kGeluTanh:
+        y = x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))) / 2;
+        break;
+      case Activation::kRelu: y = x < 0 ? 0 : x; break;
+      case Activation::kRelu2: y = x < 0 ? 0 : x * x; break;
+      case Activation::kSilu: y = x / (1 + std::exp(-x)); break;
+      case Activation::kMish: y = x * std::tanh(std::log1p(std::exp(x))); break;
+    }
+    values[i] = float(y);
+  }
+}
+
+}  // namespace pythia

@@ -1,0 +1,140 @@
+// Fuzzed layers. Every version gives, to the bit, what its products, attention and elementwise parts give one after another;
+// these parts give what the reference gives. Threads change nothing.
+#include "layers.h"
+
+#include "../native_test.h"
+#include "../rotary_attention/fuzz.h"
+#include "../team.h"
+
+using namespace pythia;
+
+namespace {
+
+using Floats = std::unique_ptr<float[]>;
+
+struct Weights {
+  LayerWeights of{};
+  std::vector<Floats> floats;
+  std::vector<std::unique_ptr<uint8_t[]>> bytes;
+
+  const float* drawn(Random& random, int64_t n, float by) {
+    floats.push_back(random.normal(size_t(n), by));
+    return floats.back().get();
+  }
+
+  const uint8_t* drawn(Random& random, int64_t n) {
+    bytes.emplace_back(new uint8_t[size_t(n)]);
+    for (int64_t i = 0; i < n; ++i) bytes.back()[size_t(i)] = uint8_t(random.upto(255));
+    return bytes.back().get();
+  }
+
+  Weights(Random& random, const Layers& layers) {
+    for (int i = 0; i < 2; ++i)
+      of.scale[i] = drawn(random, layers.hidden, 1), of.shift[i] = drawn(random, layers.hidden, 1);
+    for (int i = 0; i < kLinears; ++i) {
+      Product& p = of.linear[i];
+      p.exact = layers.exact;
+      p.bits = p.exact ? random.pick({2, 4, 8}) : random.pick({4, 8}), p.block = random.pick({16, 32, 64, 128, 256});
+      p.depth = i == kDown ? layers.inner : layers.hidden;
+      p.columns = i == kQkv ? 3 * layers.hidden : i == kUp ? layers.inner : layers.hidden;
+      p.codes = drawn(random, p.columns * p.blocks() * p.block_bytes());
+      p.scale = drawn(random, p.columns * p.blocks(), 0.5f / float(1 << p.bits) / std::sqrt(float(p.depth)));
+      if (random.upto(1)) p.zero = drawn(random, p.columns * p.zero_bytes());
+      if (random.upto(3)) p.bias = drawn(random, p.columns, 0.1f);
+    }
+  }
+};
+
+// The same by whole operators, each for all rows before the next.
+void one_by_one(const Layers& layers, const LayerWeights& w, Attention a, float* y, const Version& version) {
+  const int64_t rows = a.batch * a.fresh, d = layers.hidden;
+  std::vector<float> first(size_t(rows * d)), second(first), qkv(3 * first.size()), mixed(first), up(size_t(rows * layers.inner));
+  std::vector<float> from_attention(first), from_mlp(first);
+  const auto norm = [&](int which, std::vector<float>& to) {
+    version.normalize({rows, d, layers.epsilon, y, 1, {w.scale[which], nullptr}, {w.shift[which], nullptr}, {to.data(), nullptr}});
+  };
+  const auto multiply = [&](int which, const std::vector<float>& x, std::vector<float>& to) {
+    Product p = w.linear[which];
+    p.rows = rows, p.x = x.data(), p.y = to.data();
+    product(*version.product, p, kAlone);
+  };
+  norm(0, first), norm(1, second);
+  multiply(kQkv, first, qkv);
+  a.qkv = qkv.data(), a.out = mixed.data();
+  version.attend(a, kAlone);
+  multiply(kDense, mixed, from_attention);
+  if (!layers.parallel_residual) {
+    for (size_t i = 0; i < first.size(); ++i) y[i] = from_attention[i] + y[i];
+    norm(1, second);
+  }
+  multiply(kUp, second, up);
+  for (int64_t m = 0; m < rows; ++m) version.activate(layers.activation, up.data() + m * layers.inner, layers.inner);
+  multiply(kDown, up, from_mlp);
+  for (size_t i = 0; i < first.size(); ++i)
+    y[i] = layers.parallel_residual ? (from_attention[i] + from_mlp[i]) + y[i] : from_mlp[i] + y[i];
+}
+
+bool elementwise(const Version& version, Random& random) {
+  const int64_t rows = 1 + random.upto(2), width = 1 + random.upto(70);
+  const size_t n = size_t(rows * width);
+  auto x = random.normal(n, random.pick({1, 30}));
+  auto scale = random.normal(size_t(width)), shift = random.normal(size_t(width));
+  Floats got(new float[n]), wanted(new float[n]), two(new float[n]);
+  Normalization norm{rows, width, 1e-5f, x.get(), 2, {scale.get(), shift.get()}, {shift.get(), scale.get()}, {got.get(), two.get()}};
+  version.normalize(norm);
+  norm.y[0] = wanted.get();
+  normalize_reference(norm);
+  for (size_t i = 0; i < n; ++i)
+    if (!(std::fabs(got[i] - wanted[i]) <= 1e-5f * (1 + std::fabs(wanted[i])))) return std::printf("normalize, width %ld\n", long(width)), false;
+  for (size_t which = 0; which < sizeof kActivations / sizeof *kActivations; ++which) {
+    std::copy(x.get(), x.get() + n, got.get()), std::copy(x.get(), x.get() + n, wanted.get());
+    version.activate(Activation(which), got.get(), int64_t(n));
+    activate_reference(Activation(which), wanted.get(), int64_t(n));
+    for (size_t i = 0; i < n; ++i)
+      if (!(std::fabs(got[i] - wanted[i]) <= 1e-6f * (1 + std::fabs(wanted[i]))))
+        return std::printf("%s of %.9g is %.9g, not %.9g\n", kActivations[which], x[i], got[i], wanted[i]), false;
+  }
+  return true;
+}
+
+bool agrees(const Version& version, Random& random, size_t index) {
+  if (!elementwise(version, random)) return false;
+  if (!version.product) return true;
+  Case c = fuzzed(random, 1 + random.upto(2), 1 + random.upto(3), random.pick({1, 1, 1, 2, 3, 8, 9, 17, 40}), random.pick({0, 3, 64}));
+  Attention& a = c.a;
+  Layers layers{a.heads * a.head_dim, 1 + random.upto(130), 1e-5f, Activation(random.upto(5)), random.upto(2) != 0, random.upto(1) != 0};
+  const size_t n = size_t(a.batch * a.fresh * layers.hidden);
+  const Weights weights[] = {Weights(random, layers), Weights(random, layers)};
+  auto x = random.normal(n);
+  Floats got(new float[n]), wanted(new float[n]);
+  std::copy(x.get(), x.get() + n, got.get()), std::copy(x.get(), x.get() + n, wanted.get());
+  const Cached before(c);
+  Case second = fuzzed(random, a.batch, a.heads, a.fresh, a.total - a.fresh);  // the second layer's cache
+  if (second.cache_bytes != c.cache_bytes || second.a.head_dim != a.head_dim || second.a.room != a.room || second.a.cache != a.cache) {
+    second.key.reset(new char[c.cache_bytes]()), second.value.reset(new char[c.cache_bytes]());
+    second.key_scale.reset(new float[c.scales]()), second.value_scale.reset(new float[c.scales]());
+    second.cache_bytes = c.cache_bytes, second.scales = c.scales;
+  }
+  const Cached second_before(second);
+  const auto cache = [&](Case& of) {
+    return LayerCache{of.key.get(), of.value.get(), c.scales ? of.key_scale.get() : nullptr, c.scales ? of.value_scale.get() : nullptr};
+  };
+  const std::vector<LayerCache> caches{cache(c), cache(second)};
+  for (int i = 0; i < 2; ++i) {
+    Attention one = a;
+    one.key = caches[size_t(i)].key, one.value = caches[size_t(i)].value;
+    one.key_scale = caches[size_t(i)].key_scale, one.value_scale = caches[size_t(i)].value_scale;
+    one_by_one(layers, weights[i].of, one, wanted.get(), version);
+  }
+  const Cached first_after(c), second_after(second);
+  before.restore(c), second_before.restore(second);
+  run_layers(layers, {weights[0].of, weights[1].of}, caches, a, got.get(), version, index % 3 ? kTwoThreads : kAlone, 0);
+  bool same = same_bits(Cached(c), first_after) && same_bits(Cached(second), second_after);
+  for (size_t i = 0; i < n; ++i) same &= same_number(got[i], wanted[i]);
+  if (!same) print(version.name, index, 0, 0, false, a);
+  return same;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return run(argc, argv, agrees); }

@@ -1,0 +1,169 @@
+"""A decoder's layers as one node: pythia.DecoderLayers, whose function is those layers as `decoder.py` writes them.
+
+A node costs ONNX Runtime about a microsecond, and each of its operators hands work out to threads anew. A small model
+spends most of a token on that. So a graph for a CPU calls all its layers by one name. Where our library is registered,
+its kernel computes them. Elsewhere ONNX Runtime inlines the function, and runs the graph that it had run without it.
+
+- Inputs: x [B, T, hidden] float32; then what pythia.RotaryAttention reads: cos, sin, position_ids, seqlens_k,
+  total_length, attention_bias; then the caches, layer by layer: past_key, past_value, and of int8 past_key_scale,
+  past_value_scale; then the weights, layer by layer: scale and shift of both normalisations, and of each linear its
+  codes, scales, zero points and bias, as far as it has them.
+- Outputs: x after the last layer, and the caches, grown.
+- Attributes: num_heads, rotary_dim, accuracy_level, epsilon, parallel_residual (1 or 0), activation; and for every
+  linear of every layer `bits`, and 1 or 0 in `zero_points` and `biases`.
+
+The body has the names of the whole graph, so `without_trunk` gives back the graph that was folded, node by node. One
+thing it has besides: a Cast to float32 behind each product. onnx infers no type for ONNX Runtime's operators, and a
+function cannot declare one. ONNX Runtime drops such a Cast when it opens the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import helper
+
+from ..model.neox import LINEARS, NORMS, NeoXConfig, cache_parts, layer_prefix
+from ..recipe import Export
+from ..weights.layout import Layout, LinearPlan
+from .decoder import PACKED, build_decoder
+from .ops import DOMAIN, MICROSOFT, OPSET
+
+TRUNK = "DecoderLayers"
+_SHARED = ("rotary.cos", "rotary.sin", "position_ids", "/mask/last/Expand/out0", "/mask/total/Reshape/out0",
+           "/mask/bias/Expand/out0")  # fmt: skip
+_TYPED = "/typed"
+_ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "mish")  # that the kernel has
+_ATTRIBUTES = ("num_heads", "rotary_dim", "accuracy_level", "epsilon", "parallel_residual", "activation", "bits",
+               "zero_points", "biases")  # fmt: skip
+
+
+def build_graph(config: NeoXConfig, layout: Layout, export: Export) -> onnx.ModelProto:
+    """Return the graph that is published: that of `build_decoder`, its layers one node where a kernel may run them."""
+    model = build_decoder(config, layout, export)
+    return _with_trunk(model, config, layout, export) if is_served(config, layout, export) else model
+
+
+def is_served(config: NeoXConfig, layout: Layout, export: Export) -> bool:
+    """Say whether the kernel computes such layers; of others the graph calls operator by operator."""
+    bits = (2, 4, 8) if export.accuracy_level == 0 else (4, 8)
+    return (
+        export.target == "cpu"
+        and export.rotary == "custom"
+        and export.layout == "flat"
+        and not layout.fused
+        and config.activation in _ACTIVATIONS
+        and all(plan.method != "none" and plan.scheme.stored_bits in bits for plan in _linears(config, layout))
+    )
+
+
+def without_trunk(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that calls operator by operator; the same graph where it does already."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    bodies = {f.name: f for f in copy.functions if f.name == TRUNK}
+    for function in bodies.values():
+        copy.graph.value_info.extend(function.value_info)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes += _untyped(bodies[TRUNK].node) if _is_trunk(node) else [node]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    kept = [f for f in copy.functions if f.name != TRUNK]
+    del copy.functions[:]
+    copy.functions.extend(kept)
+    return copy
+
+
+def trunk_node(model: onnx.ModelProto) -> onnx.NodeProto | None:
+    """Return the node that is all layers; None where there is none."""
+    return next((node for node in model.graph.node if _is_trunk(node)), None)
+
+
+def _is_trunk(node: onnx.NodeProto) -> bool:
+    return (node.domain, node.op_type) == (DOMAIN, TRUNK)
+
+
+def _linears(config: NeoXConfig, layout: Layout) -> list[LinearPlan]:
+    return [layout.linears[f"{layer_prefix(i)}.{name}"] for i in range(config.num_layers) for name in LINEARS]
+
+
+def _with_trunk(model: onnx.ModelProto, config: NeoXConfig, layout: Layout, export: Export) -> onnx.ModelProto:
+    body = [node for node in model.graph.node if node.name.startswith("/layers.")]
+    made = {output for node in body for output in node.output}
+    last = f"/layers.{config.num_layers - 1}/residual/Add/out0"
+    parts = [f"{i}.{part}" for i in range(config.num_layers) for part in cache_parts(export.cache_dtype)]
+    inputs = [body[0].input[0], *_SHARED, *(f"past_key_values.{part}" for part in parts), *_weights(config, layout)]
+    outputs = [last, *(f"present.{part}" for part in parts)]
+    assert {name for node in body for name in node.input if name} - made == set(inputs)
+    linears = _linears(config, layout)
+    node = helper.make_node(
+        TRUNK, inputs, outputs, name="/layers", domain=DOMAIN, num_heads=config.num_heads,
+        rotary_dim=config.rotary_dim, accuracy_level=export.accuracy_level, epsilon=config.layer_norm_eps,
+        parallel_residual=int(config.parallel_residual), activation=config.activation,
+        bits=[plan.scheme.stored_bits for plan in linears],
+        zero_points=[int(not plan.scheme.symmetric) for plan in linears], biases=[int(plan.bias) for plan in linears],
+    )  # fmt: skip
+    function = helper.make_function(DOMAIN, TRUNK, inputs, outputs, _typed(body), _opsets(), attributes=_ATTRIBUTES)
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    del folded.graph.node[:]
+    for each in model.graph.node:
+        if each.name == body[0].name:
+            folded.graph.node.append(node)
+        elif not each.name.startswith("/layers."):
+            folded.graph.node.append(each)
+    inner = made - set(outputs)
+    function.value_info.extend(value for value in model.graph.value_info if value.name in inner)
+    kept = [value for value in folded.graph.value_info if value.name not in inner]
+    del folded.graph.value_info[:]
+    folded.graph.value_info.extend(kept)
+    folded.functions.insert(0, function)
+    return folded
+
+
+def _typed(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Return copies of the nodes, with a Cast behind each product."""
+    made: list[onnx.NodeProto] = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        made.append(copy)
+        if node.op_type in PACKED:
+            copy.output[0] = f"{node.name}/untyped"
+            name = f"{node.name}{_TYPED}"
+            made.append(helper.make_node("Cast", copy.output, node.output, name=name, to=onnx.TensorProto.FLOAT))
+    return made
+
+
+def _untyped(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Return copies of the nodes without those that `_typed` put in."""
+    made: list[onnx.NodeProto] = []
+    for node in nodes:
+        if node.name.endswith(_TYPED):
+            made[-1].output[0] = node.output[0]
+            continue
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        made.append(copy)
+    return made
+
+
+def _opsets() -> list[onnx.OperatorSetIdProto]:
+    return [helper.make_opsetid(*pair) for pair in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))]
+
+
+def _weights(config: NeoXConfig, layout: Layout) -> Iterable[str]:
+    """The names of all layers' weights, in the order in which the kernel reads them."""
+    for layer in range(config.num_layers):
+        prefix = layer_prefix(layer)
+        for norm in NORMS:
+            yield from (f"{prefix}.{norm}.weight", f"{prefix}.{norm}.bias")
+        for linear in LINEARS:
+            plan = layout.linears[f"{prefix}.{linear}"]
+            yield from (f"{plan.name}.qweight", f"{plan.name}.scales")
+            if not plan.scheme.symmetric:
+                yield f"{plan.name}.zero_points"
+            if plan.bias:
+                yield f"{plan.name}.bias"
