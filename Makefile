@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sweep-demo check lint test test-fast test-import test-fuzz test-consumers test-slurm test-kill consumers hooks docs reference kernels \
+.PHONY: help demo sweep-demo check lint test test-fast test-import test-fuzz test-lens test-consumers test-slurm test-kill consumers hooks docs reference kernels \
 	cuda venv clean
 
 help: ## list these targets
@@ -85,6 +85,16 @@ test-import: $(STAMP) kernels ## quantise with three other tools, import each
 	@echo "test    checkpoints of three quantisers, each run for real (minutes)"
 	@tests/importers/make.sh build/importers $(PYTHON) $(BIN)/python
 	@$(PYTEST) -rs tests/end_to_end/test_import_libraries.py
+
+test-lens: build/lens/.installed kernels ## an artifact in TransformerLens 4, with transformers 5
+	@echo "test    every place and change against TransformerLens, in build/lens"
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 build/lens/bin/python -m pytest -q -rs tests/lens
+
+build/lens/.installed: pyproject.toml
+	@echo "lens    installing TransformerLens and transformers 5 into build/lens"
+	@$(PYTHON) -m venv build/lens
+	@build/lens/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[lens]' 'pytest>=8.3,<10'
+	@touch $@
 
 test-fuzz: $(STAMP) kernels ## a million damaged inputs; no other error may escape
 	@echo "test    a million damaged inputs (about ten minutes of one core)"

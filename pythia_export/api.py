@@ -8,25 +8,29 @@ artifact.generate("def main(", max_new_tokens=32)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from . import artifact, runtime
 from .artifact.download import download_artifact
+from .base.progress import SILENT, Progress
 from .model.likelihood import log_probabilities
 from .runtime.sampling import Sampling
+from .weights.names import TAPS, data_name
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from .runtime.change import Spec
     from .runtime.taps import Positions
-    from .trace import TextTrace
+    from .trace import TextTrace, Traces
 
 
 class Artifact(artifact.Artifact):
@@ -243,14 +247,53 @@ class Artifact(artifact.Artifact):
             SourceError: the artifact has no tapped graph; the hint has the command that adds one.
             NumericsError: a value is NaN or infinite.
         """
-        from .trace import trace_texts
+        from .trace import require_fit, trace_texts
 
         single = isinstance(texts, str)
         given = [texts] if isinstance(texts, str) else texts
-        ids = [np.array(self._tokenizer.encode(t).ids, np.int64) if isinstance(t, str) else _row(t) for t in given]
+        ids = self._rows(given)
         session = self.tapped(capture, tuple(intervene or ()))
+        require_fit(ids, positions, self.config)
         found = list(trace_texts(session, ids, positions, intervene))
         return found[0] if single else found
+
+    def trace_to(
+        self,
+        out: Path | str,
+        texts: list[Any] | tuple[Any, ...] | np.ndarray,
+        capture: str | Sequence[str] = "resid",
+        *,
+        positions: Positions = "all",
+        intervene: Mapping[str, Spec] | None = None,
+        dtype: Literal["float32", "float16"] = "float32",
+        progress: Progress | None = None,
+    ) -> Traces:
+        """Write what `trace` returns into the folder `out`, shard by shard; memory does not grow with the texts.
+
+            traces = artifact.trace_to("build/seen", texts, ["resid"], positions="last")
+            traces[17]["blocks.3.hook_in"]
+
+        Shards are safetensors files of about 64 MB, each whole or absent. Killed, or with a full disk, what was
+        written stays; the same call goes on behind it. `Traces.open(out)` reads it, also while it is being written.
+
+        Raises:
+            OutputError: `out` holds something else, or the trace of something else.
+            ResourceError: too little room on the disk: told before anything is computed, and when it fills meanwhile.
+            NumericsError: a value is NaN or infinite, or too large for float16.
+            RecipeError, SourceError: as `trace`.
+        """
+        from .trace import write_traces
+
+        session = self.tapped(capture, tuple(intervene or ()))
+        files = {name: self.manifest.files[name].sha256 for name in (TAPS, data_name(self.recipe))}
+        graph = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        return write_traces(
+            session, graph, self._rows(texts), Path(out), positions, intervene, dtype, progress or SILENT
+        )
+
+    def _rows(self, texts: Iterable[Any]) -> list[np.ndarray]:
+        """Token ids of texts, or those that are given."""
+        return [np.array(self._tokenizer.encode(t).ids, np.int64) if isinstance(t, str) else _row(t) for t in texts]
 
     def tapped(self, capture: str | Sequence[str], change: Sequence[str] = ()) -> runtime.TapSession:
         """Open the tapped graph for some places, for programs that go through it batch by batch; the last is kept.

@@ -22,8 +22,8 @@ LONGEST = (
 SLOW = {
     "adapter", "api", "artifact", "bench", "checkpoint", "correction", "dequantize", "device", "engines", "eval",
     "family", "generation", "gpu_script", "hub", "hub_text", "job", "kinds", "mutations", "numerics", "overlap",
-    "parity", "publish_steps", "push", "rounding", "serve", "snapshot", "speeds", "sweep_device", "sweep_hub",
-    "sweep_report", "sweep_run", "two_products", "whereabouts",
+    "parity", "publish_steps", "push", "rounding", "serve", "snapshot", "speeds", "store", "sweep_device", "sweep_hub",
+    "sweep_report", "sweep_run", "trace", "two_products", "whereabouts",
 }  # fmt: skip
 
 take_own_cores()

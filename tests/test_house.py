@@ -24,7 +24,7 @@ FLOORS = (
     ("calibrate", "runtime"),
     ("trace",),
     ("api", "evaluate", "proof", "serve", "study"),
-    ("commands",),
+    ("commands", "lens"),
     ("bench", "job", "sweep"),
     ("cli",),
     ("__main__",),

@@ -23,6 +23,7 @@ from .shared import (
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
+    from ..runtime.taps import Positions
 
 
 @app.command(
@@ -146,6 +147,58 @@ def evaluate(
         print_json(result.to_json())
     else:
         show(eval_table(result))
+
+
+@app.command(
+    epilog=examples(
+        "pythia-export trace build/demo --texts texts.jsonl --capture resid --out build/seen",
+        "pythia-export trace models/410m --texts corpus/ --capture attn.pattern,blocks.3.mlp.hook_post --out seen",
+        "pythia-export trace models/12b --texts texts.txt --capture resid --positions last --dtype float16 --out seen",
+    )
+)
+def trace(
+    artifact: ArtifactFolder,
+    texts: Annotated[
+        Path, typer.Option(metavar="PATH", help="A file of texts (.txt, .jsonl, .json, .parquet), or a folder of them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write; what is begun goes on.")],
+    capture: Annotated[
+        str, typer.Option(metavar="NAMES", help="Places with commas between: resid, attn.z, blocks.3.hook_in, logits.")
+    ] = "resid",
+    positions: Annotated[
+        str, typer.Option(metavar="WHICH", help="Tokens to read: all, last, or numbers (0,5,-1; the last is -1).")
+    ] = "all",
+    dtype: Annotated[
+        Literal["float32", "float16"], typer.Option(help="Type to store; float16 takes half the disk.")
+    ] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Write values from inside the model, for every text of a file: the residual stream, attention patterns, neurons.
+
+    The artifact needs a graph with taps: `pythia-export export DIR --taps resid` adds one. What is written is
+    safetensors, shard by shard. Interrupted, the same command goes on.
+    """
+    from ..commands.trace import trace as trace_file
+
+    names = [name.strip() for name in capture.split(",") if name.strip()]
+    with progress_bars() as progress:
+        found = trace_file(
+            artifact, texts, names, out, positions=_positions(positions), dtype=dtype, progress=progress
+        )  # fmt: skip
+    if as_json:
+        print_json({"folder": str(out), "texts": len(found), "hooks": list(found.hooks),
+                    "shards": [path.name for path in found.shards()]})  # fmt: skip
+    else:
+        show(f"Traces    {out} ({len(found):,} texts, {len(found.hooks)} places, {len(found.shards())} shards)")
+
+
+def _positions(given: str) -> Positions:
+    if given in ("all", "last"):
+        return given  # type: ignore[return-value]
+    try:
+        return [int(number) for number in given.split(",")]
+    except ValueError:
+        raise RecipeError(f"--positions {given}: all, last or numbers with commas between were expected") from None
 
 
 @app.command(

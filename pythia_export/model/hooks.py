@@ -118,7 +118,7 @@ def hooks_of(asked: Iterable[str], config: NeoXConfig) -> tuple[str, ...]:
 def unknown(name: str, known: Collection[str]) -> RecipeError:
     """Return the error of a name that is no hook, with the nearest of those that are."""
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    kinds = [n for n in known if not n.startswith("blocks.")]
+    kinds = [n for n in known if n in GROUPS or n in BY_NAME]
     return RecipeError(
         f"{name!r} is no place in this model" + (f"; the nearest are {', '.join(near)}" if near else ""),
         hint=f"Every place is one of {', '.join(kinds)}, or one layer's, such as blocks.0.hook_in.",

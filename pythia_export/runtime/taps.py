@@ -99,8 +99,8 @@ class TapSession(Session):
         if beyond := [hook for hook in wanted if hook not in self.changed]:
             raise RecipeError(f"{beyond[0]}: this session was not opened for changes of it")
         places = self._places(mask, positions)  # [B, P]
-        # A pattern that is changed is multiplied by all values: the graph needs all of it.
-        whole = any(tap_of(hook)[0].name == "attn.pattern" for hook in wanted)
+        # A pattern that may be changed is multiplied by all values: the graph needs all of it.
+        whole = any(tap_of(hook)[0].name == "attn.pattern" for hook in self.changed)
         asked = np.tile(np.arange(new), (batch, 1)) if whole else places
         keys = cache.length + new
         shapes = {hook: shape_of(hook, self.config, batch, asked.shape[1], keys) for hook in self.hooks}

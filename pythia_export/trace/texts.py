@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..base.errors import RecipeError
 from ..model.hooks import LOGITS, tap_of
+from ..model.neox import NeoXConfig
 from ..runtime.change import Spec
 from ..runtime.taps import Positions, TapSession, places_of
 
@@ -43,26 +44,34 @@ def trace_texts(
     texts: Sequence[np.ndarray],
     positions: Positions = "all",
     changes: Mapping[str, Spec] | None = None,
+    first: int = 0,
 ) -> Iterator[TextTrace]:
-    """Yield what `session` reads of each text, token ids [T] int64, in their order; raises as `TapSession.read`, and
+    """Yield what `session` reads of each text, token ids [T] int64, in their order; `first` is the number of the first.
 
-    Raises:
-        RecipeError: an empty text, or one longer than the context.
+    Raises as `TapSession.read`; texts and positions are those that `require_fit` lets pass.
     """
-    for index, text in enumerate(texts):
-        if not 0 < len(text) <= session.config.max_positions:
-            raise RecipeError(
-                f"text {index + 1} has {len(text):,} tokens; 1 to {session.config.max_positions:,} were expected",
-                hint="Cut longer texts into windows." if len(text) else "Leave empty texts out.",
-            )
-        if not isinstance(positions, str):
-            places_of(positions, np.ones(len(text), np.int64))  # before anything is computed
     for begin in range(0, len(texts), GROUP):
         group = range(begin, min(begin + GROUP, len(texts)))
         found: dict[int, TextTrace] = {}
         for rows in _batches(sorted(group, key=lambda index: len(texts[index])), texts):
             found |= _batch(session, {index: texts[index] for index in rows}, positions, changes)
-        yield from (found.pop(index) for index in group)
+        yield from (replace(found.pop(index), index=first + index) for index in group)
+
+
+def require_fit(texts: Sequence[np.ndarray], positions: Positions, config: NeoXConfig) -> None:
+    """Check all texts before anything is computed.
+
+    Raises:
+        RecipeError: an empty text, or one longer than the context; a position beyond one.
+    """
+    for index, text in enumerate(texts):
+        if not 0 < len(text) <= config.max_positions:
+            raise RecipeError(
+                f"text {index} has {len(text):,} tokens; 1 to {config.max_positions:,} were expected",
+                hint="Cut longer texts into windows." if len(text) else "Leave empty texts out.",
+            )
+        if not isinstance(positions, str):
+            places_of(positions, np.ones(len(text), np.int64))
 
 
 def _batches(ordered: Sequence[int], texts: Sequence[np.ndarray]) -> Iterator[list[int]]:

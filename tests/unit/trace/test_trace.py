@@ -405,8 +405,8 @@ def test_what_cannot_be_is_refused_by_name(every, capture, change, error, messag
 def test_texts_and_positions_that_do_not_fit(every):
     artifact = every.artifact()
     for texts, positions, message in [
-        (["x = 1", ""], "all", "text 2 has 0 tokens; 1 to 48 were expected"),
-        ([[1] * 49], "all", "text 1 has 49 tokens"),
+        (["x = 1", ""], "all", "text 1 has 0 tokens; 1 to 48 were expected"),
+        ([[1] * 49], "all", "text 0 has 49 tokens"),
         (["x = 1", [5, 6]], [0, 2], "position 2 of a text of 2 tokens; 0 to 1 was expected"),
         (["x = 1"], "first", "positions 'first'; 'all', 'last' or a list"),
     ]:
