@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from . import make, use, generate, serve, sweep, lists  # isort: skip  # noqa: F401 (they register their commands, in this order)
+from . import make, compare, use, generate, serve, sweep, lists  # isort: skip  # noqa: F401 (they register their commands, in this order)
 from ..base.errors import PythiaExportError
 from .shared import app, say, say_error
 

@@ -109,7 +109,7 @@ def _verify_held(
     # Which weights these are was settled when the artifact was made.
     quantised = is_its_own_original(opened.manifest)
     accept = Accept(duplicates="unasked", quantised=quantised)
-    pulled = pull_checkpoint(_pinned(recipe, origin.commit), accept=accept, progress=progress)
+    pulled = pull_checkpoint(pinned(recipe, origin.commit), accept=accept, progress=progress)
     pulled = require_recorded(pulled, origin, opened.config)
     source = open_imported(pulled, 8) if quantised else open_checkpoint(pulled, progress)
     if (told := moved(recipe.model, origin.commit, progress)) is not None:
@@ -194,7 +194,7 @@ def _rounded_to_nearest(checkpoint: Checkpoint, recipe: Recipe, folder: Path, co
     return WeightsReader(path, places)
 
 
-def _pinned(recipe: Recipe, commit: str) -> Any:
+def pinned(recipe: Recipe, commit: str) -> Any:
     """The recipe's model at the commit that the artifact was made from; a local directory has no history to go to."""
     if recipe.model.id in (None, "demo"):
         return recipe.model

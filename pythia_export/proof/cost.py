@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ..base.compute import DEFAULT, Compute
 from ..corpus import Windows
-from ..records.parity import Cost, Ratio, Rounding, RoundingOfBoth
+from ..records.parity import Corpus, Cost, Ratio, Rounding, RoundingOfBoth
 from ..runtime import Session
 from .metrics import TokenFigures
 from .reference import Reference, Tensors
@@ -90,6 +90,19 @@ def measure_rounding(
             artifact=mean_of(estimates["artifact"]), rtn=mean_of(rtn), saved=mean_of(saved), recovered=recovered
         )
     return RoundingOfBoth(**figures)
+
+
+def corpus_of(windows: Windows) -> Corpus:
+    """Return the record of a text."""
+    return Corpus(
+        source=windows.source,
+        sha256=windows.sha256,
+        tokens=int(windows.ids.size),
+        windows=len(windows.ids),
+        sequence_length=windows.ids.shape[1],
+        n_bytes=windows.n_bytes,
+        end_tokens=windows.end_tokens,
+    )
 
 
 def subsets_of(windows: Windows) -> Mapping[str, tuple[ArrayLike, float]]:

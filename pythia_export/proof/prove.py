@@ -18,7 +18,7 @@ from ..base.machine import machine, now, versions
 from ..corpus import Windows
 from ..recipe import Gates
 from ..records.manifest import Checkpoint
-from ..records.parity import PARITY_SCHEMA, Corpus, Exported, Parity
+from ..records.parity import PARITY_SCHEMA, Exported, Parity
 from ..runtime import Session
 from . import cost, export
 from .against import compare, require_same
@@ -58,15 +58,7 @@ def prove(
         SourceError: `against` is of another text or another checkpoint.
     """
     began = time.perf_counter()
-    corpus = Corpus(
-        source=windows.source,
-        sha256=windows.sha256,
-        tokens=int(windows.ids.size),
-        windows=len(windows.ids),
-        sequence_length=windows.ids.shape[1],
-        n_bytes=windows.n_bytes,
-        end_tokens=windows.end_tokens,
-    )
+    corpus = cost.corpus_of(windows)
     if against is not None:
         require_same(subject.source, corpus, against)
     begun = now()
