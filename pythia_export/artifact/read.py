@@ -270,8 +270,14 @@ class Artifact:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe it was made from; RecipeError when this version of the schema does not accept it."""
-        return parse_recipe(self.manifest.recipe, f"{self.folder / MANIFEST}: recipe")
+        """The recipe it was made from; RecipeError when this version of the schema does not accept it.
+
+        Artifacts whose recipe does not say `balance` are older than it: their weights have the checkpoint's own units.
+        """
+        raw, quantize = self.manifest.recipe, self.manifest.recipe.get("quantize")
+        if isinstance(quantize, dict):
+            raw = raw | {"quantize": {"balance": False, **quantize}}
+        return parse_recipe(raw, f"{self.folder / MANIFEST}: recipe")
 
     def tokenizer(self) -> Tokenizer:
         """Text to token ids, without truncation and padding; IntegrityError where the file is no tokenizer."""

@@ -27,7 +27,7 @@ from ..rounding.columns import HUGE
 from ..rounding.rtn import rtn
 from ..weights.layout import Layout, LinearPlan, layout
 from .activations import place
-from .fold_norms import Folded
+from .balance import canonical
 from .largest import Largest
 from .observe import Observed
 from .placed import Placed, Tensors
@@ -55,10 +55,8 @@ def allocate(
     asked = quantize.bits_per_weight
     assert asked is not None
     base, high, candidates = require_budget(source.config, quantize, dtype)
-    source = largest = Largest(source)
-    if quantize.products == 2:
-        source = Folded(source)
-    source = Placed(source, compute.device)
+    largest = Largest(source)
+    source = Placed(canonical(largest, quantize), compute.device)
     with memory_of(compute.device), largest.named():
         saved = _saved(source, quantize, base, high, ids, compute)
     raised: list[str] = []
@@ -129,7 +127,7 @@ def _saved(
                 weights = {spec.name: source.tensor(spec.name).float() for spec in layer_tensors(config, layer)}
                 block = Block(config, layer, weights.__getitem__)
                 for linear, problem in steps(observed, block):
-                    if problem is not None:
+                    if isinstance(problem, Problem):
                         name, G = f"{layer_prefix(layer)}.{linear}", sensitivity.of(layer, linear)
                         here, there = (_cost(places.linears[name], problem, G) for places in (base, high))
                         saved[name] = here - there

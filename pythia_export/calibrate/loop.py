@@ -35,13 +35,13 @@ from ..weights.layout import LinearPlan
 from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
 from .activations import place
-from .fold_norms import Folded
+from .balance import canonical, centre
 from .interruption import finishing_layers
 from .journal import Journal
 from .largest import Largest
 from .observe import Observed
 from .placed import Placed, Tensors
-from .problem import Problem, Step
+from .problem import Mean, Problem, Step
 from .sensitivity import Sensitivity, expected_cost, measure_sensitivity
 from .steps import steps
 
@@ -79,14 +79,14 @@ def quantize_together(
     sensitivity: Sensitivity | None = None,
 ) -> list[Quantization]:
     """Make several quantisations of one checkpoint in one pass: all by GPTQ with Hessians of the original model, which
-    they share, and with the same `products`. Each comes out as `quantize_stream` would make it alone.
+    they share, and with the same `products` and `balance`. Each comes out as `quantize_stream` would make it alone.
 
     Raises:
         NumericsError: as there; of one of them, and then of all.
     """
     asked = [writer.layout.quantize for writer in writers]
-    if any(q.hessian != "original" or q.products != asked[0].products for q in asked):
-        raise ValueError("only quantisations by the original model's Hessians, of equal products, go together")
+    if len({q.form for q in asked}) > 1 or any(q.hessian != "original" for q in asked):
+        raise ValueError("only quantisations by the original model's Hessians, of one form of it, go together")
     return _stream(source, writers, windows, compute, None, sensitivity)
 
 
@@ -100,10 +100,8 @@ def _stream(
 ) -> list[Quantization]:
     began, first, asked = time.perf_counter(), writers[0], [writer.layout.quantize for writer in writers]
     device, progress = compute.device, compute.progress
-    source = largest = Largest(source)
-    if asked[0].products == 2:
-        source = Folded(source)
-    source = Placed(source, device)
+    largest = Largest(source)
+    source = Placed(canonical(largest, asked[0]), device)
     if windows is not None and any(q.beam > 1 for q in asked) and not native.available(device):
         how = "for this GPU are not built (`make cuda`" if device.type == "cuda" else "are not built (`make kernels`"
         progress.note(f"The native kernels {how}): rounding takes many times as long.")
@@ -164,6 +162,7 @@ class _Layers:
         quantize, table = made[0].quantize, source.tensor(f"{EMBEDDING}.weight")
         stored = [one.start(table) for one in made]
         self.original = quantize.hessian == "original"
+        self.centred = quantize.form[1] and quantize.products == 4  # with two products no shift is stored
         self.observed: Observed | None = None
         if windows is not None:
             correct = quantize.error_correction
@@ -181,8 +180,12 @@ class _Layers:
         # Hessians are those of what the artifact will compute, or of the original model.
         block = Block(self.config, layer, (weights if self.original else views[0]).__getitem__)
         without: Iterator[Step] = ((name, None) for name in (*LINEARS, *NORMS))
-        for name, problem in without if self.observed is None else steps(self.observed, block):
+        for name, found in without if self.observed is None else steps(self.observed, block):
             factors: Factors | None = {} if len(self.made) > 1 else None
+            if isinstance(found, Mean) and self.centred:
+                for changed in (weights, *views):
+                    centre(changed, self.config, layer, name, found.value)
+            problem = found if isinstance(found, Problem) else None
             for one, view in zip(self.made, views, strict=True):
                 if name in NORMS:
                     one.norm(layer, name, view)

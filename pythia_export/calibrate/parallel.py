@@ -22,19 +22,21 @@ from ..model.neox import NORMS, QKV, has_bias, layer_prefix
 from ..rounding.gptq import correction, factor, fitted_share
 from .normed import Normed
 from .observe import Observed
-from .problem import Problem, Step
+from .problem import Mean, Problem, Step
 
 
 def in_parallel(observed: Observed, block: Block) -> Iterator[Step]:
     """Yield the norms and the linears of a layer whose weights are still the original ones, as `steps.steps` says."""
-    first = _first_stage(observed, block)
-    yield from ((norm, None) for norm in NORMS)
-    yield from first.items()
+    normed = _first_stage(observed, block)
+    for norm in NORMS:
+        yield norm, Mean(normed.mean)
+    for linear, norm in zip((QKV, UP), NORMS, strict=True):
+        yield linear, normed.problem(block, linear, norm)
     yield from _second_stage(observed, block)
 
 
-def _first_stage(observed: Observed, block: Block) -> dict[str, Problem]:
-    """Observe QKV and h_to_4h. The unquantised model then moves on past the layer: it needs these weights too."""
+def _first_stage(observed: Observed, block: Block) -> Normed:
+    """Observe what QKV and h_to_4h read. The unquantised model then moves on past the layer: it needs these weights."""
     eps, d = observed.config.layer_norm_eps, observed.config.hidden_size
     own, cross = observed.moments(d, d), observed.moments(d, d)
     with tensor_cores(observed.device):
@@ -46,8 +48,7 @@ def _first_stage(observed: Observed, block: Block) -> dict[str, Problem]:
                 cross.add(normalise(y, eps), z)
                 observed.wanted[i] = block(y, observed.rotary)
     own.require_finite(f"layer {block.layer}: the residual stream before it")
-    normed = Normed.of(own, cross if observed.wanted is not None else None, observed.tokens)
-    return {linear: normed.problem(block, linear, norm) for linear, norm in zip((QKV, UP), NORMS, strict=True)}
+    return Normed.of(own, cross if observed.wanted is not None else None, observed.tokens)
 
 
 def _second_stage(observed: Observed, block: Block) -> Iterator[Step]:

@@ -45,8 +45,16 @@ class Problem:
         return (bias.to(self.mean.dtype) + self.shift + (W - Q) @ self.mean).to(bias.dtype)
 
 
-# What a layer settles next, in order: a linear and its problem, or a LayerNorm, which has none.
-Step = tuple[str, Problem | None]
+@dataclass(frozen=True)
+class Mean:
+    """`value` [hidden], float64: the mean of a LayerNorm's normalised vector on the calibration text."""
+
+    value: Tensor
+
+
+# What a layer settles next, in order: a linear and its problem, or a LayerNorm and what it normalises; None without a
+# calibration text.
+Step = tuple[str, Problem | Mean | None]
 
 
 class Moments:

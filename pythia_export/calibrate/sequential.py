@@ -15,7 +15,7 @@ from ..model.block import DENSE, DOWN, UP, Block, normalise
 from ..model.neox import NORMS, QKV, has_bias, layer_prefix
 from .normed import Normed
 from .observe import Observed
-from .problem import Moments, Problem, Step
+from .problem import Mean, Moments, Problem, Step
 
 
 def in_sequence(observed: Observed, block: Block) -> Iterator[Step]:
@@ -35,7 +35,7 @@ def in_sequence(observed: Observed, block: Block) -> Iterator[Step]:
                 wanted[i] = block.after_attention(y, observed.rotary)
     own.require_finite(f"{where}: the residual stream before it")
     normed = Normed.of(own, cross if wanted is not None else None, tokens)
-    yield NORMS[0], None
+    yield NORMS[0], Mean(normed.mean)
     yield QKV, normed.problem(block, QKV, NORMS[0])
 
     own, lacks = observed.moments(d, d), observed.moments(d, d)
@@ -60,7 +60,7 @@ def in_sequence(observed: Observed, block: Block) -> Iterator[Step]:
                 wanted[i] = block.after_mlp(y)
     own.require_finite(f"{where}: the residual stream between attention and MLP")
     normed = Normed.of(own, cross if wanted is not None else None, tokens)
-    yield NORMS[1], None
+    yield NORMS[1], Mean(normed.mean)
     yield UP, normed.problem(block, UP, NORMS[1])
 
     own, lacks = observed.moments(ff, ff), observed.moments(d, ff)

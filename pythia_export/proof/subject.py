@@ -8,6 +8,7 @@ from typing import Literal
 
 import onnx
 
+from ..calibrate import Tensors as Checkpointed
 from ..graph.decoder import kv_cache
 from ..graph.levels import with_accuracy_level
 from ..model.neox import NeoXConfig
@@ -24,7 +25,7 @@ class Subject:
     where that is the quantised checkpoint that the weights were taken from."""
 
     source: Checkpoint
-    original: Tensors
+    original: Checkpointed
     stored: Tensors
     config: NeoXConfig
     model: onnx.ModelProto

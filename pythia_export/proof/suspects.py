@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..base.progress import SILENT, Progress
+from ..calibrate.balance import canonical
 from ..model.block import DENSE, DOWN, UP, Block, Rotary, activate, attention, final_norm, head
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, layer_prefix
 from ..records.parity import Extreme, Suspect, Suspects
@@ -36,9 +37,11 @@ def suspects(subject: Subject, window: np.ndarray, progress: Progress = SILENT) 
     whose ratio is largest. An entry: `name`, `layer`, `error` (of the output, relative, root of squares), `rtn_error`,
     `ratio`. `extreme`: the rounded linear, if any, whose `largest` weight is most beyond the `mean` of its others.
 
-    With two products a layer biases lie elsewhere, so dense and 4h_to_h are one entry.
+    With two products a layer biases lie elsewhere, so dense and 4h_to_h are one entry. With `balance` the original is
+    taken in the artifact's units.
     """
-    original, stored, config, quantize = subject.original, subject.stored, subject.config, subject.quantize
+    stored, config, quantize = subject.stored, subject.config, subject.quantize
+    original = canonical(subject.original, quantize.model_copy(update={"products": 4}))
     found: list[Suspect] = []
     extremes: list[Extreme] = []
 

@@ -60,6 +60,11 @@ class Quantize(Section):
     max_damp: float = Field(
         0.1, gt=0, le=1, description="where the Hessian needs more, `damp` is doubled up to here; then the run fails"
     )
+    balance: bool = Field(
+        True,
+        description="first choose each channel's scale between LayerNorm, v or q and what reads it by what rounding "
+        "costs, so that outlier channels cost nothing",
+    )
     clip: bool = Field(True, description="search each group's scale for the least error, instead of spanning all of it")
     beam: int = Field(
         16, ge=1, le=64, description="roundings of each row that are carried from column to column; 1 is plain GPTQ"
@@ -98,6 +103,13 @@ class Quantize(Section):
         """Return the keys that say how GPTQ searches for codes; the other ones say what is stored."""
         stored = {"method", *Scheme.model_fields, "bits_per_weight", "embedding", "products", "head", "override"}
         return [key for key in cls.model_fields if key not in stored]
+
+    @property
+    def form(self) -> tuple[int, bool, bool]:
+        """The equal model that is rounded: matrix products a layer, and whether its layers, and whether the final
+        LayerNorm and the head, are in canonical units. Round-to-nearest stays what its name says."""
+        balanced = self.balance and self.method == "gptq"
+        return self.products, balanced, balanced and self.linear(HEAD)[0] != "none"
 
     @model_validator(mode="after")
     def _ladder_climbs(self) -> Self:

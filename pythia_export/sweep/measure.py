@@ -21,7 +21,7 @@ from ..base.device import described, memory_of
 from ..base.errors import IntegrityError, SourceError
 from ..base.machine import machine, now, peak_memory_bytes
 from ..calibrate import Sensitivity, measure_sensitivity, quantize_stream, quantize_together
-from ..calibrate.fold_norms import Folded
+from ..calibrate.balance import canonical
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint import evict as evict_checkpoint
 from ..checkpoint import pull as pull_checkpoint
@@ -67,7 +67,7 @@ class Shared:
         self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pythia-export-sweep-")))
         self._texts: dict[str, Windows] = {}
         self._originals: dict[str, Reference] = {}
-        self._measured: dict[tuple[str, int], Sensitivity] = {}
+        self._measured: dict[tuple[str, int, bool], Sensitivity] = {}
         self._opening = time.perf_counter() - began  # seconds; the first job's record has them
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[Result]:
@@ -166,11 +166,10 @@ class Shared:
         return self._originals[text]
 
     def _sensitivity(self, text: str, quantize: Quantize) -> Sensitivity:
-        """Measure the unquantised model once for all quantisations that fold its layers in the same way."""
-        at = text, quantize.products
+        """Measure the unquantised model once for all quantisations that take it in the same form."""
+        at = text, quantize.products, quantize.balance
         if at not in self._measured:
             found = Sensitivity(Path(tempfile.mkdtemp(dir=self._scratch)))
-            source = Folded(self.checkpoint) if quantize.products == 2 else self.checkpoint
-            measure_sensitivity(source, self._text(text).ids, found, self._compute)
+            measure_sensitivity(canonical(self.checkpoint, quantize), self._text(text).ids, found, self._compute)
             self._measured[at] = found
         return self._measured[at]

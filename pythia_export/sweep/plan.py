@@ -108,7 +108,7 @@ def need(file: SweepFile, member: Snapshot) -> Need:
     if file.calibration is not None:
         # What reads the original's activations does so together.
         apart = [q for q in gptq if q.hessian != "original"]
-        together = {q.products: q for q in gptq if q.hessian == "original"}
+        together = {q.form: q for q in gptq if q.hessian == "original"}
         work += sum(observing_operations(config, q, file.calibration) for q in (*apart, *together.values()))
         if any(q.fisher for q in gptq):
             work += sensitivity_operations(config, file.calibration)

@@ -99,7 +99,7 @@ def _together(jobs: Sequence[Job]) -> list[str]:
     first = jobs[0]
 
     def asked(job: Job) -> tuple[Any, ...]:
-        return job.calibration, job.verify, job.quantize.hessian, job.quantize.products
+        return job.calibration, job.verify, job.quantize.hessian, job.quantize.form
 
     if first.calibration is None or first.quantize.hessian != "original":
         return [first.key]

@@ -79,7 +79,7 @@ def test_each_linear_is_rounded_as_in_a_layer_of_four_products(tmp_path):
     assert np.abs(logits(folded, folded.config) - logits(source(), folded.config)).max() < 1e-5
     plain = InMemory(folded.config, {name: folded.tensor(name) for name in source().tensors})
     (tmp_path / "two").mkdir()
-    settings = {"group_size": 32, "error_correction": False}
+    settings = {"group_size": 32, "error_correction": False, "balance": False}
     four = export_model(plain, tmp_path, Quantize(**settings), Export(), WINDOWS)
     two = export_model(source(), tmp_path / "two", Quantize(products=2, **settings), Export(), WINDOWS)
     for layer in range(2):
