@@ -44,9 +44,10 @@ class Largest:
             yield
         except NumericsError as e:
             name = self._name.removesuffix(".weight")
-            if self._value <= UNUSUAL or name in str(e):
+            if self._value <= UNUSUAL or (name in str(e) and f"{self._value:.3g}" in str(e)):
                 raise
+            found = str(e).removeprefix(f"{name}: ")
             raise NumericsError(
-                f"{name}: values as large as {self._value:.3g} overflow what is computed with them: {e}",
+                f"{name}: values as large as {self._value:.3g} overflow what is computed with them: {found}",
                 hint="Most often this is what training leaves behind when it diverges: look at the checkpoint.",
             ) from e

@@ -29,7 +29,7 @@ def test_each_linear_is_calibrated_on_what_the_quantised_layers_before_it_give(t
     Inputs of a linear depend on nothing behind it, so they are those that GPTQ must have observed.
     """
     original = source()
-    quantize = Quantize(bits=3, group_size=32, beam=beam, error_correction=False, fisher=False)
+    quantize = Quantize(bits=3, group_size=32, beam=beam, error_correction=False, fisher=False, balance=False)
     exported = export_model(original, tmp_path, quantize, Export(), WINDOWS)
     reader, model = exported.reader(), hugging_face(original.config)
     inputs: dict[str, torch.Tensor] = {}

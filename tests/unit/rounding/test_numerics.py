@@ -49,7 +49,7 @@ def one_weight(name: str, value: float) -> InMemory:
         (DENSE, 1e22, {}),
         (DOWN, 1e22, {}),
         (QKV, 1e10, {}),
-        (QKV, 1e22, {"fisher": False}),
+        (QKV, 1e22, {"fisher": False, "balance": False}),  # else k takes half of it, on a scale of powers
         (UP, 1e22, {"fisher": False}),
         (DENSE, -1e22, {"fisher": False, "beam": 1}),
         (DENSE, 1e30, {"error_correction": False, "bits": 2, "symmetric": False}),
@@ -57,7 +57,7 @@ def one_weight(name: str, value: float) -> InMemory:
 )
 def test_one_huge_weight_is_refused_and_its_linear_named(tmp_path, linear, value, settings):
     """Costs overflowed to NaN, which no order holds, and the native beam read outside its memory."""
-    with pytest.raises(NumericsError, match=r"layers\.0\.(attention|mlp)\.\w+: the (error|sensitivity)"):
+    with pytest.raises(NumericsError, match=r"layers\.0\.(attention|mlp)\.\w+: .*the (error|sensitivity)"):
         export_model(one_weight(linear, value), tmp_path, Quantize(group_size=32, **settings), Export(), WINDOWS)
 
 
