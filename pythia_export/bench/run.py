@@ -216,6 +216,8 @@ def _with_checkpoint(
     origin, model = artifact.manifest.source, artifact.recipe.model
     if model.adapter is not None:
         return job, "its checkpoint is merged with an adapter as it is read, which only pythia-export does"
+    if origin.averaged:
+        return job, "its checkpoint is the mean of several, which only pythia-export reads as one"
     try:
         model = _located(artifact, "model.path").model
         pinned = model if model.id in (None, "demo") else model.model_copy(update={"revision": origin.commit})

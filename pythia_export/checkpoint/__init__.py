@@ -1,10 +1,12 @@
 """A checkpoint: found, pinned to a commit, checked against its configuration, and read one tensor at a time."""
 
+from .mean import commit_of_mean
 from .open import Checkpoint, Opened, open_checkpoint, stored_tensors
-from .pull import Accept, Pulled, demo_folder, evict, pull, tokenizer_of
+from .pull import Accept, demo_folder, evict, pull, tokenizer_of
+from .pulled import Pulled
 from .same import moved, require_recorded
 
 __all__ = [
-    "Accept", "Checkpoint", "Opened", "Pulled", "demo_folder", "evict", "moved", "open_checkpoint", "pull",
-    "require_recorded", "stored_tensors", "tokenizer_of",
+    "Accept", "Checkpoint", "Opened", "Pulled", "commit_of_mean", "demo_folder", "evict", "moved", "open_checkpoint",
+    "pull", "require_recorded", "stored_tensors", "tokenizer_of",
 ]  # fmt: skip

@@ -4,6 +4,8 @@ merged with an adapter where there is one."""
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 
@@ -20,8 +22,10 @@ from .adapter import Adapter, open_adapter
 from .fit import misfits
 from .header import read_header
 from .kinds import require_plain_tensors
+from .mean import MeanTensor
 from .names import by_table_name, require_merged
-from .pull import CONFIG, Pulled, open_tokenizer, read_model
+from .pull import CONFIG, open_tokenizer, read_model
+from .pulled import Pulled
 from .read import DTYPES, StoredTensor
 
 _EMBEDDING, _HEAD = f"{EMBEDDING}.weight", f"{HEAD}.weight"
@@ -69,7 +73,7 @@ class Checkpoint(Opened):
     """An opened checkpoint: every header has been read and held to the table of tensors, no weight has.
 
     `dtype` is as stored: float16, bfloat16 or float32; float32 when they are mixed, float64, which transformers reads
-    so too, or merged with an adapter.
+    so too, a mean, or merged with an adapter.
     """
 
     def __init__(
@@ -78,14 +82,14 @@ class Checkpoint(Opened):
         config: NeoXConfig,
         generation: Generation,
         dtype: str,
-        where: dict[str, StoredTensor],
+        where: Mapping[str, StoredTensor | MeanTensor],
         adapter: Adapter | None,
     ) -> None:
         super().__init__(pulled, config, generation, dtype)
         self._where, self._adapter = where, adapter
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor by the table's name, in its stored dtype; float32 of float64, and of what an adapter changes.
+        """One tensor by the table's name, in its stored dtype; float32 of float64, a mean, and what an adapter changes.
 
         Raises:
             NumericsError: it holds a NaN, an infinity, or a float64 that float32 does not hold.
@@ -105,8 +109,38 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
             several at once.
         IntegrityError: a truncated or malformed file, a wrong shape, a dtype that no Pythia has, an unknown tensor.
     """
-    folder = str(pulled.folder)
     config, generation = read_model(pulled.folder)
+    where: Mapping[str, StoredTensor | MeanTensor]
+    if pulled.averaged:
+        where, dtype = _averaged(pulled, config, progress), "float32"
+    else:
+        where, dtype = _stored(pulled, config, progress)
+    adapter = None
+    if pulled.adapter is not None:
+        adapter = open_adapter(pulled.adapter, {name: stored.shape for name, stored in where.items()})
+        dtype = "float32"
+    return Checkpoint(pulled, config, generation, dtype, where, adapter)
+
+
+def _averaged(pulled: Pulled, config: NeoXConfig, progress: Progress) -> dict[str, MeanTensor]:
+    """The tensors of all revisions of a mean, each held to its own configuration, and all configurations to one."""
+    found: list[tuple[float, dict[str, StoredTensor]]] = []
+    for share, one in pulled.averaged:
+        own = read_model(one.folder)[0]
+        for field in (f.name for f in fields(config)):
+            value = getattr(own, field)
+            if value != getattr(config, field) and not field.startswith(("bos", "eos")):
+                raise SourceError(
+                    f"{one.name}: {field} is {value} at {one.revision} and {getattr(config, field)} at "
+                    f"{pulled.averaged[-1][1].revision}; only checkpoints of one model have a mean"
+                )
+        found.append((share, _stored(one, own, progress)[0]))
+    return {name: MeanTensor(tuple((share, where[name]) for share, where in found)) for name in found[-1][1]}
+
+
+def _stored(pulled: Pulled, config: NeoXConfig, progress: Progress) -> tuple[dict[str, StoredTensor], str]:
+    """The tensors of one checkpoint by the table's names, held to its configuration, and their dtype."""
+    folder = str(pulled.folder)
     found = stored_tensors(pulled)
     require_plain_tensors([stored.name for stored in found.values()], folder)
     where: dict[str, StoredTensor] = {}
@@ -136,14 +170,10 @@ def open_checkpoint(pulled: Pulled, progress: Progress = SILENT) -> Checkpoint:
         )
     if config.tied_head and _HEAD in where:
         _require_equal_ends(where.pop(_HEAD), where[_EMBEDDING], pulled.folder)
-    adapter = None
-    if pulled.adapter is not None:
-        adapter = open_adapter(pulled.adapter, {name: stored.shape for name, stored in where.items()})
     dtypes = {str(DTYPES[stored.entry.dtype]).removeprefix("torch.") for stored in where.values()}
     if "float64" in dtypes:
         progress.note(f"{pulled.folder}: weights in float64 are read as float32")
-    dtype = dtypes.pop() if len(dtypes) == 1 and "float64" not in dtypes and adapter is None else "float32"
-    return Checkpoint(pulled, config, generation, dtype, where, adapter)
+    return where, dtypes.pop() if len(dtypes) == 1 and "float64" not in dtypes else "float32"
 
 
 def stored_tensors(pulled: Pulled) -> dict[str, StoredTensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,17 +21,20 @@ from ..base.progress import SILENT, Progress
 from ..hub import Listing
 from ..model import suite
 from ..model.generation import GENERATION, Generation, read_generation
+from ..model.mean import is_mean, terms
 from ..model.neox import NeoXConfig
 from ..recipe import Model
 from ..records.manifest import Contents, TokenizerOrigin, hashed
 from ..tokenizer import TOKENIZER, FolderTokenizer, has_tokenizer, is_tokenizer_file, open_folder
-from .adapter_folder import AdapterFiles, find_adapter
+from .adapter_folder import find_adapter
 from .convert import converted, sha256
 from .duplicates import Comparison, compare, described
 from .files import fetched_object
 from .fingerprint import fingerprint, same_tensors
 from .header import read_header
 from .kinds import ADAPTER_CONFIG, recognised, require_plain_config
+from .mean import known_revisions, pull_mean
+from .pulled import Pulled
 from .reordered import reordered
 from .shards import PICKLE, SINGLE, Weights, choose
 
@@ -50,29 +53,6 @@ class Accept:
 
 
 DEFAULT = Accept()
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """Where a checkpoint lies. `name` is for publication: of a local folder it is the last part of the path alone.
-    `commit` is the hub's, or ``sha256:...`` over configuration and weights elsewhere.
-
-    `weights` are safetensors, `places` the shard that an index gives each tensor (empty for a single file), by the name
-    of a file of `weights`. `tokenizer_folder` may be another than `folder`: a revision without a tokenizer has main's.
-    `record` is for the manifest: format, hashes, what was compared. With an adapter, `commit` has that of its files
-    behind a plus, and `base` is what it is merged into.
-    """
-
-    folder: Path
-    name: str
-    revision: str
-    commit: str
-    weights: tuple[Path, ...]
-    places: dict[str, str] = field(default_factory=dict, repr=False)
-    tokenizer_folder: Path | None = None
-    record: Contents = field(default_factory=Contents, repr=False)
-    adapter: AdapterFiles | None = None
-    base: Pulled | None = field(default=None, repr=False)
 
 
 def demo_folder() -> Path:
@@ -96,8 +76,12 @@ def pull(model: Model, *, accept: Accept = DEFAULT, progress: Progress = SILENT)
 
 
 def _base(model: Model, accept: Accept, progress: Progress) -> Pulled:
-    if model.path is not None:
-        return _local(model.path, _name_of(model.path), model.revision, accept, progress)
+    if is_mean(model.revision):
+        known = known_revisions(model, demo_folder(), CONFIG, progress)
+        return pull_mean(model, known, lambda one: _base(one, accept, progress), progress)
+    folder = model.folder(model.revision)
+    if folder is not None:
+        return _local(folder, _name_of(folder), model.revision, accept, progress)
     assert model.id is not None
     if model.id == "demo":
         revisions = sorted(p.name for p in demo_folder().glob("*") if (p / CONFIG).is_file())
@@ -223,8 +207,11 @@ def tokenizer_of(model: Model, progress: Progress = SILENT) -> tuple[Tokenizer, 
         SourceError: there is none.
         IntegrityError: there is one that cannot be read.
     """
+    if is_mean(model.revision):
+        last = terms(model.revision, known_revisions(model, demo_folder(), CONFIG, progress))[-1].revision
+        model = model.model_copy(update={"revision": last, "path": model.folder(last)})
     if model.path is not None or model.id == "demo":
-        folder = model.path if model.path is not None else demo_folder() / model.revision
+        folder = model.folder(model.revision) or demo_folder() / model.revision
         config, where = read_model(folder)[0], folder
     else:
         assert model.id is not None
@@ -418,6 +405,8 @@ def evict(pulled: Pulled) -> int:
     """Take a hub checkpoint out of the cache again, what was converted from it too. Returns the bytes freed."""
     if pulled.base is not None:
         return evict(pulled.base)
+    if pulled.averaged:
+        return sum(evict(one) for _, one in pulled.averaged)
     if pulled.name == "demo" or pulled.commit.startswith("sha256:"):
         return 0
     freed = 0

@@ -12,7 +12,8 @@ from ..base.progress import SILENT, Progress
 from ..model.neox import NeoXConfig
 from ..recipe import Model
 from ..records.manifest import Source
-from .pull import CONFIG, Pulled, read_config
+from .pull import CONFIG, read_config
+from .pulled import Pulled
 
 
 def require_recorded(pulled: Pulled, origin: Source, config: NeoXConfig) -> Pulled:
@@ -60,10 +61,16 @@ def _other_config(found: NeoXConfig, config: NeoXConfig) -> Iterator[str]:
             yield f"{CONFIG} has {name} {now[name]}; the artifact's has {then[name]}"
 
 
-def moved(model: Model, commit: str, progress: Progress = SILENT) -> str | None:
+def moved(model: Model, origin: Source, progress: Progress = SILENT) -> str | None:
     """A sentence where the branch that a hub's checkpoint was taken from names another commit now; None where it does
     not, or where that cannot be asked."""
-    commit = commit.partition("+")[0]
+    taken = [(one.revision, one.commit) for one in origin.averaged or ()]
+    taken = taken or [(model.revision, origin.commit.partition("+")[0])]
+    told = (_moved(model.model_copy(update={"revision": name}), commit, progress) for name, commit in taken)
+    return next((sentence for sentence in told if sentence is not None), None)
+
+
+def _moved(model: Model, commit: str, progress: Progress) -> str | None:
     if model.id in (None, "demo") or model.revision == commit or hub.offline():
         return None
     assert model.id is not None

@@ -12,8 +12,9 @@ from ..checkpoint import pull as pull_checkpoint
 from ..corpus.find import find_files
 from ..graph.targets import require_fit, warnings
 from ..graph.trunk import build_graph
+from ..model.mean import is_mean, terms
 from ..model.neox import NeoXConfig, cache_bytes
-from ..model.suite import geometry
+from ..model.suite import find, geometry
 from ..recipe import Gates, Recipe, Verify
 from ..weights.layout import layout_of, require_overrides_match
 from ..weights.names import MODEL, data_name, graph_name
@@ -136,6 +137,10 @@ def _geometry(recipe: Recipe) -> tuple[NeoXConfig, int, str]:
                 f"{recipe.model.id} is not in the catalogue, so its size is not known before it is pulled",
                 hint="`pythia-export pull RECIPE` fetches it.",
             )
+        pythia, revision = find(recipe.model.id), recipe.model.revision
+        if is_mean(revision):
+            known = () if pythia is None else pythia.revisions
+            return config, 2 * config.parameters * len(terms(revision, known)), "float32"
         return config, 2 * config.parameters, "float16"
     checkpoint = open_checkpoint(pull_checkpoint(recipe.model))
     return checkpoint.config, 2 * checkpoint.config.parameters, checkpoint.dtype

@@ -6,7 +6,6 @@ import math
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -23,13 +22,14 @@ from ..checkpoint import pull as pull_checkpoint
 from ..corpus import Windows, verify_windows
 from ..disk import explained, held, write_atomically
 from ..imported import open_imported
+from ..model.mean import Term, written
 from ..model.neox import NeoXConfig
 from ..proof.against import comparable
 from ..proof.prove import prove
 from ..proof.subject import Subject
 from ..proof.table import require_parquet, token_table
-from ..recipe import Recipe
-from ..records.manifest import Manifest
+from ..recipe import Model, Recipe
+from ..records.manifest import Manifest, Source
 from ..runtime import check_graph
 from ..weights.layout import layout
 from ..weights.names import DATA_FILE, MODEL
@@ -109,10 +109,10 @@ def _verify_held(
     # Which weights these are was settled when the artifact was made.
     quantised = is_its_own_original(opened.manifest)
     accept = Accept(duplicates="unasked", quantised=quantised)
-    pulled = pull_checkpoint(pinned(recipe, origin.commit), accept=accept, progress=progress)
+    pulled = pull_checkpoint(pinned(recipe, origin), accept=accept, progress=progress)
     pulled = require_recorded(pulled, origin, opened.config)
     source = open_imported(pulled, 8) if quantised else open_checkpoint(pulled, progress)
-    if (told := moved(recipe.model, origin.commit, progress)) is not None:
+    if (told := moved(recipe.model, origin, progress)) is not None:
         progress.note(told)
     section = recipe.verify if tokens is None else recipe.verify.model_copy(update={"tokens": tokens})
     windows = verify_windows(section, opened.tokenizer(), opened.config, progress)
@@ -194,8 +194,11 @@ def _rounded_to_nearest(checkpoint: Checkpoint, recipe: Recipe, folder: Path, co
     return WeightsReader(path, places)
 
 
-def pinned(recipe: Recipe, commit: str) -> Any:
+def pinned(recipe: Recipe, origin: Source) -> Model:
     """The recipe's model at the commit that the artifact was made from; a local directory has no history to go to."""
     if recipe.model.id in (None, "demo"):
         return recipe.model
-    return recipe.model.model_copy(update={"revision": commit.partition("+")[0]})
+    commit = origin.commit.partition("+")[0]
+    if origin.averaged:
+        commit = written([Term(one.commit, one.weight) for one in origin.averaged])
+    return recipe.model.model_copy(update={"revision": commit})

@@ -20,6 +20,7 @@ from .. import hub
 from ..base.errors import IntegrityError, RecipeError, SourceError
 from ..base.strict_json import read_object
 from ..recipe import Recipe
+from ..recipe.model import PLACE
 
 # Key of the recipe -> what lies there, and how to say where.
 _LOCAL = {
@@ -119,6 +120,7 @@ def located(
 
 def _there(path: Path) -> bool:
     """Whether something lies at a path, at a pattern of paths, or at what the names of a memory map begin with."""
+    path = Path(str(path).replace(PLACE, "*"))
     if path.exists() or path.with_name(f"{path.name}.idx").exists():
         return True
     return next(glob.iglob(str(path), recursive=True), None) is not None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..base.errors import IntegrityError, RecipeError
+from .mean import is_mean, terms
 from .neox import HEAD, NeoXConfig, linear_shape
 
 Family = Literal["v1", "v0", "polypythias", "intervention"]
@@ -304,6 +305,10 @@ def near(asked: str) -> list[str]:
 
 
 def _step(model: Pythia, revision: str) -> str:
+    if is_mean(revision):
+        for term in terms(revision, model.revisions):
+            _step(model, term.revision)
+        return revision
     match = re.fullmatch(r"(?:step)?(\d{1,6})", revision)
     if match is None or not model.revisions:  # main, a tag, a commit
         return revision

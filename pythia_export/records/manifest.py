@@ -42,6 +42,15 @@ class Adapter(Kept):
     """The repository that its configuration names as what it was trained on."""
 
 
+class Averaged(Record):
+    """One revision of a mean of several."""
+
+    revision: str
+    commit: str
+    weight: float
+    """Its share: those of all revisions add up to 1."""
+
+
 class TokenizerOrigin(Kept):
     revision: str
     commit: str
@@ -64,6 +73,8 @@ class Contents(Kept):
     """Where the tokenizer is from, if from another revision."""
     adapter: Adapter | None = None
     """Null without one."""
+    averaged: list[Averaged] | None = None
+    """The revisions whose weights were averaged; null for one checkpoint."""
 
 
 class Source(Contents, Checkpoint):

@@ -79,7 +79,7 @@ def render(
     outstanding: int,
 ) -> tuple[str, dict[str, str]]:
     """The page, and its plots by their slugs."""
-    from . import figures, plots, statement
+    from . import averages, figures, plots, statement
     from .law import LAW, PUBLISHED, Compared, Fit, compare, fit
 
     rows = Rows.of(results)
@@ -91,7 +91,7 @@ def render(
     empty = len(rows.known("delta_nll")) == 0
     sections = [] if empty else [
         figures.over_training(rows, figures.DELTA), figures.over_training(rows, figures.KL), figures.over_rate(rows),
-        figures.by_size(rows), figures.by_bits(rows), figures.maps(rows),
+        figures.by_size(rows), figures.by_bits(rows), figures.maps(rows), averages.averages(rows),
     ]  # fmt: skip
     parts = [] if empty else [figures.by_subset(rows, subsets)]
     environment = Environment(

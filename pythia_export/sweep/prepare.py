@@ -14,10 +14,12 @@ from .. import hub
 from ..base.errors import SourceError
 from ..base.machine import now
 from ..base.progress import SILENT, Progress
+from ..checkpoint import commit_of_mean, tokenizer_of
 from ..checkpoint import pull as pull_checkpoint
-from ..checkpoint import tokenizer_of
 from ..corpus import Windows, calibration_windows, verify_windows
 from ..corpus.overlap import require_held_out
+from ..model import suite
+from ..model.mean import is_mean, terms
 from ..recipe import Model, Quantize, Recipe
 from . import records
 from .folder import Folder
@@ -107,18 +109,25 @@ def _commits(members: Sequence[Snapshot], progress: Progress) -> list[str]:
             repo, revision = member.model.id, member.revision
             if repo is None:
                 found.append(pull_checkpoint(member.model, progress=progress).commit)
-            elif hub.offline():
-                found.append(hub.list_revision(repo, revision, progress=progress).commit)
+            elif is_mean(revision):
+                pythia = suite.find(repo)
+                averaged = terms(revision, () if pythia is None else pythia.revisions)
+                found.append(commit_of_mean([(t, _on_hub(repo, t.revision, known, progress)) for t in averaged]))
             else:
-                if repo not in known:
-                    known[repo] = hub.branches(repo, progress)
-                if revision not in known[repo]:
-                    raise SourceError(
-                        f"{repo}: the hub has no branch {revision}", hint="Leave it out of `sweep.revisions`."
-                    )
-                found.append(known[repo][revision])
+                found.append(_on_hub(repo, revision, known, progress))
             advance(1)
     return found
+
+
+def _on_hub(repo: str, revision: str, known: dict[str, dict[str, str]], progress: Progress) -> str:
+    """Return a revision's commit; `known` keeps what a repository's one call told."""
+    if hub.offline():
+        return hub.list_revision(repo, revision, progress=progress).commit
+    if repo not in known:
+        known[repo] = hub.branches(repo, progress)
+    if revision not in known[repo]:
+        raise SourceError(f"{repo}: the hub has no branch {revision}", hint="Leave it out of `sweep.revisions`.")
+    return known[repo][revision]
 
 
 class _Texts:

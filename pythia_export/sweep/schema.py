@@ -89,7 +89,9 @@ class Sweep(Section):
         min_length=1, description="models of the suite, `160m-seed1..9` being nine; or tables of name and path"
     )
     revisions: str = Field(
-        "main", description="`all`, `pow2` (step 0 and the powers of two), `1000:143000:1000`, single steps, `main`"
+        "main",
+        description="`all`, `pow2` (step 0 and the powers of two), `1000:143000:1000`, single steps, `main`, "
+        "`mean(step133000..step143000)`, the mean of their weights",
     )
     evict: bool = Field(False, description="take each checkpoint out of the hub's cache once its jobs are done")
 

@@ -11,13 +11,15 @@ from typing import Any
 from ..base.errors import RecipeError, SourceError
 from ..base.strict_json import read_object
 from ..model import suite
+from ..model.mean import Term, is_mean
+from ..model.mean import terms as mean_terms
 from ..model.neox import NeoXConfig
 from ..recipe import Model
+from ..recipe.model import PLACE
 from .schema import Named, Sweep
 
 TRAINING = "training.json"  # beside the weights of one's own run: {"tokens": ..., "learning_rate": ...}
 CONFIG = "config.json"
-PLACE = "{revision}"
 LISTED = 10_000  # steps of a range: of a longer one, those that a model lacks are not listed
 POW2 = ("step0", *(f"step{2**i}" for i in range(10)))
 
@@ -87,7 +89,7 @@ def snapshots(sweep: Sweep) -> tuple[list[Snapshot], list[LeftOut]]:
 
 
 def _terms(revisions: str) -> list[str]:
-    terms = [t.strip() for t in revisions.split(",") if t.strip()]
+    terms = [t.strip() for t in re.split(r",(?![^(]*\))", revisions) if t.strip()]  # a mean's commas are its own
     if not terms:
         raise RecipeError("`sweep.revisions` is empty: there is nothing to do", hint='`revisions = "main"` is one.')
     return terms
@@ -130,6 +132,12 @@ def _of_the_suite(name: str, terms: list[str], left_out: list[LeftOut]) -> list[
         kept.remove("main")
         left_out.append(LeftOut(pythia.name, ("main",), f"it is {pythia.last_step}"))
     left_out += [LeftOut(pythia.name, tuple(revisions), why) for why, revisions in by_reason.items()]
+    for term in (t for t in terms if is_mean(t)):
+        bad = next((p for t in _mean(term, pythia.revisions) if (p := suite.known_bad(pythia.id, t.revision))), None)
+        if bad is None:
+            kept.append(term)
+        else:
+            left_out.append(LeftOut(pythia.name, (term,), f"one of its steps {bad.reported}"))
     seed = re.search(r"seed(\d+)$", pythia.id)
     return [
         Snapshot(
@@ -146,7 +154,9 @@ def _steps(terms: list[str], known: tuple[str, ...], where: str) -> tuple[list[s
     wanted: set[str] = set()
     lacking: list[str] = []
     for term in terms:
-        if term == "all":
+        if is_mean(term):
+            _mean(term, known)
+        elif term == "all":
             wanted |= set(known)
         elif term == "pow2":
             wanted |= set(POW2) & set(known)
@@ -172,10 +182,18 @@ def _steps(terms: list[str], known: tuple[str, ...], where: str) -> tuple[list[s
         else:
             raise RecipeError(
                 f"`sweep.revisions`: {term!r} is no step",
-                hint="`all`, `pow2`, `1000:143000:1000`, `step3000`, `main`, with commas between.",
+                hint="`all`, `pow2`, `1000:143000:1000`, `step3000`, `main`, `mean(step1000..step9000)`, with commas "
+                "between.",
             )
     ordered = [s for s in known if s in wanted] + (["main"] if "main" in wanted else [])
     return ordered, list(dict.fromkeys(lacking))
+
+
+def _mean(term: str, known: tuple[str, ...]) -> tuple[Term, ...]:
+    try:
+        return mean_terms(term, known)
+    except RecipeError as e:
+        raise RecipeError(f"`sweep.revisions`: {e}", hint=e.hint) from None
 
 
 def _nearby(step: int, known: tuple[str, ...]) -> str:
@@ -213,6 +231,18 @@ def _own(named: Named, terms: list[str], left_out: list[LeftOut]) -> list[Snapsh
             Snapshot(
                 named.name, Model(path=folder, revision=revision), size, named.name, "own", "own", facts.get("seed"),
                 int(match[1]) if match else facts.get("step"), facts.get("tokens"), facts.get("learning_rate"),
+            )
+        )  # fmt: skip
+    for term in (t for t in terms if is_mean(t)):
+        averaged = _mean(term, tuple(steps))
+        lacks = next((t.revision for t in averaged if t.revision not in there), None)
+        if lacks is not None:
+            raise SourceError(f"{parent}: no directory `{lacks}` with a {CONFIG}", hint=f"It is one of {term}.")
+        last = there[averaged[-1].revision]
+        found.append(
+            Snapshot(
+                named.name, Model(path=Path(named.path), revision=term), _config(last), named.name, "own", "own",
+                _training(last).get("seed"), None, None, None,
             )
         )  # fmt: skip
     return found
