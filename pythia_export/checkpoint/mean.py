@@ -31,8 +31,13 @@ def known_revisions(model: Model, demo: Path, config_name: str, progress: Progre
         if pythia is not None and pythia.revisions:
             return pythia.revisions
         assert model.id is not None
-        if hub.offline() or ".." not in model.revision:
+        if ".." not in model.revision:
             return ()
+        if hub.offline():
+            raise SourceError(
+                f"{model.id}: which steps are in {model.revision} cannot be asked offline",
+                hint="Name each step: mean(step1000, step2000).",
+            )
         return tuple(hub.branches(model.id, progress))
     pattern = str(demo / PLACE) if model.path is None else str(model.path)
     if PLACE not in pattern:

@@ -540,3 +540,17 @@ def test_the_command_pulls_by_name_and_says_what_it_saw(hub, tmp_path):
     assert facts["commit"] == commit_of(REPO, "step3000") and facts["dtype"] == "float16"
     assert command(f"{REPO}@main", "--offline", code=3).stdout == ""
     assert "--no-pickle" in command(f"{REPO}@step4000", "--no-pickle", code=3).stderr
+
+
+def test_a_mean_pins_every_revision_and_is_the_same_mean_by_their_commits(hub, tmp_path):
+    commits = [commit_of(REPO, revision) for revision in ("step1000", "step3000")]
+    (found,) = pulls(f"{REPO}@mean(step1000,step3000)", hub=hub, home=tmp_path)
+    assert [one["commit"] for one in found["record"]["averaged"]] == commits
+    assert found["commit"].startswith("mean:")
+    pinned, offline = f"{REPO}@mean({','.join(commits)})", f"{REPO}@mean(step1000..step3000)"
+    (again,) = pulls(pinned, hub=hub, home=tmp_path)
+    assert (again["commit"], again["sum"]) == (found["commit"], found["sum"])
+    (refused,) = pulls(offline, hub=hub, home=tmp_path, offline=True)
+    assert "cannot be asked offline" in refused["error"]
+    (freed,) = pulls(f"{REPO}@mean(step1000,step3000)", hub=hub, home=tmp_path, evict=True)
+    assert freed["freed"] > 0

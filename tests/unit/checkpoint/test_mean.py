@@ -1,0 +1,157 @@
+"""`mean(...)` as a revision: held to a slow mean in float64, and refused where it would be of anything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import configured
+from models import hugging_face, on_disk, save_checkpoint, small_config
+from sweep_rows import sweep as measured
+from sweeps import RTN, checkpoints, sweep
+
+from pythia_export.base.errors import PythiaExportError, RecipeError, SourceError
+from pythia_export.checkpoint import open_checkpoint, pull
+from pythia_export.model.mean import Term, terms, written
+from pythia_export.model.neox import tensors
+from pythia_export.recipe import Model
+from pythia_export.study.averages import averages
+from pythia_export.study.rows import Rows
+from pythia_export.sweep.snapshots import snapshots
+
+CONFIG = small_config(layers=1)
+STEPS = ("step1", "step2", "step10", "main")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    for seed, step in enumerate(STEPS):
+        save_checkpoint(hugging_face(CONFIG, seed), CONFIG, root / step)
+    return root
+
+
+def of(root: Path, revision: str) -> Model:
+    return Model(path=root / "{revision}", revision=revision)
+
+
+def slow_mean(weights: dict[str, float], name: str) -> np.ndarray:
+    """In float64, of the float16 that lies on disk."""
+    stored = {s: on_disk(hugging_face(CONFIG, seed))[name].half().numpy() for seed, s in enumerate(STEPS)}
+    return sum(w * stored[s].astype(np.float64) for s, w in weights.items()) / sum(weights.values())
+
+
+@pytest.mark.parametrize(
+    ("revision", "weights"),
+    [
+        ("mean(step1..step10)", {"step1": 1, "step2": 1, "step10": 1}),
+        ("mean(2..10,main)", {"step2": 1, "step10": 1, "main": 1}),
+        ("mean(step1:1, step10:3)", {"step1": 1, "step10": 3}),
+    ],
+)
+def test_every_tensor_is_the_mean(runs, revision, weights):
+    opened = open_checkpoint(pull(of(runs, revision)))
+    assert opened.dtype == "float32"
+    for spec in tensors(CONFIG):
+        found = opened.tensor(spec.name)
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), slow_mean(weights, spec.name), atol=3e-7, rtol=0)
+
+
+def test_the_record_says_what_was_averaged_and_names_the_same_mean_again(runs):
+    pulled = pull(of(runs, "mean(step1:1, step10:3)"))
+    recorded = pulled.record.averaged
+    assert [(one.revision, one.weight) for one in recorded] == [("step1", 0.25), ("step10", 0.75)]
+    assert [one.commit for one in recorded] == [pull(of(runs, step)).commit for step in ("step1", "step10")]
+    assert pulled.name == runs.name
+    again = written([Term(one.revision, one.weight) for one in recorded])
+    assert pull(of(runs, again)).commit == pulled.commit
+    alike = ("mean(step1,step10)", "mean(step1:1,step2:3)", "mean(step10:1,step1:3)")
+    others = {pull(of(runs, revision)).commit for revision in alike}
+    assert len(others | {pulled.commit}) == 4
+
+
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [
+        ("mean(step1)", "two revisions or more"),
+        ("mean(step1,step1)", "step1 is in it twice"),
+        ("mean(step3..step9)", "no step in step3..step9"),
+        ("mean(step10..step1)", "the first step is above the last"),
+        ("mean(step1,,step2)", "nothing between two commas"),
+        ("mean(step1,step2", "is not a mean"),
+        ("mean(step1:0,step2)", "the weight of step1 is '0'"),
+        ("mean(step1:nan,step2)", "the weight of step1 is 'nan'"),
+        ("mean(step1..:3)", "is no range of steps"),
+        ("mean(../step1,step2)", "is no range of steps"),
+        ("mean(step1,step7)", "no such checkpoint directory"),
+    ],
+)
+def test_what_is_no_mean_is_refused(runs, revision, said):
+    with pytest.raises((PythiaExportError, ValueError), match=said.replace("(", r"\(")):
+        pull(of(runs, revision))
+
+
+def test_checkpoints_of_two_shapes_have_no_mean(runs, tmp_path):
+    save_checkpoint(hugging_face(CONFIG, 0), CONFIG, tmp_path / "step1")
+    save_checkpoint(hugging_face(CONFIG, 1), CONFIG, tmp_path / "step2")
+    configured(tmp_path / "step1", layer_norm_eps=1e-3)
+    with pytest.raises(SourceError, match="only checkpoints of one model have a mean"):
+        open_checkpoint(pull(of(tmp_path, "mean(step1,step2)")))
+
+
+def test_one_checkpoint_under_two_names_counts_once(tmp_path):
+    for step in ("step1", "step2"):
+        save_checkpoint(hugging_face(CONFIG, 0), CONFIG, tmp_path / step)
+    with pytest.raises(SourceError, match="step2 and step1 are one checkpoint"):
+        pull(of(tmp_path, "mean(step1,step2)"))
+
+
+def test_a_folder_without_a_place_for_the_revision_is_refused(runs):
+    with pytest.raises(ValueError, match=r"has no \{revision\} in it"):
+        Model(path=runs / "step1", revision="mean(step1,step2)")
+
+
+def test_of_the_suite_a_range_is_its_steps():
+    assert Model(id="410m", revision="mean(133000..143000)").id == "EleutherAI/pythia-410m"
+    with pytest.raises(ValueError, match="no step in step142100..step142900"):
+        Model(id="410m@mean(step142100..step142900)")
+    with pytest.raises(ValueError, match="has no step142500"):
+        Model(id="410m@mean(step142500,step143000)")
+
+
+def test_a_written_mean_is_read_as_the_same_terms():
+    given = (Term("a" * 40, 0.1), Term("b" * 40, 0.9))
+    assert terms(written(given), ()) == given
+    with pytest.raises(RecipeError, match="is no revision"):
+        terms("mean(-x,main)", ())
+
+
+def test_a_sweep_takes_a_mean_beside_its_steps(tmp_path):
+    root = tmp_path / "runs"
+    paths = checkpoints(root, "step1", "step2", "main")
+    file = sweep(paths, RTN | {"bits": 4}, "1,mean(step1, step2:3),main")
+    members, _ = snapshots(file.sweep)
+    assert [m.revision for m in members] == ["step1", "main", "mean(step1, step2:3)"]
+    assert members[-1].step is None  # no point of a curve over training
+    with pytest.raises(RecipeError, match=r"`sweep.revisions`: mean\(step5..step9\): there is no step"):
+        snapshots(sweep(paths, RTN, "mean(step5..step9)").sweep)
+
+
+def test_the_report_sets_a_mean_beside_the_last_step():
+    results, _ = measured(models=("70m",), steps=(1000, 143000), bits=(4,), noise=1e-6, tau=0.0)
+    table = results.to_pylist()
+    mean = table[1] | {"key": "m", "revision": "mean(step142000..step143000)", "step": None, "training_tokens": None}
+    for name in ("delta_nll", "delta_nll_low", "delta_nll_high"):
+        mean[name] = table[1][name] / 2
+    rows = Rows.of(results.from_pylist([*table, mean], schema=results.schema))
+    (said,) = averages(rows).sentences
+    assert "“mean(step142000..step143000)” of “pythia-70m”" in said
+    assert "less by 50%" in said
+    close = mean | {"delta_nll": table[1]["delta_nll"]}
+    close |= {f"delta_nll_{end}": table[1][f"delta_nll_{end}"] for end in ("low", "high")}
+    (said,) = averages(Rows.of(results.from_pylist([*table, close], schema=results.schema))).sentences
+    assert "does not tell them apart" in said
+    assert averages(Rows.of(results)).sentences == []
