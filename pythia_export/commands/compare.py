@@ -168,7 +168,7 @@ def _original(opened: dict[str, Artifact], given: Model | None, progress: Progre
     accept = Accept(duplicates="unasked")
     if given is None:
         recipe = located(first.recipe, origin.commit, first.folder, needed=("model.path", "model.adapter"))
-        pulled = pull_checkpoint(pinned(recipe, origin.commit), accept=accept, progress=progress)
+        pulled = pull_checkpoint(pinned(recipe, origin), accept=accept, progress=progress)
         source = open_checkpoint(require_recorded(pulled, origin, first.config), progress)
     else:
         source = open_checkpoint(pull_checkpoint(given, accept=accept, progress=progress), progress)
