@@ -21,7 +21,6 @@ from tokenizers import Tokenizer
 from . import artifact, runtime
 from .artifact.download import download_artifact
 from .base.progress import SILENT, Progress
-from .model.likelihood import log_probabilities
 from .runtime.sampling import Sampling
 from .weights.names import TAPS, data_name
 
@@ -111,7 +110,7 @@ class Artifact(artifact.Artifact):
             TypeError: prompts that are no text.
         """
         sampling = Sampling.asked(self.generation, sample, temperature, top_k, top_p, seed)
-        prompts = _texts(prompt)
+        prompts = _texts(prompt, "generate takes a prompt")
         if not prompts:
             return []
         ends = self._ends(stop)
@@ -190,8 +189,15 @@ class Artifact(artifact.Artifact):
     def _ends(self, stop: Sequence[str]) -> tuple[str, ...]:
         return (*((stop,) if isinstance(stop, str) else stop), *self.generation.stop_strings)
 
-    def score(self, text: str) -> np.ndarray:
-        """Return the natural logarithm of the probability of each token of `text` but the first, [T - 1] float64.
+    @overload
+    def score(self, text: str) -> np.ndarray: ...
+
+    @overload
+    def score(self, text: list[str] | tuple[str, ...]) -> list[np.ndarray]: ...
+
+    def score(self, text: str | list[str] | tuple[str, ...]) -> np.ndarray | list[np.ndarray]:
+        """Return the natural logarithm of the probability of each token of `text` but the first, [T - 1] float64. For a
+        list of texts, return a list of those; several are computed in one pass.
 
         A text longer than the context is read in windows of `config.max_positions` tokens, each of which begins with
         the last token of the one before. ``exp(-mean)`` of the result is the perplexity.
@@ -200,15 +206,9 @@ class Artifact(artifact.Artifact):
             NumericsError: the model computes a NaN or an infinity.
             TypeError: no text.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"score takes one text, a str, not {_kind(text)}")
-        ids = np.array(self._tokenizer.encode(text).ids, np.int64)
-        window, found = self.config.max_positions, []
-        for start in range(0, len(ids) - 1, window - 1):
-            part = ids[start : start + window]
-            logits = self.logits(part[None, :-1])[0]
-            found.append(log_probabilities(logits, part[1:]))
-        return np.concatenate(found) if found else np.empty(0)
+        texts = _texts(text, "score takes a text")
+        found = runtime.score_rows(self.session, [self._tokenizer.encode(one).ids for one in texts])
+        return found[0] if isinstance(text, str) else found
 
     @overload
     def trace(self, texts: str, capture: str | Sequence[str] = ..., *, positions: Positions = ...,
@@ -326,12 +326,12 @@ def _row(given: ArrayLike) -> np.ndarray:
     return found.astype(np.int64)
 
 
-def _texts(prompt: str | list[str] | tuple[str, ...]) -> list[str]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if not isinstance(prompt, list | tuple) or not all(isinstance(text, str) for text in prompt):
-        raise TypeError(f"generate takes a prompt, a str, or a list of them, not {_kind(prompt)}")
-    return list(prompt)
+def _texts(given: str | list[str] | tuple[str, ...], what: str) -> list[str]:
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list | tuple) or not all(isinstance(text, str) for text in given):
+        raise TypeError(f"{what}, a str, or a list of them, not {_kind(given)}")
+    return list(given)
 
 
 def _whole_numbers(given: ArrayLike, what: str) -> np.ndarray:

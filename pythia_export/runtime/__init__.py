@@ -5,6 +5,7 @@ from .cache import Cache
 from .generation import Piece, continued, generate, generate_batch, generate_text, generate_texts
 from .onnxruntime import require_provider
 from .sampling import Sampling
+from .scoring import score_rows
 from .session import Session, check_graph, check_runnable
 from .speculation import Draft, require_same_tokens
 from .speed import MODEL, speed_here
@@ -31,5 +32,6 @@ __all__ = [
     "peak_memory_bytes",
     "require_provider",
     "require_same_tokens",
+    "score_rows",
     "speed_here",
 ]

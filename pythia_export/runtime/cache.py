@@ -4,8 +4,9 @@ The tokens of every row end in one column, the last that is valid. A shorter row
 can leave, and rows that were computed elsewhere can join.
 
 A step of one token a row costs Python the same whatever the context. Ids, positions and logits have buffers that stay
-bound, positions are counted and not summed, and the mask is a view of memory that was written before. Only where
-several rows have padding the mask is copied, 8 bytes a column and row: ONNX Runtime takes no strides.
+bound. Where no row has padding the mask is ones: its OrtValues are made ahead, some at a time, since after a run of
+the model whatever Python does is out of the processor's cache and costs several times what it does in a loop. Only
+where rows have padding the mask is copied, 8 bytes a column and row: ONNX Runtime takes no strides.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _LINE = 64  # bytes of a line of a processor's cache
 _HUGE = 1 << 22  # bytes from which on NumPy asks for huge pages
+_AHEAD = 32  # masks that are made at a time
 LOGITS = "logits"
 
 
@@ -57,6 +59,17 @@ class Buffer:
         return np.asarray(self.value.numpy()) if self._copied else self.array
 
 
+class Single:
+    """What a step of one token a row reads and gives: ids and positions [B, 1], logits [B, 1, V]."""
+
+    def __init__(self, memory: Memory, rows: int, vocabulary: int) -> None:
+        self.ids, self.positions = (Buffer(memory, np.empty((rows, 1), np.int64)) for _ in range(2))
+        self.logits = Buffer(memory, np.empty((rows, 1, vocabulary), np.float32))
+        self.rows = rows
+        self.inputs = {"input_ids": self.ids.value, "position_ids": self.positions.value}
+        self.outputs = {LOGITS: self.logits.value}
+
+
 class Cache:
     """Keys and values of `batch` rows: room for `max_len` columns, of which `length` are valid.
 
@@ -79,14 +92,16 @@ class Cache:
         self.length = 0
         self.binding = binding
         self.grows = grows
+        self.padded = False  # whether a column of a row is padding
         self._present_of = present_of
         self._memory = memory
-        self._mask = np.zeros((batch, max_len), np.int64)
-        self._flat = np.ones(batch * max_len, np.int64)  # the mask without strides: ones, until a row has padding
-        self._padded = False
-        self._counts = np.zeros(batch, np.int64)
-        self._tokens: tuple[Buffer, Buffer] | None = None  # ids and positions, bound
-        self._logits: Buffer | None = None  # of one token a row, where they are bound
+        self._mask = np.ones((batch, max_len), np.int64)  # ones, unless there is padding
+        self._flat = np.ones(batch * max_len, np.int64)  # the same for the graph, without strides
+        self._ones: dict[int, Any] = {}  # by length: OrtValues of a mask of ones
+        self._pads = np.zeros(batch, np.int64)  # columns of padding of each row
+        self._fed_pads: np.ndarray | None = None
+        self._bound: object = None  # whose ids, positions and logits are bound
+        self._single: Single | None = None
         self._keeps = 0  # what num_logits_to_keep is bound to
         self._arrays = {} if grows or memory.copies else dict(arrays)  # of every row; the first `batch` are bound
         self._bind_values({past: memory.value(array) for past, array in arrays.items()})
@@ -99,7 +114,7 @@ class Cache:
     @property
     def counts(self) -> np.ndarray:
         """[B] int64: tokens of each row, without padding."""
-        return self._counts[: self.batch]
+        return self.length - self._pads[: self.batch]
 
     @property
     def ends_in_padding(self) -> np.ndarray:
@@ -117,8 +132,7 @@ class Cache:
             self.binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             self.binding.bind_ortvalue_output(name, value)
-        if LOGITS in outputs:
-            self._logits = None
+        self._bound = None
 
     def bind_keep(self, name: str, kept: int, value: Callable[[int], Any]) -> None:
         """Bind how many logits are wanted, where it is not what it was."""
@@ -126,41 +140,50 @@ class Cache:
             self.binding.bind_ortvalue_input(name, value(kept))
             self._keeps = kept
 
-    def bind_logits(self, vocabulary: int) -> Buffer:
-        """Return the buffer [B, 1, V] of a step of one token a row, bound and made once."""
-        if self._logits is None or len(self._logits.array) != self.batch:
-            made = Buffer(self._memory, np.empty((self.batch, 1, vocabulary), np.float32))
-            self.bind({}, {LOGITS: made.value})
-            self._logits = made
-        return self._logits
-
     def feed(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
-        """Bind ids [B, T], their positions and the whole mask; after the run `advance` counts them."""
+        """Bind ids [B, T], their positions and the whole mask; after the run `advance` makes them part of the cache."""
         new, end = ids.shape[1], self.length + ids.shape[1]
-        if self._tokens is None or self._tokens[0].array.shape != ids.shape:
-            self._tokens = self._new_buffer(ids.shape), self._new_buffer(ids.shape)
-            self.bind({"input_ids": self._tokens[0].value, "position_ids": self._tokens[1].value}, {})
-        fed, positions = self._tokens
-        fed.array[:] = ids
-        at = positions.array
-        if mask is None:
-            self._mask[: self.batch, self.length : end] = 1
-            at[:] = self.counts[:, None]
-            if new > 1:
-                at += np.arange(new)
-        else:
+        self._fed_pads = None
+        if mask is not None and not mask.all():
             self._mask[: self.batch, self.length : end] = mask
-            self._padded = self._padded or not mask.all()
-            np.maximum(self.counts[:, None] + np.cumsum(mask, axis=1) - 1, 0, out=at)
-        fed.written()
-        positions.written()
+            self._fed_pads, self.padded = new - mask.sum(1), True
+            positions = np.maximum(self.counts[:, None] + np.cumsum(mask, axis=1) - 1, 0)
+        else:
+            if self.padded:
+                self._mask[: self.batch, self.length : end] = 1
+            positions = self.counts[:, None] + np.arange(new)
+        fed = {"input_ids": np.ascontiguousarray(ids), "position_ids": positions}
+        self.bind({name: self._memory.value(array) for name, array in fed.items()}, {})
         self.binding.bind_ortvalue_input("attention_mask", self._memory.value(self._whole_mask(end)))
 
+    def feed_single(self, tokens: Sequence[int], vocabulary: int) -> Buffer:
+        """Do the same for one token a row; return the logits' buffer [B, 1, V], which stays the same."""
+        single, end = self._single, self.length + 1
+        if single is None or single.rows != self.batch:
+            single = self._single = Single(self._memory, self.batch, vocabulary)
+        if self._bound is not single:
+            self.bind(single.inputs, single.outputs)
+            self._bound = single
+        self._fed_pads = None
+        single.ids.array[:, 0] = tokens
+        if self.padded:
+            self._mask[: self.batch, self.length] = 1
+            single.positions.array[:, 0] = self.counts
+            mask = self._memory.value(self._whole_mask(end))
+        else:
+            single.positions.array.fill(self.length)
+            mask = self._ones.pop(end, None) or self._made_ahead(end)
+        if self._memory.copies:
+            single.ids.written()
+            single.positions.written()
+        self.binding.bind_ortvalue_input("attention_mask", mask)
+        return single.logits
+
     def advance(self, new: int) -> None:
-        """Count the columns that were fed; of a cache that grows, take what the graph allocated."""
-        at = self.length
-        self._counts[: self.batch] += self._mask[: self.batch, at : at + new].sum(1) if self._padded else new
+        """Make what was fed part of the cache; of one that grows, take what the graph allocated."""
         self.length += new
+        if self._fed_pads is not None:
+            self._pads[: self.batch] += self._fed_pads
         if self.grows:
             outputs = self.binding.get_outputs()[: len(self._present_of)]  # in the order of binding: these were first
             self._bind_values(dict(zip(self._present_of, outputs, strict=True)))
@@ -171,8 +194,10 @@ class Cache:
             raise ValueError(f"a cache of {self.length} columns, cut to {length}")
         if length == self.length:
             return
-        self._counts[: self.batch] -= self._mask[: self.batch, length : self.length].sum(1)
+        if self.padded:
+            self._pads[: self.batch] -= (self._mask[: self.batch, length : self.length] == 0).sum(1)
         self.length = length
+        self._note_padding()
         if self.grows:
             self._regrow(lambda old, past: old[:, :, :length])
 
@@ -180,7 +205,7 @@ class Cache:
         """Forget everything; the next step begins so many rows, up to those that the cache was made for."""
         if not 1 <= rows <= len(self._mask):
             raise ValueError(f"{rows} rows in a cache of {len(self._mask)}")
-        self.batch, self.length, self._counts[:] = rows, 0, 0
+        self.batch, self.length, self._pads[:] = rows, 0, 0
         if self.grows:
             self._regrow(lambda old, past: np.empty((rows, old.shape[1], 0, *old.shape[3:]), old.dtype))
         self._rebind_rows()
@@ -195,7 +220,7 @@ class Cache:
         moved = [(to, row) for to, row in enumerate(rows) if to != row]
         for to, row in moved:
             self._mask[to, : self.length] = self._mask[row, : self.length]
-            self._counts[to] = self._counts[row]
+            self._pads[to] = self._pads[row]
             for array in self._arrays.values():
                 array[to, :, : self.length] = array[row, :, : self.length]
         if self.grows:
@@ -210,7 +235,7 @@ class Cache:
         self.batch = end
         self._mask[first:end, :begin] = 0
         self._mask[first:end, begin : self.length] = other.mask
-        self._counts[first:end] = other.counts
+        self._pads[first:end] = self.length - other.counts
         if self.grows:
             theirs = {past: value.numpy() for past, value in other.values.items()}
 
@@ -227,11 +252,12 @@ class Cache:
 
     def drop_padding(self) -> int:
         """Move all rows to the left by the padding that they have in common; return how many columns that was."""
-        columns = int(self.length - self.counts.max())
+        columns = int(self._pads[: self.batch].min())
         if columns:
             self._mask[: self.batch, : self.length - columns] = self._mask[: self.batch, columns : self.length]
             kept = slice(columns, self.length)
             self.length -= columns
+            self._pads[: self.batch] -= columns
             if self.grows:
                 self._regrow(lambda old, past: old[:, :, kept])
             for array in self._arrays.values():
@@ -243,13 +269,14 @@ class Cache:
         if not self.grows:
             bound = {past: self._memory.value(array[: self.batch]) for past, array in self._arrays.items()}
             self._bind_values(bound)
+        self._ones.clear()
         self._note_padding()
 
     def _note_padding(self) -> None:
-        padded = bool((self.counts < self.length).any())
-        if self._padded and not padded:
+        was, self.padded = self.padded, bool(self._pads[: self.batch].any())
+        if was and not self.padded:
+            self._mask[:] = 1
             self._flat[:] = 1
-        self._padded = padded
 
     def _regrow(self, change: Callable[[np.ndarray, str], np.ndarray]) -> None:
         """Bind copies in place of what a graph allocated."""
@@ -267,17 +294,19 @@ class Cache:
             else:
                 self.binding.bind_ortvalue_output(self._present_of[past], value)
 
-    def _new_buffer(self, shape: tuple[int, ...]) -> Buffer:
-        return Buffer(self._memory, np.empty(shape, np.int64))
-
     def _whole_mask(self, end: int) -> np.ndarray:
         """[B, end], in one piece."""
-        if self.batch == 1:
-            return self._mask[:1, :end]
         flat = self._flat[: self.batch * end].reshape(self.batch, end)
-        if self._padded:
+        if self.padded:
             flat[:] = self._mask[: self.batch, :end]
         return flat
+
+    def _made_ahead(self, end: int) -> Any:
+        """A mask of ones, [B, end]; those of the next steps are kept."""
+        if not self._memory.copies:
+            ahead = range(end + 1, min(end + _AHEAD, self.max_len + 1))
+            self._ones = {n: self._memory.value(self._whole_mask(n)) for n in ahead}
+        return self._memory.value(self._whole_mask(end))
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from ..base.errors import RecipeError
 from ..model.neox import cache_bytes
 from .cache import Cache
-from .sampling import Sampling, choose
+from .sampling import Sampling, draw
 from .session import Session
 from .speculation import Draft, Drawn, Speculation
 from .text import StreamDecoder, encode_prompt
@@ -113,30 +113,37 @@ def _in_turn(session: Session, rows: Sequence[_Row], room: int, sampling: Sampli
     moves = cache.movable and session.moves_rows
     active: list[_Row] = []
     while waiting or active:
-        free = places - len(active)
-        if waiting and (not active or (moves and 8 * free >= places and len(waiting[0].prompt) <= cache.length)):
-            new = _next(waiting, free)
+        if waiting and (not active or (moves and _room(cache, waiting[0], places - len(active), places))):
+            stepped = _next(waiting, places - len(active))
             if not active:
-                cache = _emptied(session, cache, len(new))
-            logits = _enter(session, cache, [row.prompt for row in new])
-            active += new
+                cache = _emptied(session, cache, len(stepped))
+            logits = _enter(session, cache, [row.prompt for row in stepped])
+            active += stepped
         else:
-            new = active
             if cache.length == cache.max_len:
                 cache.drop_padding()
+            stepped = active
             logits = session.decode(cache, [row.token for row in active])
-        for row, token in zip(new, _tokens(logits, sampling, new), strict=True):
+        ended = False
+        for row, token in zip(stepped, _tokens(logits, sampling, stepped), strict=True):
             if row.ended:
                 continue
             row.token, row.left = token, row.left - 1
-            row.ended = token in ends
-            if not row.ended:
+            if token in ends:
+                row.ended = True
+            else:
                 yield Piece(row.index, token, row.text.push(token))
                 row.ended = row.left == 0 or row.text.stopped
             if row.ended:
+                ended = True
                 yield Piece(row.index, None, row.text.finish())
-        if any(row.ended for row in active):
+        if ended:
             active = _without_ended(cache, active, moves)
+
+
+def _room(cache: Cache, row: _Row, free: int, places: int) -> bool:
+    """Whether so many rows are free that a pass over prompts is worth its while, and the next fits in."""
+    return 8 * free >= places and len(row.prompt) <= cache.length
 
 
 def _places(session: Session, rows: int, longest: int, room: int) -> int:
@@ -179,7 +186,7 @@ def _tokens(logits: np.ndarray, sampling: Sampling, rows: Sequence[_Row]) -> lis
     if sampling.temperature == 0:
         likeliest: list[int] = logits.argmax(axis=1).tolist()
         return likeliest
-    return [row.token if row.ended else choose(logits[at], sampling, row.rng) for at, row in enumerate(rows)]
+    return [row.token if row.ended else draw(logits[at], sampling, row.rng) for at, row in enumerate(rows)]
 
 
 def _without_ended(cache: Cache, active: list[_Row], moves: bool) -> list[_Row]:

@@ -108,12 +108,17 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
     if not np.isfinite(logits).all():
         bad = np.flatnonzero(~np.isfinite(logits))
         raise NumericsError(f"{bad.size} of {logits.size} logits are not finite, the first that of token {bad[0]}")
-    if sampling.temperature == 0:
-        return int(logits.argmax())
+    return int(logits.argmax()) if sampling.temperature == 0 else draw(logits, sampling, rng)
+
+
+def draw(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
+    """One token id from finite `logits` [V], by a temperature above 0."""
     weights, u = _weights(logits, sampling), rng.random()
     tokens, p = _drawable(logits, weights, sampling)
     if tokens is None:  # as far down as the draw goes, in the same order
-        u *= weights.sum()
+        u *= float(weights.sum())
+        if u < 1:  # the likeliest's weight
+            return int(logits.argmax())
         tokens = _head(logits, weights, 1, u)
         p = weights[tokens]
     at = int(np.searchsorted(np.cumsum(p), u, side="right"))
@@ -122,8 +127,12 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
 
 def _weights(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Probabilities [V] float64 that are not yet divided by their sum: the likeliest's is 1."""
-    with np.errstate(over="ignore", under="ignore"):  # a tiny temperature: all but the likeliest vanish
-        weights: np.ndarray = np.exp((logits.astype(np.float64) - float(logits.max())) / sampling.temperature)
+    weights = logits.astype(np.float64)
+    weights -= float(logits.max())
+    if sampling.temperature != 1:
+        with np.errstate(over="ignore"):  # a tiny temperature: all but the likeliest vanish
+            weights /= sampling.temperature
+    np.exp(weights, out=weights)
     return weights
 
 

@@ -36,6 +36,7 @@ from .speed import MODEL, provider_of, speed_of
 if TYPE_CHECKING:
     from ..artifact import Artifact
 
+_smallest, _largest = np.minimum.reduce, np.maximum.reduce  # without the detour of ndarray.min through Python
 _FEWER = "Use fewer rows or fewer tokens."
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
 
@@ -207,9 +208,18 @@ class Session:
 
         The next call writes over them: the buffer is the cache's own.
         """
-        logits = cache.bind_logits(self._vocabulary)
-        self._advance(cache, np.array(tokens, np.int64)[:, None], None, 1)
-        return _finite(logits.read(), cache.mask[:, -1:])[:, 0]
+        count = self._vocabulary
+        unfit = len(tokens) != cache.batch or cache.length == cache.max_len
+        if unfit or (cache.padded and self._rotates_by_place) or min(tokens) < 0 or max(tokens) >= count:
+            self._check_step(cache, np.array(tokens, np.int64)[:, None], None)
+        logits = cache.feed_single(tokens, count)
+        if self.keeps:
+            cache.bind_keep(KEEP, 1, self._count)
+        self._run(cache, 1)
+        found = logits.read()
+        if -math.inf < float(_smallest(found, axis=None)) and float(_largest(found, axis=None)) < math.inf:
+            return found[:, 0]
+        return _finite(found, cache.mask[:, -1:])[:, 0]
 
     def _advance(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None, kept: int) -> None:
         """Append `ids` to the cache; what is wanted of the last `kept` tokens is bound already."""
@@ -217,19 +227,22 @@ class Session:
         cache.feed(ids, mask)
         if self.keeps:
             cache.bind_keep(KEEP, kept, self._count)
+        self._run(cache, ids.shape[1])
+
+    def _run(self, cache: Cache, new: int) -> None:
+        """Compute what is bound: `new` tokens a row, which are part of the cache then."""
         try:
             self._session.run_with_iobinding(cache.binding)
         except Exception as e:  # a class of ONNX Runtime's own, by the status of the node
             if is_memory(e):
-                batch, new = ids.shape
-                raise ResourceError(f"no memory to run {batch} rows of {new} tokens: {e}", hint=_FEWER) from e
+                raise ResourceError(f"no memory to run {cache.batch} rows of {new} tokens: {e}", hint=_FEWER) from e
             if self._memory.device == "cuda" and "CUDA" in str(e):
                 raise EnvironmentProblem(f"the GPU failed: {e}", hint="Check `nvidia-smi` and the driver.") from e
             raise IntegrityError(
                 f"ONNX Runtime {self._ort.__version__} opened the graph and cannot run it: {e}",
                 hint="Copy the artifact again, or export it again.",
             ) from e
-        cache.advance(ids.shape[1])
+        cache.advance(new)
 
     def _count(self, kept: int) -> Any:
         """A number for a graph to read, on the CPU."""

@@ -35,12 +35,17 @@ class StreamDecoder:
         self.stopped = False
         self._tokenizer = tokenizer
         self._added = tokenizer.get_added_tokens_decoder()
+        self._spelt: dict[int, bytes] = {}  # of the tokens so far
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # decoded, but perhaps the beginning of a stop string
 
     def push(self, token: int) -> str:
         """Return the text that this token has made certain."""
-        return self._release(self._utf8.decode(self._bytes_of(token)), final=False)
+        spelt = self._spelt.get(token)
+        if spelt is None:
+            spelt = self._spelt[token] = self._bytes_of(token)
+        text = self._utf8.decode(spelt)
+        return self._release(text, final=False) if self._stop else text
 
     def finish(self) -> str:
         """The rest: a stop string that was only begun, and U+FFFD for half a character."""
@@ -54,7 +59,7 @@ class StreamDecoder:
         if text is None:  # the model's vocabulary is padded beyond the tokenizer's
             return b""
         try:
-            return bytes(_BYTE_OF[character] for character in text)
+            return bytes([_BYTE_OF[character] for character in text])
         except KeyError:  # an added token is stored as plain text
             return str(text).encode()
 

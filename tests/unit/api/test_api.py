@@ -103,7 +103,7 @@ def test_ids_may_be_lists(artifact):
         (lambda a: a.generate(None), TypeError, "not a NoneType"),
         (lambda a: a.generate("x", "5"), TypeError, "max_new_tokens is a whole number, not a str"),
         (lambda a: a.stream(["x"]), TypeError, "stream takes one prompt, a str, not a list of str"),
-        (lambda a: a.score(["x"]), TypeError, "score takes one text, a str, not a list of str"),
+        (lambda a: a.score([b"x"]), TypeError, "score takes a text, a str, or a list of them, not a list of bytes"),
         (lambda a: a.score(b"x"), TypeError, "not a bytes"),
         (lambda a: a.logits([1, 2]), ValueError, r"ids of shape \(2,\); \[batch, tokens\] was expected"),
         (lambda a: a.logits([[1, 2], [3]]), ValueError, "several lengths.*pad the shorter rows on the left"),
@@ -139,6 +139,19 @@ def test_scores_are_the_log_probabilities_of_the_tokens(artifact, folder):
     assert artifact.score("").size == 0 and artifact.score("x").size == 0
 
 
+def test_many_texts_are_scored_as_each_alone(artifact, monkeypatch):
+    """Of all lengths, empty ones and one beyond the context among them, several in a pass."""
+    texts = ["import os\n", "x", "", "def main(argv):\n    return argv\n", "value = compute(1)\n" * 90, "a = b\n" * 3]
+    passes, logits = [], artifact.session.logits
+    monkeypatch.setattr(artifact.session, "logits", lambda ids: passes.append(ids.shape) or logits(ids))
+    found = artifact.score(texts)
+    assert [len(x) for x in found] == [max(0, len(artifact.tokenizer().encode(text).ids) - 1) for text in texts]
+    assert len(found[4]) > artifact.config.max_positions and len(passes) < 4
+    for together, text in zip(found, texts, strict=True):
+        assert np.abs(together - artifact.score(text)).max(initial=0) < 1e-4
+    assert artifact.score([]) == []
+
+
 def test_a_text_beyond_the_context_is_scored_in_windows_that_share_a_token(artifact):
     text = "".join(f"value_{i} = compute({i}, other={i * i})\n" for i in range(120))
     tokenizer = artifact.tokenizer()
@@ -154,7 +167,7 @@ def test_a_window_is_scored_in_little_memory_beside_its_logits(artifact, monkeyp
     text = "".join(f"value_{i} = compute({i})\n" for i in range(40))
     logits = artifact.logits(np.array([artifact.tokenizer().encode(text).ids])[:, :-1])
     expected, peaks = artifact.score(text), {}
-    monkeypatch.setattr(artifact, "logits", lambda ids: logits)
+    monkeypatch.setattr(artifact.session, "logits", lambda ids: logits)
     for chunk in (likelihood.CHUNK_LOGITS, 10**9):
         monkeypatch.setattr(likelihood, "CHUNK_LOGITS", chunk)
         tracemalloc.start()
