@@ -9,6 +9,8 @@ NVCC := build/nvcc/nvidia/cu13/bin/nvcc
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+comma := ,
+
 .DEFAULT_GOAL := help
 .PHONY: help demo sweep-demo check lint test test-fast test-import test-fuzz test-lens test-consumers test-slurm test-kill consumers hooks docs reference kernels \
 	cuda venv clean
@@ -86,14 +88,16 @@ test-import: $(STAMP) kernels ## quantise with three other tools, import each
 	@tests/importers/make.sh build/importers $(PYTHON) $(BIN)/python
 	@$(PYTEST) -rs tests/end_to_end/test_import_libraries.py
 
-test-lens: build/lens/.installed kernels ## an artifact in TransformerLens 4, with transformers 5
-	@echo "test    every place and change against TransformerLens, in build/lens"
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 build/lens/bin/python -m pytest -q -rs tests/lens
+test-lens: build/lens/.installed build/saelens/.installed kernels ## an artifact in TransformerLens 4, and in SAELens
+	@echo "test    every place and change against TransformerLens, in build/lens and build/saelens"
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 build/lens/bin/python -m pytest -q tests/lens/test_lens.py
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 build/saelens/bin/python -m pytest -q tests/lens/test_saelens.py
 
-build/lens/.installed: pyproject.toml
-	@echo "lens    installing TransformerLens and transformers 5 into build/lens"
-	@$(PYTHON) -m venv build/lens
-	@build/lens/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[lens]' 'pytest>=8.3,<10'
+build/lens/.installed build/saelens/.installed: pyproject.toml
+	@echo "lens    installing what $(@D) needs"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check 'pytest>=8.3,<10' 'torch<2.14' \
+		$(if $(findstring sae,$@),--editable . 'sae-lens>=6.54$(comma)<7' 'transformer-lens>=3.9$(comma)<4',--editable '.[lens]')
 	@touch $@
 
 test-fuzz: $(STAMP) kernels ## a million damaged inputs; no other error may escape

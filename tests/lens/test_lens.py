@@ -13,43 +13,20 @@ import torch
 
 pytest.importorskip("transformer_lens.model_bridge.driver_protocol", reason="TransformerLens 4: `make test-lens`")
 
-from models import hugging_face, save_checkpoint
-from places import ROOT
 from transformer_lens.model_bridge import RemoteBridge, TransformerBridge
 from transformer_lens.model_bridge.driver_protocol import validate_driver
 from transformers import AutoTokenizer
 
 from pythia_export.base.errors import RecipeError, SourceError
-from pythia_export.commands.dequantize import dequantize
 from pythia_export.commands.export import export
-from pythia_export.commands.quantize import quantize
 from pythia_export.lens import driver
-from pythia_export.model.hooks import hooks_of
-from pythia_export.model.neox import NeoXConfig
-from pythia_export.recipe import parse_recipe
 
-CONFIG = NeoXConfig(4096, 128, 3, 2, 256, max_positions=64)
-RECIPE = {
-    "quantize": {"method": "rtn", "bits": 4, "group_size": 32},
-    "verify": {"source": "python-stdlib", "tokens": 256, "sequence_length": 32},
-}
 TEXT = "def main(argv):\n    return 0"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
     warnings.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """An artifact of int4 with every tap, and what its weights stand for as a plain checkpoint."""
-    at = tmp_path_factory.mktemp("made")
-    save_checkpoint(hugging_face(CONFIG), CONFIG, at / "model", ROOT / "demo" / "main" / "tokenizer.json")
-    quantize(parse_recipe(RECIPE | {"model": {"path": str(at / "model")}}), at / "weights")
-    export(at / "weights", at / "artifact", taps=["all"])
-    dequantize(at / "artifact", at / "plain")
-    return at / "artifact", at / "plain"
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +41,10 @@ def bridge(folders):
     return RemoteBridge(lens.adapter, AutoTokenizer.from_pretrained(folders[0]), driver=lens)
 
 
-def test_transformer_lens_accepts_the_driver(folders, bridge):
+def test_transformer_lens_accepts_the_driver(folders, bridge, hooks):
     lens = driver(folders[0])
     validate_driver(lens, after_bridge_construction=True)
-    assert lens.supported_hook_points == set(hooks_of(["all"], CONFIG)) and not lens.non_fireable_hook_points
+    assert lens.supported_hook_points == set(hooks) and not lens.non_fireable_hook_points
     assert not any(map(lens.supports, ("gradients", "parameters", "weight_access")))
 
 
@@ -79,13 +56,13 @@ def test_the_configuration_is_the_one_that_transformer_lens_makes(folders, origi
         assert getattr(ours, name) == getattr(theirs, name), name
 
 
-def test_every_place_is_that_of_transformer_lens(original, bridge):
+def test_every_place_is_that_of_transformer_lens(original, bridge, hooks):
     tokens = original.to_tokens(TEXT)
     assert (bridge.to_tokens(TEXT) == tokens).all()
     expected, theirs = original.run_with_cache(tokens)
     logits, cache = bridge.run_with_cache(TEXT)
     assert (logits - expected).abs().max() < 1e-4
-    for hook in hooks_of(["all"], CONFIG):
+    for hook in hooks:
         assert cache[hook].shape == theirs[hook].shape, hook
         assert (cache[hook] - theirs[hook]).abs().max() < 1e-4, hook
 
@@ -146,14 +123,14 @@ def in_torch(spec):
 
 
 @pytest.mark.parametrize("hook", CHANGES)
-def test_a_change_is_what_it_is_in_transformer_lens(original, bridge, hook):
+def test_a_change_is_what_it_is_in_transformer_lens(original, bridge, hooks, hook):
     tokens = original.to_tokens(TEXT)
     for spec in CHANGES[hook]:
         with original.hooks(fwd_hooks=[(hook, in_torch(spec))]):
             expected, theirs = original.run_with_cache(tokens)
         logits, cache = bridge.run_with_cache(tokens, intervene={hook: spec})
         assert (logits - expected).abs().max() < 1e-4
-        for place in hooks_of(["all"], CONFIG):
+        for place in hooks:
             assert (cache[place] - theirs[place]).abs().max() < 1e-4, place
         assert (logits - original(tokens)).abs().max() > 1e-3
 
