@@ -39,6 +39,7 @@ from .grid import Quantized, find_grid
 WEIGHTS_AT_ONCE = 1 << 22
 STATES = 8192  # roundings that a beam carries on at once: enough to be worth a call, few enough to stay in the cache
 WEIGHTS_ON_GPU = 1 << 28  # at once: a head of the suite's in one go
+MASSIVE = 100.0  # times the median of what inputs are on average, squared
 SHARED_OUT = 1 << 22  # weights from which threads gain more than they lose by waiting for each other
 
 
@@ -77,7 +78,7 @@ def factor(H: Tensor, settings: Quantize) -> Factor:
     act_order, damp, max_damp = settings.act_order, settings.damp, settings.max_damp
     diagonal = H.diagonal()
     dead = diagonal <= 0  # an input that is always zero: any weight is exact, and zero is the cheapest
-    mean = diagonal[~dead].mean() if not dead.all() else torch.ones_like(diagonal[0])
+    mean = _usual(diagonal[~dead]) if not dead.all() else torch.ones_like(diagonal[0])
     diagonal = torch.where(dead, mean, diagonal)
     unit = _power_of_4(float(mean))
     columns = torch.arange(len(H), device=H.device)
@@ -97,6 +98,12 @@ def factor(H: Tensor, settings: Quantize) -> Factor:
                 hint="Calibrate on more tokens, raise `quantize.max_damp`, or give this linear method = 'rtn'.",
             )
         damp *= 2
+
+
+def _usual(diagonal: Tensor) -> Tensor:
+    """The mean, of which a few massive inputs take no more than `MASSIVE` medians each: one that a single token makes a
+    million times as large would else damp all the others away."""
+    return diagonal.clamp(max=MASSIVE * diagonal.median()).mean()
 
 
 def _power_of_4(x: float) -> float:

@@ -160,3 +160,33 @@ def test_a_shift_that_the_stored_type_cannot_hold_names_the_bias(tmp_path):
     sick.tensors[f"gpt_neox.layers.0.{NORMS[1]}.bias"][:] = 1e6
     with pytest.raises(NumericsError, match=r"layers\.0\.mlp\.dense_h_to_4h\.bias has a value of .* float16"):
         export_model(sick, tmp_path, Quantize(group_size=32, beam=1), Export(target="cuda", dtype="float16"), WINDOWS)
+
+
+def massive(size: float) -> InMemory:
+    """A model with a neuron that fires at the first token alone, as much as `size` says, and that nothing reads."""
+    found = source()
+    t = {name: tensor.double() for name, tensor in found.tensors.items()}
+    prefix, n = "gpt_neox.layers.0", 17
+    z = torch.nn.functional.layer_norm(t[f"{EMBEDDING}.weight"], (TINY.hidden_size,))
+    row = z[0] / z[0].norm() / t[f"{prefix}.{NORMS[1]}.weight"]
+    at_others = float((z[1:] @ (z[0] / z[0].norm())).max())
+    middle = (float(z[0].norm()) + at_others) / 2 + float(row @ t[f"{prefix}.{NORMS[1]}.bias"])
+    steep = 20 / (float(z[0].norm()) - at_others)  # 10 at the first token, -10 at the next likest
+    t[f"{prefix}.mlp.dense_h_to_4h.weight"][n] = steep * size * row
+    t[f"{prefix}.mlp.dense_h_to_4h.bias"][n] = -steep * size * middle
+    t[f"{prefix}.mlp.dense_4h_to_h.weight"][:, n] = 0
+    return InMemory(TINY, {name: tensor.float() for name, tensor in t.items()})
+
+
+def test_a_massive_activation_of_the_first_token_costs_the_others_nothing(tmp_path):
+    """It took the mean of the Hessian's diagonal with it, and so damped all else away."""
+    first = np.zeros((len(WINDOWS), 1), int)
+    windows, held_out = (np.concatenate((first[: len(x)], x % 95 + 1), 1) for x in (WINDOWS, HELD_OUT))
+    found, wanted = {}, logits(massive(1), TINY, held_out)
+    for size in (1.0, 1e4):
+        model = massive(size)
+        assert np.abs(logits(model, TINY, held_out) - wanted).max() < 1e-4
+        (tmp_path / str(size)).mkdir()
+        exported = export_model(model, tmp_path / str(size), Quantize(group_size=32), Export(), windows)
+        found[size] = divergence(wanted, logits(exported.reader(), TINY, held_out))
+    assert found[1e4] == pytest.approx(found[1.0], rel=0.1), found
