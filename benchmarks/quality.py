@@ -54,6 +54,7 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "all, a beam of 8": {"beam": 8},
     "all, a beam of 32": {"beam": 32},
     "all but the beam": {"beam": 1},
+    "all but the canonical form": {"balance": False},
     "all but clipping": {"clip": False},
     "all but error correction": {"error_correction": False},
     "all but coupled rows": {"fisher": False},
@@ -87,6 +88,10 @@ class Scorer:
     def __call__(self, source: Tensors) -> dict[str, Any]:
         nll, divergence = self._run(source)
         return {"nll": nll, "kl": divergence, "dnll": self.difference(nll, self.original)}
+
+    def kept(self, window: int) -> np.ndarray:
+        """The original's log-probabilities [S - 1, vocab] of a window, every eighth."""
+        return self._kept[window].astype(np.float64)
 
     def difference(self, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
         return asdict(clustered_mean((a - b).ravel(), self._clusters))

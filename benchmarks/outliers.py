@@ -1,0 +1,141 @@
+"""What copies of a checkpoint that compute the same function in other units cost to round: nothing more, it should be.
+
+    python benchmarks/outliers.py [--checkpoint demo] [--samples 128] [--tokens 131072] [--bits 4] [--group 128]
+
+Copies: four LayerNorm channels of each layer 50 times as large, the columns behind them as much smaller; likewise rows
+of v against dense, rows of q against k; and all of that with every channel times exp(normal) besides. Each is quantised
+with the defaults and with `balance = false`, as benchmarks/quality.py does, and scored by torch (level 0) on all
+windows and by ONNX Runtime with int8 activations (accuracy level 4) on every eighth. KL is on every eighth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from quality import Scorer
+from torch import Tensor
+
+from pythia_export.base.machine import machine
+from pythia_export.calibrate import Tensors, quantize_stream
+from pythia_export.checkpoint import open_checkpoint, pull
+from pythia_export.corpus import calibration_windows, verify_windows
+from pythia_export.graph.decoder import build_decoder
+from pythia_export.model.block import DENSE, UP
+from pythia_export.model.likelihood import log_softmax
+from pythia_export.model.neox import NORMS, QKV, cache_parts, layer_prefix, tensors
+from pythia_export.recipe import Calibration, Export, Model, Quantize, Verify
+from pythia_export.weights.layout import layout
+from pythia_export.weights.names import DATA_FILE
+from pythia_export.weights.reader import WeightsReader
+from pythia_export.weights.writer import WeightsWriter
+
+COPIES: dict[str, dict[str, float]] = {
+    "as trained": {},
+    "LayerNorms x 50": {"norm": 50},
+    "v x 50": {"v": 50},
+    "q x 50, k / 50": {"q": 50},
+    "all of these, each channel x exp(normal)": {"norm": 50, "v": 50, "q": 50, "spread": 1},
+}
+
+
+class Rescaled:
+    """The tensors of `source`, an equal model in other units."""
+
+    def __init__(self, source: Tensors, norm: float = 1, v: float = 1, q: float = 1, spread: float = 0) -> None:
+        self.config = config = source.config
+        g, d, heads, half = (
+            torch.Generator().manual_seed(1),
+            config.hidden_size,
+            config.num_heads,
+            config.rotary_dim // 2,
+        )
+        self._tensors = t = {spec.name: source.tensor(spec.name).double() for spec in tensors(config)}
+
+        def factors(of_four: float) -> Tensor:
+            found = torch.exp(spread * torch.randn(d, generator=g, dtype=torch.float64))
+            found[torch.randperm(d, generator=g)[:4]] *= of_four
+            return found
+
+        for prefix in map(layer_prefix, range(config.num_layers)):
+            for name, linear in zip(NORMS, (QKV, UP), strict=True):
+                by = factors(norm)
+                for part in ("weight", "bias"):
+                    t[f"{prefix}.{name}.{part}"] *= by
+                t[f"{prefix}.{linear}.weight"] /= by
+            of_v, of_q = factors(v), factors(q).view(heads, -1)
+            of_q[:, half : 2 * half] = of_q[:, :half]  # turned together
+            rows = torch.stack((of_q, 1 / of_q, of_v.view(heads, -1)), 1).flatten()
+            t[f"{prefix}.{QKV}.weight"] *= rows[:, None]
+            t[f"{prefix}.{QKV}.bias"] *= rows
+            t[f"{prefix}.{DENSE}.weight"] /= of_v
+
+    def tensor(self, name: str) -> Tensor:
+        return self._tensors[name].float()
+
+
+def level_4(folder: Path, score: Scorer, places: Any) -> tuple[float, float]:
+    """Mean difference of the loss, and divergence, of a graph with int8 activations on every eighth window."""
+    config = places.config
+    (folder / "model.onnx").write_bytes(build_decoder(config, places, Export(accuracy_level=4)).SerializeToString())
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    nothing = np.zeros((1, config.num_heads, 0, config.head_dim), np.float32)
+    names = [f"past_key_values.{i}.{part}" for i in range(config.num_layers) for part in cache_parts("float32")]
+    lost, divergence = [], []
+    for i in range(0, len(score.ids), 8):
+        ids = score.ids[i][None]
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.shape[1])[None]}
+        logits = session.run(["logits"], feeds | dict.fromkeys(names, nothing))[0][0, :-1]
+        rows, kept = log_softmax(logits), score.kept(i)
+        divergence.append(np.sum(np.exp(kept) * (kept - rows), -1).mean())
+        lost.append(np.mean(-np.take_along_axis(rows, ids[0, 1:, None], -1)[:, 0] - score.original[i]))
+    return float(np.mean(lost)), float(np.mean(divergence))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="demo", help="`demo`, or a folder (%(default)s)")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=131072)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group", type=int, default=128)
+    args = parser.parse_args()
+
+    model = Model(id="demo") if args.checkpoint == "demo" else Model(path=Path(args.checkpoint))
+    checkpoint = open_checkpoint(pull(model))
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer()
+    text: dict[str, Any] = {"source": "python-stdlib", "sequence_length": config.max_positions}
+    calibration = calibration_windows(Calibration(samples=args.samples, **text), tokenizer, config)
+    held_out = verify_windows(Verify(tokens=args.tokens, **text), tokenizer, config)
+    score = Scorer(checkpoint, held_out.ids, held_out.documents)
+    print(f"{score.original.size:,} held-out tokens; calibrated on {calibration.ids.size:,} tokens; {machine()}")
+    print(f"{args.bits} bits, group {args.group}; KL beside that of the checkpoint as trained\n")
+    print("| `balance` | copy | level 0: dNLL | KL | | level 4: dNLL | KL | |\n|---|---|---|---|---|---|---|---|")
+    for balance in (False, True):
+        first: tuple[float, float] | None = None
+        for name, units in COPIES.items():
+            quantize = Quantize(
+                bits=args.bits, group_size=args.group, head={"method": "none"}, embedding="float32", balance=balance
+            )
+            places = layout(config, quantize, "float32")
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / DATA_FILE
+                with WeightsWriter(path, places) as writer:
+                    quantize_stream(Rescaled(checkpoint, **units), writer, calibration.ids)
+                found, (lost, kl) = score(WeightsReader(path, places)), level_4(Path(folder), score, places)
+            first = first or (found["kl"], kl)
+            dnll = "{value:.5f} [{low:.5f}, {high:.5f}]".format_map(found["dnll"])
+            print(
+                f"| {'on' if balance else 'off'} | {name} | {dnll} | {found['kl']:.5f} | {found['kl'] / first[0]:.2f} | "
+                f"{lost:.5f} | {kl:.5f} | {kl / first[1]:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
