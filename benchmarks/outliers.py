@@ -130,11 +130,8 @@ def main() -> None:
                 found, (lost, kl) = score(WeightsReader(path, places)), level_4(Path(folder), score, places)
             first = first or (found["kl"], kl)
             dnll = "{value:.5f} [{low:.5f}, {high:.5f}]".format_map(found["dnll"])
-            print(
-                f"| {'on' if balance else 'off'} | {name} | {dnll} | {found['kl']:.5f} | {found['kl'] / first[0]:.2f} | "
-                f"{lost:.5f} | {kl:.5f} | {kl / first[1]:.2f} |",
-                flush=True,
-            )
+            levels = f"{found['kl']:.5f} | {found['kl'] / first[0]:.2f} | {lost:.5f} | {kl:.5f} | {kl / first[1]:.2f}"
+            print(f"| {'on' if balance else 'off'} | {name} | {dnll} | {levels} |", flush=True)
 
 
 if __name__ == "__main__":
