@@ -12,7 +12,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sweep-demo check lint test test-fast test-import test-fuzz test-lens test-consumers test-slurm test-kill consumers hooks docs reference kernels \
+.PHONY: help demo sweep-demo check lint test test-fast test-import test-fuzz test-lens test-consumers test-tools test-slurm test-kill consumers hooks docs reference kernels \
 	cuda venv clean
 
 help: ## list these targets
@@ -100,6 +100,16 @@ build/lens/.installed build/saelens/.installed: pyproject.toml
 		$(if $(findstring sae,$@),--editable . 'sae-lens>=6.54$(comma)<7' 'transformer-lens>=3.9$(comma)<4',--editable '.[lens]')
 	@touch $@
 
+test-tools: $(STAMP) build/tools/.installed ## what onnxslim and its like do to an artifact
+	@echo "test    every tool over every form of artifact (some four minutes)"
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/survival/table.py build/tools/bin/python 2>/dev/null
+
+build/tools/.installed: tests/survival/requirements.txt
+	@echo "tools   installing onnxslim, onnxsim, onnxscript and others into build/tools"
+	@$(PYTHON) -m venv build/tools
+	@build/tools/bin/python -m pip install --quiet --disable-pip-version-check -r tests/survival/requirements.txt
+	@touch $@
+
 test-fuzz: $(STAMP) kernels ## a million damaged inputs; no other error may escape
 	@echo "test    a million damaged inputs (about ten minutes of one core)"
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz.py
@@ -118,7 +128,7 @@ test-kill: $(STAMP) kernels ## runs killed at 200 random moments: what is lost?
 consumers: $(STAMP) build/consumers/.installed ## what test-consumers needs, and what test skips without
 
 build/consumers/.installed: tests/consumers/install.sh tests/consumers/package.json $(wildcard tests/consumers/requirements*.txt)
-	@echo "consumers  installing onnxruntime-genai, transformers 5, transformers.js, Chromium and headers for C++, for their tests"
+	@echo "consumers  installing onnxruntime-genai, transformers 5, lm-eval, OpenVINO, transformers.js, Chromium and headers for C++, for their tests"
 	@tests/consumers/install.sh build/consumers $(PYTHON)
 
 ##@ To build

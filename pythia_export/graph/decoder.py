@@ -162,6 +162,11 @@ def _called(nodes: Sequence[onnx.NodeProto]) -> list[onnx.FunctionProto]:
     return [linear_nbits()] if any((n.domain, n.op_type) == (DOMAIN, LINEAR) for n in nodes) else []
 
 
+def for_browsers(export: Export) -> bool:
+    """Whether the graph has to run by WebAssembly and by WebGPU."""
+    return export.target == "web" or export.layout == "transformers.js"
+
+
 def kv_cache(export: Export) -> Literal["shared", "growing"]:
     """How a runtime binds the cache: "shared" (one buffer is past and present) or "growing"."""
     return "growing" if export.rotary == "onnx" else "shared"
@@ -213,17 +218,20 @@ def _embedding(tape: _Tape, layout: Layout, export: Export, hidden: int, kind: i
     scheme = layout.embedding
     if scheme is not None:
         data, scales = tape.weight(f"{EMBEDDING}.qweight"), tape.weight(f"{EMBEDDING}.scales")
-        if export.target == "web" or export.layout == "transformers.js":
+        if for_browsers(export):
             return tape.typed(_dequantised_rows(tape, data, scales, scheme.bits, hidden, kind), kind, hidden)
         rows = tape.node(
             "GatherBlockQuantized", "/embed_in/GatherBlockQuantized", [data, "input_ids", scales],
             domain=MICROSOFT, bits=scheme.bits, block_size=scheme.group_size, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
         return tape.typed(rows, kind, hidden)
-    rows = tape.node("Gather", "/embed_in/Gather", [tape.weight(f"{EMBEDDING}.weight"), "input_ids"])
-    if _TYPES[layout.slots[f"{EMBEDDING}.weight"].dtype] == kind:
-        return rows
-    return tape.node("Cast", "/embed_in/Cast", [rows], to=kind)
+    table = tape.weight(f"{EMBEDDING}.weight")
+    same = _TYPES[layout.slots[table].dtype] == kind
+    if not same and for_browsers(export):
+        # Folded when a session opens. WebGPU takes on a Gather of float16 and fails where a GPU has no shader-f16.
+        table = tape.node("Cast", "/embed_in/Cast", [table], to=kind)
+    rows = tape.node("Gather", "/embed_in/Gather", [table, "input_ids"])
+    return rows if same or for_browsers(export) else tape.node("Cast", "/embed_in/Cast", [rows], to=kind)
 
 
 def _dequantised_rows(tape: _Tape, data: str, scales: str, bits: int, hidden: int, kind: int) -> str:

@@ -191,11 +191,10 @@ _PAST_OF_LENGTHS = """
 """
 
 # A body goes on by storing the new tokens, which gives keys, values [B, heads, total, head_dim] to read, and attends.
+# Of a cache that grows they are the outputs themselves. Behind an Identity, OpenVINO calls an output by its inner name.
 _GROWING = """
         present_key = Concat <axis: int = 2> (past_key, key)
         present_value = Concat <axis: int = 2> (past_value, value)
-        keys = Identity (present_key)
-        values = Identity (present_value)
 """
 
 
@@ -263,6 +262,7 @@ def _attend(config: NeoXConfig, dtype: str, cache: str | None) -> str:
 
     The scales of int8 multiply scores and weights, one number a token, and not each code.
     """
+    keys, values = ("present_key", "present_value") if cache is None else ("keys", "values")
     by_key = by_value = to_float = to_dtype = ""
     scores, weights, read, bias, flat = "products", "shares", "query", "attention_bias", "attention"
     kind = "float32" if cache == "int8" else dtype  # what attention computes in
@@ -292,13 +292,13 @@ def _attend(config: NeoXConfig, dtype: str, cache: str | None) -> str:
 {_number("nought", 0.0, kind)}
         causal = Where (future, lowest, nought)
         mask = Add ({bias}, causal)
-        keys_t = Transpose <perm: ints = [0, 1, 3, 2]> (keys)
+        keys_t = Transpose <perm: ints = [0, 1, 3, 2]> ({keys})
 {_number("scale", 1 / math.sqrt(config.head_dim), kind)}
         query_scaled = Mul ({read}, scale)
         products = MatMul (query_scaled, keys_t){by_key}
         masked = Add ({scores}, mask)
         shares = Softmax <axis: int = -1> (masked){by_value}
-        mixed = MatMul ({weights}, values)
+        mixed = MatMul ({weights}, {values})
         mixed_t = Transpose <perm: ints = [0, 2, 1, 3]> (mixed)
         packed_heads = Constant <value_ints: ints = [0, 0, {config.hidden_size}]> ()
         {flat} = Reshape (mixed_t, packed_heads){to_dtype}

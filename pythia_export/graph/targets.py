@@ -9,6 +9,7 @@ from ..model.hooks import hooks_of, tap_of
 from ..model.neox import EMBEDDING, NeoXConfig
 from ..recipe import Export
 from ..weights.layout import EMBEDDING_BLOCK, Layout
+from .decoder import for_browsers
 
 CUDA_HEAD_DIM = 256  # of our kernel, and of ONNX Runtime's GroupQueryAttention
 FELT_WEIGHTS = 2**20  # as many cost at most a millisecond a token by the slow kernel: the demo's head has half of it
@@ -36,7 +37,7 @@ def require_fit(config: NeoXConfig, layout: Layout, export: Export) -> None:
         )
     require_taps(config, layout, export)
     table = layout.slots.get(f"{EMBEDDING}.qweight")
-    whole = EMBEDDING_BLOCK if export.target == "web" or export.layout == "transformers.js" else 2
+    whole = EMBEDDING_BLOCK if for_browsers(export) else 2
     if table is not None and config.hidden_size % whole:
         raise RecipeError(
             f"an embedding of int4 or int8 with rows of {config.hidden_size}; multiples of {whole} were expected for "

@@ -28,14 +28,14 @@ TRUNK = "DecoderLayers"  # the one function that calls others of ours
 WRITTEN = frozenset(
     {("", name) for name in (
         "Abs", "Add", "Cast", "Clip", "Concat", "Constant", "Div", "Equal", "Expand", "Floor", "Gather",
-        "Gelu", "Greater", "Identity", "LayerNormalization", "MatMul", "Min", "Mul", "Neg", "Range", "ReduceMax",
+        "Gelu", "Greater", "LayerNormalization", "MatMul", "Min", "Mul", "Neg", "Range", "ReduceMax",
         "Relu", "Reshape", "Round", "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Squeeze", "Sub",
         "Tanh", "Transpose", "Unsqueeze", "Where",
     )}
     | {(MICROSOFT, name) for name in ("GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits")}
     | {(OURS, name) for name in (TRUNK, "LinearNBits", "RotaryAttention")}
 )  # fmt: skip
-OPERATORS = WRITTEN | {("", "CastLike"), (OURS, "MatMulNBits")}  # these two are in older artifacts
+OPERATORS = WRITTEN | {("", "CastLike"), ("", "Identity"), (OURS, "MatMulNBits")}  # these are in older artifacts
 TRUST = "If you know who made it: `generate --trust-graph`, or Artifact.open(path, trust_graph=True)."
 _DEEPEST = 8  # graphs within graphs
 _EXTERNAL = 1  # TensorProto.DataLocation

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# onnxruntime-genai, transformers 5, transformers.js, Chromium and the headers of ONNX Runtime for tests/end_to_end/test_consumers.py, in the folder
-# that is given.
+# onnxruntime-genai, transformers 5, lm-eval, OpenVINO, transformers.js, Chromium and the headers of ONNX Runtime for
+# tests/end_to_end/test_consumers.py, in the folder that is given.
 # What cannot be had is said, and its tests are skipped, visibly; the next call tries again.
 set -uo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -39,6 +39,10 @@ mkdir -p "$folder" && cp "$here/package.json" "$folder/" && folder="$(cd "$folde
     "$folder/transformers5/bin/python" -m pip install --quiet --disable-pip-version-check \
         -r "$here/requirements-transformers5.txt"; } ||
     { rm -rf "$folder/transformers5"; lack "transformers 5 cannot be installed"; }
+{ "$python" -m venv "$folder/openvino" &&
+    "$folder/openvino/bin/python" -m pip install --quiet --disable-pip-version-check \
+        -r "$here/requirements-openvino.txt"; } ||
+    { rm -rf "$folder/openvino"; lack "OpenVINO cannot be installed"; }
 # Without scripts: one of them would fetch CUDA libraries.
 (cd "$folder" && npm install --ignore-scripts --no-audit --no-fund --silent) || lack "transformers.js cannot be installed"
 if ! { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome; } >/dev/null; then

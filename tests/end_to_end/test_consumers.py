@@ -20,10 +20,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from models import hugging_face, save_checkpoint, small_config
 from places import ROOT, TESTS
 from processes import script
 from tokenizers import AddedToken, Tokenizer
 
+import pythia_export
 from pythia_export import kernels_path
 from pythia_export.artifact import Artifact
 from pythia_export.commands.export import export as export_graph
@@ -38,6 +40,8 @@ HERE = TESTS / "consumers"
 TOOLS = ROOT / "build" / "consumers"
 GENAI = TOOLS / "venv" / "bin" / "python"
 TRANSFORMERS = TOOLS / "transformers5" / "bin" / "python"
+OPENVINO = TOOLS / "openvino" / "bin" / "python"
+needs_transformers = pytest.mark.skipif(not TRANSFORMERS.is_file(), reason="no transformers 5: make test-consumers")
 MODULES = TOOLS / "node_modules"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_js = pytest.mark.skipif(not (MODULES / "@huggingface").is_dir(), reason="no transformers.js: make test-consumers")
@@ -126,6 +130,37 @@ def test_onnxruntime_genai(folder, expected):
     assert got["alone"] == expected and got["together"] == expected
 
 
+@needs_transformers
+def test_the_runner_of_transformers_5(folder, expected):
+    got = by([TRANSFORMERS, HERE / "transformers_run.py"], folder)
+    assert got["alone"] == expected and got["together"] == expected
+
+
+@needs_transformers
+@pytest.mark.parametrize("model", ["onnxruntime", "onnxruntime-genai"])
+def test_the_models_of_lm_eval_score_a_text_as_we_do(folder, model):
+    texts = [*PROMPTS, Path(json.__file__).read_text(encoding="utf-8")[:600]]
+    got = answer(
+        subprocess.run(
+            [str(TRANSFORMERS), str(HERE / "lm_eval_run.py"), str(folder), model, json.dumps(texts)],
+            capture_output=True, text=True, timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )
+    )  # fmt: skip
+    artifact = pythia_export.Artifact.open(folder)
+    start = artifact.tokenizer().id_to_token(0)  # the token before every text, in their scores
+    assert np.allclose(got, [artifact.score(start + text).sum() for text in texts], rtol=1e-4)
+
+
+@pytest.mark.skipif(not OPENVINO.is_file(), reason="no OpenVINO: make test-consumers")
+@pytest.mark.parametrize("rotary", ["gqa", "onnx"])
+def test_openvino(folder, expected, rotary, tmp_path):
+    """Of functions it knows nothing; the forms without them it runs, and calls outputs by their names."""
+    export_graph(folder, tmp_path / "other", rotary=rotary)
+    got = by([OPENVINO, HERE / "openvino_run.py"], tmp_path / "other")
+    assert got["alone"] == expected
+    assert got["together"] == expected if rotary == "onnx" else "Reshape" in got["together"], "one row alone"
+
+
 TEXTS = [
     *(Path(module.__file__).read_text(encoding="utf-8")[:4000] for module in (json, shutil, subprocess, threading)),
     "a\r\nb  c <|endoftext|> x        y\n\n\n  z", "日本語 テキスト\u00a0x 🏳️‍🌈 ok", "  leading", "trailing  ",
@@ -170,7 +205,7 @@ def ids_of(folder: Path) -> list[list[int]]:
     return [tokenizer.encode(text).ids for text in TEXTS]
 
 
-@pytest.mark.skipif(not TRANSFORMERS.is_file(), reason="no transformers 5: make test-consumers")
+@needs_transformers
 def test_transformers_5_gives_the_ids_of_tokenizer_json(tokenizers, texts):
     line = [TRANSFORMERS, HERE / "tokenizer_run.py", texts, *tokenizers.values()]
     plain, chat = answer(subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=300))
@@ -312,19 +347,15 @@ def test_transformers_js_in_node(folder, expected):
     assert got["alone"] == expected and got["together"] == expected
 
 
-@needs_js
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_transformers_js_in_a_browser(folder, expected, tmp_path):
-    if not (folder / "onnx").is_dir():
-        pytest.skip("flat: transformers.js looks into onnx/")
+def in_a_browser(folder: Path, at: Path, device: str, prompts: list[str], count: int, seconds: float = 60) -> dict:
+    """What transformers.js makes of prompts in a headless Chromium, on "wasm" or "webgpu"."""
     roots = {"models": folder.parent, "modules": MODULES, "page.html": HERE}
     told: Queue[dict] = Queue()
 
     class Files(SimpleHTTPRequestHandler):
         def translate_path(self, path: str) -> str:
             first, _, rest = path.partition("?")[0].lstrip("/").partition("/")
-            return str(roots[first] / (rest or first)) if first in roots else str(tmp_path / "none")
+            return str(roots[first] / (rest or first)) if first in roots else str(at / "none")
 
         def do_POST(self) -> None:
             told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -334,24 +365,58 @@ def test_transformers_js_in_a_browser(folder, expected, tmp_path):
         def log_message(self, *args) -> None:
             pass
 
-    asked = quote(json.dumps({"name": folder.name, "prompts": PROMPTS, "count": NEW}))
+    asked = quote(json.dumps({"name": folder.name, "prompts": prompts, "count": count, "device": device}))
     with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         command = [
-            CHROMIUM, "--headless=new", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+            CHROMIUM, "--headless=new", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", f"--user-data-dir={at / 'profile'}",
+            "--enable-unsafe-webgpu" if device == "webgpu" else "--disable-gpu",  # SwiftShader, where there is no GPU
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
             f"http://127.0.0.1:{server.server_port}/page.html#{asked}",
         ]  # fmt: skip
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            got = told.get(timeout=60)
+            return told.get(timeout=seconds)
         finally:
             browser.kill()
             browser.wait()
             server.shutdown()
+
+
+@needs_js
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_transformers_js_in_a_browser(folder, expected, tmp_path):
+    if not (folder / "onnx").is_dir():
+        pytest.skip("flat: transformers.js looks into onnx/")
+    got = in_a_browser(folder, tmp_path, "wasm", PROMPTS, NEW)
     assert "error" not in got, got["error"]
     assert got["alone"] == expected and got["together"] == expected
+
+
+@needs_js
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("embedding", ["float16", "int8"])
+def test_transformers_js_on_webgpu_gives_the_tokens_of_webassembly(embedding, tmp_path):
+    """A small model: where there is no GPU, SwiftShader computes, which has no shader-f16 either."""
+    config = small_config(layers=1, vocab=4096)
+    save_checkpoint(hugging_face(config), config, tmp_path / "checkpoint", ROOT / "demo" / "main" / "tokenizer.json")
+    quantize = {"method": "rtn", "bits": 4, "group_size": 32, "embedding": embedding, "head": {"bits": 4}}
+    changed = {"model": {"path": str(tmp_path / "checkpoint")}, "quantize": quantize}
+    changed["verify"] = RECIPE["verify"] | {"sequence_length": 32}
+    folder = tmp_path / "models" / "small"
+    run(parse_recipe(RECIPE | changed | {"export": {"layout": "transformers.js"}}), folder)
+    by_cpu, by_gpu = (
+        in_a_browser(folder, tmp_path / device, device, PROMPTS[:2], 4, 240) for device in ("wasm", "webgpu")
+    )
+    assert "error" not in by_cpu, by_cpu["error"]
+    if by_gpu.get("error", "").startswith("Error: no WebGPU adapter"):
+        pytest.skip("this Chromium has no WebGPU adapter")
+    assert "error" not in by_gpu, by_gpu["error"]
+    print(by_gpu["adapter"])
+    assert [by_gpu[batch] for batch in ("alone", "together")] == [by_cpu[batch] for batch in ("alone", "together")]
 
 
 def test_no_weight_is_stored_twice_and_nothing_is_a_link(folder):
