@@ -201,14 +201,17 @@ _GROWING = """
 def _converted(cache: str, dtype: str) -> str:
     """Store as `cache` and read back as A; of int8 the codes are read, in float32, and beside them their scales.
 
-    The new tokens go between what lies before them in the buffer and what lies behind: nothing, in a cache that grows.
+    `total` is made one-dimensional even where it is so already: optimisers of transformers (Olive's) take the Reshape
+    away that made it a scalar. The new tokens go between what lies before them in the buffer and what lies behind:
+    nothing, in a cache that grows.
     """
     text = """
         places = Constant <value_ints: ints = [2]> ()
         start = Constant <value_ints: ints = [0]> ()
         end = Constant <value_ints: ints = [9223372036854775807]> ()
         past_1d = Unsqueeze (past, first_axis)
-        total_1d = Unsqueeze (total, first_axis)
+        one_dimension = Constant <value_ints: ints = [-1]> ()
+        total_1d = Reshape (total, one_dimension)
     """
     if cache == "int8":
         text += """
