@@ -100,7 +100,7 @@ class Artifact(artifact.Artifact):
         """Return the text that follows the prompt; `stream` yields it piece by piece. For a list of prompts, return a
         list of texts. The settings are those of `stream`.
 
-        Any number of prompts, of any lengths: up to 64 are computed at once, and where a text ends the next prompt
+        Any number of prompts, of any lengths: up to 32 are computed at once, and where a text ends the next prompt
         takes its place. With a `draft` they are computed one after another.
 
         Raises:

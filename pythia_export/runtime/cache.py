@@ -322,3 +322,14 @@ def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
         memory = np.zeros(size + _LINE, np.uint8)
     begin = -memory.ctypes.data % _LINE
     return memory[begin : begin + size].view(dtype).reshape(shape)
+
+
+def zeros_in_one(forms: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> dict[str, np.ndarray]:
+    """Zeros of these shapes and types, one after another in one piece of memory, each where a line begins."""
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in forms.items()}
+    ends = np.cumsum([-(-size // _LINE) * _LINE for size in sizes.values()], dtype=np.int64).tolist()
+    memory, begins = aligned_zeros((ends[-1],), np.uint8), [0, *ends]
+    return {
+        name: memory[begin : begin + sizes[name]].view(dtype).reshape(shape)
+        for begin, (name, (shape, dtype)) in zip(begins, forms.items(), strict=False)
+    }

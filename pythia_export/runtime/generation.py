@@ -22,7 +22,7 @@ from .session import Session
 from .speculation import Draft, Drawn, Speculation
 from .text import StreamDecoder, encode_prompt
 
-ROWS = 64  # at once; more gain little (benchmarks/README.md, "Batches"), and each has a cache
+ROWS = 32  # at once; more gain little (benchmarks/README.md, "Batches"), and each has a cache
 CACHE_BYTES = 1 << 30  # of all rows at once, where a single one does not take more
 TOKENS = 4096  # of prompts in one pass, padding included, where a single one does not have more
 _SPARE = 32  # columns beyond what any row needs: so often at most all rows are moved to the left

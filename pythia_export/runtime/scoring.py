@@ -9,7 +9,7 @@ import numpy as np
 from ..model.likelihood import log_probabilities
 from .session import Session
 
-TOKENS = 2048  # of one pass, padding included, where a single window does not have more
+TOKENS = 512  # of one pass, padding included, where a single window does not have more
 LOGITS = 1 << 26  # bytes of one pass, likewise
 
 

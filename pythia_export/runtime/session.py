@@ -27,7 +27,7 @@ import numpy as np
 
 from ..base.errors import EnvironmentProblem, IntegrityError, NumericsError, RecipeError, ResourceError
 from ..model.neox import NeoXConfig, cache_bytes, cache_parts
-from .cache import LOGITS, Buffer, Cache, Memory, aligned_zeros
+from .cache import LOGITS, Buffer, Cache, Memory, zeros_in_one
 from .graph import KEEP, OPERATORS, read_graph, require_files, require_ours, settable
 from .onnxruntime import Provider, is_memory, onnxruntime, open_graph
 from .snapshot import as_blobs
@@ -163,15 +163,13 @@ class Session:
             )
         room = max_len if self.kv_cache == "shared" else 0
         shape = (batch, self.config.num_heads, room, self.config.head_dim)
-
-        def empty(past: str) -> np.ndarray:
-            # Zeros and not garbage: attention multiplies what it masks by zero, and zero times NaN is NaN.
-            return (
-                aligned_zeros(shape[:3], np.float32) if past.endswith("_scale") else aligned_zeros(shape, self.kv_dtype)
-            )
-
+        kinds = {past: past.endswith("_scale") for past in self._present_of}
+        forms = {
+            past: (shape[:3], np.dtype(np.float32)) if of else (shape, self.kv_dtype) for past, of in kinds.items()
+        }
         try:
-            arrays = {past: empty(past) for past in self._present_of}
+            # Zeros and not garbage: attention multiplies what it masks by zero, and zero times NaN is NaN.
+            arrays = zeros_in_one(forms)
             binding = self._session.io_binding()
             return Cache(batch, max_len, arrays, self._present_of, binding, self._memory, self.kv_cache == "growing")
         except (MemoryError, OSError, OverflowError, RuntimeError) as e:

@@ -30,10 +30,10 @@ from ..base.errors import RecipeError
 from .sampling import Sampling, distribution
 from .session import Session
 
-MOST = 7  # proposals a pass: with the token before them eight, which our kernels compute as they compute one
+MOST = 4  # proposals a pass: a sixth token and more cost a third of a pass each (benchmarks/README.md, "A draft")
 FIRST = 8  # tokens without a draft, to measure rounding and speed by
 _SAFETY = 8  # a difference of two logits counts if it is more than so many times the rounding that was seen
-_A_TOKEN = 0.1  # cost of one token more in a pass, in passes: only how many are proposed depends on it
+_A_TOKEN = 0.13  # cost of one token more in a pass, in passes: only how many are proposed depends on it
 
 
 class Dice(Protocol):
@@ -183,15 +183,12 @@ class Speculation:
         if not self._greedy:  # a rounding of p is no matter
             self._draft.rounding = 0.0
             return
-        end = self._cache.length
-        room = min(1 + MOST, self._cache.max_len - (end - FIRST))
-        self._cache.truncate(end - FIRST)
-        fed = np.resize(self._ids[end - FIRST : end], (1, room)).astype(np.int64)  # whatever follows them is cut off
-        found = self._target.step(self._cache, fed)[0, :FIRST]
-        self._cache.truncate(end)
-        self._draft.rounding = float(np.abs(found - np.stack(self._first)).max())
+        end, several = self._cache.length, 1 + MOST
+        self._cache.truncate(end - several)
+        found = self._target.step(self._cache, np.array([self._ids[end - several : end]], np.int64))[0]
+        self._draft.rounding = float(np.abs(found - np.stack(self._first[-several:])).max())
         if self._draft.rounding:
-            self._exact = end - FIRST
+            self._exact = end - several
 
     def _round(self, width: int) -> list[int]:
         """Propose, check, and roll both caches back to what counts; return the tokens that do, and one more."""
