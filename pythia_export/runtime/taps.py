@@ -11,7 +11,7 @@ import numpy as np
 
 from ..artifact import Artifact
 from ..base.errors import NumericsError, RecipeError, ResourceError, SourceError
-from ..model.hooks import LOGITS, hooks_of, shape_of, tap_of
+from ..model.hooks import GROUPS, LOGITS, hooks_of, shape_of, tap_of
 from ..model.neox import NeoXConfig
 from ..weights.names import TAPS
 from .cache import Buffer, Cache
@@ -48,7 +48,8 @@ class TapSession(Session):
         native: bool = True,
         trust_graph: bool = False,
     ) -> None:
-        parts = tapped(artifact)
+        capture, change = _names(capture), _names(change)
+        parts = tapped(artifact, (*capture, *change))
         self.hooks = _given(artifact, parts, capture, artifact.config)
         self.changed = _given(artifact, parts, change, artifact.config)
         settable = dict.fromkeys(name for hook in self.changed for name in inputs_of(hook))
@@ -95,7 +96,10 @@ class TapSession(Session):
         batch, new = _two_dimensions(ids)
         mask = np.ones_like(ids) if mask is None else mask
         cache = self.start(batch, new) if cache is None else cache
-        wanted = {hook: changes_of(hook, spec, self.config) for hook, spec in (changes or {}).items()}
+        wanted: dict[str, tuple[Change, ...]] = {}
+        for name, spec in (changes or {}).items():
+            for hook in hooks_of([name], self.config):  # an older name, or a tap: of every layer
+                wanted[hook] = wanted.get(hook, ()) + changes_of(hook, spec, self.config)
         if beyond := [hook for hook in wanted if hook not in self.changed]:
             raise RecipeError(f"{beyond[0]}: this session was not opened for changes of it")
         places = self._places(mask, positions)  # [B, P]
@@ -188,24 +192,30 @@ def places_of(positions: Sequence[int] | None, real: np.ndarray) -> np.ndarray:
     return tokens[np.array(positions, np.int64)]
 
 
-def tapped(artifact: Artifact) -> Parts:
+def _names(given: Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def tapped(artifact: Artifact, asked: Iterable[str] = ("resid",)) -> Parts:
     """Take the tapped graph of an artifact apart.
 
     Raises:
-        SourceError: it has none; says what makes one.
+        SourceError: it has none; says what makes one for the places that are asked for.
     """
     if TAPS not in artifact.manifest.files:
+        names = [name for name in asked if name != LOGITS]
+        needed = ",".join(dict.fromkeys(n if n in GROUPS else tap_of(h)[0].name for n in names
+                                        for h in hooks_of([n], artifact.config))) or "resid"  # fmt: skip
         raise SourceError(
             f"{artifact.folder} has no taps: no {TAPS}, the graph that gives values from inside the model",
-            hint=f"`pythia-export export {artifact.folder} --taps resid` adds one, over the same weights.",
+            hint=f"`pythia-export export {artifact.folder} --taps {needed}` adds one, over the same weights.",
         )
     path = artifact.file(TAPS)
     return read_parts(path.read_bytes(), str(path))
 
 
-def _given(artifact: Artifact, parts: Parts, asked: Iterable[str], config: NeoXConfig) -> tuple[str, ...]:
+def _given(artifact: Artifact, parts: Parts, asked: Sequence[str], config: NeoXConfig) -> tuple[str, ...]:
     """The hooks that names stand for, of those that this artifact's graph gives."""
-    asked = (asked,) if isinstance(asked, str) else tuple(asked)
     hooks = hooks_of((name for name in asked if name != LOGITS), config)
     if lacking := [hook for hook in hooks if hook not in parts.outputs]:
         has = dict.fromkeys(tap_of(hook)[0].name for hook in parts.outputs if "hook" in hook)

@@ -25,6 +25,7 @@ from ..base.errors import IntegrityError, NumericsError, OutputError, ResourceEr
 from ..base.progress import SILENT, Progress
 from ..base.strict_json import read_json
 from ..disk import explained, held
+from ..disk.siblings import is_stale
 from ..disk.write import write_atomically
 from ..model.hooks import LOGITS, shape_of, tap_of
 from ..model.neox import NeoXConfig
@@ -158,6 +159,9 @@ def write_traces(
     with explained(out, _GOES_ON), held(out):
         out.mkdir(parents=True, exist_ok=True)
         _require_same(out, asked)
+        for stray in out.glob(".*.tmp-*"):  # of a process that was killed while it wrote
+            if is_stale(stray):
+                stray.unlink()
         left = [i for i in range(len(asked.shards) - 1) if not _shard(out, i).is_file()]
         needed = sum(sum(sizes[asked.shards[i] : asked.shards[i + 1]]) for i in left)
         _require_room(out, needed, progress)

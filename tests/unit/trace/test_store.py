@@ -69,9 +69,11 @@ def test_after_a_full_disk_it_goes_on_where_it_stopped(every, tmp_path, monkeypa
     for seen in half:
         np.testing.assert_allclose(seen["logits"], expected[seen.index]["logits"], atol=2e-5)
     monkeypatch.setattr(store, "write_atomically", write)
+    stray = out / ".00002.safetensors.tmp-999999999-0123abcd"  # what a process that was killed left
+    stray.touch()
     before = [path.stat().st_mtime_ns for path in half.shards()]
     whole = artifact.trace_to(out, TEXTS, NAMES)
-    assert whole.whole and [path.stat().st_mtime_ns for path in whole.shards()[:2]] == before
+    assert not stray.exists() and whole.whole and [path.stat().st_mtime_ns for path in whole.shards()[:2]] == before
     assert [len(seen.tokens) for seen in whole] == [len(seen.tokens) for seen in expected]
 
 

@@ -332,6 +332,11 @@ def test_taps_are_added_to_an_artifact_that_is_there(tmp_path):
     with pytest.raises(SourceError, match="has no taps: no taps.onnx") as refused:
         artifact.trace("x", ["resid"])
     assert f"`pythia-export export {artifact.folder} --taps resid`" in refused.value.hint
+    with pytest.raises(SourceError) as refused:
+        artifact.trace(
+            "x", ["blocks.1.hook_resid_pre", "attn.z", "logits"], intervene={"hook_embed": {"op": "suppress"}}
+        )
+    assert "--taps resid_pre,attn.z,embed`" in refused.value.hint
     add_taps(artifact.folder, ["resid"])
     again = Artifact.open(artifact.folder)
     again.check()
