@@ -13,7 +13,7 @@ comma := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help demo sweep-demo check lint test test-fast test-import test-fuzz test-lens test-consumers test-tools test-slurm test-kill consumers hooks docs reference kernels \
-	cuda venv clean
+	cuda wheels venv clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^##@ /{ printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## /{ printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -149,6 +149,15 @@ cuda: $(STAMP) ## those for an NVIDIA GPU; installs nvcc if need be
 	@export CUDACXX="$$(command -v nvcc || echo $(abspath $(NVCC)))" && CUDAFLAGS="-L$$(dirname "$$CUDACXX")/../lib" \
 		$(BIN)/cmake -S kernels -B build/kernels-cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DPYTHIA_CUDA=ON >/dev/null && $(BIN)/cmake --build build/kernels-cuda --target pythia_cuda -- --quiet
+
+wheels: build/wheels-venv/.installed ## those of all five platforms, in dist
+	@echo "wheels  building for five platforms (minutes; C++'s own library is built for each, the first time)"
+	@PATH="$(abspath build/wheels-venv/bin):$$PATH" build/wheels-venv/bin/python packaging/wheels.py --out dist
+
+build/wheels-venv/.installed: packaging/requirements.txt
+	@$(PYTHON) -m venv build/wheels-venv
+	@build/wheels-venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 venv: $(STAMP) ## the project and its dependencies, in .venv
 

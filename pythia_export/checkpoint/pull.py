@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,10 +57,23 @@ DEFAULT = Accept()
 
 
 def demo_folder() -> Path:
-    """Of the embedded checkpoints: inside the wheel, or at the top of a checkout."""
+    """Return where the embedded checkpoints are: inside the package, at the top of a checkout, or in the distribution
+    pythia-export-demo, which the small wheels for platforms leave them to.
+
+    Raises:
+        SourceError: they are not installed.
+    """
     package = Path(__file__).parent.parent
-    packaged = package / "demo"
-    return packaged if packaged.is_dir() else package.parent / "demo"
+    for folder in (package / "demo", package.parent / "demo"):
+        if (folder / "main" / CONFIG).is_file():
+            return folder
+    apart = find_spec("pythia_export_demo")
+    if apart is None or not apart.submodule_search_locations:
+        raise SourceError(
+            "the demo's checkpoints are not installed; wheels for platforms do not hold them",
+            hint="pip install 'pythia-export[demo]'",
+        )
+    return Path(next(iter(apart.submodule_search_locations))) / "demo"
 
 
 def pull(model: Model, *, accept: Accept = DEFAULT, progress: Progress = SILENT) -> Pulled:

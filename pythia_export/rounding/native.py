@@ -82,8 +82,8 @@ def _library(device: str) -> ctypes.CDLL | None:
     except (OSError, AttributeError) as e:
         raise EnvironmentProblem(
             f"{path} cannot be used to quantise: {e}",
-            hint=f"Build it anew for this machine (`make {'cuda' if device == 'cuda' else 'kernels'}`), or delete it: "
-            "torch does without, slower.",
+            hint="`pip install --force-reinstall --no-deps pythia-export` brings that for this machine, in a clone "
+            f"`make {'cuda' if device == 'cuda' else 'kernels'}` builds it; or delete it: torch does without, slower.",
         ) from e
     return library
 

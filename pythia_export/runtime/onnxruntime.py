@@ -23,7 +23,10 @@ _EXECUTION_PROVIDERS = {
 }
 
 
-_REBUILD = "Build it anew here (`make kernels`, `make cuda`), or delete it: the graph runs without."
+_REBUILD = (
+    "`pip install --force-reinstall --no-deps pythia-export` brings that for this machine, in a clone `make kernels` "
+    "(or `make cuda`) builds it; or delete it: the graph runs without."
+)
 
 
 @remembered

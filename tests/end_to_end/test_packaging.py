@@ -23,10 +23,10 @@ def wheel(tmp_path_factory) -> Path:
     return built(out)
 
 
-def built(out: Path, **environment: str) -> Path:
+def built(out: Path, source: Path = ROOT, **environment: str) -> Path:
     """What is asked of the kernels is that they are there: to optimise them would take three times as long."""
     line = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", str(out)]
-    line += ["--config-settings=cmake.build-type=Debug", str(ROOT)]
+    line += ["--config-settings=cmake.build-type=Debug", str(source)]
     scripts = os.pathsep.join(
         (str(Path(sys.executable).parent), os.environ["PATH"])
     )  # CMake and Ninja come from wheels
@@ -63,6 +63,21 @@ def test_without_a_compiler_the_wheel_is_plain_python(tmp_path):
     wheel = built(tmp_path, CXX="/nowhere/c++")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert not any("_kernels" in name for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_a_platforms_wheel_leaves_the_demo_to_another(tmp_path):
+    """`make wheels` puts a library into the plain one; the demo's checkpoints are four times as large as the rest."""
+    plain = built(tmp_path, PYTHIA_EXPORT_PLAIN="1")
+    assert plain.name.endswith("-py3-none-any.whl") and plain.stat().st_size < 1.5e6
+    zipfile.ZipFile(plain).extractall(tmp_path / "site")
+    line = [sys.executable, "-c", UNPACKED + "from pythia_export.checkpoint import demo_folder; print(demo_folder())"]
+    done = subprocess.run(line, cwd=tmp_path / "site", capture_output=True, text=True)
+    assert "SourceError: the demo's checkpoints are not installed" in done.stderr
+    zipfile.ZipFile(built(tmp_path / "demo", ROOT / "packaging" / "demo")).extractall(tmp_path / "site")
+    done = subprocess.run(line, cwd=tmp_path / "site", capture_output=True, text=True)
+    folder = Path(done.stdout.strip()) / "main"
+    assert folder == tmp_path / "site" / "pythia_export_demo" / "demo" / "main"
+    assert (folder / "model.safetensors").is_file()
 
 
 def test_an_unpacked_wheel_finds_its_own_recipes_and_demo(wheel, tmp_path):
