@@ -34,7 +34,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Opening, checking and running an artifact needs no torch, nor does anything that these rooms import. Some below
 # compute with torch: no consumer imports those.
 CONSUMERS = {"artifact", "runtime", "graph", "api", "serve", "tokenizer", "recipe", "hub", "disk"}
-TORCH_BELOW = {"base.compute", "base.device", "model.block"}
+TORCH_BELOW = {"base.compute", "base.device", "base.finite", "model.block"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +88,11 @@ class Publisher:
                 second name by which its bytes could be changed.
         """
         with explained(self.out):
-            files = {name: describe(folder / name) for name in _walk(folder, self.kind)}
+            files = _synced(folder, _walk(folder, self.kind))
             described = {"files": {name: entry.to_json() for name, entry in files.items()}}
             written = json_bytes({"schema": MANIFEST_SCHEMA, "created": now(), **origin.to_json(), **described})
             (folder / self.kind.manifest).write_bytes(written)
-            for name in (*files, self.kind.manifest):
-                fsync(folder / name)
+            fsync(folder / self.kind.manifest)
             for directory, _, _ in os.walk(folder):
                 fsync(Path(directory))
             if sealed is not None:
@@ -180,6 +180,18 @@ def _check_ours(out: Path, kind: Kind) -> None:
             f"{out} also holds files which its {kind.manifest} does not name: {_some(foreign)}",
             hint="--overwrite would remove them. Move them elsewhere first.",
         )
+
+
+def _synced(folder: Path, names: list[str]) -> dict[str, FileEntry]:
+    """Have files on the disk; return the size and SHA-256 of each. While this waits for the disk, a thread hashes."""
+    beside = ThreadPoolExecutor(1)
+    try:
+        described = {name: beside.submit(describe, folder / name) for name in names}
+        for name in names:
+            fsync(folder / name)
+        return {name: one.result() for name, one in described.items()}
+    finally:
+        beside.shutdown(wait=False, cancel_futures=True)  # whoever ends the process does not wait for a hash
 
 
 def _some(names: list[str]) -> str:

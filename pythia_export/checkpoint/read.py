@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import IntegrityError, NumericsError
+from ..base.finite import all_finite
 from .header import Entry
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -48,7 +49,7 @@ class StoredTensor:
         tensor = torch.empty(self.shape, dtype=DTYPES[self.entry.dtype])
         self._read_into(tensor.view(-1).view(torch.uint8).numpy())
         stored, tensor = tensor, tensor.float() if tensor.dtype == torch.float64 else tensor
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             at = [int(i) for i in torch.nonzero(~torch.isfinite(tensor))[0]]
             found = float(stored[tuple(at)])
             beyond = ", which float32 does not hold" if math.isfinite(found) else ""

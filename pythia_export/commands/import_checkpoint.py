@@ -76,7 +76,7 @@ def import_checkpoint(
         IntegrityError: tensors that contradict the configuration.
         RecipeError: a change that does not go with an import.
     """
-    job = _Import(wanted, accept, progress)
+    job = Import(wanted, accept, progress)
     with Staging(out, overwrite) as staging:
         job.open(changes)
         with job.stage("text"):
@@ -92,7 +92,7 @@ def import_checkpoint(
     return Outcome(staging.out, quantization, parity, job.seconds)
 
 
-class _Import:
+class Import:
     """One checkpoint on its way: what has been opened so far, and how long each stage took."""
 
     def __init__(self, wanted: Wanted, accept: Accept, progress: Progress) -> None:
@@ -133,7 +133,7 @@ class _Import:
 
     def write(self, folder: Path) -> Quantization:
         """Write weights, tokenizer and configurations."""
-        with self.stage("import"), WeightsWriter(folder / DATA_FILE, self.layout) as writer:
+        with self.stage("import"), WeightsWriter(folder / DATA_FILE, self.layout, digests=False) as writer:
             quantization = write_imported(self.quantised, writer, self.progress)
         write_json(folder / QUANTIZATION, quantization.to_json())
         write_json(folder / "config.json", config_json(self.config, self.recipe))
@@ -165,7 +165,7 @@ class _Import:
         parity = prove(subject, windows, self.recipe.verify.gates, compute).parity
         tell_of_another_models_text(parity, self.config, self.progress)
         requantized = None if not again else self._requantized(again, reader, windows, compute)
-        return parity, self._record(requantized)
+        return parity, self.record(requantized)
 
     def _requantized(self, again: list[str], reader: Tensors, windows: Windows, compute: Compute) -> Requantized:
         """What rounding again cost: the stored weights against the quantised checkpoint's own, both in torch."""
@@ -179,7 +179,8 @@ class _Import:
         delta, kld = (Difference(mean=x.mean, low=x.low, high=x.high) for x in (scored.delta_nll, scored.kld))
         return Requantized(bits=bits, linears=again, delta_nll=delta, kld=kld)
 
-    def _record(self, requantized: Requantized | None) -> manifest.Imported:
+    def record(self, requantized: Requantized | None) -> manifest.Imported:
+        """What the manifest says of the quantised checkpoint."""
         pulled, of = self.quantised.pulled, self.quantised
         return manifest.Imported(
             name=pulled.name, revision=pulled.revision, commit=pulled.commit, files=pulled.record.files,

@@ -1,9 +1,13 @@
-"""A quantised checkpoint as the weights of an artifact, one linear in memory at a time."""
+"""A quantised checkpoint as the weights of an artifact, a few linears in memory at a time."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
 from typing import Literal
 
 from ..base.progress import SILENT, Progress
@@ -11,10 +15,12 @@ from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, layer_pref
 from ..recipe import Head, Override, Quantize
 from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization
 from ..rounding.rtn import rtn
-from ..weights.layout import LinearPlan
+from ..weights.layout import Layout, LinearPlan
 from ..weights.writer import WeightsWriter
 from .fit import operands
 from .open import Imported, Linear
+
+AHEAD = 4  # linears that are read while another one is written: a layer
 
 
 def quantize_section(source: Imported) -> Quantize:
@@ -56,8 +62,8 @@ def write_imported(source: Imported, writer: WeightsWriter, progress: Progress =
     linears: list[LinearRecord] = []
     layers: list[LayerRecord] = []
     writer.rotary()
-    writer.embedding(source.tensor(f"{EMBEDDING}.weight"))
-    with progress.track("Importing", len(layout.linears), "linears") as advance:
+    with progress.track("Importing", len(layout.linears), "linears") as advance, _ahead(source, layout) as next_linear:
+        writer.float_embedding(source.tensor(f"{EMBEDDING}.weight"))
         for layer in range(config.num_layers):
             start = time.perf_counter()
             for norm in NORMS:
@@ -66,14 +72,14 @@ def write_imported(source: Imported, writer: WeightsWriter, progress: Progress =
                     writer.vector(name, source.tensor(name))
             for linear in LINEARS:
                 plan = layout.linears[f"{layer_prefix(layer)}.{linear}"]
-                linears += _linear(source, plan, writer)
+                linears += next_linear(writer)
                 if plan.bias:
                     writer.vector(f"{plan.name}.bias", source.tensor(f"{plan.name}.bias"))
                 advance(1)
             layers.append(LayerRecord(layer=layer, residual_error=None, seconds=_since(start)))
         for part in ("weight", "bias"):
             writer.vector(f"{FINAL_NORM}.{part}", source.tensor(f"{FINAL_NORM}.{part}"))
-        linears += _linear(source, layout.linears[HEAD], writer)
+        linears += next_linear(writer)
         advance(1)
     return Quantization(
         version=QUANTIZATION_SCHEMA,
@@ -85,23 +91,56 @@ def write_imported(source: Imported, writer: WeightsWriter, progress: Progress =
     )
 
 
-def _linear(source: Imported, plan: LinearPlan, writer: WeightsWriter) -> list[LinearRecord]:
-    """Write one linear; return its record, of which one that is in float has none."""
-    began, found = time.perf_counter(), source.linears.get(plan.name)
-    if found is None:
-        writer.linear(plan, source.tensor(f"{plan.name}.weight"), None)
-        return []
-    if found.rounded:
-        W = source.tensor(f"{plan.name}.weight")
-        writer.linear(plan, W, rtn(W, plan.scheme))
+Written = Callable[[WeightsWriter], list[LinearRecord]]
+
+
+@contextmanager
+def _ahead(source: Imported, layout: Layout) -> Iterator[Written]:
+    """Yield what writes the next linear, in the layout's order. While one is written, another thread reads the next."""
+    with ThreadPoolExecutor(1) as reader:
+        plans = iter(layout.linears.values())
+        coming = deque(reader.submit(_read, source, plan) for plan in islice(plans, AHEAD))
+
+        def write(writer: WeightsWriter) -> list[LinearRecord]:
+            written = coming.popleft().result()
+            coming.extend(reader.submit(_read, source, plan) for plan in islice(plans, 1))
+            return written(writer)
+
+        try:
+            yield write
+        finally:
+            for future in coming:
+                future.cancel()
+
+
+def _read(source: Imported, plan: LinearPlan) -> Written:
+    """Read one linear; return what writes it and gives its record, of which one that is in float has none."""
+    began, found, name = time.perf_counter(), source.linears.get(plan.name), f"{plan.name}.weight"
+    if found is None or found.rounded:
+        W = source.tensor(name)
+        result = None if found is None else rtn(W, plan.scheme)
+
+        def write(writer: WeightsWriter) -> None:
+            writer.linear(plan, W, result)
     else:
-        writer.packed(plan, operands(source.stored(found), plan, found.groups))
-    record = LinearRecord(
+        packed = operands(source.stored(found), plan, found.groups)
+
+        def write(writer: WeightsWriter) -> None:
+            writer.packed(plan, packed)
+
+    def written(writer: WeightsWriter) -> list[LinearRecord]:
+        write(writer)
+        return [] if found is None else [_record(found, plan, _since(began))]
+
+    return written
+
+
+def _record(found: Linear, plan: LinearPlan, seconds: float) -> LinearRecord:
+    return LinearRecord(
         name=plan.name, layer=plan.layer, shape=list(plan.shape), method=_method(found), bits=plan.scheme.bits,
         group_size=plan.scheme.group_size, symmetric=plan.scheme.symmetric, rtn_loss=None, loss=None, recovered=None,
-        damp=None, tokens=0, seconds=_since(began),
+        damp=None, tokens=0, seconds=seconds,
     )  # fmt: skip
-    return [record]
 
 
 def _method(linear: Linear) -> Literal["rtn", "imported"]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..base.device import CPU
 from ..base.errors import IntegrityError, NumericsError, ResourceError
+from ..base.finite import all_finite
 from ..model.neox import EMBEDDING, QKV
 from ..model.rotary import rotary_tables
 from ..rounding.grid import Quantized
@@ -25,19 +26,20 @@ from .packing import pack, pack_rows, round_rows
 class WeightsWriter:
     """Fill a file with the tensors of a layout, in any order, each once; leaving it incomplete is an error.
 
-    `keep` leaves a file that is there as it is, for a run that goes on.
+    `keep` leaves a file that is there as it is, for a run that goes on. `digests` keeps the hash of every tensor, for
+    runs that may be interrupted.
 
     Raises:
         IntegrityError: there is no such file to keep, or it has another size.
         ResourceError: the disk has not the space.
     """
 
-    def __init__(self, path: Path, layout: Layout, keep: bool = False) -> None:
+    def __init__(self, path: Path, layout: Layout, keep: bool = False, digests: bool = True) -> None:
         self.path = path
         self.layout = layout
         self._qkv_rows = packed_qkv_rows(layout.config)
         self._missing = set(layout.slots)
-        self._digests: dict[str, bytes] = {}
+        self._digests: dict[str, bytes] | None = {} if digests else None
         if keep and (not path.is_file() or path.stat().st_size != layout.nbytes):
             found = f"has {path.stat().st_size:,} bytes" if path.is_file() else "is not there"
             raise IntegrityError(
@@ -83,9 +85,13 @@ class WeightsWriter:
             for part, array in pack_rows(rounded.to(CPU), self.layout.dtype).items():
                 self.put(f"{EMBEDDING}.{part}", array)
             return rounded.dequantize()
+        return self.float_embedding(table).float()
+
+    def float_embedding(self, table: Tensor) -> Tensor:
+        """Write a table that is stored in float; return it as it is stored."""
         stored = _cast(f"{EMBEDDING}.weight", table, self.layout.slots[f"{EMBEDDING}.weight"].dtype)
         self.put(f"{EMBEDDING}.weight", stored.cpu().numpy())
-        return stored.float()
+        return stored
 
     def stored(self, plan: LinearPlan, W: Tensor) -> Tensor:
         """Return a linear that is not quantised, in float32 as the artifact will read it."""
@@ -121,11 +127,13 @@ class WeightsWriter:
         for i, run in enumerate(runs):
             self._file.seek(slot.offset + i * slot.pitch)
             self._file.write(run.data)
-        self._digests[name] = hashlib.sha256(array.data).digest()
+        if self._digests is not None:
+            self._digests[name] = hashlib.sha256(array.data).digest()
         self._missing.remove(name)
 
     def digest(self, prefix: str) -> str:
         """Return the SHA-256 of the tensors whose names begin so, as they were put; hexadecimal."""
+        assert self._digests is not None  # who asks for them keeps them
         return _together({name: found for name, found in self._digests.items() if name.startswith(prefix)})
 
     def stored_digest(self, prefix: str) -> str:
@@ -159,7 +167,8 @@ def _cast(name: str, value: Tensor, dtype: str) -> Tensor:
     NumericsError: `dtype` does not hold a value.
     """
     stored = value.to(getattr(torch, dtype))
-    if not torch.isfinite(stored).all():
+    read = stored.dtype == value.dtype != torch.float32  # of a checkpoint, where it was found to be finite
+    if not read and not all_finite(stored):
         raise NumericsError(
             f"{name} has a value of {value.abs().max():.3g}, which {dtype} does not hold",
             hint="Export with dtype = 'float32', or give this tensor another type (quantize.embedding, quantize.head).",
