@@ -310,6 +310,14 @@ def test_the_stream_of_one_text_goes_into_another(every):
     np.testing.assert_allclose(patched["logits"][:-1], receiver["logits"][:-1], atol=1e-5)
 
 
+def test_older_names_and_taps_name_what_is_changed(every):
+    artifact, silent = every.artifact(), {"op": "suppress"}
+    by_hand = artifact.trace("x = 1", "logits", intervene={f"blocks.{i}.hook_out": silent for i in range(LAYERS)})
+    for name in ("resid_post", "blocks.2.hook_resid_post"):  # behind an empty stream only the last counts
+        found = artifact.trace("x = 1", "logits", intervene={name: silent})
+        np.testing.assert_allclose(found["logits"], by_hand["logits"], atol=1e-5)
+
+
 # Only what is asked for
 
 
