@@ -35,6 +35,9 @@ class Contestant:
 PEERS = (
     Contestant("Optimum float32", "optimum", "float32", _OPTIMUM, _WITH_OPTIMUM, prepares=True),
     Contestant("Optimum int8", "optimum", "int8", _OPTIMUM, _WITH_OPTIMUM, prepares=True),
+    Contestant(
+        "Optimum int4", "optimum", "int4", ("onnx_ir", *_OPTIMUM), f"{_WITH_OPTIMUM} onnx-ir", prepares=True
+    ),
     Contestant("transformers float32", "transformers", "float32", _TORCH, "pip install 'pythia-export[bench]'"),
     Contestant("transformers bfloat16", "transformers", "bfloat16", _TORCH, "pip install 'pythia-export[bench]'"),
     Contestant(

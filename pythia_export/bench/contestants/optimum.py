@@ -1,4 +1,7 @@
-"""Optimum's ONNX export of the checkpoint, with a KV cache: in float32, or quantised dynamically to int8.
+"""Optimum's ONNX export of the checkpoint, with a KV cache: in float32, quantised dynamically to int8, or to int4.
+
+int4 is the recipe of onnx-community's models (`q4` of transformers.js' scripts/quantize.py): round to nearest by ONNX
+Runtime's own quantiser, symmetric, in blocks of 32.
 
 It runs as it is run, in `ORTModelForCausalLM`: torch and transformers are in its memory and in its start.
 """
@@ -18,7 +21,7 @@ from optimum.onnxruntime import ORTModelForCausalLM
 from ..job import Job
 
 PACKAGES = ("optimum", "optimum-onnx", "onnxruntime-gpu", "onnxruntime", "transformers", "torch")
-FILES = {"float32": "model.onnx", "int8": "model_quantized.onnx"}
+FILES = {"float32": "model.onnx", "int8": "model_quantized.onnx", "int4": "model_q4.onnx"}
 
 
 def prepare(job: Job) -> None:
@@ -36,9 +39,16 @@ def prepare(job: Job) -> None:
         )
         quantizer = ORTQuantizer.from_pretrained(exported, file_name=FILES["float32"])
         quantizer.quantize(save_dir=job.folder("optimum-int8"), quantization_config=settings)
-        for name in ("config.json", "generation_config.json"):
-            if (exported / name).is_file():
-                shutil.copyfile(exported / name, job.folder("optimum-int8") / name)
+    if job.variant == "int4":
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        rounded = MatMulNBitsQuantizer(onnx.load(exported / FILES["float32"]), block_size=32, is_symmetric=True)
+        rounded.process()
+        job.folder("optimum-int4").mkdir(exist_ok=True)
+        rounded.model.save_model_to_file(str(job.folder("optimum-int4") / FILES["int4"]), True)
+    for name in ("config.json", "generation_config.json"):
+        if job.variant != "float32" and (exported / name).is_file():
+            shutil.copyfile(exported / name, job.folder(f"optimum-{job.variant}") / name)
 
 
 def _products_of_activations(model: Path) -> list[str]:

@@ -171,7 +171,7 @@ def test_what_cannot_be_asked_is_refused(artifact, options, said):
 
 
 def test_peers_are_chosen_by_name_or_first_word():
-    assert {p.name for p in chosen(["optimum"])} == {"Optimum float32", "Optimum int8"}
+    assert {p.name for p in chosen(["optimum"])} == {"Optimum float32", "Optimum int8", "Optimum int4"}
     assert {p.name for p in chosen(["llama.cpp q8_0", "onnxruntime-genai"])} == {"llama.cpp Q8_0", "onnxruntime-genai"}
     assert chosen([]) == list(PEERS)
 
