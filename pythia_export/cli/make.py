@@ -359,6 +359,9 @@ def verify(
         typer.Option(help="Another artifact's parity.json: compare with it, token by token, and fail if worse."),
     ] = None,
     rtn: Annotated[bool, typer.Option("--rtn", help="Also round to nearest, and say what GPTQ recovered.")] = False,
+    inside: Annotated[
+        bool, typer.Option("--inside", help="Also compare residual streams, attention patterns and induction heads.")
+    ] = False,
     per_token: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a Parquet table, one row a token (needs pyarrow).")
     ] = None,
@@ -390,7 +393,7 @@ def verify(
         require_writable(per_token, artifact)
         try:
             parity = verify_artifact(
-                artifact, tokens=tokens, against=against, nearest=rtn, per_token=per_token,
+                artifact, tokens=tokens, against=against, nearest=rtn, inside=inside, per_token=per_token,
                 elsewhere=Elsewhere(checkpoint, adapter, text), device=device,
                 progress=progress,
             )  # fmt: skip

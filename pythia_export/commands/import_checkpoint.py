@@ -162,7 +162,7 @@ class Import:
             self.recipe.quantize, self.recipe.export, "imported" if self.original is None else "original",
         )  # fmt: skip
         compute = Compute(progress=self.progress)
-        parity = prove(subject, windows, self.recipe.verify.gates, compute).parity
+        parity = prove(subject, windows, self.recipe.verify.gates, compute, inside=self.recipe.verify.inside).parity
         tell_of_another_models_text(parity, self.config, self.progress)
         requantized = None if not again else self._requantized(again, reader, windows, compute)
         return parity, self.record(requantized)

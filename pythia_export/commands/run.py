@@ -61,7 +61,9 @@ def run(
                     job.recipe.quantize, recipe.export,
                 )  # fmt: skip
                 with memory_of(job.device):
-                    parity = prove(subject, held_out, recipe.verify.gates, job.compute).parity
+                    parity = prove(
+                        subject, held_out, recipe.verify.gates, job.compute, inside=recipe.verify.inside
+                    ).parity
             tell_of_another_models_text(parity, job.config, progress)
             origin = job.origin(recipe.export)
             write_reports(journal.output, origin, quantization, parity)

@@ -57,6 +57,7 @@ def verify(
     tokens: int | None = None,
     against: Path | None = None,
     nearest: bool = False,
+    inside: bool = False,
     per_token: Path | None = None,
     elsewhere: Elsewhere = HERE,
     device: DeviceName = "cpu",
@@ -65,7 +66,8 @@ def verify(
     """Prove a published artifact against its source again, and put `parity.json` and the report into it.
 
     `against` is the parity.json of another artifact, to be compared with; `nearest` rounds the checkpoint to nearest
-    and scores that beside GPTQ; `per_token` is a Parquet file to write, one row a token. `elsewhere`
+    and scores that beside GPTQ; `inside` compares what is computed inside the model, which the recipe may ask for
+    itself; `per_token` is a Parquet file to write, one row a token. `elsewhere`
     says where local sources lie now: they are accepted by the hashes that the artifact recorded. torch computes on
     `device`.
 
@@ -78,7 +80,7 @@ def verify(
     """
     computes = device_called(device)
     with nullcontext() if is_snapshot(artifact) else held(artifact):  # the cache is the client's: no lock file there
-        return _verify_held(artifact, tokens, against, nearest, per_token, elsewhere, computes, progress)
+        return _verify_held(artifact, tokens, against, nearest, inside, per_token, elsewhere, computes, progress)
 
 
 def _verify_held(
@@ -86,6 +88,7 @@ def _verify_held(
     tokens: int | None,
     against: Path | None,
     nearest: bool,
+    inside: bool,
     per_token: Path | None,
     elsewhere: Elsewhere,
     computes: torch.device,
@@ -127,7 +130,10 @@ def _verify_held(
         beside = None
         if nearest and isinstance(source, Checkpoint):
             beside = _rounded_to_nearest(source, recipe, Path(scratch), Compute(progress=progress))
-        proof = prove(subject, windows, recipe.verify.gates, Compute(computes, progress), nearest=beside, against=other)
+        proof = prove(
+            subject, windows, recipe.verify.gates, Compute(computes, progress), nearest=beside, against=other,
+            inside=inside or recipe.verify.inside,
+        )  # fmt: skip
         del beside  # unmapped before its folder goes
     tell_of_another_models_text(proof.parity, opened.config, progress)
     written = reports(opened.manifest, opened.quantization, proof.parity)

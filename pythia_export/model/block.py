@@ -56,6 +56,17 @@ def attention(qkv: Tensor, config: NeoXConfig, rotary: Rotary) -> Tensor:
     return mixed.transpose(1, 2).reshape(B, T, config.hidden_size)
 
 
+def attention_pattern(qkv: Tensor, config: NeoXConfig, rotary: Rotary, rows: Tensor) -> Tensor:
+    """Return what the queries at `rows` [B, P] give each key, from qkv as `attention` reads it: [B, heads, P, T]."""
+    B, T, _ = qkv.shape
+    heads = qkv.view(B, T, config.num_heads, 3 * config.head_dim).transpose(1, 2)
+    q, k, _ = heads.split(config.head_dim, dim=-1)
+    asked = rotary.turn(q).take_along_dim(rows[:, None, :, None], 2)
+    scores = asked @ rotary.turn(k).transpose(-1, -2) * config.head_dim**-0.5
+    later = torch.arange(T, device=rows.device) > rows[:, None, :, None]
+    return F.softmax(scores.masked_fill(later, -torch.inf), -1)
+
+
 def activate(x: Tensor, kind: Activation) -> Tensor:
     """The MLP's activation, in x's own dtype."""
     match kind:

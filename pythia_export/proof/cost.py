@@ -16,24 +16,23 @@ from ..corpus import Windows
 from ..records.parity import Corpus, Cost, Ratio, Rounding, RoundingOfBoth
 from ..runtime import Session
 from .metrics import TokenFigures
-from .reference import Reference, Tensors
+from .reference import Reference, Tensors, Watch
 from .score import score
 from .statistics import bootstrap, clustered_mean, mean_of, summarise
 from .subject import Subject
 
 
 def measure(
-    subject: Subject, shipped: Session, windows: Windows, compute: Compute = DEFAULT
+    subject: Subject, shipped: Session, windows: Windows, compute: Compute = DEFAULT, watch: Watch | None = None
 ) -> tuple[Cost, TokenFigures]:
     """Return the section `cost` of parity.json, and the figures of every token that it sums up. `shipped` is the
-    subject's session as it ships.
+    subject's session as it ships; `watch` sees the original's passes.
 
     Raises:
         NumericsError: the graph, or the original, computes a NaN or an infinity.
     """
-    reference = Reference(
-        subject.original, subject.config, windows.ids, f"{subject.baseline.capitalize()} checkpoint", compute
-    )
+    title = f"{subject.baseline.capitalize()} checkpoint{'' if watch is None else ', and inside'}"
+    reference = Reference(subject.original, subject.config, windows.ids, title, compute, watch=watch)
     in_runtime = 0.0
 
     def quantised(i: int) -> np.ndarray:

@@ -14,22 +14,30 @@ tokens of such text would decide.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import get_args
 
-from ..recipe import Gate, Gates
-from ..records.parity import Against, Corpus, Exported, GateName, Mean, Outcome, Run, Scored, Share, Verdict
+from ..recipe import INSIDE, Gate, Gates
+from ..records.parity import Against, Corpus, Exported, GateName, Inside, Mean, Outcome, Run, Scored, Share, Verdict
 from .statistics import LARGEST, student_t, t_interval, wilson
 
 REGRESSION = Gate(limit=1e-3)  # of `verify --against`, where the recipe sets none: nats of divergence a token
+OUTCOMES: tuple[Outcome, ...] = ("passed", "inconclusive", "failed")  # better ones first
 NAMES: tuple[GateName, ...] = get_args(GateName)
 
 
 def judge(
-    gates: Gates, corpus: Corpus, exported: Exported, cost: Scored, against: Against | None = None
+    gates: Gates,
+    corpus: Corpus,
+    exported: Exported,
+    cost: Scored,
+    against: Against | None = None,
+    inside: Inside | None = None,
 ) -> list[Verdict]:
     """Return a verdict for each gate that the recipe sets, in the recipe's order, from the sections of a proof.
 
-    `regression` is judged only where there is a section `against`, and then always.
+    `regression` is judged only where there is a section `against`, and then always. Those on what is inside need the
+    section `inside`; they hold every layer, or every head, and the one that is worst off has the verdict.
     """
     verdicts = []
     for name in NAMES:
@@ -43,8 +51,11 @@ def judge(
             verdicts.append(_measured(name, limit, exported))
         elif name == "min_tokens":
             verdicts.append(_enough(limit, corpus.tokens))
+        elif name in INSIDE:
+            if inside is not None:
+                verdicts.append(_worst(_each(name, limit, inside)))
         elif name == "same_top":
-            verdicts.append(_share(limit, cost.same_top, cost.tokens))
+            verdicts.append(_share(name, limit, cost.same_top, cost.tokens))
         else:
             verdicts.append(_mean(name, limit, cost.kld if name == "kld_mean" else cost.delta_nll, cost.tokens))
     return verdicts
@@ -79,14 +90,42 @@ def _mean(name: GateName, gate: Gate, found: Mean, tokens: int) -> Verdict:
     return _verdict(name, limit, gate.confidence, show(mean), show(high), outcome, more)
 
 
-def _share(gate: Gate, found: Share, tokens: int) -> Verdict:
+def _each(name: GateName, gate: Gate, inside: Inside) -> Iterable[Verdict]:
+    """Yield a verdict for each layer or each head."""
+    tokens, found = inside.tokens, inside.artifact
+    for boundary in found.depth:
+        place = {"place": "the embedding" if boundary.layer is None else f"layer {boundary.layer}"}
+        if name == "residual_error":
+            yield _mean(name, gate, boundary.residual_error, tokens).model_copy(update=place)
+        elif name == "lens_same_top":
+            yield _share(name, gate, boundary.lens_same_top, tokens).model_copy(update=place)
+    for head in found.heads:
+        place = {"place": f"layer {head.layer}, head {head.head}"}
+        if name == "pattern_js":
+            yield _mean(name, gate, head.pattern_js, tokens).model_copy(update=place)
+        elif name == "induction_lost":  # of random tokens: more text would not help
+            yield _mean(name, gate, head.induction_lost, tokens).model_copy(update=place | {"more_tokens": None})
+
+
+def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the one that is furthest from passing."""
+
+    def away(verdict: Verdict) -> tuple[int, float]:
+        end = verdict.value if verdict.bound is None else verdict.bound
+        beyond = math.inf if end is None else end - verdict.limit
+        return OUTCOMES.index(verdict.outcome), -beyond if verdict.name == "lens_same_top" else beyond
+
+    return max(verdicts, key=away)
+
+
+def _share(name: GateName, gate: Gate, found: Share, tokens: int) -> Verdict:
     value, trials, limit = found.value, found.independent_tokens, gate.limit
     if trials is None or found.dof is None:
-        return _verdict("same_top", limit, gate.confidence, value, None, "inconclusive")
+        return _verdict(name, limit, gate.confidence, value, None, "inconclusive")
     low, high = wilson(value, trials, student_t(found.dof, gate.confidence))
     outcome: Outcome = "passed" if low >= limit else "inconclusive" if high >= limit else "failed"
     more = _more(tokens, value - low, abs(value - limit)) if outcome == "inconclusive" else None
-    return _verdict("same_top", limit, gate.confidence, value, low, outcome, more)
+    return _verdict(name, limit, gate.confidence, value, low, outcome, more)
 
 
 def _more(tokens: int, half_width: float, distance: float) -> int | None:

@@ -1,8 +1,10 @@
-"""Two questions, never mixed.
+"""Three questions, never mixed.
 
 A. Did the export keep the numbers? `export.py`: ONNX Runtime against torch on the *same* dequantised weights, at
    accuracy level 0 by the graph's own function and by the native kernels, and, where another level ships, at that.
 B. What did quantisation cost? `cost.py`: the artifact as it ships against the original checkpoint, on held-out text.
+C. Does it still compute alike, where that is asked? `inside.py`: the artifact's weights against the original's, layer
+   by layer and head by head, on the same text.
 
 Then the recipe's gates judge, and where one does not pass, `divergence.py` or `suspects.py` says where to look first.
 What comes out is the content of `parity.json`; `docs/reference/parity.md` describes it field by field.
@@ -25,6 +27,7 @@ from .against import compare, require_same
 from .divergence import first_divergence
 from .export import Run
 from .gates import judge
+from .inside import Inside
 from .metrics import TokenFigures
 from .reference import Reference, Tensors
 from .subject import Subject
@@ -47,11 +50,13 @@ def prove(
     *,
     nearest: Tensors | None = None,
     against: Parity | None = None,
+    inside: bool = False,
 ) -> Proof:
     """Measure an artifact and judge it by the recipe's gates.
 
     `nearest` are the same checkpoint's weights rounded to nearest, to be scored beside the artifact's; `against` is
-    another artifact's proof, to be compared with on the same text.
+    another artifact's proof, to be compared with on the same text. `inside` asks the third question too; a gate on it
+    does likewise.
 
     Raises:
         NumericsError: the graph computes a NaN or an infinity.
@@ -68,14 +73,19 @@ def prove(
     measured = [export.measure(run, reference, some, compute.progress) for run in runs(subject, shipped)]
     del reference
     exported = Exported(tokens=int(some.size), runs=measured, first_divergence=None)
-    costs, figures = cost.measure(subject, shipped, windows, compute)
-    del shipped
+    watch = None
+    if inside or gates.look_inside:
+        beside = {"artifact": subject.stored} | ({} if nearest is None else {"rtn": nearest})
+        watch = Inside(subject.original, beside, subject.config, windows, compute)
+    costs, figures = cost.measure(subject, shipped, windows, compute, watch)
+    alike = None if watch is None else watch.result()
+    del shipped, watch
     if subject.baseline != "original":
         costs = costs.model_copy(update={"baseline": subject.baseline})
     if nearest is not None:
         costs = costs.model_copy(update={"rounding": cost.measure_rounding(subject, nearest, windows, compute)})
     compared = None if against is None else compare(costs, exported, against)
-    verdicts = judge(gates, corpus, exported, costs, compared)
+    verdicts = judge(gates, corpus, exported, costs, compared, alike)
     unmet = {gate.name for gate in verdicts if not gate.passed}
     if unmet & {"export_max_abs", "decode_max_abs"}:
         divergence = first_divergence(subject, windows.ids[0], compute.progress)
@@ -92,6 +102,7 @@ def prove(
         export=exported,
         cost=costs,
         against=compared,
+        inside=alike,
         gates=verdicts,
         passed=not unmet,
         seconds=round(time.perf_counter() - began, 2),

@@ -10,6 +10,7 @@ anew for each pass if not. `Reference.how` says which.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -34,9 +35,27 @@ class Tensors(Protocol):
     def tensor(self, name: str) -> Tensor: ...
 
 
+class Watch(Protocol):
+    """Whoever runs other weights in step with the original, one layer at a time, and compares them."""
+
+    sides: int  # weights that run beside the original's
+
+    def begin(self, first: int, chunks: Sequence[Tensor], ends: Mapping[str, Tensor]) -> None:
+        """A pass begins: with the embeddings of windows from `first` on, and the original's final norm and head."""
+        ...
+
+    def enter(self, block: Block) -> None:
+        """The next layer, of the original."""
+        ...
+
+    def step(self, number: int, chunk: Tensor) -> Tensor:
+        """Return the original's output of that layer, for the chunk of a number."""
+        ...
+
+
 class Reference:
     """Logits of `source` on windows ids [N, S], float32, window by window; cheapest in order. `together`: so many,
-    it included, are used at once, and share the memory that kept weights may take."""
+    it included, are used at once, and share the memory that kept weights may take. `watch` sees every pass."""
 
     def __init__(
         self,
@@ -47,12 +66,15 @@ class Reference:
         compute: Compute = DEFAULT,
         *,
         together: int = 1,
+        watch: Watch | None = None,
     ) -> None:
         device = compute.device
+        self._watch = watch
         self._source, self._config, self._ids, self._device = source, config, ids, device
         self._title, self._progress = title, compute.progress
         self._rotary = Rotary.of(config, ids.shape[1], torch.float32, device)
-        self._slab = max(1, min(len(ids), SLAB_BYTES // (4 * ids.shape[1] * config.hidden_size)))
+        states = 1 if watch is None else 1 + watch.sides
+        self._slab = max(1, min(len(ids), SLAB_BYTES // (states * 4 * ids.shape[1] * config.hidden_size)))
         passes, need = -(-len(ids) // self._slab), 4 * config.parameters
         free = _free_memory() if device.type == "cpu" else free_bytes(device)
         fits = together * need <= SHARE_OF_MEMORY * free
@@ -67,24 +89,33 @@ class Reference:
         """[S, vocab] float32 of one window."""
         first = window - window % self._slab
         if first != self._first:
-            self._hidden = self._pass(self._ids[first : first + self._slab])
+            self._hidden = self._pass(first)
             self._first = first
         with torch.inference_mode():
             return head(self._hidden[window - first], self._head.__getitem__).cpu().numpy()
 
-    def _pass(self, ids: np.ndarray) -> Tensor:
+    def watched(self) -> None:
+        """Make every pass, for who watches them."""
+        for first in range(0, len(self._ids), self._slab):
+            self._pass(first)
+
+    def _pass(self, first: int) -> Tensor:
         """What the head reads, [N, S, hidden], layer by layer."""
-        config = self._config
+        config, ids, watch = self._config, self._ids[first : first + self._slab], self._watch
         with torch.inference_mode(), self._progress.track(self._title, config.num_layers, "layers") as advance:
             x = self._source.tensor(f"{EMBEDDING}.weight")[torch.tensor(ids)].to(self._device).float()
             chunks = x.split(max(1, CHUNK_TOKENS // ids.shape[1]))
+            ends = {f"{FINAL_NORM}.{part}": self._read(f"{FINAL_NORM}.{part}") for part in ("weight", "bias")}
+            if watch is not None:
+                watch.begin(first, chunks, ends | self._head)
             for layer in range(config.num_layers):
                 weights = {spec.name: self._read(spec.name) for spec in layer_tensors(config, layer)}
                 block = Block(config, layer, weights.__getitem__)
-                for chunk in chunks:
-                    chunk.copy_(block(chunk, self._rotary))
+                if watch is not None:
+                    watch.enter(block)
+                for number, chunk in enumerate(chunks):
+                    chunk.copy_(block(chunk, self._rotary) if watch is None else watch.step(number, chunk))
                 advance(1)
-            ends = {f"{FINAL_NORM}.{part}": self._read(f"{FINAL_NORM}.{part}") for part in ("weight", "bias")}
             for chunk in chunks:
                 chunk.copy_(final_norm(chunk, config, ends.__getitem__))
         return x

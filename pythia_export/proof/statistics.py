@@ -222,6 +222,17 @@ def clustered_share(hits: ArrayLike, clusters: ArrayLike) -> Estimate:
     return Estimate(found.value, found.se, found.dof, low, high)
 
 
+def share_of_clusters(n: ArrayLike, hits: ArrayLike) -> Share:
+    """Return the same from each cluster's number of tokens and of hits, both [G]."""
+    found, tokens = mean_of_clusters(n, hits), float(np.sum(n))
+    value = min(1.0, max(0.0, found.value))
+    if found.se is None or found.dof is None:
+        return Share(value=value, se=None, dof=None, low=None, high=None, independent_tokens=None)
+    trials = min(tokens, _trials(value, found.se, int(tokens)))
+    low, high = wilson(value, trials, student_t(found.dof))
+    return Share(value=value, se=found.se, dof=found.dof, low=low, high=high, independent_tokens=trials)
+
+
 def _trials(p: float, se: float, tokens: int) -> float:
     return min(float(tokens), p * (1 - p) / se**2) if se > 0 else float(tokens)
 

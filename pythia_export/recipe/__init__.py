@@ -17,11 +17,11 @@ from .schema import Recipe
 from .scheme import Scheme
 from .text import BATCH, Calibration, Text
 from .toml import as_toml
-from .verify import Gate, Gates, Verify
+from .verify import INSIDE, Gate, Gates, Verify
 
 __all__ = [
-    "BATCH", "Calibration", "Changes", "Export", "Gate", "Gates", "Head", "Method", "Model", "Override", "Quantize",
-    "Recipe", "Scheme", "Text", "Verify", "about", "as_toml", "changes_called", "imported_recipe", "load_recipe",
-    "names_texts", "parse_recipe", "recipe_files", "recipe_keys", "recipe_names", "recipes_folder", "split_variant",
-    "variants",
+    "BATCH", "INSIDE", "Calibration", "Changes", "Export", "Gate", "Gates", "Head", "Method", "Model", "Override",
+    "Quantize", "Recipe", "Scheme", "Text", "Verify", "about", "as_toml", "changes_called", "imported_recipe",
+    "load_recipe", "names_texts", "parse_recipe", "recipe_files", "recipe_keys", "recipe_names", "recipes_folder",
+    "split_variant", "variants",
 ]  # fmt: skip

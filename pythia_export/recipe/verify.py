@@ -9,6 +9,8 @@ from pydantic import Field, model_serializer, model_validator
 from .section import Section
 from .text import Text
 
+INSIDE = ("residual_error", "pattern_js", "induction_lost", "lens_same_top")  # gates that hold each layer or head
+
 
 class Gate(Section):
     """A limit for what is estimated from text: `ppl_ratio = 1.05`, or `{ limit = 1.05, confidence = 0.99 }`."""
@@ -65,8 +67,31 @@ class Gates(Section):
     regression: Gate | None = Field(
         None, description="with `verify --against`: rise of the mean KL divergence over the other artifact's, at most"
     )
+    residual_error: Gate | None = Field(
+        None, description="difference of the residual stream behind every layer, relative to its length, at most"
+    )
+    pattern_js: Gate | None = Field(
+        None, description="Jensen-Shannon divergence of every head's attention pattern, nats per token, at most"
+    )
+    induction_lost: Gate | None = Field(
+        None, description="fall of every head's induction score on repeated random tokens, at most"
+    )
+    lens_same_top: ShareGate | None = Field(
+        None,
+        description="share of tokens with the same likeliest token by the logit lens, behind every layer, at least",
+    )
+
+    @property
+    def look_inside(self) -> bool:
+        """Return whether a gate is set that only a look inside the model can judge."""
+        return any(getattr(self, name) is not None for name in INSIDE)
 
 
 class Verify(Text):
     tokens: int = Field(32768, ge=64, description="held-out tokens to score")
+    inside: bool = Field(
+        False,
+        description="also compare residual streams, attention patterns and induction heads; "
+        "a gate on one of them turns it on",
+    )
     gates: Gates = Gates()

@@ -15,8 +15,9 @@ PARITY_SCHEMA: Literal[2] = 2
 
 Outcome = Literal["passed", "failed", "inconclusive"]
 GateName = Literal[
-    "export_max_abs", "decode_max_abs", "ppl_ratio", "delta_nll", "kld_mean", "same_top", "min_tokens", "regression"
-]
+    "export_max_abs", "decode_max_abs", "ppl_ratio", "delta_nll", "kld_mean", "same_top", "min_tokens", "regression",
+    "residual_error", "pattern_js", "induction_lost", "lens_same_top",
+]  # fmt: skip
 
 
 class Interval(Record):
@@ -339,6 +340,8 @@ class Verdict(Record):
     """Tokens of such text that would decide; null if not known."""
     run: str | None
     """The run of `export` that gave the value."""
+    place: str | None = None
+    """The layer or head that gave the value, of a gate that holds each of them: `layer 3, head 1`."""
 
     @field_serializer("limit", "value", "bound")
     def _tokens_are_whole(self, figure: float | None) -> float | None:
@@ -375,6 +378,73 @@ class Against(Record):
     export: Worst
 
 
+class Depth(Record):
+    """One boundary between layers."""
+
+    layer: Layer | None
+    """Behind this layer (`blocks.N.hook_resid_post`); null is the embedding, before the first."""
+    residual_error: Mean
+    """Difference of the residual stream, relative to the original's length, token by token."""
+    cosine: Mean
+    """Of the angle between both."""
+    lens_kld: Mean
+    """Logit lens: KL(original || artifact) of what final norm and head make of it, nats per token."""
+    lens_same_top: Share
+    """Tokens whose likeliest successor by the logit lens is the same."""
+
+
+class Head(Record):
+    layer: Layer
+    head: Count
+    pattern_js: Mean
+    """Jensen-Shannon divergence of both attention patterns, nats per token; 0.693 at most."""
+    induction_original: Figure
+    """Induction score of the original: attention from a repeated token to the one after its first occurrence."""
+    induction: Figure
+    """The same of the artifact."""
+    induction_lost: Mean
+    """The first less the second."""
+
+
+class Alike(Record):
+    """How near one set of weights computes to the original, inside. Means over layers leave the embedding out."""
+
+    residual_error: Mean
+    """Mean over the layers."""
+    cosine: Mean
+    lens_kld: Mean
+    lens_same_top: Share
+    pattern_js: Mean
+    """Mean over the heads."""
+    induction_original: Figure
+    """Largest induction score of a head of the original."""
+    induction: Figure
+    """The same of the artifact, whichever head has it."""
+    depth: Annotated[list[Depth], Field(min_length=1)]
+    """Boundary by boundary, the embedding first."""
+    heads: list[Head]
+    """Head by head, layer after layer."""
+
+
+class Inside(Record):
+    """Both sides run in torch, with activations in float: the weights alone differ."""
+
+    tokens: Count
+    """Tokens whose residual streams were compared."""
+    sampled: Count
+    """Those of them, evenly spread, whose attention patterns and logit lens were compared."""
+    clusters: Clusters
+    sequences: Count
+    """Sequences of random tokens, each repeated once, for the induction scores; their intervals are clustered by it."""
+    repeated: Count
+    """Random tokens in each."""
+    seconds: Seconds
+    """What this took beside the cost."""
+    artifact: Alike
+    rtn: Alike | None
+    """The same of round-to-nearest. Null without `--rtn`."""
+
+
 class Parity(Record):
     """The content of parity.json."""
 
@@ -395,6 +465,8 @@ class Parity(Record):
     """What did quantisation cost?"""
     against: Against | None
     """Null without `--against`."""
+    inside: Inside | None = None
+    """Does it still compute alike? Null where it was not asked, and missing in proofs of before."""
     gates: list[Verdict]
     """In the recipe's order."""
     passed: bool

@@ -59,6 +59,13 @@ def parity_tables(parity: Parity) -> Iterator[str]:
             ],
         ],
     )  # fmt: skip
+    if parity.inside is not None:
+        yield f"{words.INSIDE} Here {words.inside_note(parity)}:"
+        sides = ["Artifact", "95 % interval"]
+        sides += ["Round to nearest", "95 % interval"] if parity.inside.rtn is not None else []
+        yield table(
+            ["", *sides], [[label[0].upper() + label[1:], *cells] for label, cells in words.inside_rows(parity)]
+        )
     if parity.gates:
         yield "Gates of the recipe; the worse end of an estimate's interval must meet the limit:"
         yield table(

@@ -28,6 +28,8 @@ def verdict(parity: Parity, quantization: Quantization | None) -> RenderableType
     ]
     if parity.cost.subsets:
         parts += ["", _parts(parity)]
+    if parity.inside is not None:
+        parts += ["", _inside(parity)]
     if parity.gates:
         parts += ["", _gates(parity)]
     share = words.recovered(quantization.linears) if quantization and quantization.method == "gptq" else None
@@ -89,6 +91,16 @@ def _parts(parity: Parity) -> RenderableType:
     return _titled("By part of the text", "change of perplexity, divergence from the original", table)
 
 
+def _inside(parity: Parity) -> RenderableType:
+    sides = ["artifact", "95 % interval"]
+    if parity.inside is not None and parity.inside.rtn is not None:
+        sides += ["round to nearest", "95 % interval"]
+    table = _table(*sides)
+    for label, cells in words.inside_rows(parity):
+        table.add_row(label, *cells)
+    return _titled(words.INSIDE, words.inside_note(parity), table)
+
+
 def _gates(parity: Parity) -> RenderableType:
     table = _table("measured", "held to limit", "limit", "")
     for gate in parity.gates:
@@ -98,7 +110,7 @@ def _gates(parity: Parity) -> RenderableType:
             words.gate_value(name, gate.value),
             words.gate_value(name, gate.bound),
             f"{words.sign(name)} {words.gate_value(name, gate.limit)}",
-            Text(words.outcome(gate), style=_OUTCOMES[gate.outcome]),
+            Text(words.outcome(gate) + (f": {gate.place}" if gate.place else ""), style=_OUTCOMES[gate.outcome]),
         )
     return _titled("Gates", "the worse end of the interval must meet the limit", table)
 

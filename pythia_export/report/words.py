@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..records.manifest import Origin
-from ..records.parity import Exported, Parity, Part, Ratio, Verdict
+from ..records.parity import Alike, Exported, Mean, Parity, Part, Ratio, Share, Verdict
 from ..records.quantization import LinearRecord, Quantization
 
+INSIDE = "Does it still compute alike?"
 _KEPT, _COST = "Did the export keep the numbers?", "What did quantisation cost?"
 ABSENT = "–"
 NO_INTERVAL = "no interval"
@@ -24,8 +25,12 @@ GATES = {
     "same_top": ("Same likeliest token", "share of tokens"),
     "min_tokens": ("Held-out text", "tokens"),
     "regression": ("Regression", "mean KL divergence above the other artifact's"),
+    "residual_error": ("Residual stream", "relative error, behind the worst layer"),
+    "pattern_js": ("Attention pattern", "Jensen-Shannon divergence of the worst head, nats a token"),
+    "induction_lost": ("Induction", "score that the worst head lost"),
+    "lens_same_top": ("Logit lens", "same likeliest token, behind the worst layer"),
 }
-AT_LEAST = ("same_top", "min_tokens")  # the others are held to be at most their limits
+AT_LEAST = ("same_top", "min_tokens", "lens_same_top")  # the others are held to be at most their limits
 _METHODS = {"gptq": "GPTQ", "rtn": "Round to nearest", "none": "Not quantised", "imported": "Imported"}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -72,7 +77,8 @@ def gate_sentence(gate: Verdict) -> str:
     """``Perplexity, ratio to the original's: 1.0202, its 95 % interval ends at 1.0223; limit ≤ 1.0500: passed``."""
     name = gate.name
     measured, bound, limit = (gate_value(name, x) for x in (gate.value, gate.bound, gate.limit))
-    where = f" ({gate.run})" if gate.run else ""
+    found = gate.run or gate.place
+    where = f" ({found})" if found else ""
     if gate.confidence is None:
         held = ""
     elif gate.bound is None:
@@ -148,6 +154,58 @@ def cost_sentence(parity: Parity, quantized: bool = True) -> str:
     return f"{what} {_effect(parity.cost.ppl_ratio)}.{unknown}"
 
 
+def inside_sentence(parity: Parity) -> str:
+    """Say how near the artifact computes to the original inside; empty where that was not asked."""
+    if parity.inside is None:
+        return ""
+    found = parity.inside.artifact
+    worst = max(found.heads, key=lambda head: head.pattern_js.mean)
+    return (
+        f"Inside, its residual stream differs by {percent(found.residual_error.mean)} of its length; the attention "
+        f"pattern that changed most is layer {worst.layer}, head {worst.head} ({power(worst.pattern_js.mean)} nats)."
+    )
+
+
+def inside_rows(parity: Parity) -> list[tuple[str, list[str]]]:
+    """Return the figures of the third question: a label, then figure and interval of the artifact, then the same of
+    round-to-nearest where it was set beside."""
+    inside = parity.inside
+    if inside is None:
+        return []
+    sides = [inside.artifact] if inside.rtn is None else [inside.artifact, inside.rtn]
+
+    def row(label: str, show: Any, of: Any) -> tuple[str, list[str]]:
+        cells = []
+        for side in sides:
+            x = of(side)
+            value = x.value if isinstance(x, Share) else x.mean
+            cells += [show(value), interval(x.low, x.high, show)]
+        return label, cells
+
+    def ends(side: Alike) -> Mean:
+        return max(side.heads, key=lambda head: head.induction_lost.mean).induction_lost
+
+    return [
+        row("residual stream, relative error", percent, lambda side: side.residual_error),
+        row("residual stream, cosine", lambda x: f"{x:.5f}", lambda side: side.cosine),
+        row("attention patterns, Jensen-Shannon", power, lambda side: side.pattern_js),
+        row("induction score, most that a head lost", signed, ends),
+        row("logit lens, KL divergence", power, lambda side: side.lens_kld),
+        row("logit lens, same likeliest token", share, lambda side: side.lens_same_top),
+    ]
+
+
+def inside_note(parity: Parity) -> str:
+    """Say what the third question was asked of."""
+    inside = parity.inside
+    if inside is None:
+        return ""
+    return (
+        f"the weights against the {beside(parity)}'s, in torch: {inside.tokens:,} tokens, patterns and lens at "
+        f"{inside.sampled:,} of them, induction on {inside.sequences} sequences of {inside.repeated} random tokens"
+    )
+
+
 def _effect(ratio: Ratio) -> str:
     if ratio.value is None:
         return "destroyed the model: the perplexity ratio is beyond what a float can hold"
@@ -189,7 +247,7 @@ def gate_value(name: str, value: float | None) -> str:
         return ABSENT
     if name == "ppl_ratio":
         return f"{value:.4f}"
-    if name == "same_top":
+    if name in ("same_top", "lens_same_top"):
         return share(value)
     if name == "min_tokens":
         return f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""Faults that an exporter can have, put in one at a time: which question catches each, and where it says to look first.
+"""Faults that an artifact can have, put in one at a time: which question catches each, and where it says to look first.
 
 One artifact of the embedded demo checkpoint, rounded to nearest, is built; each fault is an edit of its graph, of its
 weights or of the configuration that the exporter believed in. What the graph does wrong is question A's to find: the
@@ -22,13 +22,17 @@ from pythia_export.checkpoint import Checkpoint, open_checkpoint, pull
 from pythia_export.corpus import Windows
 from pythia_export.corpus.stdlib import stdlib_documents
 from pythia_export.graph.levels import with_accuracy_level
-from pythia_export.model.neox import EMBEDDING, NeoXConfig
+from pythia_export.model.neox import EMBEDDING, HEAD, NeoXConfig
+from pythia_export.proof import cost
 from pythia_export.proof.divergence import first_divergence
+from pythia_export.proof.gates import judge
+from pythia_export.proof.inside import Inside
 from pythia_export.proof.prove import prove
 from pythia_export.proof.subject import Subject
 from pythia_export.recipe import Export, Gates, Model, Override, Quantize
 from pythia_export.records import manifest
 from pythia_export.records.parity import Parity
+from pythia_export.report.words import gate_sentence
 from pythia_export.runtime import Session
 from pythia_export.weights.layout import Layout, packed_qkv_rows
 from pythia_export.weights.names import DATA_FILE
@@ -42,6 +46,10 @@ QUANTIZE = Quantize(
 EXPORT = Export()
 # The demo recipe's limits for the export; for the cost, what round-to-nearest meets with a margin of half.
 GATES = Gates(export_max_abs=1e-4, decode_max_abs=1e-4, ppl_ratio=1.08, kld_mean=0.04, regression=1e-4)
+# Every layer, every head: what rounding does to the worst of them, with a margin.
+WITH_INSIDE = GATES.model_validate(
+    GATES.model_dump() | {"residual_error": 0.15, "pattern_js": 0.05, "induction_lost": 0.05, "lens_same_top": 0.85}
+)
 EXPORT_GATES = {"export_max_abs", "decode_max_abs"}
 
 
@@ -248,10 +256,39 @@ def embedding_stored_a_row_on(b: Built) -> None:
     rows[:] = np.roll(rows, 1, axis=0)
 
 
+def head_without_a_pattern(b: Built) -> None:
+    """Its queries are zero: it looks at every token before it alike."""
+    scale_queries(b, layer=2, head=3, by=0)
+
+
+def induction_head_softened(b: Built) -> None:
+    """It looks less at what came after the same token before, and perplexity gets better."""
+    scale_queries(b, layer=5, head=1, by=0.8)
+
+
+def scale_queries(b: Built, layer: int, head: int, by: float) -> None:
+    width = b.config.head_dim
+    for part in ("scales", "bias"):
+        b.stored(f"gpt_neox.layers.{layer}.attention.query_key_value.{part}")[head * width : (head + 1) * width] *= by
+
+
+def stream_moved(b: Built) -> None:
+    """The same number is added all along the residual stream, and every LayerNorm takes it out again."""
+    b.stored("gpt_neox.layers.2.attention.dense.bias")[:] += 2
+
+
+def lens_moved(b: Built) -> None:
+    """A layer writes a token into the residual stream, and the next one takes it back."""
+    told = open_checkpoint(pull(Model(id="demo"))).tensor(f"{HEAD}.weight")[10].float().numpy()
+    told = 3 * (told / np.linalg.norm(told))
+    for layer, by in ((2, 1), (3, -1)):
+        b.stored(f"gpt_neox.layers.{layer}.mlp.dense_4h_to_h.bias")[:] += by * (told - told.mean())
+
+
 def prove_it(
-    made: Built, checkpoint: Checkpoint, folder: Path, windows: Windows, against: Parity | None = None
+    made: Built, checkpoint: Checkpoint, folder: Path, windows: Windows, against: Parity | None = None, gates=GATES
 ) -> dict:
-    return prove(subject_of(made, checkpoint, folder), windows, GATES, against=against).parity.to_json()
+    return prove(subject_of(made, checkpoint, folder), windows, gates, against=against).parity.to_json()
 
 
 def subject_of(made: Built, checkpoint: Checkpoint, folder: Path) -> Subject:
@@ -276,11 +313,11 @@ def unmet(parity: dict) -> set[str]:
 
 @pytest.fixture(scope="module")
 def sound(right, checkpoint, windows, tmp_path_factory) -> dict:
-    return prove_it(right, checkpoint, tmp_path_factory.mktemp("sound"), windows)
+    return prove_it(right, checkpoint, tmp_path_factory.mktemp("sound"), windows, gates=WITH_INSIDE)
 
 
 def test_without_a_fault_every_gate_passes(sound):
-    assert sound["passed"] and not unmet(sound)
+    assert sound["passed"] and not unmet(sound) and len(sound["gates"]) == 8
     assert sound["export"]["first_divergence"] is None and sound["cost"]["suspects"] is None
 
 
@@ -361,3 +398,31 @@ def test_a_fault_in_every_matrix_is_beyond_the_limits(right, checkpoint, windows
     parity = prove_it(edited(right, all_scales_swapped), checkpoint, tmp_path, windows)
     assert "kld_mean" in unmet(parity) and not unmet(parity) & EXPORT_GATES
     assert parity["cost"]["suspects"]["first"]["layer"] == 0
+
+
+INSIDE_ALONE = [
+    (head_without_a_pattern, "pattern_js", "layer 2, head 3"),
+    (induction_head_softened, "induction_lost", "layer 5, head 1"),
+    (stream_moved, "residual_error", "layer 2"),
+    (lens_moved, "lens_same_top", "layer 2"),
+]
+
+
+@pytest.mark.parametrize(("fault", "gate", "place"), INSIDE_ALONE, ids=lambda x: getattr(x, "__name__", None))
+def test_a_fault_that_the_logits_hide_is_question_cs_alone(fault, gate, place, right, checkpoint, windows, tmp_path):
+    """B holds all of its limits. A is blind to weights: graph and reference read them alike."""
+    it = subject_of(edited(right, fault), checkpoint, tmp_path)
+    watch = Inside(checkpoint, {"artifact": it.stored}, it.config, windows)
+    costs, _ = cost.measure(it, it.session(0, native=True), windows, watch=watch)
+    gates = WITH_INSIDE.model_copy(update=dict.fromkeys(EXPORT_GATES))
+    verdicts = judge(gates, None, None, costs, None, watch.result())
+    assert [(x.name, x.place) for x in verdicts if not x.passed] == [(gate, place)]
+    assert {"ppl_ratio", "kld_mean"} < {x.name for x in verdicts if x.passed}
+
+
+def test_the_whole_proof_of_a_head_without_a_pattern_names_it(right, checkpoint, windows, tmp_path):
+    """A and B hold all of their limits."""
+    parity = prove_it(edited(right, head_without_a_pattern), checkpoint, tmp_path, windows, gates=WITH_INSIDE)
+    assert unmet(parity) == {"pattern_js"}
+    (found,) = (x for x in Parity.model_validate(parity).gates if x.name == "pattern_js")
+    assert gate_sentence(found).startswith("Attention pattern") and "(layer 2, head 3)" in gate_sentence(found)
