@@ -128,6 +128,20 @@ inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// 1 / v, to 3e-7 of it; of |v| between 2^-60 and 2^60. A division takes several times as long.
+inline Floats reciprocal(Floats v) {
+#if defined(PYTHIA_AVX512)
+  const Floats near = (Floats)_mm512_rcp14_ps((__m512)v);
+#elif defined(PYTHIA_AVX2)
+  const Floats near = (Floats)_mm256_rcp_ps((__m256)v);
+#else
+  return 1.0f / v;
+#endif
+#if defined(PYTHIA_AVX512) || defined(PYTHIA_AVX2)
+  return near * (2.0f - v * near);  // Newton's step
+#endif
+}
+
 // To the nearest whole number, ties to even, for |v| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
 inline Floats round(Floats v) {
   const Floats magic = broadcast(12582912.0f);

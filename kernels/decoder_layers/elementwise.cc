@@ -18,26 +18,19 @@ inline void each(const float* x, int64_t n, F f) {
   f(load(rest), i);
 }
 
-inline void store_up_to(float* to, Floats v, int64_t n) {
-  if (n >= kLanes) return store(to, v);
-  float rest[kLanes];
-  store(rest, v);
-  std::memcpy(to, rest, size_t(n) * sizeof(float));
-}
-
 // 1 / (1 + e^-x).
 inline Floats sigmoid(Floats x) {
   const Ints negative = x < 0.0f;
   const Floats e = exp(negative ? x : -x);
-  return (negative ? e : broadcast(1.0f)) / (1.0f + e);
+  return (negative ? e : broadcast(1.0f)) * reciprocal(1.0f + e);
 }
 
-// How much of a standard normal distribution lies below x, to 2e-7 of it.
+// How much of a standard normal distribution lies below x, to 4e-7 of it.
 // erfc(z) = t e^(-z^2 + p(t)) with t = 1 / (1 + z / 2): Numerical Recipes (third edition, 6.2.2), relative error 1.2e-7.
 inline Floats normal_below(Floats x) {
   const Ints negative = x < 0.0f;
-  const Floats z = (negative ? -x : x) * 0.70710678118654752f;
-  const Floats t = 1.0f / (1.0f + 0.5f * z);
+  const Floats z = min((negative ? -x : x) * 0.70710678118654752f, broadcast(20.0f));  // beyond it nothing is left
+  const Floats t = reciprocal(1.0f + 0.5f * z);
   Floats p = broadcast(0.17087277f);
   p = fmadd(p, t, broadcast(-0.82215223f));
   p = fmadd(p, t, broadcast(1.48851587f));
@@ -61,7 +54,7 @@ inline Floats activated(Floats x) {
   if (kWhich == Activation::kMish) {  // tanh(log(1 + e^x)) by the smaller of e^x and e^-x
     const Ints negative = x < 0.0f;
     const Floats e = exp(negative ? x : -x), own = negative ? e * (e + 2.0f) : 1.0f + 2.0f * e;
-    return x * (own / (own + (negative ? broadcast(2.0f) : 2.0f * e * e)));
+    return x * (own * reciprocal(own + (negative ? broadcast(2.0f) : 2.0f * e * e)));
   }
   const Floats positive = x < 0.0f ? Floats{} : x;  // NaN stays
   return kWhich == Activation::kRelu ? positive : positive * positive;
@@ -69,7 +62,13 @@ inline Floats activated(Floats x) {
 
 template <Activation kWhich>
 void activate_all(float* x, int64_t n) {
-  each(x, n, [&](Floats v, int64_t i) { store_up_to(x + i, activated<kWhich>(v), n - i); });
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, activated<kWhich>(load(x + i)));
+  if (i == n) return;
+  float rest[kLanes] = {};
+  std::memcpy(rest, x + i, size_t(n - i) * sizeof(float));
+  store(rest, activated<kWhich>(load(rest)));
+  std::memcpy(x + i, rest, size_t(n - i) * sizeof(float));
 }
 
 }  // namespace

@@ -91,7 +91,7 @@ bool elementwise(const Version& version, Random& random) {
     version.activate(Activation(which), got.get(), int64_t(n));
     activate_reference(Activation(which), wanted.get(), int64_t(n));
     for (size_t i = 0; i < n; ++i)
-      if (!(std::fabs(got[i] - wanted[i]) <= 1e-6f * (1 + std::fabs(wanted[i]))))
+      if (!(std::fabs(got[i] - wanted[i]) <= 1.5e-6f * (1 + std::fabs(wanted[i]))))
         return std::printf("%s of %.9g is %.9g, not %.9g\n", kActivations[which], x[i], got[i], wanted[i]), false;
   }
   return true;

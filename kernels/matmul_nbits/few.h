@@ -59,9 +59,11 @@ struct Columns {
   }
 
   // Of one column, whose codes begin at `weights`, kRows vectors that add up to its outputs.
-  void column(const uint8_t* weights, int64_t n, Floats* sums) const {
-    const int64_t blocks = x.blocks;
-    const int8_t* codes = x.codes + m * x.stride;
+  void column(const uint8_t* weights, int64_t n, Floats* to) const {
+    const int64_t blocks = x.blocks, stride = x.stride;
+    const int8_t* codes = x.codes + m * stride;
+    const float *of_x = x.scale + m * blocks, *owed = x.owed + m * blocks;
+    Floats sums[kRows];  // of its own: what `to` points at could be anything
     for (int r = 0; r < kRows; ++r) sums[r] = broadcast(0.0f);
     for (int64_t b = 0; b < blocks; b += kLanes) {
       const int64_t here = blocks - b < kLanes ? blocks - b : kLanes;
@@ -70,9 +72,8 @@ struct Columns {
       const Floats of_w = load_up_to(scale, here), zero = zeros(n, b, here);
       Floats scales[kRows];
       for (int r = 0; r < kRows; ++r) {
-        const int64_t at = (m + r) * blocks + b;
-        scales[r] = mul(of_w, load_up_to(x.scale + at, here));
-        sums[r] = fmadd(mul(of_w, load_up_to(x.owed + at, here)), zero, sums[r]);
+        scales[r] = mul(of_w, load_up_to(of_x + r * blocks + b, here));
+        sums[r] = fmadd(mul(of_w, load_up_to(owed + r * blocks + b, here)), zero, sums[r]);
       }
       const int64_t vectors = here / kHeld;
       for (int64_t v = 0; v < vectors; ++v) {
@@ -81,18 +82,19 @@ struct Columns {
         for (int64_t t = 0; t < kTaken; ++t, weights += kLanes * 4, codes += kReach<kBits>) {
           prefetch(uintptr_t(weights), twice);
           const Ints w = load(weights);
-          for (int r = 0; r < kRows; ++r) inner[r] = dot_nibbles<kBits>(inner[r], w, codes + r * x.stride);
+          for (int r = 0; r < kRows; ++r) inner[r] = dot_nibbles<kBits>(inner[r], w, codes + r * stride);
         }
         for (int r = 0; r < kRows; ++r) sums[r] = fmadd(to_float(inner[r]), permute(scales[r], places[v]), sums[r]);
       }
       if (here % kHeld) {
         const Ints w = load(weights, here % kHeld * kBytes);
         for (int r = 0; r < kRows; ++r) {
-          const Ints inner = dot_nibbles<kBits>(broadcast(0), w, codes + r * x.stride);
+          const Ints inner = dot_nibbles<kBits>(broadcast(0), w, codes + r * stride);
           sums[r] = fmadd(to_float(inner), permute(scales[r], places[vectors]), sums[r]);
         }
       }
     }
+    for (int r = 0; r < kRows; ++r) to[r] = sums[r];
   }
 
   void operator()(int64_t from, int64_t to) const {

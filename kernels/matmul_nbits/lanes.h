@@ -78,17 +78,13 @@ constexpr int64_t kLanes = 8;
 using Ints = __m256i;
 using Floats = __m256;
 inline Ints load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
-inline Ints load(const void* p, int64_t bytes) {
-  uint8_t whole[32] = {};
-  std::memcpy(whole, p, size_t(bytes));
-  return load(whole);
+// The first `count` dwords of a vector. By masks: a copy of as many bytes would be waited for when it is read back.
+inline Ints first(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int32_t(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+inline Ints load(const void* p, int64_t bytes) { return _mm256_maskload_epi32((const int*)p, first(bytes / 4)); }
 inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
-inline Floats load_floats(const float* p, int64_t count) {
-  float whole[8] = {};
-  std::memcpy(whole, p, size_t(count) * sizeof(float));
-  return load_floats(whole);
-}
+inline Floats load_floats(const float* p, int64_t count) { return _mm256_maskload_ps(p, first(count)); }
 inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 inline void store(void* p, Ints v) { _mm256_storeu_si256((__m256i*)p, v); }
 inline Ints broadcast(int32_t x) { return _mm256_set1_epi32(x); }

@@ -542,6 +542,7 @@ void prefill(const Attention& a, const Parallel& parallel) {
 template <typename C, Prefetch kHow>
 void decode(const Attention& a, const Parallel& parallel) {
   switch (a.head_dim) {  // the suite's
+    case 32: return decode<C, kHow, 32>(a, parallel);
     case 64: return decode<C, kHow, 64>(a, parallel);
     case 80: return decode<C, kHow, 80>(a, parallel);
     case 128: return decode<C, kHow, 128>(a, parallel);
