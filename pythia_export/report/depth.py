@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -28,28 +28,36 @@ def depth_panels(linears: Sequence[LinearRecord]) -> list[tuple[str, Markup]]:
 
 
 def residual_panel(layers: Sequence[LayerRecord]) -> Markup | None:
-    """The relative squared error of the residual stream behind each layer, where it was measured.
-
-    The scale is logarithmic where the errors span more than a decade, else linear from zero.
-    """
+    """Plot the relative squared error of the residual stream behind each layer, where it was measured."""
     errors = {x.layer: x.residual_error for x in layers if x.residual_error is not None}
     if not errors:
         return None
-    last, most = max(x.layer for x in layers), max(errors.values())
-    above = [error for error in errors.values() if _on_log_scale(error)]
-    if above and most > 10 * min(above):
+    last = max(x.layer for x in layers)
+    return curves("Relative squared error of the residual stream, layer by layer", [("got", errors)], last)
+
+
+def curves(label: str, series: Sequence[tuple[str, Mapping[int, float]]], last: int) -> Markup:
+    """Plot figures by layer, each series (a look, and its figures) with dots that are linked.
+
+    The scale is logarithmic where the figures span more than a decade, else linear from zero.
+    """
+    every = [value for _, found in series for value in found.values()]
+    most, above = max(every), [value for value in every if _on_log_scale(value)]
+    logarithmic = bool(above) and most > 10 * min(above)
+    if logarithmic:
         ticks = svg.log_ticks(min(above), most)
-        errors = {layer: error for layer, error in errors.items() if _on_log_scale(error)}
         y = svg.log_scale(ticks[0], ticks[-1], _BOTTOM, _TOP)
     else:
         step = svg.round_step(most / 4) if above else 1.0
         ticks = [step * i for i in range(next(n for n in range(1, 6) if step * n >= most * (1 - 1e-9)) + 1)]
         y = _linear_scale(ticks[-1])
     marks = _axes(ticks, y, last)
-    points = [(_x(layer, last), y(error)) for layer, error in sorted(errors.items())]
-    marks += [svg.line(*start, *end, "link") for start, end in zip(points, points[1:], strict=False)]
-    marks += [svg.dot(*point, _radius(last), "got") for point in points]
-    return svg.svg(_BOTTOM + 36, "Relative squared error of the residual stream, layer by layer", marks)
+    for look, found in series:
+        shown = {layer: value for layer, value in found.items() if not logarithmic or _on_log_scale(value)}
+        points = [(_x(layer, last), y(value)) for layer, value in sorted(shown.items())]
+        marks += [svg.line(*start, *end, "link") for start, end in zip(points, points[1:], strict=False)]
+        marks += [svg.dot(*point, _radius(last), look) for point in points]
+    return svg.svg(_BOTTOM + 36, label, marks)
 
 
 def _losses(name: str, linears: Sequence[LinearRecord], last: int, ticks: list[float]) -> Markup:

@@ -16,7 +16,8 @@ _MEASURABLE = 1e30  # beyond it the part's own output was zero, and the quantise
 
 @dataclass(frozen=True)
 class Part:
-    """One head's queries, keys or values, and their error relative to their own energy."""
+    """One head's queries, keys or values and their error relative to their own energy; or a whole head (`of` is empty)
+    and another figure."""
 
     layer: int
     head: int
@@ -25,7 +26,7 @@ class Part:
 
     @property
     def place(self) -> str:
-        return f"layer {self.layer} head {self.head} {self.of}"
+        return f"layer {self.layer} head {self.head} {self.of}".rstrip()
 
 
 def parts(linears: Sequence[LinearRecord]) -> Iterator[Part]:

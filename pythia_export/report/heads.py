@@ -46,22 +46,45 @@ def head_maps(linears: Sequence[LinearRecord]) -> HeadMaps | None:
     return HeadMaps(panels, _legend(least, most, shade, clipped=min(part.error for part in found) < least))
 
 
+def head_map(title: str, label: str, found: Sequence[Part], show: Callable[[float], str]) -> HeadMaps | None:
+    """Plot one figure of each head on a scale of its own; None where it is zero everywhere."""
+    above = [part.error for part in found if part.error > 0]
+    if not above:
+        return None
+    most = max(above)
+    least = min(most / 10, max(min(above), most * 10.0**-_DECADES))
+    shade = _shade(least, most)
+    rows, columns = max(p.layer for p in found) + 1, max(p.head for p in found) + 1
+    clipped = min(part.error for part in found) < least
+    return HeadMaps(
+        [_panel(title, found, rows, columns, shade, show, label)], _legend(least, most, shade, clipped, show)
+    )
+
+
 def _shade(low: float, high: float) -> Callable[[float], float]:
     """Opacity of the one colour, whichever paper is below it."""
     scale = svg.log_scale(low, high, _FAINTEST, 1.0)
     return lambda error: scale(min(max(error, low), high))
 
 
-def _panel(name: str, found: Sequence[Part], rows: int, columns: int, shade: Callable[[float], float]) -> Markup:
+def _panel(
+    name: str,
+    found: Sequence[Part],
+    rows: int,
+    columns: int,
+    shade: Callable[[float], float],
+    show: Callable[[float], str] = percent,
+    figure: str = "Relative output error",
+) -> Markup:
     width = (_WIDTH - _LEFT - 4) / columns
     height = min(width, _TALLEST)
     gap = 0.08 * height
-    numbers = {part: percent(part.error).removesuffix(" %") for part in found}
+    numbers = {part: show(part.error).removesuffix(" %") for part in found}
     written = max(map(len, numbers.values())) * 6.2 + 6 < width  # in the cells too, where there is room
     marks = [svg.text(_LEFT, 12, name, "start", "name")]
     for part in found:
         x, y, opacity = _LEFT + width * part.head, _TOP + height * part.layer, shade(part.error)
-        marks.append(_cell(x, y, width - gap, height - gap, opacity, f"{part.place}: {percent(part.error)}"))
+        marks.append(_cell(x, y, width - gap, height - gap, opacity, f"{part.place}: {show(part.error)}"))
         if written:
             marks.append(svg.text(x + (width - gap) / 2, y + height / 2 + 3, numbers[part], look=_ink(opacity)))
     for layer in _few(rows, height):
@@ -72,7 +95,7 @@ def _panel(name: str, found: Sequence[Part], rows: int, columns: int, shade: Cal
     marks.append(svg.text(_LEFT + width * columns / 2, bottom + 26, "head"))
     marks.append(svg.text(_LEFT - 6, 12, "layer", "end"))
     worst = max(found, key=lambda part: part.error)
-    label = f"Relative output error of {name}, layer by head; largest {worst.place}, {percent(worst.error)}"
+    label = f"{figure} of {name}, layer by head; largest {worst.place}, {show(worst.error)}"
     return svg.svg(bottom + 30, label, marks, _WIDTH)
 
 
@@ -95,7 +118,13 @@ def _ink(opacity: float) -> str:
     return "under" if opacity < 0.6 else "mid" if opacity < 0.85 else "over"
 
 
-def _legend(low: float, high: float, shade: Callable[[float], float], clipped: bool) -> Markup:
+def _legend(
+    low: float,
+    high: float,
+    shade: Callable[[float], float],
+    clipped: bool,
+    show: Callable[[float], str] = percent,
+) -> Markup:
     left, right = 30, svg.WIDTH - 30
     x, wide = svg.log_scale(low, high, left, right), (right - left) / _STRIPS
     marks = []
@@ -109,5 +138,5 @@ def _legend(low: float, high: float, shade: Callable[[float], float], clipped: b
     between = [tick for tick in svg.log_ticks(low, high) if left + 45 < x(tick) < right - 45]
     for error in (low, *between, high):
         marks.append(svg.line(x(error), 12, x(error), 16, "axis"))
-        marks.append(svg.text(x(error), 28, f"{'≤ ' if clipped and error == low else ''}{percent(error)}"))
-    return svg.svg(32, f"Colours from {percent(low)}, faint, to {percent(high)}, strong; logarithmic", marks)
+        marks.append(svg.text(x(error), 28, f"{'≤ ' if clipped and error == low else ''}{show(error)}"))
+    return svg.svg(32, f"Colours from {show(low)}, faint, to {show(high)}, strong; logarithmic", marks)

@@ -18,6 +18,7 @@ from . import findings, ruler, words
 from .depth import depth_panels, residual_panel
 from .forest import divergence_forest, perplexity_forest
 from .heads import head_maps
+from .inside import inside_plots
 
 
 def render_report(origin: Origin, quantization: Quantization, parity: Parity) -> str:
@@ -40,6 +41,8 @@ def render_report(origin: Origin, quantization: Quantization, parity: Parity) ->
         export=parity.export,
         cost=parity.cost,
         against=parity.against,
+        inside=inside_plots(parity.inside),
+        inside_sentence=words.inside_sentence(parity),
         look=[line for line in (words.look_in_graph(parity), words.look_in_weights(parity)) if line],
         export_plot=_export_plot(parity),
         export_legend=_export_legend(parity),

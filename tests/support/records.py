@@ -122,6 +122,35 @@ def completed(made, written):
     return {key: completed(made[key], written.get(key)) if key in made else written[key] for key in made | written}
 
 
+def inside(layers=3, heads=4):
+    """The section of the third question, round-to-nearest beside."""
+    mean = {"mean": 0.0251, "se": 0.001, "dof": 30, "low": 0.023, "high": 0.027}
+    top = {"value": 0.93, "se": 0.01, "dof": 30, "low": 0.91, "high": 0.95, "independent_tokens": 900}
+
+    def of(x):
+        return mean | {key: x * mean[key] for key in ("mean", "low", "high")}
+
+    def side(by):
+        return {
+            **{name: of(by) for name in ("residual_error", "cosine", "lens_kld", "pattern_js")},
+            "lens_same_top": top, "induction_original": 0.53, "induction": 0.5,
+            "depth": [
+                {"layer": None if at == 0 else at - 1, "residual_error": of(by * at), "cosine": of(by),
+                 "lens_kld": of(by), "lens_same_top": top} for at in range(layers + 1)
+            ],
+            "heads": [
+                {"layer": layer, "head": head, "pattern_js": of(by * 10.0 ** (layer - head)), "induction_original": 0.1,
+                 "induction": 0.1 - 0.01 * head, "induction_lost": of(0.4 * head)}
+                for layer in range(layers) for head in range(heads)
+            ],
+        }  # fmt: skip
+
+    return {
+        "tokens": 65536, "sampled": 4096, "clusters": {"by": "document", "count": 31}, "sequences": 16, "repeated": 50,
+        "seconds": 8.0, "artifact": side(1.0), "rtn": side(2.0),
+    }  # fmt: skip
+
+
 def everything():
     """The same with every part that a proof may have: parts of the text, rounding, suspects, the other artifact."""
     manifest, quantization, parity = records()
@@ -134,6 +163,7 @@ def everything():
     cost["rounding"] = {"delta_nll": both | {"recovered": None}, "kld": both}
     weights = {"name": "gpt_neox.layers.1.attention.dense", "layer": 1, "error": 0.3, "rtn_error": 0.04, "ratio": 7.5}
     cost["suspects"] = {"limit": 2.0, "first": weights, "worst": [weights]}
+    parity["inside"] = inside()
     parity["against"] = {
         "created": "2025-01-01T00:00:00Z", "machine": "another machine", "tokens": 65408, "delta_nll": estimate,
         "kld": estimate, "same_top": estimate, "versions": {}, "clusters": cost["clusters"],

@@ -457,3 +457,16 @@ def test_no_figure_of_a_table_is_cut():
         console.print(losses_table(quantization))
         shown.append(console.export_text())
     assert "…" not in shown[1] and Counter(re.findall(r"\d", shown[0])) == Counter(re.findall(r"\d", shown[1]))
+
+
+def test_the_third_question_is_on_the_page_the_card_and_the_terminal():
+    manifest, quantization, parity = everything()
+    page = Page(render_report(manifest, quantization, parity)).text
+    for told in (page, model_card(manifest, quantization, parity), printed(parity, None, width=400)):
+        assert "Does it still compute alike?" in told and "ogit lens" in told
+        assert "65,536 tokens" in told and "2.5 %" in told.replace("\u00a0", " ")  # the artifact's residual error
+        assert "5 %" in told.replace("\u00a0", " ")  # round to nearest's
+    figures = re.findall(r'aria-label="([^"]+)"', render_report(manifest, quantization, parity))
+    assert "Residual stream behind each layer, relative error, layer by layer" in figures
+    assert any("Jensen-Shannon divergence" in x and "largest layer 2 head 0, 2.5" in x for x in figures)
+    assert "compute alike" not in Page(render_report(*records())).text  # not asked
