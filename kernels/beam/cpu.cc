@@ -80,6 +80,7 @@ bool take(const Beam& b, const float* factor, Row& row, const Owed& owed, Owed& 
   const int64_t W = b.width;
   look(b, row, owed, r, k, found);
   rank(found, 2 * W, ranks);
+  chosen[0] = 0;  // GCC does not know that there is a choice
   for (int64_t i = 0; i < 2 * W; ++i) chosen[ranks[i]] = int32_t(i);
   const float least = found.cost[chosen[0]];
   for (int64_t s = 0; s < W; ++s) {
