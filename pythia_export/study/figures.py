@@ -151,10 +151,10 @@ def over_training(rows: Rows, metric: str) -> Section:
         title = f"{NAMES[metric].partition(',')[0]} at {quoted(name)}"
         caption = _from_to(every, axis, metric)
         svg = plots.curves(
-            _slug(metric, "tokens", name), f"{title} against {axis.label}. {caption}", every, scale,
+            slug(metric, "tokens", name), f"{title} against {axis.label}. {caption}", every, scale,
             plots.cost_scale(facet[metric], facet[f"{metric}_se"]), axis.label, NAMES[metric], axis.tick,
         )  # fmt: skip
-        section.plots.append(Plot(_slug(metric, "tokens", name), title, svg, caption))
+        section.plots.append(Plot(slug(metric, "tokens", name), title, svg, caption))
     return section
 
 
@@ -192,10 +192,10 @@ def over_rate(rows: Rows) -> Section:
             every.append(Line(label, rate.y, path.y, path.low * np.nan, path.high * np.nan, path.colour, path.dash))
         title, caption = f"dNLL at {quoted(name)}", _against_rate(facet)
         svg = plots.curves(
-            _slug(DELTA, "rate", name), f"{title} against the learning rate. {caption}", every, scale,
+            slug(DELTA, "rate", name), f"{title} against the learning rate. {caption}", every, scale,
             plots.cost_scale(facet[DELTA], facet["delta_nll_se"]), "learning rate", NAMES[DELTA], tick_label,
         )  # fmt: skip
-        section.plots.append(Plot(_slug(DELTA, "rate", name), title, svg, caption))
+        section.plots.append(Plot(slug(DELTA, "rate", name), title, svg, caption))
     return section
 
 
@@ -221,11 +221,11 @@ def by_size(rows: Rows) -> Section:
                        f"{_cost(line.y[-1])} at {amount(line.x[-1])}"
                        for line in _ends(every) if len(line.x) > 1)  # fmt: skip
         svg = plots.curves(
-            _slug(DELTA, "parameters", name), f"{title}. {caption}", every, scale,
+            slug(DELTA, "parameters", name), f"{title}. {caption}", every, scale,
             plots.cost_scale(facet[DELTA], facet["delta_nll_se"]), "parameters without embedding and head",
             NAMES[DELTA],
         )  # fmt: skip
-        section.plots.append(Plot(_slug(DELTA, "parameters", name), title, svg, caption))
+        section.plots.append(Plot(slug(DELTA, "parameters", name), title, svg, caption))
     return section
 
 
@@ -246,12 +246,12 @@ def by_bits(rows: Rows) -> Section:
         caption = _and(f"{quoted(line.label)}: {_cost(line.y[0])} at {line.x[0]:.0f} bits, {_cost(line.y[-1])} at "
                        f"{line.x[-1]:.0f}" for line in _ends(every) if len(line.x) > 1)  # fmt: skip
         svg = plots.curves(
-            _slug(DELTA, "bits", name), f"{title}. {caption}", every,
+            slug(DELTA, "bits", name), f"{title}. {caption}", every,
             Scale(every_bits[0] / 1.06, every_bits[-1] * 1.06),
             plots.cost_scale(facet[DELTA], facet["delta_nll_se"]), "bits of the rounded linears", NAMES[DELTA],
             lambda b: f"{b:.0f}", every_bits,
         )  # fmt: skip
-        section.plots.append(Plot(_slug(DELTA, "bits", name), title, svg, caption))
+        section.plots.append(Plot(slug(DELTA, "bits", name), title, svg, caption))
     return section
 
 
@@ -283,9 +283,9 @@ def maps(rows: Rows) -> Section:
         i, j = (int(n) for n in np.unravel_index(np.nanargmax(values), values.shape))
         title = f"dNLL at {quoted(name)}"
         caption = f"Highest: {quoted(own[i])} {axis.at(columns[j])}, {_cost(values[i, j])}."
-        svg = plots.heat(_slug(DELTA, "map", name), f"{title}: sizes by steps. {caption}", values, own,
+        svg = plots.heat(slug(DELTA, "map", name), f"{title}: sizes by steps. {caption}", values, own,
                          columns.tolist(), "nats", axis.label, axis.tick)  # fmt: skip
-        section.plots.append(Plot(_slug(DELTA, "map", name), title, svg, caption))
+        section.plots.append(Plot(slug(DELTA, "map", name), title, svg, caption))
     return section
 
 
@@ -298,7 +298,7 @@ def residuals(name: str, found: Fit) -> list[Plot]:
     note = f" {MOST_DOTS} of {len(rows):,} rows, drawn at random, are shown." if len(choice) < len(rows) else ""
     bits = sorted({float(b) for b in rows["bits"]})
     shades = plots.colours(len(bits))
-    for x, xlabel, slug, tick in (
+    for x, xlabel, kind, tick in (
         (found.fitted, "cost that the law gives, nats a token", "fitted", tick_label),
         (rows["training_tokens"], "training tokens", "tokens", amount),
     ):
@@ -308,12 +308,12 @@ def residuals(name: str, found: Fit) -> list[Plot]:
         for i, b in enumerate(bits):
             own = choice[rows["bits"][choice] == b]
             groups.append((f"int{b:.0f}", x[own], found.residuals[own], shades[i]))
-        title = f"Residuals against {'the fitted cost' if slug == 'fitted' else 'training tokens'}, {quoted(name)}"
+        title = f"Residuals against {'the fitted cost' if kind == 'fitted' else 'training tokens'}, {quoted(name)}"
         by = [f"int{b:.0f} {np.median(found.residuals[rows['bits'] == b]):+.2f}".replace("-", "−") for b in bits]
         caption = f"Median by bits: {', '.join(by)}; 0 is the law, +0.69 twice its cost.{note}"
-        svg = plots.dots(_slug("residuals", slug, name), f"{title}. {caption}", groups, plots.tokens_scale(x), xlabel,
+        svg = plots.dots(slug("residuals", kind, name), f"{title}. {caption}", groups, plots.tokens_scale(x), xlabel,
                          "log of measured over fitted", tick)  # fmt: skip
-        made.append(Plot(_slug("residuals", slug, name), title, svg, caption))
+        made.append(Plot(slug("residuals", kind, name), title, svg, caption))
     return made
 
 
@@ -368,10 +368,10 @@ def by_subset(rows: Rows, subsets: pa.Table) -> Section:
         )
         shown = own.where(np.isin(own["subset"], names))
         svg = plots.curves(
-            _slug("parts", model, chosen), f"{title}. {caption}", every, scale,
+            slug("parts", model, chosen), f"{title}. {caption}", every, scale,
             plots.cost_scale(shown[DELTA], shown["delta_nll_se"]), axis.label, NAMES[DELTA], axis.tick,
         )  # fmt: skip
-        section.plots.append(Plot(_slug("parts", model, chosen), title, svg, caption))
+        section.plots.append(Plot(slug("parts", model, chosen), title, svg, caption))
     return section
 
 
@@ -493,7 +493,7 @@ def _and(parts: Any) -> str:
     return "; ".join(found) + "." if found else ""
 
 
-def _slug(*words: str) -> str:
+def slug(*words: str) -> str:
     """For a file's name and an id; what it changes beyond recognition gets a piece of its hash: two stay two."""
     text = "-".join(words)
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

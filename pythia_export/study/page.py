@@ -79,7 +79,7 @@ def render(
     outstanding: int,
 ) -> tuple[str, dict[str, str]]:
     """The page, and its plots by their slugs."""
-    from . import averages, figures, plots, statement
+    from . import averages, figures, induction, plots, statement
     from .law import LAW, PUBLISHED, Compared, Fit, compare, fit
 
     rows = Rows.of(results)
@@ -92,7 +92,9 @@ def render(
     sections = [] if empty else [
         figures.over_training(rows, figures.DELTA), figures.over_training(rows, figures.KL), figures.over_rate(rows),
         figures.by_size(rows), figures.by_bits(rows), figures.maps(rows), averages.averages(rows),
+        induction.induction(rows),
     ]  # fmt: skip
+    sections = [section for section in sections if section.plots or section.sentences]
     parts = [] if empty else [figures.by_subset(rows, subsets)]
     environment = Environment(
         loader=FileSystemLoader(ROOMS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

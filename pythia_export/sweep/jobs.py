@@ -27,7 +27,8 @@ def versions() -> dict[str, str]:
 @dataclass(frozen=True)
 class Job:
     """snapshot: what the results say of the checkpoint, `name`, `size`, `step`, `tokens` and so on. commit: which
-    weights. calibration, verify: hashes of the texts; the first is None where none is read."""
+    weights. calibration, verify: hashes of the texts; the first is None where none is read. inside: what is computed
+    inside the model is compared too."""
 
     model: Model
     commit: str
@@ -36,28 +37,33 @@ class Job:
     calibration: str | None
     verify: str
     versions: dict[str, str]
+    inside: bool = False
 
     @cached_property
     def key(self) -> str:
-        return _digest(
-            {
-                "schema": SCHEMA,
-                "name": self.snapshot.name,
-                "revision": self.model.revision,
-                "commit": self.commit,
-                "quantize": self.quantize.model_dump(mode="json"),
-                "calibration": self.calibration,
-                "verify": self.verify,
-                "versions": {**self.versions},
-            }
-        )
+        depends: Json = {
+            "schema": SCHEMA,
+            "name": self.snapshot.name,
+            "revision": self.model.revision,
+            "commit": self.commit,
+            "quantize": self.quantize.model_dump(mode="json"),
+            "calibration": self.calibration,
+            "verify": self.verify,
+            "versions": {**self.versions},
+        }
+        return _digest(depends | self._more)
+
+    @property
+    def _more(self) -> Json:
+        """What jobs of before did not have: without it they keep their keys."""
+        return {"inside": True} if self.inside else {}
 
     @property
     def title(self) -> str:
         return f"{self.snapshot.name} at {self.model.revision}, {label(self.quantize)}"
 
     def to_json(self) -> Json:
-        return {
+        fields: Json = {
             "schema": SCHEMA,
             "key": self.key,
             "model": self.model.model_dump(mode="json", exclude_none=True),
@@ -68,6 +74,7 @@ class Job:
             "verify": self.verify,
             "versions": {**self.versions},
         }
+        return fields | self._more
 
     @classmethod
     def from_json(cls, raw: Json, where: str) -> Job:
@@ -84,6 +91,7 @@ class Job:
             job = cls(
                 Model(**fields["model"]), fields["commit"], Facts.model_validate(fields["snapshot"]),
                 Quantize(**fields["quantize"]), fields["calibration"], fields["verify"], fields["versions"],
+                fields.get("inside") is True,
             )  # fmt: skip
             named, made = fields["key"], job.key
         except (KeyError, TypeError, ValueError) as e:

@@ -27,11 +27,12 @@ from ..checkpoint import evict as evict_checkpoint
 from ..checkpoint import pull as pull_checkpoint
 from ..corpus import Windows
 from ..proof.cost import subsets_of
+from ..proof.inside import Inside as Look
 from ..proof.reference import Reference
 from ..proof.score import score
 from ..proof.statistics import summarise
 from ..recipe import Quantize
-from ..records.parity import Scored
+from ..records.parity import Inside, Scored
 from ..records.quantization import Quantization
 from ..weights.layout import layout
 from ..weights.names import DATA_FILE
@@ -102,10 +103,11 @@ class Shared:
                 start, reader = time.perf_counter(), WeightsReader(writer.path, writer.layout)
                 stored = Reference(reader, config, verify.ids, "Quantised weights", self._compute)
                 cost = self._score(original, stored, verify)
+                inside = self._look_inside(reader, verify) if job.inside else None
                 del stored, reader  # unmapped before the file goes
                 writer.path.unlink()
                 share, each = (shared - began) / len(jobs), (rounded - shared) / len(jobs)
-                yield self._record(job, found, cost, (share, each, time.perf_counter() - start))
+                yield self._record(job, found, cost, inside, (share, each, time.perf_counter() - start))
 
     def evict(self) -> None:
         """Take the checkpoint out of the hub's cache."""
@@ -127,7 +129,21 @@ class Shared:
         figures = score(original.logits, others, windows, "Against the original", self._compute.progress)["stored"]
         return summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
 
-    def _record(self, job: Job, quantized: Quantization, cost: Scored, seconds: tuple[float, float, float]) -> Result:
+    def _look_inside(self, stored: WeightsReader, windows: Windows) -> Inside:
+        """Run original and quantised weights in step, once more: of the original's pass the end alone was kept."""
+        source, config = self.checkpoint, self.checkpoint.config
+        watch = Look(source, {"artifact": stored}, config, windows, self._compute)
+        Reference(source, config, windows.ids, "Inside", self._compute, watch=watch).watched()
+        return watch.result()
+
+    def _record(
+        self,
+        job: Job,
+        quantized: Quantization,
+        cost: Scored,
+        inside: Inside | None,
+        seconds: tuple[float, float, float],
+    ) -> Result:
         expected = [linear.expected_cost for linear in quantized.linears if linear.expected_cost is not None]
         share, rounding, scoring = (round(s, 3) for s in seconds)
         return Result(
@@ -138,6 +154,7 @@ class Shared:
             expected_cost=sum(expected) if expected else None,
             residual_error=quantized.layers[-1].residual_error,
             cost=cost,
+            inside=inside,
             seconds=Times(share=share, quantize=rounding, score=scoring),
             peak_memory_bytes=peak_memory_bytes(),
             threads=torch.get_num_threads(),

@@ -64,7 +64,7 @@ def prepare(file: SweepFile, folder: Folder, progress: Progress = SILENT) -> Pre
         jobs = []
         for quantize in file.quantize:
             calibration, verify = texts.of(member, quantize)
-            jobs.append(Job(member.model, commit, facts, quantize, calibration, verify, installed))
+            jobs.append(Job(member.model, commit, facts, quantize, calibration, verify, installed, file.verify.inside))
         key = task_key(facts, member.revision, commit)
         tasks.append(Task(key, member, tuple(jobs)))
         pinned.append(Pinned(name=member.name, revision=member.revision, commit=commit, task=key, facts=facts))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field, StringConstraints, model_validator
 
 from ..base.errors import IntegrityError
-from ..records.parity import Scored
+from ..records.parity import Inside, Scored
 from ..records.record import Count, Json, Record, Seconds, checked
 
 SCHEMA: Literal[1] = 1
@@ -109,6 +109,7 @@ class Result(Record):
     device: str
     when: str
     attempt: Count = 1
+    inside: Inside | None = None  # earlier versions wrote none
 
 
 class Failure(Record):

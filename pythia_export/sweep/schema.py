@@ -60,6 +60,7 @@ class HeldOut(Text):
     """[verify] of a sweep: nothing is judged, so there are no gates."""
 
     tokens: int = Field(32768, ge=64, description="held-out tokens to score")
+    inside: bool = Field(False, description="also compare residual streams, attention patterns and induction heads")
 
 
 class Resources(Section):

@@ -17,7 +17,7 @@ import pyarrow.parquet as parquet
 from ..base.errors import IntegrityError, SourceError
 from ..disk import explained, write_atomically
 from ..recipe import Quantize
-from ..records.parity import Part
+from ..records.parity import Inside, Part
 from .folder import WHEN_FULL, Folder
 from .jobs import Job, label
 from .records import SCHEMA, Facts, Result, Times
@@ -70,6 +70,16 @@ _COST = {
     "bits_per_byte_original": pa.float64(),
     "bits_per_byte_quantized": pa.float64(),
 }
+# With `inside = true`; null without it. Means over layers, or over heads.
+_INSIDE = {
+    **{
+        f"{name}{x}": pa.float64()
+        for name in ("stream_error", "stream_cosine", "pattern_js", "lens_kld", "lens_same_top")
+        for x in _INTERVAL
+    },
+    "induction_original": pa.float64(),  # largest score of a head
+    "induction": pa.float64(),
+}
 COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
     **_SNAPSHOT,
@@ -84,6 +94,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "expected_cost": pa.float64(),  # nats, of the second-order model, summed over the linears; GPTQ with fisher
     "residual_error": pa.float64(),  # of the last layer's output, relative and squared, on the calibration text
     **_COST,
+    **_INSIDE,
     "seconds_share": pa.float64(),  # pulling, sensitivities: what the first job of a task does for the others too
     "seconds_quantize": pa.float64(),
     "seconds_score": pa.float64(),
@@ -138,6 +149,7 @@ def _row(record: Result, facts: Facts | None) -> dict[str, Any]:
         | {f"head_{name}": quantize["head"][name] for name in ("method", "bits", "group_size")}
         | {name: getattr(record, name) for name in ("bits_per_weight", "expected_cost", "residual_error")}
         | _cost(record.cost)
+        | _inside(record.inside)
         | {f"seconds_{name}": getattr(record.seconds, name) for name in Times.model_fields}
         | {
             name: getattr(record, name)
@@ -160,6 +172,22 @@ def _cost(cost: Part) -> dict[str, Any]:
         found |= {name: figure, f"{name}_se": of.se, f"{name}_low": of.low, f"{name}_high": of.high}
     ends = {f"bits_per_byte_{x}": getattr(cost, f"bits_per_byte_{x}") for x in ("original", "quantized")}
     return found | {"kld_p99": cost.kld.p99} | ends
+
+
+def _inside(found: Inside | None) -> dict[str, Any]:
+    if found is None:
+        return dict.fromkeys(_INSIDE)
+    side, top = found.artifact, found.artifact.lens_same_top
+    row: dict[str, Any] = {"induction_original": side.induction_original, "induction": side.induction}
+    for name, of in (
+        ("stream_error", side.residual_error),
+        ("stream_cosine", side.cosine),
+        ("pattern_js", side.pattern_js),
+        ("lens_kld", side.lens_kld),
+    ):
+        row |= {name: of.mean, f"{name}_se": of.se, f"{name}_low": of.low, f"{name}_high": of.high}
+    ends = {"lens_same_top_se": top.se, "lens_same_top_low": top.low, "lens_same_top_high": top.high}
+    return row | {"lens_same_top": top.value} | ends
 
 
 def _table(rows: list[dict[str, Any]], columns: dict[str, pa.DataType]) -> pa.Table:
@@ -209,6 +237,9 @@ def read(path: Path) -> pa.Table:
         if key not in table.column_names:  # a key that came later: what it does by default was done
             default = Quantize.model_fields[key].default
             table = table.append_column(key, pa.array([default] * len(table), _QUANTIZE[key]))
+    for key in _INSIDE:
+        if key not in table.column_names:  # of a version that did not look inside
+            table = table.append_column(key, pa.nulls(len(table), _INSIDE[key]))
     if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise IntegrityError(f"{path}: the columns {', '.join(missing)} are missing")
     return table

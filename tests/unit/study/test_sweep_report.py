@@ -248,3 +248,18 @@ def test_amounts_in_words(x, words):
 def test_in_a_browser_nothing_sticks_out_overlaps_or_is_too_faint(page, tmp_path, look):
     sound = {"outside": [], "overlap": [], "faint": [], "small": []}
     assert measured(tmp_path, [page[0]], *look) == [[{"width": w, "scroll": w} | sound for w in WIDTHS]]
+
+
+def test_induction_over_training_by_bits():
+    """A line of the original and one a quantisation; without the figures there is no such section."""
+    results, subsets = sweep(models=("70m",), steps=(64, 2000, 143000), bits=(2, 4), subsets=())
+    assert "Induction over training" not in render(results, subsets, **NOTHING)[0]
+    rows = results.to_pylist()
+    for row in rows:
+        learnt = {64: 0.01, 2000: 0.3, 143000: 0.6}[row["step"]]
+        row |= {"induction_original": learnt, "induction": learnt * (0.5 if row["bits"] == 2 else 0.99)}
+    page, files = render(table(rows, COLUMNS), subsets, **NOTHING)
+    assert "Induction over training" in text(page)
+    assert "The original reaches 0.60 at 300 B tokens; “int2 row” at 300 B tokens loses most, 0.30." in text(page)
+    (plot,) = (svg for name, svg in files.items() if "induction" in name)
+    assert all(label in plot for label in ("original", "int2 row", "int4 row"))

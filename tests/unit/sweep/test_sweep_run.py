@@ -594,3 +594,28 @@ def test_models_whose_text_is_not_the_same_tokens_are_two_sweeps(tmp_path):
         "run", toml(tmp_path / "sweep.toml", sweep(models, RTN)), "--out", tmp_path / "out", "--engine", "inline"
     )
     assert done.exit_code == 3 and "b has another tokenizer than a" in done.stderr
+
+
+def test_a_sweep_that_looks_inside_has_its_figures_and_another_key(template, tmp_path):
+    """Jobs of before keep their keys: what they measured is not measured again."""
+    plain = sweep(template, RTN | {"bits": 8})
+    texts = text()
+    texts["verify"]["inside"] = True
+    file = sweep(template, RTN | {"bits": [8, 2]}, texts=texts)
+    folder = Folder(tmp_path / "inside")
+    assert run(file, folder).did == 4
+    results, subsets = tables(folder, keys(folder))
+    rows = results.to_pylist()
+    for row in rows:
+        assert 0 < row["stream_error_low"] < row["stream_error"] < row["stream_error_high"]
+        assert row["pattern_js"] > 0 and 0 < row["induction"] < 1 and row["lens_same_top"] <= 1
+    by_bits = {bits: [r["stream_error"] for r in rows if r["bits"] == bits] for bits in (8, 2)}
+    assert max(by_bits[8]) < min(by_bits[2])
+    before = Folder(tmp_path / "before")
+    assert run(plain, before).did == 2
+    assert not set(keys(before)) & set(keys(folder))
+    for key in keys(before):
+        assert "inside" not in before.job(key).to_json()
+    assert all(row["stream_error"] is None for row in tables(before, keys(before))[0].to_pylist())
+    write(folder.root, results.drop_columns(["stream_error", "induction"]), subsets)  # of a version that had none
+    assert read(folder.root / "results.parquet")["induction"].null_count == 4
