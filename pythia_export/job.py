@@ -10,6 +10,7 @@ from pathlib import Path
 from .api import Artifact
 from .base.device import DeviceName
 from .base.progress import Calls
+from .commands.options import Options
 from .commands.run import run
 from .recipe import Recipe
 
@@ -47,5 +48,5 @@ def quantize(
     """
     asked = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     calls = Calls(progress or (lambda title, done, total: None), note or _LOG.info)
-    outcome = run(asked, Path(out), overwrite=overwrite, resume=resume, device=device, progress=calls)
+    outcome = run(asked, Path(out), Options(overwrite=overwrite, resume=resume, device=device), calls)
     return Artifact.open(outcome.folder)

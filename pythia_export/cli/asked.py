@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shared import AdapterFolder, say
+from .shared import (
+    AdapterFolder,
+    AllowDuplicate,
+    Device,
+    Evict,
+    NoPickle,
+    Overwrite,
+    Resume,
+    accepted,
+    say,
+)
 
 if TYPE_CHECKING:
+    from ..commands.options import Options
     from ..recipe import Recipe
 
 # Option by option: the key that it sets, and its help.
@@ -92,9 +103,33 @@ class Asked:
         return load_recipe(self.name, changes | named, said=lambda key: said.get(key, key), note=say)
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How the recipe is carried out, as the command line says it."""
+
+    overwrite: Overwrite = False
+    resume: Resume = False
+    no_pickle: NoPickle = False
+    allow_duplicate_revision: AllowDuplicate = False
+    evict: Evict = False
+    device: Device = "cpu"
+
+    def options(self) -> Options:
+        from ..commands.options import Options
+
+        accept = accepted(self.no_pickle, self.allow_duplicate_revision)
+        return Options(self.overwrite, self.resume, accept, self.evict, self.device)
+
+
 def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command whose first parameter is an `Asked` the argument RECIPE and the options that change a recipe."""
-    first, *own = inspect.signature(command, eval_str=True).parameters.values()
+    """Give a command whose first parameter is an `Asked` the argument RECIPE and the options that change a recipe. A
+    parameter of type `Manner` becomes the options that it has."""
+    first, *declared = inspect.signature(command, eval_str=True).parameters.values()
+    of_manner = inspect.signature(Manner, eval_str=True).parameters
+    own: list[inspect.Parameter] = []
+    for p in declared:
+        own += of_manner.values() if p.annotation is Manner else [p]
+    manners = [p.name for p in declared if p.annotation is Manner]
     needed = [p for p in own if p.default is inspect.Parameter.empty]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     options = [inspect.Parameter(n, kind, default=None, annotation=a) for n, (_, a) in _OPTIONS.items()]
@@ -103,7 +138,9 @@ def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
     def with_options(**given: Any) -> None:
         chosen = {name: given.pop(name) for name in _OPTIONS}
         chosen = {name: value for name, value in chosen.items() if value is not None}
-        command(Asked(given.pop(first.name), chosen, tuple(given.pop("set") or ())), **given)
+        asked = Asked(given.pop(first.name), chosen, tuple(given.pop("set") or ()))
+        made = {name: Manner(**{option: given.pop(option) for option in of_manner}) for name in manners}
+        command(asked, **made, **given)
 
     parameters = [first.replace(annotation=_RECIPE), *needed, *options, *(p for p in own if p not in needed)]
     with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__

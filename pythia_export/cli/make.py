@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..base.errors import EXIT_GATE, OutputError, PythiaExportError, RecipeError
-from .asked import Asked, names_of_recipes, takes_recipe
+from .asked import Asked, Manner, names_of_recipes, takes_recipe
 from .shared import (
     AdapterFolder,
     AllowDuplicate,
     ArtifactName,
     Device,
-    Evict,
     Json,
     JUnit,
     NoPickle,
     Out,
     Overwrite,
-    Resume,
     accepted,
     app,
     ends_in_junit,
@@ -56,12 +54,7 @@ if TYPE_CHECKING:
 def run(
     asked: Asked,
     out: Out,
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-    no_pickle: NoPickle = False,
-    allow_duplicate_revision: AllowDuplicate = False,
-    evict: Evict = False,
-    device: Device = "cpu",
+    manner: Manner,
     junit: JUnit = None,
     as_json: Json = False,
 ) -> None:
@@ -73,22 +66,8 @@ def run(
 
     require_writable(junit, out)
     with ends_in_junit(junit, f"run {asked.name}"), progress_bars() as progress:
-        outcome = run_recipe(
-            asked.recipe(), out, overwrite=overwrite, resume=resume,
-            accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
-        )  # fmt: skip
-    parity = outcome.parity
-    assert parity is not None
-
-    def result() -> None:
-        if as_json:
-            print_json(_outcome(outcome))
-        else:
-            print_verdict(parity, outcome.quantization)
-            _print_outcome(outcome)
-            show(f"Report    {outcome.folder / 'report.html'}")
-
-    conclude(parity, junit, result)
+        outcome = run_recipe(asked.recipe(), out, manner.options(), progress)
+    _conclude_made(outcome, junit, as_json)
 
 
 @app.command(
@@ -177,25 +156,13 @@ def pull(
     )
 )
 @takes_recipe
-def quantize(
-    asked: Asked,
-    out: Out,
-    overwrite: Overwrite = False,
-    resume: Resume = False,
-    no_pickle: NoPickle = False,
-    allow_duplicate_revision: AllowDuplicate = False,
-    evict: Evict = False,
-    device: Device = "cpu",
-) -> None:
+def quantize(asked: Asked, out: Out, manner: Manner) -> None:
     """Quantise the weights alone, layer by layer; `export` then builds graphs over them."""
     from ..commands.quantize import quantize as quantize_recipe
     from .tables import losses_table
 
     with progress_bars() as progress:
-        outcome = quantize_recipe(
-            asked.recipe(), out, overwrite=overwrite, resume=resume,
-            accept=accepted(no_pickle, allow_duplicate_revision), evict=evict, device=device, progress=progress,
-        )  # fmt: skip
+        outcome = quantize_recipe(asked.recipe(), out, manner.options(), progress)
     assert outcome.quantization is not None
     show(losses_table(outcome.quantization))
     _print_outcome(outcome)
@@ -325,18 +292,7 @@ def import_(
         outcome = import_checkpoint(
             wanted, out, changes, overwrite=overwrite, accept=accepted(no_pickle, False), progress=progress
         )
-    parity = outcome.parity
-    assert parity is not None
-
-    def result() -> None:
-        if as_json:
-            print_json(_outcome(outcome))
-        else:
-            print_verdict(parity, outcome.quantization)
-            _print_outcome(outcome)
-            show(f"Report    {outcome.folder / 'report.html'}")
-
-    conclude(parity, junit, result)
+    _conclude_made(outcome, junit, as_json)
 
 
 @app.command(
@@ -409,6 +365,22 @@ def verify(
                 show(f"Report    {artifact / 'report.html'}")
 
     conclude(parity, junit, result, unwritten)
+
+
+def _conclude_made(outcome: Outcome, junit: Path | None, as_json: bool) -> None:
+    """Conclude with an artifact that was made and proved just now."""
+    parity = outcome.parity
+    assert parity is not None
+
+    def result() -> None:
+        if as_json:
+            print_json(_outcome(outcome))
+        else:
+            print_verdict(parity, outcome.quantization)
+            _print_outcome(outcome)
+            show(f"Report    {outcome.folder / 'report.html'}")
+
+    conclude(parity, junit, result)
 
 
 def conclude(

@@ -11,12 +11,12 @@ from pathlib import Path
 import onnx
 import torch
 
-from ..artifact import Quantization
+from ..artifact import Publisher, Quantization
 from ..base.compute import Compute
-from ..base.device import described
+from ..base.device import described, device_called
 from ..base.machine import versions
 from ..base.progress import Progress
-from ..calibrate import Allocation, Journal, allocate, quantize_stream
+from ..calibrate import Allocation, Journal, allocate, quantize_stream, require_begun
 from ..checkpoint import Accept, Checkpoint
 from ..corpus import Windows, calibration_windows
 from ..corpus.overlap import require_held_out
@@ -37,8 +37,24 @@ from ..weights.names import DATA_FILE
 from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
 from .contents import origin_of, save_graph, save_taps, write_configs, write_json
+from .options import Options
 from .publication import work_folder
-from .pull import pull
+from .pull import drop, pull
+
+
+@contextmanager
+def conversion(
+    recipe: Recipe, out: Path, options: Options, progress: Progress
+) -> Iterator[tuple[Conversion, Publisher]]:
+    """Open the checkpoint of a recipe, for what publishes its artifact; then give back what disk it may."""
+    job = Conversion(recipe, progress, options.accept, device_called(options.device))
+    with Publisher(out, options.overwrite) as publisher:
+        if options.resume:
+            require_begun(work_folder(out))  # before anything is read
+        job.open()
+        yield job, publisher
+    if options.evict:
+        drop(job.checkpoint.pulled, progress)
 
 
 @dataclass

@@ -6,53 +6,32 @@ from pathlib import Path
 
 import onnx
 
-from ..artifact import Publisher
-from ..base.device import DeviceName, device_called, memory_of
+from ..base.device import memory_of
 from ..base.progress import SILENT, Progress
-from ..calibrate import require_begun
-from ..checkpoint import Accept
 from ..corpus import verify_windows
 from ..proof.prove import prove
 from ..proof.subject import Subject
 from ..recipe import Recipe
 from ..runtime import require_provider
 from .contents import write_reports
-from .conversion import Conversion
-from .publication import Outcome, finish_interrupted, publish, work_folder
-from .pull import ACCEPT, drop
+from .conversion import conversion
+from .options import AS_USUAL, Options
+from .publication import Outcome, finish_interrupted, publish
 from .verify import tell_of_another_models_text
 
 
-def run(
-    recipe: Recipe,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    accept: Accept = ACCEPT,
-    evict: bool = False,
-    device: DeviceName = "cpu",
-    progress: Progress = SILENT,
-) -> Outcome:
-    """Recipe in, verified artifact out: published whether its gates pass or not, with the verdict in it.
-
-    `resume` goes on after the last layer that an interrupted run of the same inputs finished. `evict` takes the
-    checkpoint out of the hub's cache once the artifact is published. torch computes on `device`.
-    """
-    finished = finish_interrupted(recipe, out, resume, progress)
+def run(recipe: Recipe, out: Path, options: Options = AS_USUAL, progress: Progress = SILENT) -> Outcome:
+    """Recipe in, verified artifact out: published whether its gates pass or not, with the verdict in it."""
+    finished = finish_interrupted(recipe, out, options.resume, progress)
     if finished is not None:
         return finished
-    job = Conversion(recipe, progress, accept, device_called(device))
-    with Publisher(out, overwrite) as publisher:
-        if resume:
-            require_begun(work_folder(out))  # before anything is read
-        job.open()
+    with conversion(recipe, out, options, progress) as (job, publisher):
         if recipe.export.target == "cuda":
             require_provider("cuda", _probe())  # hours of quantisation would end in this error
         with job.stage("text"):
             # Before the long part: text that is too short is found now.
             held_out = verify_windows(recipe.verify, job.tokenizer, job.config, progress)
-        with job.journal(out, resume, held_out) as journal:
+        with job.journal(out, options.resume, held_out) as journal:
             quantization = job.quantize_into(journal)
             model = job.export_into(journal.output, recipe.export)
             with job.stage("verify"):
@@ -68,8 +47,6 @@ def run(
             origin = job.origin(recipe.export)
             write_reports(journal.output, origin, quantization, parity)
             publish(publisher, journal, recipe, origin)
-    if evict:
-        drop(job.checkpoint.pulled, progress)
     return Outcome(publisher.out, quantization, parity, job.seconds)
 
 

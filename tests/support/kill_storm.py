@@ -31,6 +31,7 @@ from models import hugging_face, save_checkpoint, small_config
 from tokenizers import ByteLevelBPETokenizer
 
 from pythia_export.artifact import Artifact
+from pythia_export.commands.options import Options
 from pythia_export.commands.run import run
 from pythia_export.recipe import load_recipe
 
@@ -156,7 +157,7 @@ def started(recipe: Path, out: Path, resume: bool = False) -> int:
     if child == 0:
         code = 1
         try:
-            run(load_recipe(str(recipe)), out, overwrite=True, resume=resume)
+            run(load_recipe(str(recipe)), out, Options(overwrite=True, resume=resume))
             code = 0
         except BaseException:
             traceback.print_exc()

@@ -18,6 +18,7 @@ from pythia_export.base.errors import OutputError, SourceError
 from pythia_export.base.progress import SILENT
 from pythia_export.calibrate import Journal, require_begun
 from pythia_export.commands import publication
+from pythia_export.commands.options import Options
 from pythia_export.commands.publication import finish_interrupted, work_folder
 from pythia_export.commands.publication import publish as publish_journal
 from pythia_export.commands.quantize import quantize as quantize_recipe
@@ -181,8 +182,8 @@ def test_whoever_writes_is_refused_while_another_process_does(tmp_path):
     before = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
     for work in (
         lambda: verify_artifact(out),
-        lambda: run_recipe(recipe, out, overwrite=True),
-        lambda: quantize_recipe(recipe, out, overwrite=True),
+        lambda: run_recipe(recipe, out, Options(overwrite=True)),
+        lambda: quantize_recipe(recipe, out, Options(overwrite=True)),
     ):
         with held(out), pytest.raises(OutputError, match=f"out: process {os.getpid()} on .* is writing there"):
             work()
