@@ -23,11 +23,13 @@ from pythia_export.corpus import Windows
 from pythia_export.corpus.stdlib import stdlib_documents
 from pythia_export.graph.levels import with_accuracy_level
 from pythia_export.model.neox import EMBEDDING, HEAD, NeoXConfig
-from pythia_export.proof import cost
 from pythia_export.proof.divergence import first_divergence
 from pythia_export.proof.gates import judge
 from pythia_export.proof.inside import Inside
 from pythia_export.proof.prove import prove
+from pythia_export.proof.reference import Reference
+from pythia_export.proof.score import score
+from pythia_export.proof.statistics import summarise
 from pythia_export.proof.subject import Subject
 from pythia_export.recipe import Export, Gates, Model, Override, Quantize
 from pythia_export.records import manifest
@@ -401,7 +403,6 @@ def test_a_fault_in_every_matrix_is_beyond_the_limits(right, checkpoint, windows
 
 
 INSIDE_ALONE = [
-    (head_without_a_pattern, "pattern_js", "layer 2, head 3"),
     (induction_head_softened, "induction_lost", "layer 5, head 1"),
     (stream_moved, "residual_error", "layer 2"),
     (lens_moved, "lens_same_top", "layer 2"),
@@ -413,7 +414,9 @@ def test_a_fault_that_the_logits_hide_is_question_cs_alone(fault, gate, place, r
     """B holds all of its limits. A is blind to weights: graph and reference read them alike."""
     it = subject_of(edited(right, fault), checkpoint, tmp_path)
     watch = Inside(checkpoint, {"artifact": it.stored}, it.config, windows)
-    costs, _ = cost.measure(it, it.session(0, native=True), windows, watch=watch)
+    original = Reference(checkpoint, it.config, windows.ids, "", watch=watch)
+    stored = {"stored": Reference(it.stored, it.config, windows.ids, "").logits}
+    costs = summarise(score(original.logits, stored, windows, "")["stored"], 3.0)
     gates = WITH_INSIDE.model_copy(update=dict.fromkeys(EXPORT_GATES))
     verdicts = judge(gates, None, None, costs, None, watch.result())
     assert [(x.name, x.place) for x in verdicts if not x.passed] == [(gate, place)]
