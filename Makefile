@@ -150,7 +150,7 @@ cuda: $(STAMP) ## those for an NVIDIA GPU; installs nvcc if need be
 		$(BIN)/cmake -S kernels -B build/kernels-cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DPYTHIA_CUDA=ON >/dev/null && $(BIN)/cmake --build build/kernels-cuda --target pythia_cuda -- --quiet
 
-wheels: build/wheels-venv/.installed ## those of all five platforms, in dist
+wheels: build/wheels-venv/.installed ## wheels of all five platforms, in dist
 	@echo "wheels  building for five platforms (minutes; C++'s own library is built for each, the first time)"
 	@PATH="$(abspath build/wheels-venv/bin):$$PATH" build/wheels-venv/bin/python packaging/wheels.py --out dist
 

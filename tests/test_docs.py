@@ -101,3 +101,8 @@ def test_the_check_says_which_page_differs_and_changes_none(monkeypatch, capsys)
     with pytest.raises(SystemExit, match="make reference"):
         generate.main()
     assert "differs  docs/reference/recipe.md" in capsys.readouterr().out and page.read_text() == before
+
+
+def test_an_error_described_in_two_lines_is_one_entry():
+    listed = re.findall(r"^- .*$", (ROOT / "docs" / "reference" / "python.md").read_text(), re.MULTILINE)
+    assert listed and not [line for line in listed if not re.match(r"- `\w+`(, `\w+`)*: ", line)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import textwrap
 from typing import Any
 
 
@@ -53,7 +54,7 @@ def _doc(found: Any) -> str:
     said = before.strip().replace("``", "`")
     if not raises:
         return said
-    lines = re.sub(r"\n {5,}", " ", inspect.cleandoc(errors)).splitlines()
+    lines = re.sub(r"\n +", " ", textwrap.dedent(errors)).strip().splitlines()
     listed = [re.sub(r"^([\w, ]+): ", lambda m: f"{_names(m[1])}: ", line) for line in lines]
     return said + "\n\nRaises:\n\n" + "\n".join(f"- {line}" for line in listed if line)
 

@@ -14,6 +14,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from models import GEOMETRIES, Exported, InMemory, export_model, hugging_face, on_disk, small_config
@@ -30,6 +31,7 @@ from pythia_export.base.errors import IntegrityError, NumericsError, OutputError
 from pythia_export.checkpoint import open_checkpoint, pull
 from pythia_export.commands import dequantize as module
 from pythia_export.commands.dequantize import dequantize, parse_size
+from pythia_export.commands.export import export as export_again
 from pythia_export.commands.verify import verify
 from pythia_export.graph.decoder import kv_cache
 from pythia_export.model.neox import HEAD, TensorSpec, tensors
@@ -164,17 +166,24 @@ def test_transformers_computes_what_the_artifact_computes(quantize, tmp_path):
     np.testing.assert_allclose(found, np.stack([reference.logits(i) for i in range(2)]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("quantize", [QUANTIZE["asymmetric"], QUANTIZE["mixed"]], ids=["asymmetric", "mixed"])
-def test_the_program_of_the_documentation_reads_the_same_weights(quantize, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("quantize", "level", "linears"),
+    [(QUANTIZE["asymmetric"], 0, 8), (QUANTIZE["mixed"], 0, 7), (QUANTIZE["head-int8"], 4, 9)],
+    ids=["asymmetric", "mixed", "layers-are-one-node"],
+)
+def test_the_program_of_the_documentation_reads_the_same_weights(quantize, level, linears, tmp_path, monkeypatch):
     """What docs/reference/artifact.md says of the format is enough to read it."""
-    publish(tmp_path / "a", quantize)
+    publish(tmp_path / "plain-graph", quantize)
+    export_again(tmp_path / "plain-graph", tmp_path / "a", accuracy_level=level)
+    called = {node.op_type for node in onnx.load(tmp_path / "a" / "model.onnx", load_external_data=False).graph.node}
+    assert ("DecoderLayers" in called) is (level == 4)
     dequantize(tmp_path / "a", tmp_path / "plain")
     (program,) = re.findall(r"```python\n(.*?)```", FORMAT.read_text(), re.DOTALL)
     monkeypatch.setattr(sys, "argv", ["read.py", str(tmp_path / "a")])
     names: dict = {}
     exec(program, names)
     plain = stored(tmp_path / "plain")
-    assert len(names["weights"]) >= 5
+    assert len(names["weights"]) == linears
     for name, weight in names["weights"].items():
         np.testing.assert_array_equal(weight, plain[f"{name}.weight"].float().numpy(), err_msg=name)
 
