@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..commands.dequantize import Dequantized
     from ..commands.duration import Duration
-    from ..commands.plan import Plan
+    from ..commands.plan import Plan, PlannedLinear
     from ..commands.push import Push
     from ..corpus import Windows
     from ..evaluate.result import Evaluation
@@ -53,10 +53,10 @@ def plan_view(plan: Plan) -> RenderableType:
     return Group(facts, "", files, "", linears_table(plan.linears), "", steps, *_warned(plan.warnings))
 
 
-def linears_table(linears: Iterable[Mapping[str, Any]]) -> Table:
+def linears_table(linears: Iterable[PlannedLinear]) -> Table:
     """One row a treatment: linears of equal kind, shape and scheme are counted, not listed."""
     kinds = Counter(
-        (_kind(x["name"]), tuple(x["shape"]), x["method"], x["bits"], x["group_size"]) for x in linears
+        (_kind(x.name), x.shape, x.method, x.bits, x.group_size) for x in linears
     )  # a Counter keeps the order of first sight: that of the model
     table = new_table("Linears", "Linear", ">Count", ">Shape", "Method", ">Bits", ">Group")
     for (kind, shape, method, bits, group_size), n in kinds.items():

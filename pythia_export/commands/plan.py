@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..base.errors import SourceError
 from ..calibrate import require_budget
@@ -23,6 +22,17 @@ from .footprint import peak_memory
 
 
 @dataclass(frozen=True)
+class PlannedLinear:
+    """How one linear will be stored; `shape` is [out, in]."""
+
+    name: str
+    method: str
+    bits: int
+    group_size: int
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a recipe will do, from its text and the catalogue alone."""
 
@@ -34,7 +44,7 @@ class Plan:
     peak_memory_bytes: int
     kv_cache_bytes: int
     time: Duration | None
-    linears: list[dict[str, Any]]
+    linears: list[PlannedLinear]
     bits_per_weight: float
     steps: list[str]
     warnings: list[str]
@@ -91,13 +101,7 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
         kv_cache_bytes=cache_bytes(config, recipe.export.cache_dtype, config.max_positions),
         time=duration(config, recipe, measured(config, recipe.quantize)) if timed else None,
         linears=[
-            {
-                "name": p.name,
-                "method": p.method,
-                "bits": p.scheme.bits,
-                "group_size": p.scheme.group_size,
-                "shape": list(p.shape),
-            }
+            PlannedLinear(p.name, p.method, p.scheme.bits, p.scheme.group_size, p.shape)
             for p in places.linears.values()
         ],
         bits_per_weight=places.bits_per_weight,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..artifact import Artifact
 from ..base.errors import RecipeError
@@ -29,10 +28,38 @@ def state_of(file: Path | int) -> State:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What the page is told of an artifact (`about`, JSON), and what it fetches; `states` of the files among that."""
+class WeightsFile:
+    """The name by which the graph asks for the weights, and their size."""
 
-    about: dict[str, Any]
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class About:
+    """What the page is told of an artifact. `unpacked`: its weights are floats in the browser; `passed`: its proof,
+    None without one."""
+
+    name: str
+    source: str
+    treatment: str
+    bits_per_weight: float
+    unpacked: bool
+    passed: bool | None
+    weights: WeightsFile
+    layers: int
+    heads: int
+    head_dim: int
+    vocabulary: int
+    positions: int
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the page is told of an artifact (`about`), and what it fetches; `states` of the files among that."""
+
+    about: About
     graph: bytes
     weights: Path
     tokenizer: Path
@@ -66,21 +93,21 @@ def ready(folder: Path) -> Ready:
 
     source = artifact.manifest.source
     weights = artifact.weights_file
-    about = {
-        "name": artifact.folder.name,
-        "source": f"{source.name} at {source.revision}",
-        "treatment": _treatment(recipe.quantize.method, recipe.quantize.bits, recipe.quantize.group_size),
-        "bits_per_weight": artifact.layout.bits_per_weight,
-        "unpacked": floats <= UNPACKED_BYTES,
-        "passed": None if artifact.parity is None else artifact.parity.passed,
-        "weights": {"path": DATA_FILE, "bytes": weights.stat().st_size},
-        "layers": config.num_layers,
-        "heads": config.num_heads,
-        "head_dim": config.head_dim,
-        "vocabulary": config.vocab_size,
-        "positions": config.max_positions,
-        "ends": config.eos_token_ids,
-    }
+    about = About(
+        name=artifact.folder.name,
+        source=f"{source.name} at {source.revision}",
+        treatment=_treatment(recipe.quantize.method, recipe.quantize.bits, recipe.quantize.group_size),
+        bits_per_weight=artifact.layout.bits_per_weight,
+        unpacked=floats <= UNPACKED_BYTES,
+        passed=None if artifact.parity is None else artifact.parity.passed,
+        weights=WeightsFile(DATA_FILE, weights.stat().st_size),
+        layers=config.num_layers,
+        heads=config.num_heads,
+        head_dim=config.head_dim,
+        vocabulary=config.vocab_size,
+        positions=config.max_positions,
+        ends=config.eos_token_ids,
+    )
     vocabulary = artifact.tokenizer().get_vocab()
     graph = bytes(model.SerializeToString())
     tokenizer = artifact.file("tokenizer.json")
@@ -95,9 +122,9 @@ def require_comparable(first: Ready, second: Ready) -> None:
         RecipeError: their tokenizers, or the widths of their vocabularies, differ.
     """
     a, b = first.about, second.about
-    if first.vocabulary != second.vocabulary or a["vocabulary"] != b["vocabulary"]:
+    if first.vocabulary != second.vocabulary or a.vocabulary != b.vocabulary:
         raise RecipeError(
-            f"{a['name']} ({a['source']}) and {b['name']} ({b['source']}) have other vocabularies, so their "
+            f"{a.name} ({a.source}) and {b.name} ({b.source}) have other vocabularies, so their "
             "probabilities cannot be compared token by token",
             hint="Choose two artifacts of one checkpoint, or serve each by itself.",
         )

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -76,7 +76,7 @@ def routes(models: Sequence[Ready], modules: Mapping[str, Path]) -> dict[str, Co
             ("tokenizer.json", TYPES[".json"], model.tokenizer),
         ):
             table[f"{at}/{name}"] = Content(kind, path, model.states[path])
-    about = [model.about | {"at": f"/artifacts/{i}"} for i, model in enumerate(models)]
+    about = [asdict(model.about) | {"at": f"/artifacts/{i}"} for i, model in enumerate(models)]
     table["/artifacts.json"] = Content(TYPES[".json"], json.dumps(about).encode())
     return table
 

@@ -84,7 +84,7 @@ def test_a_snapshot_is_an_artifact(folder, snapshot, tmp_path):
 
 
 def test_serve_takes_a_snapshot(snapshot):
-    assert ready(snapshot).about["layers"] == 6
+    assert ready(snapshot).about.layers == 6
 
 
 def test_what_a_link_of_a_snapshot_leads_to_is_hashed_and_has_to_be_its_own(snapshot, tmp_path):

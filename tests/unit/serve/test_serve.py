@@ -353,7 +353,7 @@ def test_two_vocabularies_are_not_compared(folder):
     serve.require_comparable(made, made)
     for other in (
         dataclasses.replace(made, vocabulary={"other": 0}),
-        dataclasses.replace(made, about=made.about | {"vocabulary": 5}),
+        dataclasses.replace(made, about=dataclasses.replace(made.about, vocabulary=5)),
     ):
         with pytest.raises(errors.RecipeError, match="other vocabularies"):
             serve.require_comparable(made, other)
