@@ -6,13 +6,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ..base.machine import peak_memory_bytes
 from ..model.likelihood import log_probabilities
+from .figures import Figures
 from .job import Job
 
 # Of one prompt: every other time its cache gets memory that has its pages already, and it is twice as fast.
@@ -38,7 +40,7 @@ class Opened(Protocol):
         ...
 
 
-def measure(job: Job, began: float, open_contestant: Callable[[Job], Opened]) -> dict[str, Any]:
+def measure(job: Job, began: float, open_contestant: Callable[[Job], Opened]) -> Figures:
     """`began` is when the process started to import the contestant (time.perf_counter).
 
     A prompt of random tokens is taken once before anything is timed but the first token. Memory is the peak before
@@ -65,19 +67,20 @@ def measure(job: Job, began: float, open_contestant: Callable[[Job], Opened]) ->
         for token in ids[n : n + job.new_tokens]:
             opened.step(int(token))
         decode[n] = job.new_tokens / (time.perf_counter() - start)
-    found = {
-        "import_seconds": opening - began,
-        "load_seconds": loaded - opening,
-        "first_token_seconds": first - began,
-        "prefill_tokens_per_second": statistics.median(prefill),
-        "decode_tokens_per_second": {str(n): decode[n] for n in job.contexts},
-        "peak_memory_bytes": peak_memory_bytes(),
-        "size_bytes": sum(path.stat().st_size for path in opened.files),
-    }
-    if job.windows is not None:
-        windows = np.load(job.windows)
-        found["perplexity"] = math.exp(np.concatenate([nll(opened.logits(ids), ids) for ids in windows]).mean())
-    return found
+    found = Figures(
+        import_seconds=opening - began,
+        load_seconds=loaded - opening,
+        first_token_seconds=first - began,
+        prefill_tokens_per_second=statistics.median(prefill),
+        decode_tokens_per_second={str(n): decode[n] for n in job.contexts},
+        peak_memory_bytes=peak_memory_bytes(),
+        size_bytes=sum(path.stat().st_size for path in opened.files),
+    )
+    if job.windows is None:
+        return found
+    windows = np.load(job.windows)
+    nats = np.concatenate([nll(opened.logits(ids), ids) for ids in windows])
+    return replace(found, perplexity=math.exp(nats.mean()))
 
 
 def nll(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ def main() -> None:
             contestant.prepare(job)
         else:
             figures = measure(job, began, contestant.open_contestant)
-            result = {"figures": figures, "versions": _versions(contestant.PACKAGES)}
+            result = {"figures": figures.to_json(), "versions": _versions(contestant.PACKAGES)}
     except ours as e:
         result = {"error": [type(e).__name__, str(e), e.hint]}
     result_file.write_text(json.dumps(result))

@@ -7,14 +7,13 @@ with its reason, and the others go on.
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -31,8 +30,10 @@ from ..disk import unwinding_on_sigterm
 from ..recipe import Recipe
 from ..runtime import check_graph, speed_here
 from . import process
+from .figures import Measured, medians
 from .job import Job
 from .line_up import Contestant, chosen, interpreters_for
+from .result import Absent, NoText, Result, Row, Text
 
 OURS = "pythia-export"
 What = Literal["prepare", "measure"]
@@ -59,7 +60,7 @@ def bench(
     repeats: int = 3,
     threads: int | None = None,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> Result:
     """Prefill and decode tokens per second, load time, peak resident memory, size and perplexity of each contestant.
 
     `peers` are names (see `line_up`), none for all of them, None for nobody. What is not importable here is looked for
@@ -100,19 +101,19 @@ def bench(
             }
         turns.prepare(taking_part, job, progress)
         rows = turns.measure(taking_part, job, windows, repeats, progress)
-    return {
-        "machine": f"{machine()}, {job.threads} threads",
-        "threads": job.threads,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "contexts": at,
-        "text": text,
-        "repeats": repeats,
-        "speed": speed[0],
-        "why": speed[1],
-        "rows": rows,
-        "absent": [{"name": peer.name, "why": turns.absent[peer.name]} for peer in others if peer.name in turns.absent],
-    }
+    return Result(
+        machine=f"{machine()}, {job.threads} threads",
+        threads=job.threads,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        contexts=at,
+        text=text,
+        repeats=repeats,
+        speed=speed[0],
+        why=speed[1],
+        rows=rows,
+        absent=[Absent(peer.name, turns.absent[peer.name]) for peer in others if peer.name in turns.absent],
+    )
 
 
 @dataclass
@@ -131,9 +132,9 @@ class _Turns:
 
     def measure(
         self, contestants: Sequence[Contestant], job: Job, windows: str | None, repeats: int, progress: Progress
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         """A row each: medians, versions and every round. Text is scored in the first: its cost does not change."""
-        rounds: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in contestants}
+        rounds: dict[str, list[Measured]] = {contestant.name: [] for contestant in contestants}
         with progress.track("Measuring", repeats * len(contestants), "runs") as advance:
             for i in range(repeats):
                 for contestant in contestants:
@@ -142,13 +143,12 @@ class _Turns:
                         rounds[contestant.name].append(measured)
                     advance(1)
         return [
-            {"name": name} | _medians([measured["figures"] for measured in found])
-            | {"versions": found[0]["versions"], "rounds": [measured["figures"] for measured in found]}
+            Row(name, medians([x.figures for x in found]), found[0].versions, [x.figures for x in found])
             for name, found in rounds.items() if name not in self.absent
         ]  # fmt: skip
 
-    def _run(self, what: What, contestant: Contestant, job: Job) -> dict[str, Any] | None:
-        """None for a contestant that is out, or is so from now on."""
+    def _run(self, what: What, contestant: Contestant, job: Job) -> Measured | None:
+        """None for a contestant that is out, or is so from now on, and for one that was prepared."""
         if contestant.name in self.absent:
             return None
         try:
@@ -189,18 +189,18 @@ def _of_its_kind(peer: Contestant, bits: int) -> bool:
     return peer.variant != ("Q4_0" if bits == 8 else "Q8_0")
 
 
-def _text(artifact: Artifact, tokens: int, scratch: Path, progress: Progress) -> tuple[dict[str, Any], str | None]:
+def _text(artifact: Artifact, tokens: int, scratch: Path, progress: Progress) -> tuple[Text | NoText, str | None]:
     """What the text is, or why there is none; its windows in a file."""
     if not tokens:
-        return {"why": "no text was asked for"}, None
+        return NoText("no text was asked for"), None
     try:
         section = _located(artifact, "verify.path").verify
         windows = verify_windows(section, artifact.tokenizer(), artifact.config, progress)
     except PythiaExportError as e:
-        return {"why": str(e)}, None
+        return NoText(str(e)), None
     ids = windows.ids[: -(-tokens // section.sequence_length)]
     np.save(scratch / "windows.npy", ids)
-    return {"source": windows.source, "tokens": int(ids.size), "windows": len(ids)}, str(scratch / "windows.npy")
+    return Text(windows.source, int(ids.size), len(ids)), str(scratch / "windows.npy")
 
 
 def _located(artifact: Artifact, needed: str) -> Recipe:
@@ -230,9 +230,11 @@ def _with_checkpoint(
     return replace(job, checkpoint=str(pulled.folder.absolute()), weights=weights), ""
 
 
-def in_own_process(what: What, python: Path, job: Job) -> dict[str, Any]:
-    """Raises:
-    Failed: the process ended without a result.
+def in_own_process(what: What, python: Path, job: Job) -> Measured | None:
+    """Return what was measured, or None of a preparation.
+
+    Raises:
+        Failed: the process ended without a result.
     """
     environment = isolated_environment() | {
         "OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
@@ -251,11 +253,11 @@ def in_own_process(what: What, python: Path, job: Job) -> dict[str, Any]:
     )
     if done.returncode or not result.is_file():
         raise Failed(_reason(done))
-    found: dict[str, Any] = json.loads(result.read_text())
+    found = json.loads(result.read_text())
     if "error" in found:
         kind, message, hint = found["error"]
         raise Failed(message, getattr(errors, kind)(message, hint=hint))
-    return found
+    return Measured.from_json(found) if what == "measure" else None
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
@@ -263,18 +265,3 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
         return f"killed by signal {-done.returncode}" + (" (out of memory?)" if done.returncode == -9 else "")
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}, and no message"])[-1]
     return last if len(last) < 500 else f"{last[:500]} ..."
-
-
-def _medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of numbers, and of numbers within a dict; of what not every round has, the ones that do."""
-    medians: dict[str, Any] = {}
-    for key in dict.fromkeys(key for measured in rounds for key in measured):
-        values = [measured[key] for measured in rounds if key in measured]
-        medians[key] = _medians(values) if isinstance(values[0], Mapping) else _median(values)
-    return medians
-
-
-def _median(values: list[float]) -> float:
-    """Bytes stay whole numbers."""
-    median = statistics.median(values)
-    return round(median) if all(isinstance(value, int) for value in values) else median

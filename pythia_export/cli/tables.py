@@ -13,10 +13,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..bench.result import NoText
 from ..report.words import imported_facts
 
 if TYPE_CHECKING:
     from ..artifact import Artifact, Quantization
+    from ..bench.result import Result
     from ..checkpoint import Checkpoint
     from ..commands.dequantize import Dequantized
     from ..commands.duration import Duration
@@ -152,36 +154,36 @@ def push_view(push: Push) -> RenderableType:
     return Group(table, *(["", f"Commit  {push.url}"] if push.url else []))
 
 
-def bench_view(result: Mapping[str, Any]) -> Group:
+def bench_view(result: Result) -> Group:
     """Two tables, so that both fit 80 columns: how fast, and at what cost. Then who is not in them, and why."""
-    contexts, rows = result["contexts"], result["rows"]
+    contexts = result.contexts
     speed = new_table(
-        f"{result['machine']}; tokens a second", "", f">Prefill\nof {result['prompt_tokens']:,}",
+        f"{result.machine}; tokens a second", "", f">Prefill\nof {result.prompt_tokens:,}",
         *(f">Decode\nat {n:,}" for n in contexts),
     )  # fmt: skip
     cost = new_table("", "", ">Load", ">First token", ">Memory", ">Size", ">Perplexity")
-    for row in rows:
-        decode = row["decode_tokens_per_second"]
-        figures = [row["prefill_tokens_per_second"], *(decode[str(n)] for n in contexts)]
-        speed.add_row(row["name"], *(f"{x:,.1f}" if x < 100 else f"{x:,.0f}" for x in figures))
+    for row in result.rows:
+        of = row.medians
+        rates = [of.prefill_tokens_per_second, *(of.decode_tokens_per_second[str(n)] for n in contexts)]
+        speed.add_row(row.name, *(f"{x:,.1f}" if x < 100 else f"{x:,.0f}" for x in rates))
         cost.add_row(
-            row["name"],
-            f"{row['load_seconds']:.2f} s",
-            f"{row['first_token_seconds']:.2f} s",
-            decimal(row["peak_memory_bytes"]),
-            decimal(row["size_bytes"]),
-            f"{row['perplexity']:,.3f}" if "perplexity" in row else "",
+            row.name,
+            f"{of.load_seconds:.2f} s",
+            f"{of.first_token_seconds:.2f} s",
+            decimal(of.peak_memory_bytes),
+            decimal(of.size_bytes),
+            "" if of.perplexity is None else f"{of.perplexity:,.3f}",
         )
-    text, notes = result["text"], []
-    if result["speed"] != "native":
-        notes.append(f"{result['speed']} speed: {result['why']}")
+    text, notes = result.text, []
+    if result.speed != "native":
+        notes.append(f"{result.speed} speed: {result.why}")
     notes.append(
-        f"Perplexity: not measured, {text['why']}" if "why" in text
-        else f"Perplexity of {text['tokens']:,} held-out tokens in {text['windows']:,} windows: {text['source']}"
+        f"Perplexity: not measured, {text.why}" if isinstance(text, NoText)
+        else f"Perplexity of {text.tokens:,} held-out tokens in {text.windows:,} windows: {text.source}"
     )  # fmt: skip
     reasons: dict[str, list[str]] = {}
-    for peer in result["absent"]:
-        reasons.setdefault(peer["why"], []).append(peer["name"])
+    for peer in result.absent:
+        reasons.setdefault(peer.why, []).append(peer.name)
     notes += [f"Not measured: {', '.join(names)}: {why}" for why, names in reasons.items()]
     return Group(speed, "", cost, "", *(Text(note, style="dim") for note in notes))
 

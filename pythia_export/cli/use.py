@@ -310,7 +310,7 @@ def bench(
             progress=progress,
         )
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
     else:
         show(bench_view(result))
 

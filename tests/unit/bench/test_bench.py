@@ -25,6 +25,7 @@ from pythia_export.base.errors import IntegrityError, NumericsError, RecipeError
 from pythia_export.bench import line_up
 from pythia_export.bench.line_up import PEERS, Contestant, chosen, interpreters_for
 from pythia_export.bench.measure import nll
+from pythia_export.bench.result import Result
 from pythia_export.bench.run import bench
 from pythia_export.cli.tables import bench_view
 from pythia_export.commands.run import run as run_recipe
@@ -58,7 +59,7 @@ def cost(artifact) -> dict:
 
 
 @pytest.fixture(scope="module")
-def result(artifact) -> dict:
+def result(artifact) -> Result:
     """One run of peers that come with this package, beside one that fails and one that is not there."""
     peers = [p for p in PEERS if p.name in ("Optimum float32", "Optimum int8", "transformers float32")]
     with pytest.MonkeyPatch.context() as patch:
@@ -66,13 +67,14 @@ def result(artifact) -> dict:
         return bench(artifact, **SHORT)
 
 
-def rows(result: dict) -> dict[str, dict]:
-    return {row["name"]: row for row in result["rows"]}
+def rows(result: Result) -> dict[str, dict]:
+    """What --json says of each."""
+    return {row["name"]: row for row in result.to_json()["rows"]}
 
 
 def test_ours_scores_what_the_proof_says(result, cost):
     ours = [row for name, row in rows(result).items() if name.startswith("pythia-export int4")]
-    assert ours and result["text"]["tokens"] == 1024
+    assert ours and result.text.tokens == 1024
     for row in ours:
         assert row["perplexity"] == pytest.approx(cost["ppl_quantized"], rel=1e-5)
 
@@ -94,11 +96,11 @@ def test_every_figure_is_there(result):
 
 
 def test_whoever_is_absent_or_fails_is_told_and_the_others_go_on(result):
-    absent = {peer["name"]: peer["why"] for peer in result["absent"]}
+    absent = {peer.name: peer.why for peer in result.absent}
     assert set(absent) == {"Nobody", "Absent"}
     assert absent["Absent"] == "no_such_module_at_all is not installed (pip install nothing)"
     assert absent["Nobody"].startswith("failed: ModuleNotFoundError") and "contestants.nobody" in absent["Nobody"]
-    assert len(result["rows"]) >= 4
+    assert len(result.rows) >= 4
 
 
 def test_without_checkpoint_and_text_ours_is_measured_all_the_same(artifact, tmp_path):
@@ -109,9 +111,9 @@ def test_without_checkpoint_and_text_ours_is_measured_all_the_same(artifact, tmp
     manifest["recipe"]["verify"] |= {"source": "file", "path": str(tmp_path / "gone.txt")}
     (moved / "manifest.json").write_text(json.dumps(manifest))
     result = bench(moved, peers=["transformers"], **SHORT)
-    assert {peer["name"] for peer in result["absent"]} == {"transformers float32", "transformers bfloat16"}
-    assert all("changed since the artifact was made" in peer["why"] for peer in result["absent"])
-    assert "gone.txt" in result["text"]["why"] and result["rows"][0]["prefill_tokens_per_second"] > 0
+    assert {peer.name for peer in result.absent} == {"transformers float32", "transformers bfloat16"}
+    assert all("changed since the artifact was made" in peer.why for peer in result.absent)
+    assert "gone.txt" in result.text.why and result.rows[0].medians.prefill_tokens_per_second > 0
 
 
 def test_sigterm_ends_the_contestant_too_and_leaves_no_files(artifact, tmp_path):
@@ -136,9 +138,12 @@ def test_sigterm_ends_the_contestant_too_and_leaves_no_files(artifact, tmp_path)
 
 
 def test_the_tables_hold_everybody_in_80_columns(result):
-    real = {**result, "contexts": [128, 512, 1500], "prompt_tokens": 128, "rows": [
-        {**row, "decode_tokens_per_second": {"128": 12.34, "512": 1234.5, "1500": 123456.7}} for row in result["rows"]
-    ]}  # fmt: skip
+    decode = {"128": 12.34, "512": 1234.5, "1500": 123456.7}
+    wide = [
+        dataclasses.replace(row, medians=dataclasses.replace(row.medians, decode_tokens_per_second=decode))
+        for row in result.rows
+    ]
+    real = dataclasses.replace(result, contexts=[128, 512, 1500], prompt_tokens=128, rows=wide)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(bench_view(real))
     said = console.export_text()
@@ -213,7 +218,7 @@ def test_peers_in_interpreters_of_their_own(artifact, cost, python, peer, figure
     if not python.is_file():
         pytest.skip(f"no {python.relative_to(BUILD.parent)}: see benchmarks/README.md")
     result = bench(artifact, peers=[peer], peer_pythons=[python], **SHORT)
-    assert result["absent"] == []
+    assert result.absent == []
     assert rows(result)[peer]["perplexity"] == pytest.approx(cost[figure], rel=within)
 
 
