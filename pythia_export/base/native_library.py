@@ -6,6 +6,7 @@ import ctypes
 import platform
 import struct
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -101,3 +102,13 @@ def instruction_set(library: Path) -> str | None:
     version.restype = ctypes.c_char_p
     name: bytes | None = version()
     return None if name is None else name.decode()
+
+
+def unknown_to(library: Path, operators: Iterable[str]) -> list[str]:
+    """Return those of `operators` that a library was built without: it is older than they are.
+
+    The name of an operator is one of the strings in the library, so this tells of every library there has been. One
+    that has no kernel for this processor knows the name all the same, and leaves the work to the graph's function.
+    """
+    held = library.read_bytes()
+    return [name for name in operators if name.encode() + b"\0" not in held]

@@ -10,6 +10,7 @@ from native import LIBRARY, needs_library
 
 from pythia_export.base.errors import EnvironmentProblem, IntegrityError
 from pythia_export.graph.decoder import build_decoder
+from pythia_export.graph.trunk import build_graph
 from pythia_export.model.neox import cache_parts
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import Session
@@ -130,6 +131,27 @@ def test_the_kernels_say_for_which_instructions_they_run(exported, monkeypatch):
     monkeypatch.setenv("PYTHIA_KERNELS_ISA", "reference")
     opened = open_session(exported)
     assert (opened.speed, opened.why) == ("native", f"{LIBRARY.name}, reference")
+
+
+@needs_library
+@pytest.mark.parametrize("lacking", ["DecoderLayers", "LinearNBits"])
+def test_a_library_older_than_the_artifact_is_told_and_not_called_native(exported, lacking, tmp_path, monkeypatch):
+    """It registers that operator under another name, so that ONNX Runtime has the function alone."""
+    name, other = lacking.encode() + b"\0", lacking[:-1].encode() + b"_\0"
+    old = tmp_path / LIBRARY.name
+    old.write_bytes(LIBRARY.read_bytes().replace(name, other))
+    monkeypatch.setattr("pythia_export.runtime.speed.kernels_path", lambda provider: old)
+    export, ids = Export(accuracy_level=4), np.arange(24).reshape(2, 12)
+    graph = build_graph(exported.config, exported.places, export).SerializeToString()
+    opened, function = (
+        Session(graph, exported.folder, exported.config, kv_cache="shared", native=native) for native in (True, False)
+    )
+    assert opened.speed == "function"
+    assert opened.why.startswith(f"{LIBRARY.name} is older than the artifact: it lacks {lacking}. It was not used. ")
+    assert "make kernels" in opened.why and "pip install --force-reinstall" in opened.why
+    assert np.array_equal(opened.logits(ids), function.logits(ids))
+    before = build_decoder(exported.config, exported.places, Export()).SerializeToString()  # as older artifacts are
+    assert Session(before, exported.folder, exported.config, kv_cache="shared").speed == "native"
 
 
 def test_a_library_that_does_not_load_is_an_error_and_not_a_slower_run(exported, tmp_path, monkeypatch):
