@@ -80,11 +80,6 @@ def without_trunk(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def trunk_node(model: onnx.ModelProto) -> onnx.NodeProto | None:
-    """Return the node that is all layers; None where there is none."""
-    return next((node for node in model.graph.node if _is_trunk(node)), None)
-
-
 def _is_trunk(node: onnx.NodeProto) -> bool:
     return (node.domain, node.op_type) == (DOMAIN, TRUNK)
 

@@ -20,7 +20,6 @@ from .neox import HEAD, NeoXConfig, linear_shape
 
 Family = Literal["v1", "v0", "polypythias", "intervention"]
 Data = Literal["standard", "deduped"]
-ISSUES = "https://github.com/EleutherAI/pythia/issues/"
 ORGANISATION = "EleutherAI/"
 
 STEPS, TOKENS_A_STEP = 143_000, 1024 * 2048

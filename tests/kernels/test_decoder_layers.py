@@ -17,7 +17,7 @@ from oracles import relative
 
 from pythia_export.graph.decoder import build_decoder
 from pythia_export.graph.levels import with_accuracy_level
-from pythia_export.graph.trunk import TRUNK, build_graph, trunk_node, without_trunk
+from pythia_export.graph.trunk import TRUNK, build_graph, without_trunk
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import Session
 from pythia_export.weights.layout import layout
@@ -45,6 +45,11 @@ def exported(
         inputs = {"input_ids": ids, "attention_mask": MASK, "position_ids": np.clip(MASK.cumsum(1) - 1, 0, None)}
         logits = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}).logits.numpy()
     return graph, ids, logits
+
+
+def trunk_node(model: onnx.ModelProto) -> onnx.NodeProto | None:
+    """Return the node that is all layers."""
+    return next((node for node in model.graph.node if node.op_type == TRUNK), None)
 
 
 def opened(graph: Exported, export: Export, native: bool = True, threads: int = 1, plain: bool = False) -> Session:
