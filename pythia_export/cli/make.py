@@ -258,7 +258,7 @@ def import_(
     tokens: Annotated[int | None, typer.Option(metavar="N", help="Held-out tokens to score.")] = None,
     requantize: Annotated[
         int | None,
-        typer.Option(metavar="4|8", help="Round what does not fit again, to so many bits, and say what that costs."),
+        typer.Option(metavar="4|8", help="Round what does not fit again, to this many bits, and report the cost."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -271,7 +271,7 @@ def import_(
 ) -> None:
     """Make an artifact of a checkpoint that another tool has quantised, without rounding again, and prove it.
 
-    Read are GPTQ (GPTQModel, AutoGPTQ), AWQ, AutoRound and compressed-tensors (llm-compressor). What does not fit is
+    It reads GPTQ (GPTQModel, AutoGPTQ), AWQ, AutoRound and compressed-tensors (llm-compressor). What does not fit is
     refused by name. Without --original the cost of the quantisation is not known.
     """
     from ..commands.import_checkpoint import Wanted, import_checkpoint

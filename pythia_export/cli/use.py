@@ -161,7 +161,9 @@ def trace(
     texts: Annotated[
         Path, typer.Option(metavar="PATH", help="A file of texts (.txt, .jsonl, .json, .parquet), or a folder of them.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write; what is begun goes on.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write; one that was begun is continued.")
+    ],
     capture: Annotated[
         str, typer.Option(metavar="NAMES", help="Places with commas between: resid, attn.z, blocks.3.hook_in, logits.")
     ] = "resid",
@@ -176,7 +178,7 @@ def trace(
     """Write values from inside the model, for every text of a file: the residual stream, attention patterns, neurons.
 
     The artifact needs a graph with taps: `pythia-export export DIR --taps resid` adds one. What is written is
-    safetensors, shard by shard. Interrupted, the same command goes on.
+    safetensors, shard by shard. After an interruption the same command continues.
     """
     from ..commands.trace import trace as trace_file
 

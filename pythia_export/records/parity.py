@@ -193,7 +193,7 @@ class Suspects(Record):
     worst: Annotated[list[Suspect], Field(min_length=1)]
     """Up to five linears with the largest ratio."""
     extreme: Extreme | None = None
-    """Null in proofs of before it was looked for, too."""
+    """Also null in older files, for which it was not looked for."""
 
 
 class Reference(Record):
@@ -466,7 +466,7 @@ class Parity(Record):
     against: Against | None
     """Null without `--against`."""
     inside: Inside | None = None
-    """Does it still compute alike? Null where it was not asked, and missing in proofs of before."""
+    """Does it still compute alike? Null if it was not asked; older files lack it."""
     gates: list[Verdict]
     """In the recipe's order."""
     passed: bool

@@ -207,14 +207,17 @@ def _own(named: Named, terms: list[str], left_out: list[LeftOut]) -> list[Snapsh
     before, _, after = named.path.partition(PLACE)
     parent = Path(before).parent if not before.endswith("/") else Path(before)
     if not parent.is_dir():
-        raise SourceError(f"{parent}: no such directory", hint=f"`sweep.models`: where do {named.name}'s lie?")
+        raise SourceError(
+            f"{parent}: no such directory", hint=f"In `sweep.models`, correct the path of {named.name!r}."
+        )
     around = [re.escape(s) for s in (before.rpartition("/")[2], after.partition("/")[0].replace(PLACE, ""))]
     alike = (re.fullmatch(f"{around[0]}(.+){around[1]}", p.name) for p in parent.iterdir())
     there = {match[1]: Path(named.path.replace(PLACE, match[1])) for match in alike if match is not None}
     there = {name: folder for name, folder in there.items() if (folder / CONFIG).is_file()}
     if not there:
         raise SourceError(
-            f"{named.path}: no directory there has a {CONFIG}", hint=f"`sweep.models`: where do {named.name}'s lie?"
+            f"{named.path}: no directory there has a {CONFIG}",
+            hint=f"In `sweep.models`, correct the path of {named.name!r}.",
         )
     steps = sorted((n for n in there if re.fullmatch(r"step\d+", n)), key=lambda n: int(n.removeprefix("step")))
     wanted, lacking = _steps(terms, tuple(steps), f"{parent}")
