@@ -213,7 +213,9 @@ def typed(*, manifest=None, quantization=None, parity=None):
         return Origin.model_validate(manifest)
     if parity is not None:
         passed = all(gate["passed"] for gate in parity["gates"])
-        return Parity.model_validate(completed(parity, WRITTEN) | {"passed": passed})
+        # Versions are a list of what was installed: what another machine had is no part of it.
+        versions = parity.get("versions", WRITTEN["versions"])
+        return Parity.model_validate(completed(parity, WRITTEN) | {"passed": passed, "versions": versions})
     return Quantization.model_validate(quantization)
 
 
