@@ -304,7 +304,13 @@ MOVED = """
 import json, sys
 from pythia_export.checkpoint import moved
 from pythia_export.recipe import Model
-print(json.dumps([moved(Model(id=asked[0], revision=asked[1]), asked[2]) for asked in json.loads(sys.argv[1])]))
+from pythia_export.records.manifest import Source
+said = []
+for repo, revision, commit, *parts in json.loads(sys.argv[1]):
+    averaged = [{"revision": r, "commit": c, "weight": 1 / len(parts)} for r, c in parts]
+    origin = {"name": repo, "revision": revision, "commit": commit} | ({"averaged": averaged} if parts else {})
+    said.append(moved(Model(id=repo, revision=revision), Source.model_validate(origin)))
+print(json.dumps(said))
 """
 
 
@@ -314,6 +320,10 @@ def test_a_branch_that_moved_since_is_told(hub, tmp_path):
     (found,) = run(MOVED, json.dumps([*asked, ["demo", "main", "x"]]), hub=hub, home=tmp_path)
     said = f"{REPO}: main is {here[:12]} now; this artifact was made of {before[:12]}"
     assert found == [None, said, said, None, None]
+    same, other = [["main", here], ["step1000", before]], [["step1000", before], ["main", before]]
+    means = [[REPO, "mean(step1000,main)", "mean:0", *parts] for parts in (same, other)]
+    (found,) = run(MOVED, json.dumps(means), hub=hub, home=tmp_path)
+    assert found == [None, said], "each revision of a mean is asked for by itself"
     (found,) = run(MOVED, json.dumps(asked), hub="http://127.0.0.1:9", home=tmp_path, offline=True)
     assert found == [None] * 4, "offline nothing is asked"
 
