@@ -120,12 +120,13 @@ def _sessions(bench: Bench) -> bool:
         "ONNX Runtime",
         f"{built.package_name} {onnxruntime.__version__} of CUDA {getattr(built, 'cuda_version', 'none')}",
     )
+    if bench.dry:
+        bench.say("its CUDA provider", "the CPU's stands for it")
+        return True
     if not provider.is_file():
-        bench.say("its CUDA provider", "not there")
+        bench.say("its CUDA provider", "not there: `pip uninstall -y onnxruntime`, then `pip install onnxruntime-gpu`")
         return False
     bench.say("its CUDA provider", f"{provider.stat().st_size / 1e6:.0f} MB")
-    if bench.dry:
-        return True
     wanted, found = str(built.cuda_version).split(".")[0], str(torch.version.cuda).split(".")[0]
     bench.check("it is built for torch's CUDA", wanted == found, f"{wanted} and {found}")
     onnxruntime.preload_dlls()
