@@ -14,6 +14,7 @@ import torch
 from emulated import emulation
 
 from pythia_export.runtime import Session, onnxruntime, speed
+from pythia_export.runtime.cache import Memory
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def emulated(library: Path) -> Iterator[torch.device]:
 
     def open_on_cpu(self: Session, *args: Any, **named: Any) -> None:
         opened(self, *args, **named)
-        self._device = "cpu"  # where the cache lies
+        self._memory = Memory(self._ort, "cpu")  # where the cache lies
 
     with emulation() as device:
         called = [
