@@ -8,23 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from cores import take_own_cores
-
-# Markers by folder; pyproject.toml says what each means.
-MARKERS = {"kernels": "native", "end_to_end": "end_to_end"}
-
-# The longest first: a worker takes whole files, and one that begins with the longest at the end lets the others wait.
-LONGEST = (
-    "native", "demo", "packaging", "consumers", "eval", "ci", "bench", "hub", "sweep_run", "sweep_device",
-    "engines", "gpu_script", "cuda", "mutations", "resume", "checkpoint", "hub_text", "publish_steps",
-    "graph", "rounding",
-)  # fmt: skip
-# Files that are `slow`: they build artifacts, fork commands, run sweeps or fuzz. Elsewhere it stands beside the test.
-SLOW = {
-    "adapter", "api", "artifact", "bench", "checkpoint", "correction", "dequantize", "device", "engines", "eval",
-    "family", "generation", "gpu_script", "hub", "hub_text", "job", "kinds", "mutations", "numerics", "overlap",
-    "parity", "publish_steps", "push", "rounding", "serve", "snapshot", "speeds", "store", "sweep_device", "sweep_hub",
-    "sweep_report", "sweep_run", "trace", "two_products", "whereabouts",
-}  # fmt: skip
+from marks import LONGEST, MARKERS, SLOW
 
 take_own_cores()
 

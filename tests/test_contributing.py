@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import LONGEST, MARKERS, SLOW
+from marks import LONGEST, MARKERS, SLOW
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))

@@ -102,6 +102,7 @@ def _chosen(settings: dict[str, Any]) -> Export:
         reason = first["msg"].removeprefix("Value error, ")
         if first["loc"]:
             option = f"--{first['loc'][0]}".replace("_", "-")
-            given = first["input"] if isinstance(first["input"], str) else ",".join(map(str, first["input"]))
+            several = isinstance(first["input"], list | tuple)
+            given = ",".join(map(str, first["input"])) if several else str(first["input"])
             raise RecipeError(f"{option} {given}: {reason}") from e
         raise RecipeError(f"these export options do not go together: {reason}") from e
