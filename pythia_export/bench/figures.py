@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one round, or the medians of several. Speed of decoding is by the tokens that are cached when it begins;
+    """Figures of one round, or medians of several. Speed of decoding is by the tokens that are cached when it begins;
     perplexity is None where no text was scored."""
 
     import_seconds: float

@@ -254,7 +254,7 @@ class _Side:
 
 
 def _mean(n: np.ndarray, totals: np.ndarray) -> Mean:
-    """Of the clusters that any token was compared of."""
+    """Return the mean over the clusters in which any token was compared."""
     some = n > 0
     return mean_of(mean_of_clusters(n[some], totals[some]))
 

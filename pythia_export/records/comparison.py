@@ -21,7 +21,7 @@ class Contender(Record):
     made_by: str
     """`pythia-export`, or the tool that an imported artifact's weights are from."""
     bits_per_weight: Figure
-    """Of the quantised linears: stored bits, scales and zero points included."""
+    """Stored bits of a weight of the quantised linears, scales and zero points included."""
     bytes: Count
     """Size of its weights."""
     nll: Figure

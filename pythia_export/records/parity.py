@@ -386,7 +386,7 @@ class Depth(Record):
     residual_error: Mean
     """Difference of the residual stream, relative to the original's length, token by token."""
     cosine: Mean
-    """Of the angle between both."""
+    """Cosine of the angle between both."""
     lens_kld: Mean
     """Logit lens: KL(original || artifact) of what final norm and head make of it, nats per token."""
     lens_same_top: Share

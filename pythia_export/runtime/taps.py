@@ -134,7 +134,7 @@ class TapSession(Session):
         return found
 
     def _chosen(self, hook: str, value: np.ndarray, places: np.ndarray, whole: bool, new: int) -> np.ndarray:
-        """Of what the graph gave of more tokens, what was asked for."""
+        """Take what was asked for out of what the graph gave of more tokens."""
         axis = 2 if value.ndim == 4 and tap_of(hook)[0].shape == "pattern" else 1
         if hook == LOGITS:
             places = places - (new - value.shape[1])

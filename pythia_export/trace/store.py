@@ -48,7 +48,7 @@ class Asked(Record):
     """In the order of a pass."""
     positions: Literal["all", "last"] | list[int]
     changes: Sha256 | None
-    """Of what was changed; null for nothing."""
+    """What was changed; null for nothing."""
     dtype: Dtype
     texts: Sha256
     """Of all token ids."""
