@@ -48,10 +48,10 @@ class Asked(Record):
     """In the order of a pass."""
     positions: Literal["all", "last"] | list[int]
     changes: Sha256 | None
-    """What was changed; null for nothing."""
+    """SHA-256 of what was changed; null for nothing."""
     dtype: Dtype
     texts: Sha256
-    """Of all token ids."""
+    """SHA-256 of all token ids."""
     tokens: Count
     shards: list[Count]
     """The first text of each shard, and behind the last the number of texts."""
