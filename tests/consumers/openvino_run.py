@@ -30,6 +30,8 @@ def run(batch: list[str]) -> list[list[int]]:
     for _ in range(new):
         positions = np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :]
         out = model({"input_ids": ids, "attention_mask": mask, "position_ids": positions} | past)
+        if len(out["logits"]) != len(rows):
+            raise RuntimeError(f"logits of {len(out['logits'])} row for {len(rows)}")
         past = {name: out[name.replace("past_key_values", "present")] for name in past_names}
         ids = out["logits"][:, -1].argmax(-1)[:, None]
         mask = np.concatenate([mask, np.ones_like(ids)], 1)
@@ -40,6 +42,6 @@ def run(batch: list[str]) -> list[list[int]]:
 alone = [run([prompt])[0] for prompt in prompts]
 try:
     together = run(prompts)
-except RuntimeError as e:  # of GroupQueryAttention it runs one row alone
+except RuntimeError as e:  # of GroupQueryAttention it runs one row alone; how it says so depends on the processor
     together = str(e)
 print(json.dumps({"alone": alone, "together": together}))
