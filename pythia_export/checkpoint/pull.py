@@ -102,7 +102,7 @@ def _base(model: Model, accept: Accept, progress: Progress) -> Pulled:
         if model.revision not in revisions:
             raise SourceError(
                 f"the demo has no revision `{model.revision}`; it has {', '.join(revisions) or 'none'}",
-                hint="Set `revision` in the recipe to one of these.",
+                hint="Set `revision` in the recipe to one of these, or name it after an @, as in `demo@main`.",
             )
         return _local(demo_folder() / model.revision, "demo", model.revision, accept, progress)
     return _from_hub(model.id, model.revision, accept, progress)

@@ -33,20 +33,24 @@ def recipe_called(name: str) -> Named:
     """Return what `name` stands for; the first of these that there is.
 
     1. `my.toml`, or any file: a recipe.
-    2. `demo`, `demo-int8`: a recipe that came with the package.
+    2. `demo`, `demo-int8@step500`: a recipe that came with the package, and another revision of its model.
     3. `410m`, `pythia-410m-int8`, `160m-seed3-web@step512`: a model of the suite, in a variant.
     4. `./my-finetune`, or any folder: a local checkpoint.
     5. `someone/model@revision`: another model of the hub.
 
     Raises:
-        RecipeError: none of them, with the nearest; a file that cannot be read, or is not TOML.
+        RecipeError: none of them, with the nearest; an @ without a revision; a file that cannot be read, or is no TOML.
     """
     path = Path(name)
     if path.suffix == ".toml" or (path.suffix not in _OF_CHECKPOINTS and _is(path, "file")):
         raw = read_toml(path, "`pythia-export recipes` lists shipped ones.")
         return Named(raw, str(path), path.absolute().parent)
-    if name in recipe_files():
-        return Named(read_toml(recipes_folder() / f"{name}.toml", ""), name, recipes_folder())
+    stem, at, _ = name.partition("@")
+    if stem in recipe_files():
+        raw = read_toml(recipes_folder() / f"{stem}.toml", "")
+        if at:
+            raw["model"] |= _model(*resolve(raw["model"]["id"] + name.removeprefix(stem)))
+        return Named(raw, name, recipes_folder())
     model, variant = split_variant(name)
     if model_named(model) is not None:
         model_id, revision = resolve(model)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from models import small_config
 
-from pythia_export.base.errors import RecipeError
-from pythia_export.checkpoint import demo_folder
+from pythia_export.base.errors import RecipeError, SourceError
+from pythia_export.checkpoint import demo_folder, pull
 from pythia_export.commands.plan import plan
 from pythia_export.recipe import Recipe, as_toml, changes_called, load_recipe, parse_recipe, recipe_keys, recipe_names
+from pythia_export.recipe.named import names_texts
 
 SHIPPED = json.loads(Path(__file__).with_name("shipped.json").read_text())  # as 24 files had them
 
@@ -72,8 +73,18 @@ def test_a_files_gates_on_the_cost_are_those_of_its_bits(tmp_path):
     assert load_recipe(mine, chosen).verify.gates.ppl_ratio.limit == 7
 
 
+def test_a_revision_after_an_at_is_of_a_recipes_model_too():
+    for name in ("demo", "demo-int8"):
+        assert load_recipe(f"{name}@step500") == load_recipe(name, {"model.revision": "step500"})
+        assert load_recipe(f"{name}@main") == load_recipe(name)
+    assert names_texts("demo@step500")
+    with pytest.raises(SourceError, match="no revision `step900`; it has main, step2000, step500") as caught:
+        pull(load_recipe("demo@step900").model)
+    assert "`demo@main`" in caught.value.hint
+
+
 def test_an_at_without_a_revision_is_refused():
-    for name in ("410m@", "410m@ ", "someone/model@"):
+    for name in ("410m@", "410m@ ", "someone/model@", "demo@"):
         with pytest.raises(RecipeError, match="names no revision after the @"):
             load_recipe(name)
 
