@@ -415,7 +415,8 @@ def test_bytes_are_told_while_they_come(hub, tmp_path, large):
     (got,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path)
     bar, size = got["bars"][f"Pulling {REPO}"], (large / "model.safetensors").stat().st_size
     assert bar["unit"] == "bytes" and size <= bar["total"] < size + 5000 and sum(bar["steps"]) == bar["total"]
-    assert len([n for n in bar["steps"] if n == PIECE]) == 2, "not at its end alone"
+    # Three pieces of at most 10 MiB; on a busy machine two of them are told together.
+    assert len([n for n in bar["steps"] if n > 1_000_000]) > 1, "not at its end alone"
     assert got["bars"][f"Checking {REPO}"]["total"] > 0
 
 
