@@ -37,8 +37,9 @@ def serve(
 ) -> None:  # fmt: skip
     """Open a page that runs the artifact in the browser itself, by WebAssembly.
 
-    Text as it comes, its speed, and what else each token might have been; with two, what quantisation changed. Nothing
-    leaves this machine. The first time 33 MB of ONNX Runtime Web are fetched from the npm registry.
+    Text as it comes, its speed, and what else each token might have been; inside, the logit lens by layer and what each
+    head looks at. With two artifacts, what quantisation changed, of all this. Nothing leaves this machine. The first
+    time 33 MB of ONNX Runtime Web are fetched from the npm registry.
     """
     from .. import serve as room
 

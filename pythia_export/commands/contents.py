@@ -11,7 +11,7 @@ import onnx
 from ..artifact import Parity, Quantization
 from ..base.machine import versions
 from ..graph.consumers import config_json, genai_config_json
-from ..graph.decoder import build_decoder, kv_cache
+from ..graph.decoder import build_decoder, kv_cache, located
 from ..graph.targets import tapped_hooks
 from ..model.generation import Generation
 from ..model.neox import NeoXConfig
@@ -55,24 +55,16 @@ def arrange(folder: Path, recipe: Recipe) -> None:
     if not (folder / MODEL).is_file():  # weights alone, for graphs to come
         return
     model = onnx.load(folder / MODEL, load_external_data=False)
-    (folder / graph).write_bytes(_reading(model, Path(data_name(recipe)).name))
-    (folder / MODEL).write_bytes(_reading(model, data_name(recipe)))
+    (folder / graph).write_bytes(located(model, Path(data_name(recipe)).name))
+    (folder / MODEL).write_bytes(located(model, data_name(recipe)))
     if (folder / TAPS).is_file():
         taps = onnx.load(folder / TAPS, load_external_data=False)
-        (folder / TAPS).write_bytes(_reading(taps, data_name(recipe)))
+        (folder / TAPS).write_bytes(located(taps, data_name(recipe)))
 
 
 def reading(graph: bytes, location: str) -> bytes:
     """Return a graph over flat weights as one that reads them from `location`."""
-    return _reading(onnx.load_from_string(graph), location)
-
-
-def _reading(model: onnx.ModelProto, location: str) -> bytes:
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = location
-    return bytes(model.SerializeToString())
+    return located(onnx.load_from_string(graph), location)
 
 
 def write_configs(folder: Path, config: NeoXConfig, recipe: Recipe, generation: Generation) -> None:

@@ -22,6 +22,7 @@ from .taps import Taps
 KEEP = "num_logits_to_keep"  # the name that transformers.js and Hugging Face gave it
 ALL_LOGITS = 2**31 - 1
 LOGITS_LENGTH = "logits_length"
+STREAM = "stream"  # what the logit lens reads
 PACKED = ("MatMulNBits", LINEAR)  # operators with packed weights: ONNX Runtime's, and ours (once by the same name)
 _TYPES = {
     "float32": TensorProto.FLOAT,
@@ -117,10 +118,7 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export, hooks: Seq
         tape, config, FINAL_NORM, "/final_layer_norm", _last(tape, "/last", x, start, kind, config.hidden_size)
     )
     x = taps.final(tape, x, normed, lambda y: _last(tape, "/last/changed", y, start, kind, config.hidden_size))
-    logits = _linear(tape, layout.linears[HEAD], export, "/embed_out", x)
-    if kind != TensorProto.FLOAT:  # else it would copy every logit
-        tape.node("Cast", "/logits/Cast", [logits], to=TensorProto.FLOAT)
-    tape.hand_out("logits")
+    _logits(tape, layout, export, x)
 
     cache = ("batch_size", config.num_heads, "past_sequence_length", config.head_dim)
     grown = ("batch_size", config.num_heads, "present_sequence_length", config.head_dim)
@@ -142,19 +140,57 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export, hooks: Seq
     converted = export.cache_dtype if export.cache_dtype != export.dtype else None
     graph = helper.make_graph(tape.nodes, "gpt_neox", inputs, outputs + taps.outputs, list(tape.initializers.values()))
     graph.value_info.extend(tape.values)
-    model = helper.make_model(
+    attention = rotary_attention(
+        config, export.rotary == "onnx", export.dtype, converted, called=export.rotary == "custom"
+    )
+    model = _model(graph, [attention, *_called(tape.nodes)])
+    return model if export.rotary == "custom" else _inlined(model)
+
+
+def build_lens(config: NeoXConfig, layout: Layout, export: Export) -> onnx.ModelProto:
+    """Return the end of the decoder as a graph of its own: the logit lens, which reads any residual stream.
+
+    It reads `stream` [batch, sequence, hidden], of the activations' type, and gives logits [batch, sequence, vocab]
+    float32.
+    """
+    tape = _Tape(layout)
+    kind, tokens = _TYPES[export.dtype], ("batch_size", "sequence_length")
+    _logits(tape, layout, export, _norm(tape, config, FINAL_NORM, "/final_layer_norm", STREAM))
+    graph = helper.make_graph(
+        tape.nodes,
+        "lens",
+        [helper.make_tensor_value_info(STREAM, kind, (*tokens, config.hidden_size))],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, (*tokens, config.vocab_size))],
+        list(tape.initializers.values()),
+    )
+    return _model(graph, _called(tape.nodes))
+
+
+def located(model: onnx.ModelProto, location: str) -> bytes:
+    """Return a graph over flat weights as one that reads them from `location`; `model` is changed."""
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    return bytes(model.SerializeToString())
+
+
+def _logits(tape: _Tape, layout: Layout, export: Export, normed: str) -> None:
+    """The graph's output `logits`, float32."""
+    logits = _linear(tape, layout.linears[HEAD], export, "/embed_out", normed)
+    if export.dtype != "float32":  # else it would copy every logit
+        tape.node("Cast", "/logits/Cast", [logits], to=TensorProto.FLOAT)
+    tape.hand_out("logits")
+
+
+def _model(graph: onnx.GraphProto, functions: Sequence[onnx.FunctionProto]) -> onnx.ModelProto:
+    return helper.make_model(
         graph,
-        functions=[
-            rotary_attention(
-                config, export.rotary == "onnx", export.dtype, converted, called=export.rotary == "custom"
-            ),
-            *_called(tape.nodes),
-        ],
+        functions=functions,
         opset_imports=[helper.make_opsetid(*pair) for pair in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))],
         producer_name="pythia-export",
         ir_version=10,
     )
-    return model if export.rotary == "custom" else _inlined(model)
 
 
 def _called(nodes: Sequence[onnx.NodeProto]) -> list[onnx.FunctionProto]:

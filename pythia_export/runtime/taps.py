@@ -28,7 +28,8 @@ class TapSession(Session):
     """The tapped graph, cut to the places that are read and those that may be changed.
 
     `TapSession(artifact, ["resid", "attn.pattern"])`. capture: taps, groups or hooks, and `logits`; `hooks` are the
-    places that they stand for, in the order of a pass. change: the hooks that `read` may be given changes for.
+    places that they stand for, in the order of a pass. change: the hooks that `read` may be given changes for. `graph`:
+    the bytes of a tapped graph over the artifact's weights, in place of its own.
 
     Raises:
         RecipeError: a name that is no place of this model; a place that this artifact's graph does not give.
@@ -44,18 +45,20 @@ class TapSession(Session):
         capture: Iterable[str],
         change: Iterable[str] = (),
         *,
+        graph: bytes | None = None,
         threads: int | None = None,
         native: bool = True,
         trust_graph: bool = False,
     ) -> None:
         capture, change = _names(capture), _names(change)
-        parts = tapped(artifact, (*capture, *change))
+        where = f"{artifact.folder} (tapped graph)"
+        parts = tapped(artifact, (*capture, *change)) if graph is None else read_parts(graph, where)
         self.hooks = _given(artifact, parts, capture, artifact.config)
         self.changed = _given(artifact, parts, change, artifact.config)
         settable = dict.fromkeys(name for hook in self.changed for name in inputs_of(hook))
         rewired = {f"{h}/choice": f"{h}/changed" for h in self.changed if tap_of(h)[0].name in CHOSEN}
-        graph = pruned(parts, self.hooks, settable, rewired)
-        left = read_parts(graph, str(artifact.folder / TAPS))
+        cut = pruned(parts, self.hooks, settable, rewired)
+        left = read_parts(cut, where)
         self.settable = tuple(name for name in settable if name in left.inputs)
         self.inputs = (*Session.inputs, *(n for n in (POSITIONS, TURNS) if n in left.inputs), *self.settable)
         self.outputs = self.hooks
@@ -64,7 +67,7 @@ class TapSession(Session):
         layers = len({name.split(".")[1] for name in left.outputs if name.startswith("present.")})
         layout = artifact.manifest.layout
         super().__init__(
-            graph, artifact.folder, replace(artifact.config, num_layers=layers), kv_cache=layout.kv_cache,
+            cut, artifact.folder, replace(artifact.config, num_layers=layers), kv_cache=layout.kv_cache,
             kv_dtype=layout.kv_dtype, threads=threads, provider=provider_of(artifact), native=native,
             named=artifact.manifest.files, trust_graph=trust_graph,
         )  # fmt: skip

@@ -1,7 +1,8 @@
-"""A page on this machine that runs artifacts in the browser itself, by WebAssembly.
+"""A page on this machine that runs artifacts in the browser itself, and looks inside them.
 
-There is no inference here: a small server on 127.0.0.1 hands out the page, ONNX Runtime Web, and for each artifact a
-graph and its weights. The page does the rest, and its policy lets it ask no other address.
+A small server on 127.0.0.1 hands out the page, ONNX Runtime Web, and for each artifact a graph and its weights. The
+page writes text by itself, and its policy lets it ask no other address. What happens inside (inside.py) our own runtime
+computes here, when the page asks.
 """
 
 from .modules import fetch_modules

@@ -19,6 +19,7 @@ from ..recipe import Export
 from ..weights.names import DATA_FILE
 
 State = tuple[int, int, int]
+AGAIN = "End `pythia-export serve`, start it again, and open its page anew."
 
 
 def state_of(file: Path | int) -> State:
@@ -57,8 +58,10 @@ class About:
 
 @dataclass(frozen=True)
 class Ready:
-    """What the page is told of an artifact (`about`), and what it fetches; `states` of the files among that."""
+    """What the page is told of the artifact in `folder` (`about`), and what it fetches; `states` of the files among
+    that."""
 
+    folder: Path
     about: About
     graph: bytes
     weights: Path
@@ -112,7 +115,7 @@ def ready(folder: Path) -> Ready:
     graph = bytes(model.SerializeToString())
     tokenizer = artifact.file("tokenizer.json")
     states = {path: before[path] for path in (weights, tokenizer)}
-    return Ready(about, graph, weights, tokenizer, vocabulary, states)
+    return Ready(artifact.folder, about, graph, weights, tokenizer, vocabulary, states)
 
 
 def require_comparable(first: Ready, second: Ready) -> None:

@@ -1,7 +1,9 @@
-"""The server: a table of addresses, each with a few bytes or a file. What is not in the table is not there.
+"""The server: a table of addresses, each with a few bytes, a file, or an answer that is computed. What is not in the
+table is not there.
 
-It listens on 127.0.0.1 alone, answers GET and HEAD, and only where the browser was told to ask this machine by name:
-a page of somebody else whose name was made to point here (DNS rebinding) is refused.
+It listens on 127.0.0.1 alone, and answers only where the browser was told to ask this machine by name: a page of
+somebody else whose name was made to point here (DNS rebinding) is refused. Bytes and files are given to GET and HEAD.
+What is computed is asked by POST, in JSON, which a browser lets no page of another origin send.
 """
 
 from __future__ import annotations
@@ -16,18 +18,21 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..base.errors import RecipeError
-from .prepare import Ready, State, state_of
+from ..base.errors import PythiaExportError, RecipeError
+from ..base.strict_json import parse_json
+from .inside import Inside
+from .prepare import AGAIN, Ready, State, state_of
 
 ADDRESS = "127.0.0.1"
 NAMES = (ADDRESS, "localhost")
+NAMED = f"this server is {' or '.join(NAMES)}"
 PAGE = Path(__file__).with_name("page")
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -38,7 +43,7 @@ TYPES = {
     ".wasm": "application/wasm",  # without it the browser does not compile while it loads
 }
 BYTES = "application/octet-stream"
-AGAIN = "End `pythia-export serve`, start it again, and open its page anew."
+LARGEST = 1 << 20  # bytes of a question
 HEADERS = {
     # Nothing may leave: the page, its styles and its workers reach this server and no other address.
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; "
@@ -62,9 +67,34 @@ class Content:
     state: State | None = None
 
 
-def routes(models: Sequence[Ready], modules: Mapping[str, Path]) -> dict[str, Content]:
+@dataclass(frozen=True)
+class Answer:
+    """What is computed when it is asked: `of` takes the fields of the question, of these types, and gives a record."""
+
+    fields: Mapping[str, type]
+    of: Callable[..., Any]
+
+    def to(self, question: bytes) -> bytes:
+        """Return the answer in JSON.
+
+        Raises:
+            RecipeError: the question is not JSON, or not of these fields; and what `of` raises.
+        """
+        asked = parse_json(question, "the question", error=RecipeError)
+        wanted = ", ".join(f"{name}: {kind.__name__}" for name, kind in self.fields.items())
+        if not isinstance(asked, dict) or {name: type(value) for name, value in asked.items()} != self.fields:
+            raise RecipeError(f"the question has other fields than {wanted}")
+        return json.dumps(asdict(self.of(**asked)), allow_nan=False).encode()
+
+
+Table = Mapping[str, Content | Answer]
+
+
+def routes(models: Sequence[Ready], modules: Mapping[str, Path]) -> dict[str, Content | Answer]:
     """Every address that is answered."""
-    table = {f"/{path.name}": Content(TYPES[path.suffix], path) for path in PAGE.iterdir() if path.suffix in TYPES}
+    table: dict[str, Content | Answer] = {
+        f"/{path.name}": Content(TYPES[path.suffix], path) for path in PAGE.iterdir() if path.suffix in TYPES
+    }
     table["/"] = table.pop("/index.html")
     for name, path in modules.items():
         table[f"/modules/{name}"] = Content(TYPES[path.suffix], path)
@@ -78,6 +108,9 @@ def routes(models: Sequence[Ready], modules: Mapping[str, Path]) -> dict[str, Co
             table[f"{at}/{name}"] = Content(kind, path, model.states[path])
     about = [asdict(model.about) | {"at": f"/artifacts/{i}"} for i, model in enumerate(models)]
     table["/artifacts.json"] = Content(TYPES[".json"], json.dumps(about).encode())
+    inside = Inside(models)
+    table["/inside/look"] = Answer({"text": str}, inside.look)
+    table["/inside/pattern"] = Answer({"text": str, "layer": int, "head": int}, inside.pattern)
     return table
 
 
@@ -97,7 +130,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True  # a download under way does not keep the process
     request_queue_size = CONNECTIONS
 
-    def __init__(self, table: Mapping[str, Content], port: int = 0) -> None:
+    def __init__(self, table: Table, port: int = 0) -> None:
         self.table = table
         self._free = threading.BoundedSemaphore(CONNECTIONS)
         try:
@@ -174,18 +207,49 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(body=False)
 
-    def _refuse(self) -> None:
-        self._say(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD alone", Allow="GET, HEAD")
+    def do_POST(self) -> None:
+        answer = self._asked()
+        if not isinstance(answer, Answer):
+            return self._refuse()
+        if not self._is_named():
+            return self._say(HTTPStatus.MISDIRECTED_REQUEST, NAMED)
+        if self.headers.get("Origin", f"http://{self.headers['Host']}") != f"http://{self.headers['Host']}":
+            return self._say(HTTPStatus.FORBIDDEN, "a page of another origin asks")
+        if self.headers.get_content_type() != "application/json":
+            return self._say(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "application/json was expected")
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or len(length) > 9:
+            return self._say(HTTPStatus.LENGTH_REQUIRED, "a Content-Length was expected")
+        if int(length) > LARGEST:
+            return self._say(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the text is too long: {LARGEST:,} bytes at most")
+        try:
+            found = answer.to(self.rfile.read(int(length)))
+        except PythiaExportError as e:
+            return self._say(HTTPStatus.UNPROCESSABLE_ENTITY, f"{e} {e.hint}".strip())
+        self._send(HTTPStatus.OK, TYPES[".json"], io.BytesIO(found), True)
 
-    do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
+    def _refuse(self, body: bool = True) -> None:
+        allowed = "POST" if isinstance(self._asked(), Answer) else "GET, HEAD"
+        self._say(HTTPStatus.METHOD_NOT_ALLOWED, f"{allowed.replace(', ', ' and ')} alone", body, Allow=allowed)
+
+    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
+
+    def _asked(self) -> Content | Answer | None:
+        return self.server.table.get(self.path.partition("?")[0])
+
+    def _is_named(self) -> bool:
+        """Whether this machine was asked for by name; any port: a tunnel may have another one at its end."""
+        host = self.headers.get("Host", "")
+        return (host.rpartition(":")[0] or host) in NAMES
 
     def _answer(self, body: bool) -> None:
-        host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
-        if host not in NAMES:  # any port: a tunnel may have another one at its end
-            return self._say(HTTPStatus.MISDIRECTED_REQUEST, f"this server is {' or '.join(NAMES)}", body)
-        content = self.server.table.get(self.path.partition("?")[0])
+        if not self._is_named():
+            return self._say(HTTPStatus.MISDIRECTED_REQUEST, NAMED, body)
+        content = self._asked()
         if content is None:
             return self._say(HTTPStatus.NOT_FOUND, "not here", body)
+        if isinstance(content, Answer):
+            return self._refuse(body)
         if isinstance(content.body, bytes):
             return self._send(HTTPStatus.OK, content.kind, io.BytesIO(content.body), body)
         name = content.body.name

@@ -21,6 +21,7 @@ from pythia_export.recipe import parse_recipe
 from pythia_export.runtime import Sampling, Session, StreamDecoder, generate
 from pythia_export.runtime.sampling import choose
 from pythia_export.serve import server as room
+from pythia_export.serve.inside import Inside
 
 MODULES = ROOT / "build" / "consumers" / "node_modules"
 LOOK = (SUPPORT / "look.js").read_text()
@@ -330,6 +331,154 @@ def test_a_screen_reader_hears_pieces_and_names(two):
     assert not [role for role, name in named if role in asking and not name]
 
 
+# Inside
+
+
+def percent(p: float) -> str:
+    return f"{100 * p:.1f} %" if p >= 0.0005 else "< 0.1 %"
+
+
+def look_inside(page: Page, prompt: str = PROMPT, side: int | None = None) -> None:
+    """Have the page show the inside of a text, of one artifact (0 or 1) or of the difference (2)."""
+    fill(page, prompt=prompt)
+    page.do("document.querySelectorAll('.prompt').forEach((x) => (x.textContent = ''))")  # not what was written before
+    page.do("document.getElementById('looked').textContent = ''; document.getElementById('look').click()")
+    page.until(
+        "/s\\.$/.test(document.getElementById('looked').textContent) && !document.getElementById('look').disabled"
+    )
+    if side is not None:
+        page.do(f"document.querySelector('[name=side][value=\"{side}\"]').click()")
+    page.until("document.getElementById('said-pattern').textContent !== ''")
+
+
+def choose_head(page: Page, layer: int, head: int) -> None:
+    page.do(f'document.querySelector(\'#heads [data-row="{layer}"][data-column="{head}"]\').click()')
+    page.until(f"document.querySelector('#attended caption')?.textContent.startsWith('Layer {layer}, head {head}:')")
+
+
+@pytest.fixture(scope="module")
+def seen(folders):
+    """What our runtime finds inside both, and what answers of a head."""
+    inside = Inside([serve.ready(folder) for folder in folders])
+    return inside.look(PROMPT), lambda layer, head: inside.pattern(PROMPT, layer, head).rows
+
+
+def test_the_lens_shows_what_our_runtime_finds_at_each_depth(one, ours, seen):
+    look_inside(one)
+    found, (_, tokenizer) = seen[0], ours[0]
+    assert text(one, "#looked").startswith(f"{len(found.tokens)} tokens, ")
+    rows = one.do("[...document.querySelectorAll('#lens tbody tr')].map(r => [...r.querySelectorAll('td')].map(c =>"
+                  " [...c.children].map(x => x.textContent)))")  # fmt: skip
+    assert [len(row) for row in rows] == [len(found.tokens)] * len(found.seen[0].top) and len(rows) == 7
+    for shown, tops, shares in zip(rows, found.seen[0].top, found.seen[0].p, strict=True):
+        for (token, share), top, p in zip(shown, tops, shares, strict=True):
+            spelt = tokenizer.decode([top[0]]).replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
+            assert token == spelt and share == percent(p[0])
+    following = one.do("[...document.querySelectorAll('#lens tbody tr:last-child td')].map(c => c.matches('.follows'))")
+    assert following == [rank == 1 for rank in found.seen[0].rank[-1]] + [False] and any(following)
+    last = one.do("[...document.querySelectorAll('#likeliest tbody td:last-child')].map(x => x.textContent)")
+    assert last == [percent(p) for p in found.seen[0].p[-1][-1]]
+
+
+def test_a_chosen_head_is_drawn_and_what_the_token_looks_at_is_listed(one, seen):
+    look_inside(one)
+    choose_head(one, 3, 1)
+    row = seen[1](3, 1)[0][-1]
+    shares = one.do("[...document.querySelectorAll('#attended tbody tr')].map(r => r.cells[2].textContent)")
+    assert shares == [percent(x) for x in sorted(row, reverse=True)[:8]]
+    strongest = one.do(
+        "[...document.querySelectorAll('#strip .token')].map(x => parseFloat(x.style.getPropertyValue('--share')))"
+    )
+    assert np.argmax(strongest) == np.argmax(row) and max(strongest) == 100
+    assert text(one, "#strip") == PROMPT
+    pixels = one.do("""(() => { const c = document.querySelector('#pattern canvas'), d = c.getContext('2d')
+        .getImageData(0, 0, c.width, c.height).data; let n = 0;
+        for (let i = 0; i < d.length; i += 4) if (d[i + 3] && d[i + 2] > d[i] + 60) n++; return n; })()""")
+    assert pixels > 300
+
+
+def test_the_difference_of_two_and_each_by_itself(two, seen):
+    look_inside(two, side=2)
+    found = seen[0]
+    shown = two.do("[...document.querySelectorAll('#lens tbody tr')].map(r => [...r.querySelectorAll('td')].map(c =>"
+                   " c.matches('.other')))")  # fmt: skip
+    a, b = ([[token[0] for token in row] for row in side.top] for side in found.seen)
+    assert shown == [[x != y for x, y in zip(*rows, strict=True)] for rows in zip(a, b, strict=True)]
+    column = two.do(
+        "[...document.querySelectorAll('#depths tbody tr')].map(r => Number(r.lastElementChild.textContent))"
+    )
+    assert column == pytest.approx([row[-1] for row in found.difference.kl], rel=0.06)
+    layer, head = np.unravel_index(np.argmax(found.difference.heads), np.shape(found.difference.heads))
+    assert text(two, "#attended caption").startswith(f"Layer {layer}, head {head}:"), "begins where they are most apart"
+    rows = [row[-1] for row in seen[1](int(layer), int(head))]
+    change = two.do("[...document.querySelectorAll('#attended tbody tr')].map(r => r.lastElementChild.textContent)")
+    most = max((y - x for x, y in zip(*rows, strict=True)), key=abs)
+    assert change[0] == f"{'−' if most < 0 else '+'}{abs(100 * most):.1f}"
+    for side, name in enumerate(("four-bits", "two-bits")):
+        two.do(f"document.querySelector('[name=side][value=\"{side}\"]').click()")
+        last = two.do("document.querySelector('#lens tbody tr:last-child td:last-child small').textContent")
+        assert last == percent(found.seen[side].p[-1][-1][0])
+        assert two.do("document.getElementById('lens').ariaLabel").startswith(f"Logit lens of {name}: ")
+
+
+def test_the_inside_is_gone_through_by_keys_alone(one, seen):
+    look_inside(one)
+    count, at = len(seen[0].tokens), "document.activeElement.ariaLabel"
+    one.do("document.getElementById('look').focus()")
+    reached = []
+    for _ in range(4):
+        one.press("Tab")
+        reached.append(one.do("document.activeElement.closest('table')?.id ?? document.activeElement.id"))
+    assert reached == ["lens", "heads", "pattern", "strip"]
+    one.do("document.querySelector('#lens td[tabindex=\"0\"]').focus()")
+    assert one.do(at).startswith("After layer 5, at ")
+    one.press("ArrowUp")
+    assert one.do(at).startswith("After layer 4, at ") and text(one, "#depths .chosen th") == "layer 4"
+    one.press("Home")
+    assert text(one, "#depths caption").startswith("At token 1, ")
+    one.press("End", CONTROL)
+    assert one.do(at).startswith("After layer 5") and text(one, "#depths caption").startswith(f"At token {count}, ")
+    assert one.do("getComputedStyle(document.activeElement).outline").endswith("solid 3px")
+    one.do("document.querySelector('#heads td[tabindex=\"0\"]').focus()")
+    before = text(one, "#attended caption")
+    one.press("ArrowDown" if before.startswith("Layer 0") else "ArrowUp")
+    one.until(f"document.querySelector('#attended caption').textContent !== {json.dumps(before)}")
+    one.do("document.getElementById('pattern').focus()")
+    one.press("ArrowUp")
+    one.press("Home")
+    one.press("ArrowRight")
+    assert text(one, "#said-pattern").startswith(f"Token {count - 1} ") and " to token 2 " in text(one, "#said-pattern")
+    one.do("document.getElementById('strip').focus()")
+    one.press("ArrowLeft")
+    assert one.do("document.activeElement.getAttribute('aria-activedescendant')") == f"strip-{count - 3}"
+    assert text(one, "#depths caption").startswith(f"At token {count - 2}, ")
+
+
+def test_what_cannot_be_looked_into_is_said_and_the_page_goes_on(one):
+    fill(one, prompt="")
+    one.do("document.getElementById('look').click()")
+    one.until("!document.getElementById('trouble').hidden")
+    assert text(one, "#trouble").startswith("There is no text to look into.")
+    look_inside(one, "x = 1\n" * 200)
+    assert "; the first 96 are shown." in text(one, "#looked") and one.do("document.getElementById('trouble').hidden")
+    write(one, PROMPT, count=4)  # what was written is looked into as well
+    one.do("document.getElementById('look').click()")
+    one.until("!document.getElementById('look').disabled")
+    assert text(one, "#strip") == PROMPT + text(one, ".tokens")
+
+
+def test_a_screen_reader_finds_grids_and_tables(two):
+    look_inside(two, side=2)
+    nodes = two.call("Accessibility.getFullAXTree")["nodes"]
+    named = {(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if "role" in n}
+    assert ("grid", "Logit lens of four-bits against two-bits: likeliest next token by depth and token") in named
+    assert ("grid", "Heads of four-bits against two-bits, by layer") in named
+    assert ("listbox", "Tokens of the text: which one looks") in named
+    cells = [name for role, name in named if role == "gridcell"]
+    assert len(cells) > 24 and all(cells), "every cell has a name"
+    assert any("nats" in name for name in cells)
+
+
 # Nothing leaves
 
 
@@ -387,6 +536,7 @@ def test_nothing_sticks_out_overlaps_or_is_too_faint(one, two, count, width, dar
     page.look_as(1280, 900)
     write(page, PROMPT)
     page.do("document.getElementById('token-0-4').click()")
+    look_inside(page)
     page.look_as(width, 900, dark=dark)
     time.sleep(0.3)  # bars grow
     page.do(f"{{ {LOOK} }}")

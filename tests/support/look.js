@@ -4,6 +4,10 @@
 const found = { width: innerWidth, scroll: document.documentElement.scrollWidth, outside: [], overlap: [], faint: [], small: [] };
 const box = (element) => element.getBoundingClientRect();
 const shown = (element) => box(element).width > 0 && box(element).height > 0;
+const scrolls = (element, within) => { // what is in a scroller of its own may be wider than what is seen of it
+  for (; element !== within; element = element.parentElement) if (/auto|scroll/.test(getComputedStyle(element).overflowX)) return true;
+  return false;
+};
 const name = (element) => `${element.tagName}: ${element.textContent.trim().slice(0, 60)}`;
 
 for (const outer of document.querySelectorAll(".card, main > *, header, footer, dd, pre, h1")) {
@@ -11,7 +15,7 @@ for (const outer of document.querySelectorAll(".card, main > *, header, footer, 
   if (!shown(outer)) continue;
   for (const inner of outer.querySelectorAll("*")) {
     const b = box(inner);
-    if (b.width && (b.right > right + 0.5 || b.left < left - 0.5)) found.outside.push(name(inner));
+    if (b.width && (b.right > right + 0.5 || b.left < left - 0.5) && !scrolls(inner.parentElement, outer)) found.outside.push(name(inner));
   }
 }
 
@@ -32,7 +36,10 @@ for (const figure of document.querySelectorAll("svg")) {
 }
 
 // Contrast as WCAG 2.2 defines it (1.4.3); 4.5 is its minimum for text.
-const channels = (colour) => colour.match(/[\d.]+/g)?.map(Number) ?? [0, 0, 0, 0];
+const channels = (colour) => {
+  const [r, g, b, a = 1] = colour.match(/[\d.]+/g)?.map(Number) ?? [0, 0, 0, 0];
+  return colour.startsWith("color(srgb") ? [255 * r, 255 * g, 255 * b, a] : [r, g, b, a]; // what color-mix makes
+};
 const linear = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
 const luminance = (colour) => {
   const [r, g, b] = channels(colour).map(linear);
@@ -41,7 +48,7 @@ const luminance = (colour) => {
 const behind = (element) => {
   for (; element; element = element.parentElement) {
     const colour = getComputedStyle(element).backgroundColor;
-    if ((channels(colour)[3] ?? 1) > 0) return colour;
+    if (channels(colour)[3] > 0) return colour;
   }
   return "rgb(255, 255, 255)";
 };

@@ -1,6 +1,7 @@
 // The page: what is asked of the models, and what is told of them.
 
 import { Column, percent } from "./column.js";
+import { Inside } from "./inside.js";
 import { Model } from "./model.js";
 
 const SPOKEN = 3000; // ms: a screen reader hears the text in pieces, not token by token
@@ -20,6 +21,7 @@ $("columns").append(...columns.map((column) => column.element));
 $("views").hidden = $("comparison").hidden = !two;
 if (two) $("changed").textContent = "Generate a text to see it.";
 temper();
+new Inside(abouts, written);
 await load();
 
 function heading() {
@@ -62,6 +64,12 @@ function temper() {
     field.classList.toggle("idle", greedy);
     field.querySelector("input").disabled = greedy;
   }
+}
+
+// The text in the field, and what the first model made of it, if it was this one.
+function written() {
+  const prompt = $("prompt").value;
+  return columns[0].prompt.textContent === prompt ? prompt + columns[0].list.textContent : prompt;
 }
 
 function request() {

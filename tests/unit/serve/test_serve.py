@@ -37,6 +37,7 @@ from pythia_export.graph import targets
 from pythia_export.recipe import parse_recipe
 from pythia_export.runtime import Session, generate
 from pythia_export.serve import modules as room
+from pythia_export.serve.inside import Inside
 
 RECIPE = {
     "model": {"id": "demo"},
@@ -87,7 +88,8 @@ def ask(server, path: str, method: str = "GET", host: str | None = None):
 def test_it_hands_out_the_page_the_modules_and_the_artifact_and_nothing_else(server, folder):
     assert set(server.table) == {
         "/", "/style.css", "/page.js", "/column.js", "/model.js", "/worker.js", "/session.js", "/sampling.js",
-        "/random.js", "/text.js", "/artifacts.json",
+        "/random.js", "/text.js", "/inside.js", "/lens.js", "/attention.js", "/grid.js", "/artifacts.json",
+        "/inside/look", "/inside/pattern",
         "/modules/onnxruntime-web/ort.wasm.min.mjs", "/modules/onnxruntime-web/ort-wasm-simd-threaded.mjs",
         "/modules/onnxruntime-web/ort-wasm-simd-threaded.wasm", "/modules/@huggingface/tokenizers/tokenizers.min.mjs",
         "/artifacts/0/model.onnx", "/artifacts/0/model.onnx_data", "/artifacts/0/tokenizer.json",
@@ -148,7 +150,7 @@ def test_browsers_are_told_what_each_file_is(server):
     assert kinds["/"] == "text/html; charset=utf-8" and kinds["/style.css"].startswith("text/css")
     assert kinds["/modules/onnxruntime-web/ort-wasm-simd-threaded.wasm"] == "application/wasm"
     scripts = [kind for path, kind in kinds.items() if path.endswith((".js", ".mjs"))]
-    assert len(scripts) == 11 and set(scripts) == {"text/javascript; charset=utf-8"}
+    assert len(scripts) == 15 and set(scripts) == {"text/javascript; charset=utf-8"}
 
 
 def test_only_this_machine_is_listened_to(server):
@@ -324,6 +326,7 @@ def test_weights_without_a_graph_and_the_other_layout_are_served_as_they_lie(fol
         assert made.graph == serve.ready(folder).graph
         assert made.weights.read_bytes() == (folder / "model.onnx_data").read_bytes()
         assert made.weights.is_relative_to(path)
+        assert Inside([made]).look("def main(").seen == Inside([serve.ready(folder)]).look("def main(").seen
 
 
 def test_a_flipped_byte_is_found_before_anything_is_served(folder, tmp_path):
