@@ -301,6 +301,7 @@ def import_(
         "pythia-export verify models/160m --tokens 262144",
         "pythia-export verify build/new --against build/old/parity.json",
         "pythia-export verify build/demo --rtn --per-token tokens.parquet",
+        "pythia-export verify models/70m --sae autoencoders/blocks.3.hook_resid_post",
         "pythia-export verify build/demo --junit parity.xml",
         "pythia-export verify downloaded --checkpoint my-finetune",
     )
@@ -318,6 +319,13 @@ def verify(
     inside: Annotated[
         bool, typer.Option("--inside", help="Also compare residual streams, attention patterns and induction heads.")
     ] = False,
+    sae: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --inside, which it turns on: do the features of SAELens's autoencoders in this folder survive?",
+        ),
+    ] = None,
     per_token: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a Parquet table, one row a token (needs pyarrow).")
     ] = None,
@@ -350,7 +358,7 @@ def verify(
         try:
             parity = verify_artifact(
                 artifact, tokens=tokens, against=against, nearest=rtn, inside=inside, per_token=per_token,
-                elsewhere=Elsewhere(checkpoint, adapter, text), device=device,
+                elsewhere=Elsewhere(checkpoint, adapter, text, sae), device=device,
                 progress=progress,
             )  # fmt: skip
         except Unwritten as e:

@@ -24,6 +24,7 @@ from ..imported import Imported, open_imported, write_imported
 from ..imported.write import quantize_section
 from ..model.generation import GENERATION
 from ..model.neox import NeoXConfig
+from ..proof.autoencoder import Autoencoder, autoencoders
 from ..proof.prove import prove
 from ..proof.reference import Reference, Tensors
 from ..proof.score import score
@@ -80,11 +81,11 @@ def import_checkpoint(
     with Staging(out, overwrite) as staging:
         job.open(changes)
         with job.stage("text"):
-            held_out = job.text()
+            held_out, features = job.text(), job.autoencoders()
         quantization = job.write(staging.folder)
         model = job.export(staging.folder)
         with job.stage("verify"):
-            parity, imported = job.prove(staging.folder, model, held_out)
+            parity, imported = job.prove(staging.folder, model, held_out, features)
         origin = origin_of(job.recipe, job.source_record, None, job.recipe.export, imported)
         write_reports(staging.folder, origin, quantization, parity)
         arrange(staging.folder, job.recipe)
@@ -131,6 +132,10 @@ class Import:
     def text(self) -> Windows:
         return verify_windows(self.recipe.verify, self.of_tokenizer.tokenizer(), self.config, self.progress)
 
+    def autoencoders(self) -> tuple[Autoencoder, ...]:
+        sae = self.recipe.verify.sae
+        return () if sae is None else autoencoders(sae, self.config)
+
     def write(self, folder: Path) -> Quantization:
         """Write weights, tokenizer and configurations."""
         with self.stage("import"), WeightsWriter(folder / DATA_FILE, self.layout, digests=False) as writer:
@@ -151,7 +156,9 @@ class Import:
             write_configs(folder, self.config, self.recipe, self.quantised.generation)
         return model
 
-    def prove(self, folder: Path, model: onnx.ModelProto, windows: Windows) -> tuple[Parity, manifest.Imported]:
+    def prove(
+        self, folder: Path, model: onnx.ModelProto, windows: Windows, features: tuple[Autoencoder, ...]
+    ) -> tuple[Parity, manifest.Imported]:
         """Prove the artifact; return also what the manifest says of the import."""
         reader = WeightsReader(folder / DATA_FILE, self.layout)
         again = [linear.name for linear in self.quantised.linears.values() if linear.rounded]
@@ -162,7 +169,8 @@ class Import:
             self.recipe.quantize, self.recipe.export, "imported" if self.original is None else "original",
         )  # fmt: skip
         compute = Compute(progress=self.progress)
-        parity = prove(subject, windows, self.recipe.verify.gates, compute, inside=self.recipe.verify.inside).parity
+        gates, inside = self.recipe.verify.gates, self.recipe.verify.inside
+        parity = prove(subject, windows, gates, compute, inside=inside, autoencoders=features).parity
         tell_of_another_models_text(parity, self.config, self.progress)
         requantized = None if not again else self._requantized(again, reader, windows, compute)
         return parity, self.record(requantized)

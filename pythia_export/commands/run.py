@@ -9,6 +9,7 @@ import onnx
 from ..base.device import memory_of
 from ..base.progress import SILENT, Progress
 from ..corpus import verify_windows
+from ..proof.autoencoder import autoencoders
 from ..proof.prove import prove
 from ..proof.subject import Subject
 from ..recipe import Recipe
@@ -29,8 +30,13 @@ def run(recipe: Recipe, out: Path, options: Options = AS_USUAL, progress: Progre
         if recipe.export.target == "cuda":
             require_provider("cuda", _probe())  # hours of quantisation would end in this error
         with job.stage("text"):
-            # Before the long part: text that is too short is found now.
+            # Before the long part: text that is too short is found now, and an autoencoder of another model.
             held_out = verify_windows(recipe.verify, job.tokenizer, job.config, progress)
+            features = (
+                ()
+                if recipe.verify.sae is None
+                else autoencoders(recipe.verify.sae, job.config, recipe.quantize.products)
+            )
         with job.journal(out, options.resume, held_out) as journal:
             quantization = job.quantize_into(journal)
             model = job.export_into(journal.output, recipe.export)
@@ -41,8 +47,9 @@ def run(recipe: Recipe, out: Path, options: Options = AS_USUAL, progress: Progre
                 )  # fmt: skip
                 with memory_of(job.device):
                     parity = prove(
-                        subject, held_out, recipe.verify.gates, job.compute, inside=recipe.verify.inside
-                    ).parity
+                        subject, held_out, recipe.verify.gates, job.compute, inside=recipe.verify.inside,
+                        autoencoders=features,
+                    ).parity  # fmt: skip
             tell_of_another_models_text(parity, job.config, progress)
             origin = job.origin(recipe.export)
             write_reports(journal.output, origin, quantization, parity)

@@ -25,6 +25,7 @@ from ..imported import open_imported
 from ..model.mean import Term, written
 from ..model.neox import NeoXConfig
 from ..proof.against import comparable
+from ..proof.autoencoder import autoencoders
 from ..proof.prove import prove
 from ..proof.subject import Subject
 from ..proof.table import require_parquet, token_table
@@ -67,13 +68,13 @@ def verify(
 
     `against` is the parity.json of another artifact, to be compared with; `nearest` rounds the checkpoint to nearest
     and scores that beside GPTQ; `inside` compares what is computed inside the model, which the recipe may ask for
-    itself; `per_token` is a Parquet file to write, one row a token. `elsewhere`
-    says where local sources lie now: they are accepted by the hashes that the artifact recorded. torch computes on
-    `device`.
+    itself, and so do the sparse autoencoders of the recipe, or of `elsewhere`; `per_token` is a Parquet file to write,
+    one row a token. `elsewhere` says where local sources lie now: they are accepted by the hashes that the artifact
+    recorded. torch computes on `device`.
 
     Raises:
         EnvironmentProblem: `per_token` without pyarrow, or a `device` that is not there.
-        RecipeError: `nearest` where nothing was rounded by GPTQ.
+        RecipeError: `nearest` where nothing was rounded by GPTQ; an autoencoder of a place that the model lacks.
         SourceError: the checkpoint is another one or is not found; `against` is of another text or checkpoint.
         OutputError: the artifact cannot be written, or another process is writing to it.
         Unwritten: it, or `per_token`, could no longer be written when the proof was made.
@@ -121,6 +122,9 @@ def _verify_held(
     windows = verify_windows(section, opened.tokenizer(), opened.config, progress)
     _tell_of_other_text(opened, windows, progress)
     check_graph(opened)
+    features = (
+        () if recipe.verify.sae is None else autoencoders(recipe.verify.sae, opened.config, recipe.quantize.products)
+    )
     model = onnx.load(opened.file(MODEL), load_external_data=False)
     subject = Subject(
         origin, source, opened.weights(), opened.config, model, opened.folder, recipe.quantize, recipe.export,
@@ -132,7 +136,7 @@ def _verify_held(
             beside = _rounded_to_nearest(source, recipe, Path(scratch), Compute(progress=progress))
         proof = prove(
             subject, windows, recipe.verify.gates, Compute(computes, progress), nearest=beside, against=other,
-            inside=inside or recipe.verify.inside,
+            inside=inside or recipe.verify.inside, autoencoders=features,
         )  # fmt: skip
         del beside  # unmapped before its folder goes
     tell_of_another_models_text(proof.parity, opened.config, progress)

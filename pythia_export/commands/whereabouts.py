@@ -27,9 +27,10 @@ _LOCAL = {
     "model.path": ("checkpoint", "--checkpoint DIR says where it lies; it is accepted by its hashes."),
     "model.adapter": ("adapter", "--adapter DIR says where it lies; it is accepted by its hashes."),
     "verify.path": ("text", "--text PATH says where it lies."),
+    "verify.sae": ("autoencoders", "--sae DIR says where they lie."),
     "calibration.path": ("text", ""),
 }
-_NEEDED = ("model.path", "model.adapter", "verify.path")
+_NEEDED = ("model.path", "model.adapter", "verify.path", "verify.sae")
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,11 @@ class Elsewhere:
     checkpoint: Path | None = None
     adapter: Path | None = None
     text: Path | None = None
+    sae: Path | None = None
 
     def given(self, recipe: Recipe) -> dict[str, Path]:
-        """By key of the recipe. A checkpoint of the hub may lie in a folder too.
+        """By key of the recipe. A checkpoint of the hub may lie in a folder too, and any model has a use for
+        autoencoders.
 
         Raises:
             RecipeError: the recipe has no use for one.
@@ -50,7 +53,10 @@ class Elsewhere:
             raise RecipeError("--adapter is for an artifact of a checkpoint with an adapter; this one has none")
         if self.text is not None and recipe.verify.path is None:
             raise RecipeError(f"--text is for a local held-out text; this artifact's is {recipe.verify.described}")
-        places = {"model.path": self.checkpoint, "model.adapter": self.adapter, "verify.path": self.text}
+        places = {
+            "model.path": self.checkpoint, "model.adapter": self.adapter, "verify.path": self.text,
+            "verify.sae": self.sae,
+        }  # fmt: skip
         return {key: path.absolute() for key, path in places.items() if path is not None}
 
 

@@ -13,6 +13,7 @@ from .decoder import for_browsers
 
 CUDA_HEAD_DIM = 256  # of our kernel, and of ONNX Runtime's GroupQueryAttention
 FELT_WEIGHTS = 2**20  # as many cost at most a millisecond a token by the slow kernel: the demo's head has half of it
+SUMMED = ("attn.out", "mlp.out")  # taps that products = 2 does not compute: one product sums them
 ROUNDING_BLOCKS = (32, 64, 128)  # those in which ONNX Runtime 1.32 rounds activations before products with 2 bits
 WEB_BYTES = 2**31 - 1  # the longest ArrayBuffer that every browser makes; ONNX Runtime Web reads a file into one
 
@@ -58,7 +59,7 @@ def require_taps(config: NeoXConfig, layout: Layout, export: Export) -> None:
     Raises:
         RecipeError: the output of a branch, where one product sums both; the stream between branches that are parallel.
     """
-    apart = [name for name in export.taps if name in ("attn.out", "mlp.out")]
+    apart = [name for name in export.taps if name in SUMMED]
     if layout.fused and apart:
         raise RecipeError(
             f"taps: {apart[0]} is not computed with products = 2, which sums the outputs of attention and MLP in one "

@@ -19,6 +19,7 @@ from .rotary import rotary_tables
 
 Weights = Callable[[str], Tensor]  # on-disk name -> tensor, in the dtype to compute in
 See = Callable[[str, Tensor], None]  # a linear's name within the layer, and its output
+Kept = Callable[[Tensor], Tensor]  # keys or values [B, heads, T, head_dim], and what attention reads back of them
 DENSE, UP, DOWN = "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
 
 
@@ -47,22 +48,29 @@ def normalise(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
-def attention(qkv: Tensor, config: NeoXConfig, rotary: Rotary) -> Tensor:
-    """Causal attention over the fused product in its on-disk layout, qkv [B, T, heads * 3 * head_dim] -> [B, T, d]."""
+def _as_they_are(x: Tensor) -> Tensor:
+    return x
+
+
+def attention(qkv: Tensor, config: NeoXConfig, rotary: Rotary, kept: Kept = _as_they_are) -> Tensor:
+    """Causal attention over the fused product in its on-disk layout, qkv [B, T, heads * 3 * head_dim] -> [B, T, d].
+    `kept` is what a cache makes of keys, once they are rotated, and of values."""
     B, T, _ = qkv.shape
     heads = qkv.view(B, T, config.num_heads, 3 * config.head_dim).transpose(1, 2)
     q, k, v = heads.split(config.head_dim, dim=-1)  # each [B, heads, T, head_dim]
-    mixed = F.scaled_dot_product_attention(rotary.turn(q), rotary.turn(k), v, is_causal=True)
+    mixed = F.scaled_dot_product_attention(rotary.turn(q), kept(rotary.turn(k)), kept(v), is_causal=True)
     return mixed.transpose(1, 2).reshape(B, T, config.hidden_size)
 
 
-def attention_pattern(qkv: Tensor, config: NeoXConfig, rotary: Rotary, rows: Tensor) -> Tensor:
+def attention_pattern(
+    qkv: Tensor, config: NeoXConfig, rotary: Rotary, rows: Tensor, kept: Kept = _as_they_are
+) -> Tensor:
     """Return what the queries at `rows` [B, P] give each key, from qkv as `attention` reads it: [B, heads, P, T]."""
     B, T, _ = qkv.shape
     heads = qkv.view(B, T, config.num_heads, 3 * config.head_dim).transpose(1, 2)
     q, k, _ = heads.split(config.head_dim, dim=-1)
     asked = rotary.turn(q).take_along_dim(rows[:, None, :, None], 2)
-    scores = asked @ rotary.turn(k).transpose(-1, -2) * config.head_dim**-0.5
+    scores = asked @ kept(rotary.turn(k)).transpose(-1, -2) * config.head_dim**-0.5
     later = torch.arange(T, device=rows.device) > rows[:, None, :, None]
     return F.softmax(scores.masked_fill(later, -torch.inf), -1)
 

@@ -24,6 +24,7 @@ from .statistics import LARGEST, student_t, t_interval, wilson
 REGRESSION = Gate(limit=1e-3)  # of `verify --against`, where the recipe sets none: nats of divergence a token
 OUTCOMES: tuple[Outcome, ...] = ("passed", "inconclusive", "failed")  # better ones first
 NAMES: tuple[GateName, ...] = get_args(GateName)
+AT_LEAST = ("lens_same_top", "feature_survival")  # of those on what is inside
 
 
 def judge(
@@ -37,7 +38,7 @@ def judge(
     """Return a verdict for each gate that the recipe sets, in the recipe's order, from the sections of a proof.
 
     `regression` is judged only where there is a section `against`, and then always. Those on what is inside need the
-    section `inside`; they hold every layer, or every head, and the one that is worst off has the verdict.
+    section `inside`; they hold every layer, head or autoencoder, and the one that is worst off has the verdict.
     """
     verdicts = []
     for name in NAMES:
@@ -52,7 +53,7 @@ def judge(
         elif name == "min_tokens":
             verdicts.append(_enough(limit, corpus.tokens))
         elif name in INSIDE:
-            if inside is not None:
+            if inside is not None and (name != "feature_survival" or inside.artifact.features):
                 verdicts.append(_worst(_each(name, limit, inside)))
         elif name == "same_top":
             verdicts.append(_share(name, limit, cost.same_top, cost.tokens))
@@ -91,7 +92,7 @@ def _mean(name: GateName, gate: Gate, found: Mean, tokens: int) -> Verdict:
 
 
 def _each(name: GateName, gate: Gate, inside: Inside) -> Iterable[Verdict]:
-    """Yield a verdict for each layer or each head."""
+    """Yield a verdict for each layer, each head or each autoencoder."""
     tokens, found = inside.tokens, inside.artifact
     for boundary in found.depth:
         place = {"place": "the embedding" if boundary.layer is None else f"layer {boundary.layer}"}
@@ -106,6 +107,9 @@ def _each(name: GateName, gate: Gate, inside: Inside) -> Iterable[Verdict]:
         elif name == "induction_lost":  # of random tokens: more text would not help
             yield _mean(name, gate, head.induction_lost, tokens).model_copy(update=place | {"more_tokens": None})
 
+    for one in found.features if name == "feature_survival" else ():
+        yield _share(name, gate, one.survived, tokens).model_copy(update={"place": one.name})
+
 
 def _worst(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the one that is furthest from passing."""
@@ -113,7 +117,7 @@ def _worst(verdicts: Iterable[Verdict]) -> Verdict:
     def away(verdict: Verdict) -> tuple[int, float]:
         end = verdict.value if verdict.bound is None else verdict.bound
         beyond = math.inf if end is None else end - verdict.limit
-        return OUTCOMES.index(verdict.outcome), -beyond if verdict.name == "lens_same_top" else beyond
+        return OUTCOMES.index(verdict.outcome), -beyond if verdict.name in AT_LEAST else beyond
 
     return max(verdicts, key=away)
 

@@ -1,13 +1,15 @@
-"""Question C: does it still compute alike? Residual streams, attention patterns, induction heads and the logit lens.
+"""Question C: does it still compute alike? Residual streams, attention patterns, induction heads, the logit lens, and
+the features of sparse autoencoders where some are given.
 
 A small loss does not say that a model computes as before: heads can die while others stand in for them. So the
 artifact's weights run in step with the original's, on the passes that question B makes of the original anyway, and are
-compared at every boundary between layers and in every head. Both run in torch with activations in float: that ONNX
-Runtime computes the same from these weights is question A's.
+compared at every boundary between layers and in every head. Both run in torch. The original's activations are floats;
+the artifact's are rounded as its graph rounds them (activations.py), so that what is compared is what ships. That ONNX
+Runtime computes the same is question A's.
 
-One layer of each side is in memory at a time. Residual streams are compared at every token, patterns and the lens at
-`POSITIONS` places of each window, evenly spread and a little further on in each. Of all this only sums by document are
-kept, and intervals are clustered as those of question B.
+One layer of each side is in memory at a time. Residual streams are compared at every token; patterns, the lens and
+features at `POSITIONS` places of each window, evenly spread and a little further on in each. Of all this only sums by
+document are kept, and intervals are clustered as those of question B.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ from torch import Tensor
 from ..base.compute import DEFAULT, Compute
 from ..base.errors import NumericsError
 from ..corpus import Windows
-from ..model.block import Block, Rotary, attention_pattern, final_norm, head
+from ..model.block import Block, Rotary, final_norm, head
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, QKV, NeoXConfig, layer_tensors
 from ..records import parity as records
 from ..records.parity import Mean, Share
+from .activations import IN_FLOAT, Activations, Watched
+from .autoencoder import Autoencoder, Loaded
+from .features import FeatureSums, needed, pooled, value_at
 from .likeness import apart, induction, jensen_shannon, lens_apart, repeated_tokens
 from .reference import Tensors
 from .statistics import mean_of, mean_of_clusters, share_of_clusters
@@ -47,8 +52,12 @@ class Inside:
         config: NeoXConfig,
         windows: Windows,
         compute: Compute = DEFAULT,
+        *,
+        activations: Activations = IN_FLOAT,
+        autoencoders: Sequence[Autoencoder] = (),
     ) -> None:
-        """`others` by name: `artifact`, and `rtn` where it is to be set beside."""
+        """`others` by name: `artifact`, and `rtn` where it is to be set beside. `activations` is how they round; the
+        original does not."""
         self.sides = len(others)
         self._source, self._config, self._ids, self._device = original, config, windows.ids, compute.device
         self._labels, self._by = _clusters(windows)
@@ -59,7 +68,9 @@ class Inside:
         self._turned = Rotary.of(config, self._random.shape[1], torch.float32, compute.device)
         self._original = np.zeros((config.num_layers, config.num_heads, SEQUENCES))
         clusters = int(self._labels.max()) + 1
+        self._activations = activations
         self._sides = {name: _Side(source, config, clusters) for name, source in others.items()}
+        self._features = [FeatureSums(one, list(others), clusters) for one in autoencoders]
         self._seconds = 0.0
 
     # What a `Reference` calls.
@@ -83,29 +94,40 @@ class Inside:
         self._seconds += time.perf_counter() - began
 
     def enter(self, block: Block) -> None:
-        began = time.perf_counter()
-        self._block = block
+        began, layer = time.perf_counter(), block.layer
+        here = [(found, found.of.loaded(self._device)) for found in self._features if found.of.layer == layer]
+        self._here: list[tuple[FeatureSums, Loaded]] = here
+        keep = frozenset((QKV,)).union(*(needed(found.of) for found, _ in here))
+        self._block = Watched(self._config, layer, block.weights, keep=keep)
         for side in self._sides.values():
-            names = [spec.name for spec in layer_tensors(self._config, block.layer)]
-            side.block = Block(self._config, block.layer, self._read(side.source, names).__getitem__)
+            read = self._read(side.source, [spec.name for spec in layer_tensors(self._config, layer)])
+            side.block = Watched(self._config, layer, read.__getitem__, self._activations, keep)
         if self._repeats:
-            self._x, pattern = self._repeat(block, self._x)
+            self._x, pattern = self._repeat(self._block, self._x)
             self._original[block.layer] = pattern
             for side in self._sides.values():
                 side.x, side.induction[block.layer] = self._repeat(side.block, side.x)
         self._seconds += time.perf_counter() - began
 
     def step(self, number: int, chunk: Tensor) -> Tensor:
-        qkv = _Seen()
-        out = self._block(chunk, self._rotary, qkv)
+        out = self._block(chunk, self._rotary)
         began, layer, span = time.perf_counter(), self._block.layer, self._spans[number]
         rows, labels = self._places(span)
-        pattern = attention_pattern(qkv.value, self._config, self._rotary, rows)
+        pattern = self._block.pattern(self._rotary, rows)
         for side in self._sides.values():
-            y = side.block(side.chunks[number], self._rotary, qkv)
-            side.chunks[number].copy_(y)
-            theirs = attention_pattern(qkv.value, self._config, self._rotary, rows)
+            y = side.block(side.chunks[number], self._rotary)
+            theirs = side.block.pattern(self._rotary, rows)
             side.patterns[layer].add(jensen_shannon(pattern, theirs).transpose(1, 2), labels)
+            side.after = y
+        for found, loaded in self._here:
+            x = self._value(found.of, self._block, chunk, out, rows)
+            others = {
+                name: self._value(found.of, side.block, side.chunks[number], side.after, rows)
+                for name, side in self._sides.items()
+            }
+            found.add(loaded, x, others, labels.flatten())
+        for side in self._sides.values():
+            side.chunks[number].copy_(side.after)
         self._boundary(layer + 1, number, out)
         self._seconds += time.perf_counter() - began
         return out
@@ -121,7 +143,15 @@ class Inside:
         clusters = int(self._labels.max()) + 1
         at = np.take_along_axis(self._labels, self._rows, 1)
         counts = [np.bincount(x.ravel(), minlength=clusters) for x in (self._labels, at)]
-        found = {name: side.result(self._original, *counts) for name, side in self._sides.items()}
+        found = {
+            name: side.result(self._original, *counts).model_copy(
+                update={
+                    "features": [one.result(name) for one in self._features],
+                    "feature_survival": pooled(self._features, name),
+                }
+            )
+            for name, side in self._sides.items()
+        }
         return records.Inside(
             tokens=int(self._ids.size),
             sampled=int(self._rows.size),
@@ -129,6 +159,8 @@ class Inside:
             sequences=SEQUENCES,
             repeated=self._length,
             seconds=round(self._seconds, 2),
+            activations="int8" if self._activations.blocks else "float",
+            cache=self._activations.cache,
             artifact=found["artifact"],
             rtn=found.get("rtn"),
         )
@@ -155,31 +187,23 @@ class Inside:
         some = max(1, LENS_LOGITS // (rows.shape[1] * self._config.vocab_size))
         for part in (slice(i, i + some) for i in range(0, len(x), some)):
             of = rows[part, :, None]
-            expected = self._lens(x[part].take_along_dim(of, 1), self._ends)
+            expected = self._lens(x[part].take_along_dim(of, 1), self._ends, IN_FLOAT)
             for side in self._sides.values():
-                got = self._lens(side.chunks[number][part].take_along_dim(of, 1), side.ends)
+                got = self._lens(side.chunks[number][part].take_along_dim(of, 1), side.ends, self._activations)
                 side.lenses[at].add(torch.stack(lens_apart(expected, got), -1), labels[part])
 
-    def _lens(self, x: Tensor, ends: Mapping[str, Tensor]) -> Tensor:
-        return head(final_norm(x, self._config, ends.__getitem__), ends.__getitem__)
+    def _lens(self, x: Tensor, ends: Mapping[str, Tensor], rounds: Activations) -> Tensor:
+        return head(rounds.read(HEAD, final_norm(x, self._config, ends.__getitem__)), ends.__getitem__)
 
-    def _repeat(self, block: Block, x: Tensor) -> tuple[Tensor, np.ndarray]:
+    def _repeat(self, block: Watched, x: Tensor) -> tuple[Tensor, np.ndarray]:
         """Return the block's output of the random tokens, and its heads' induction scores [heads, sequences]."""
-        qkv, T = _Seen(), x.shape[1]
-        out = block(x, self._turned, qkv)
+        out, T = block(x, self._turned), x.shape[1]
         rows = torch.arange(T - self._length, T, device=x.device).expand(len(x), -1)
-        pattern = attention_pattern(qkv.value, self._config, self._turned, rows)
-        return out, induction(pattern, self._length).T.cpu().numpy()
+        return out, induction(block.pattern(self._turned, rows), self._length).T.cpu().numpy()
 
-
-class _Seen:
-    """What QKV's product was, of the block that ran last."""
-
-    value: Tensor
-
-    def __call__(self, linear: str, output: Tensor) -> None:
-        if linear == QKV:
-            self.value = output
+    def _value(self, of: Autoencoder, block: Watched, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        """Return what an autoencoder reads at the sampled places, [B * P, d_in]."""
+        return value_at(of.hook, of.head, block, x, y).take_along_dim(rows[..., None], 1).flatten(0, 1)
 
 
 class _Sums:
@@ -196,8 +220,9 @@ class _Sums:
 class _Side:
     """One set of weights beside the original's: its state on this pass, and what was found so far."""
 
-    block: Block
+    block: Watched
     chunks: list[Tensor]
+    after: Tensor  # of the chunk that is being compared
     x: Tensor  # of the random tokens
 
     def __init__(self, source: Tensors, config: NeoXConfig, clusters: int) -> None:

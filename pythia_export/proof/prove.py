@@ -3,8 +3,8 @@
 A. Did the export keep the numbers? `export.py`: ONNX Runtime against torch on the *same* dequantised weights, at
    accuracy level 0 by the graph's own function and by the native kernels, and, where another level ships, at that.
 B. What did quantisation cost? `cost.py`: the artifact as it ships against the original checkpoint, on held-out text.
-C. Does it still compute alike, where that is asked? `inside.py`: the artifact's weights against the original's, layer
-   by layer and head by head, on the same text.
+C. Does it still compute alike, where that is asked? `inside.py`: the artifact as it ships against the original, layer
+   by layer, head by head and feature by feature, on the same text.
 
 Then the recipe's gates judge, and where one does not pass, `divergence.py` or `suspects.py` says where to look first.
 What comes out is the content of `parity.json`; `docs/reference/parity.md` describes it field by field.
@@ -13,6 +13,7 @@ What comes out is the content of `parity.json`; `docs/reference/parity.md` descr
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..base.compute import DEFAULT, Compute
@@ -23,7 +24,9 @@ from ..records.manifest import Checkpoint
 from ..records.parity import PARITY_SCHEMA, Exported, Parity
 from ..runtime import Session
 from . import cost, export
+from .activations import Activations
 from .against import compare, require_same
+from .autoencoder import Autoencoder
 from .divergence import first_divergence
 from .export import Run
 from .gates import judge
@@ -51,12 +54,13 @@ def prove(
     nearest: Tensors | None = None,
     against: Parity | None = None,
     inside: bool = False,
+    autoencoders: Sequence[Autoencoder] = (),
 ) -> Proof:
     """Measure an artifact and judge it by the recipe's gates.
 
     `nearest` are the same checkpoint's weights rounded to nearest, to be scored beside the artifact's; `against` is
     another artifact's proof, to be compared with on the same text. `inside` asks the third question too; a gate on it
-    does likewise.
+    does likewise, and so do `autoencoders`, whose features are compared.
 
     Raises:
         NumericsError: the graph computes a NaN or an infinity.
@@ -74,9 +78,12 @@ def prove(
     del reference
     exported = Exported(tokens=int(some.size), runs=measured, first_divergence=None)
     watch = None
-    if inside or gates.look_inside:
+    if inside or gates.look_inside or autoencoders:
         beside = {"artifact": subject.stored} | ({} if nearest is None else {"rtn": nearest})
-        watch = Inside(subject.original, beside, subject.config, windows, compute)
+        rounds = Activations.of(subject.model, subject.export.cache_dtype)
+        watch = Inside(
+            subject.original, beside, subject.config, windows, compute, activations=rounds, autoencoders=autoencoders
+        )
     costs, figures = cost.measure(subject, shipped, windows, compute, watch)
     alike = None if watch is None else watch.result()
     del shipped, watch

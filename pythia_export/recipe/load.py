@@ -87,7 +87,7 @@ def _place(loc: tuple[int | str, ...], where: str, changed: Mapping[str, str]) -
 
 def _anchor(recipe: Recipe, folder: Path) -> Recipe:
     def anchored(section: Any) -> Any:
-        given = {key: getattr(section, key, None) for key in ("path", "adapter")}
+        given = {key: getattr(section, key, None) for key in ("path", "adapter", "sae")}
         changes = {key: folder / path for key, path in given.items() if path is not None}  # an absolute one stays
         return section.model_copy(update=changes) if changes else section
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, model_serializer, model_validator
 
-from .section import Section
+from .section import LocalPath, Section
 from .text import Text
 
-INSIDE = ("residual_error", "pattern_js", "induction_lost", "lens_same_top")  # gates that hold each layer or head
+# Gates that hold each layer, head or autoencoder.
+INSIDE = ("residual_error", "pattern_js", "induction_lost", "lens_same_top", "feature_survival")
 
 
 class Gate(Section):
@@ -80,6 +81,10 @@ class Gates(Section):
         None,
         description="share of tokens with the same likeliest token by the logit lens, behind every layer, at least",
     )
+    feature_survival: ShareGate | None = Field(
+        None,
+        description="share of active features that survive, of every sparse autoencoder, at least; needs `verify.sae`",
+    )
 
     @property
     def look_inside(self) -> bool:
@@ -94,4 +99,20 @@ class Verify(Text):
         description="also compare residual streams, attention patterns and induction heads; "
         "a gate on one of them turns it on",
     )
+    sae: LocalPath | None = Field(
+        None,
+        description="with `inside`, which it turns on: a sparse autoencoder in SAELens's form, or a folder of several; "
+        "relative to the recipe file",
+    )
     gates: Gates = Gates()
+
+    @property
+    def look_inside(self) -> bool:
+        """Return whether the third question is asked, by itself or by what only it can answer."""
+        return self.inside or self.sae is not None or self.gates.look_inside
+
+    @model_validator(mode="after")
+    def _survival_needs_features(self) -> Self:
+        if self.gates.feature_survival is not None and self.sae is None:
+            raise ValueError("`gates.feature_survival` needs `sae`, a folder of sparse autoencoders")
+        return self

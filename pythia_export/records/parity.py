@@ -16,7 +16,7 @@ PARITY_SCHEMA: Literal[2] = 2
 Outcome = Literal["passed", "failed", "inconclusive"]
 GateName = Literal[
     "export_max_abs", "decode_max_abs", "ppl_ratio", "delta_nll", "kld_mean", "same_top", "min_tokens", "regression",
-    "residual_error", "pattern_js", "induction_lost", "lens_same_top",
+    "residual_error", "pattern_js", "induction_lost", "lens_same_top", "feature_survival",
 ]  # fmt: skip
 
 
@@ -341,7 +341,7 @@ class Verdict(Record):
     run: str | None
     """The run of `export` that gave the value."""
     place: str | None = None
-    """The layer or head that gave the value, of a gate that holds each of them: `layer 3, head 1`."""
+    """The layer, head or autoencoder that gave the value, of a gate that holds each of them: `layer 3, head 1`."""
 
     @field_serializer("limit", "value", "bound")
     def _tokens_are_whole(self, figure: float | None) -> float | None:
@@ -406,6 +406,35 @@ class Head(Record):
     """The first less the second."""
 
 
+class Features(Record):
+    """What one sparse autoencoder sees, at the sampled tokens."""
+
+    name: str
+    """Its folder, relative to the one that was given."""
+    sha256: str
+    """SHA-256 of its `sae_weights.safetensors`."""
+    architecture: Literal["standard", "jumprelu", "topk", "gated"]
+    hook: str
+    """Where it reads."""
+    head: Count | None
+    """The one head that it reads; null: all of the place."""
+    features: Count
+    """How many it has."""
+    active_original: Figure
+    """Features that are active in the original, per token."""
+    active: Figure
+    """The same of the artifact."""
+    survived: Share
+    """Of the features that are active in the original, the share that are active in the artifact at the same token."""
+    inherited: Share | None
+    """Of those that are active in the artifact, the share that were active in the original; the others are new. Null
+    if none is."""
+    unexplained_original: Mean
+    """Share of the original's variance that the autoencoder does not explain."""
+    unexplained: Mean
+    """The same of the artifact, by the same autoencoder."""
+
+
 class Alike(Record):
     """How near one set of weights computes to the original, inside. Means over layers leave the embedding out."""
 
@@ -424,15 +453,19 @@ class Alike(Record):
     """Boundary by boundary, the embedding first."""
     heads: list[Head]
     """Head by head, layer after layer."""
+    feature_survival: Share | None = None
+    """`survived` of all autoencoders together. Null without them; older files lack it."""
+    features: list[Features] = []
+    """Autoencoder by autoencoder; empty without `--sae`."""
 
 
 class Inside(Record):
-    """Both sides run in torch, with activations in float: the weights alone differ."""
+    """All sides run in torch, the original in float, the others with activations rounded as the graph rounds them."""
 
     tokens: Count
     """Tokens whose residual streams were compared."""
     sampled: Count
-    """Those of them, evenly spread, whose attention patterns and logit lens were compared."""
+    """Those of them, evenly spread, whose attention patterns, logit lens and features were compared."""
     clusters: Clusters
     sequences: Count
     """Sequences of random tokens, each repeated once, for the induction scores; their intervals are clustered by it."""
@@ -440,6 +473,10 @@ class Inside(Record):
     """Random tokens in each."""
     seconds: Seconds
     """What this took beside the cost."""
+    activations: Literal["float", "int8"] = "float"
+    """What the products of artifact and round-to-nearest read: `int8` at accuracy level 4. Older files: float."""
+    cache: Literal["float32", "float16", "int8"] = "float32"
+    """Type in which they keep keys and values. Older files: float32."""
     artifact: Alike
     rtn: Alike | None
     """The same of round-to-nearest. Null without `--rtn`."""

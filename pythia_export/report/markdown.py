@@ -66,6 +66,9 @@ def parity_tables(parity: Parity) -> Iterator[str]:
         yield table(
             ["", *sides], [[label[0].upper() + label[1:], *cells] for label, cells in words.inside_rows(parity)]
         )
+        if parity.inside.artifact.features:
+            yield "Features of sparse autoencoders: active per token, the share that survive, the variance unexplained:"
+            yield table([*words.FEATURE_HEADS], [[label, *cells] for label, cells in words.feature_rows(parity)])
     if parity.gates:
         yield "Gates of the recipe; the worse end of an estimate's interval must meet the limit:"
         yield table(

@@ -30,6 +30,8 @@ def verdict(parity: Parity, quantization: Quantization | None) -> RenderableType
         parts += ["", _parts(parity)]
     if parity.inside is not None:
         parts += ["", _inside(parity)]
+        if parity.inside.artifact.features:
+            parts += ["", _features(parity)]
     if parity.gates:
         parts += ["", _gates(parity)]
     share = words.recovered(quantization.linears) if quantization and quantization.method == "gptq" else None
@@ -99,6 +101,13 @@ def _inside(parity: Parity) -> RenderableType:
     for label, cells in words.inside_rows(parity):
         table.add_row(label, *cells)
     return _titled(words.INSIDE, words.inside_note(parity), table)
+
+
+def _features(parity: Parity) -> RenderableType:
+    table = _table("survive", "95 % interval", "inherited", "unexplained, original", "artifact")
+    for label, cells in words.feature_rows(parity):
+        table.add_row(Text("".join(c if c.isprintable() else " " for c in label)), *cells[2:5], *cells[6:])
+    return _titled("Features of sparse autoencoders", "share of those active, of variance", table)
 
 
 def _gates(parity: Parity) -> RenderableType:

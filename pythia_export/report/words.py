@@ -29,8 +29,14 @@ GATES = {
     "pattern_js": ("Attention pattern", "Jensen-Shannon divergence of the worst head, nats a token"),
     "induction_lost": ("Induction", "score that the worst head lost"),
     "lens_same_top": ("Logit lens", "same likeliest token, behind the worst layer"),
+    "feature_survival": ("Features", "share of active ones that survive, of the worst autoencoder"),
 }
-AT_LEAST = ("same_top", "min_tokens", "lens_same_top")  # the others are held to be at most their limits
+AT_LEAST = (
+    "same_top",
+    "min_tokens",
+    "lens_same_top",
+    "feature_survival",
+)  # the others are held to be at most their limits
 _METHODS = {"gptq": "GPTQ", "rtn": "Round to nearest", "none": "Not quantised", "imported": "Imported"}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -175,12 +181,7 @@ def inside_rows(parity: Parity) -> list[tuple[str, list[str]]]:
     sides = [inside.artifact] if inside.rtn is None else [inside.artifact, inside.rtn]
 
     def row(label: str, show: Any, of: Any) -> tuple[str, list[str]]:
-        cells = []
-        for side in sides:
-            x = of(side)
-            value = x.value if isinstance(x, Share) else x.mean
-            cells += [show(value), interval(x.low, x.high, show)]
-        return label, cells
+        return label, [cell for side in sides for cell in _estimate(of(side), show)]
 
     def ends(side: Alike) -> Mean:
         return max(side.heads, key=lambda head: head.induction_lost.mean).induction_lost
@@ -192,7 +193,38 @@ def inside_rows(parity: Parity) -> list[tuple[str, list[str]]]:
         row("induction score, most that a head lost", signed, ends),
         row("logit lens, KL divergence", power, lambda side: side.lens_kld),
         row("logit lens, same likeliest token", share, lambda side: side.lens_same_top),
-    ]
+        *([row("features that survive, all autoencoders", share, lambda side: side.feature_survival)]
+          if inside.artifact.features else []),
+    ]  # fmt: skip
+
+
+def feature_rows(parity: Parity) -> list[tuple[str, list[str]]]:
+    """Return what each autoencoder sees: its name and place, then active features per token of original and artifact,
+    then figure and interval of survival and inheritance, then unexplained variance of original and artifact."""
+    if parity.inside is None:
+        return []
+    return [
+        (
+            f"{one.name} ({one.architecture}, {one.features:,} at {one.hook})",
+            [
+                f"{one.active_original:.1f}", f"{one.active:.1f}", *_estimate(one.survived, share),
+                *(("none", "") if one.inherited is None else _estimate(one.inherited, share)),
+                percent(one.unexplained_original.mean), percent(one.unexplained.mean),
+            ],
+        )
+        for one in parity.inside.artifact.features
+    ]  # fmt: skip
+
+
+FEATURE_HEADS = (
+    "Autoencoder", "Active, original", "Active, artifact", "Survive", "95 % interval", "Inherited", "95 % interval",
+    "Unexplained, original", "Unexplained, artifact",
+)  # fmt: skip
+
+
+def _estimate(found: Mean | Share, show: Any) -> tuple[str, str]:
+    value = found.value if isinstance(found, Share) else found.mean
+    return show(value), interval(found.low, found.high, show)
 
 
 def inside_note(parity: Parity) -> str:
@@ -200,8 +232,12 @@ def inside_note(parity: Parity) -> str:
     inside = parity.inside
     if inside is None:
         return ""
+    rounded = ["activations"] if inside.activations == "int8" else []
+    rounded += [] if inside.cache == "float32" else [f"a cache of {inside.cache}"]
+    what = "the weights" if not rounded else f"the weights, with {' and '.join(rounded)} rounded as it ships,"
+    places = "patterns, lens and features" if inside.artifact.features else "patterns and lens"
     return (
-        f"the weights against the {beside(parity)}'s, in torch: {inside.tokens:,} tokens, patterns and lens at "
+        f"{what} against the {beside(parity)}'s, in torch: {inside.tokens:,} tokens, {places} at "
         f"{inside.sampled:,} of them, induction on {inside.sequences} sequences of {inside.repeated} random tokens"
     )
 

@@ -134,6 +134,7 @@ def inside(layers=3, heads=4):
         return {
             **{name: of(by) for name in ("residual_error", "cosine", "lens_kld", "pattern_js")},
             "lens_same_top": top, "induction_original": 0.53, "induction": 0.5,
+            "feature_survival": top, "features": [features(of(by))],
             "depth": [
                 {"layer": None if at == 0 else at - 1, "residual_error": of(by * at), "cosine": of(by),
                  "lens_kld": of(by), "lens_same_top": top} for at in range(layers + 1)
@@ -143,6 +144,13 @@ def inside(layers=3, heads=4):
                  "induction": 0.1 - 0.01 * head, "induction_lost": of(0.4 * head)}
                 for layer in range(layers) for head in range(heads)
             ],
+        }  # fmt: skip
+
+    def features(unexplained):
+        return {
+            "name": HOSTILE, "sha256": "ab" * 32, "architecture": "topk", "hook": "blocks.1.hook_out", "head": None,
+            "features": 32768, "active_original": 32.0, "active": 31.9, "survived": top, "inherited": None,
+            "unexplained_original": mean, "unexplained": unexplained,
         }  # fmt: skip
 
     return {

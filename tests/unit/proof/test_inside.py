@@ -7,11 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from autoencoders import save_autoencoder
 from models import InMemory, hugging_face, on_disk, small_config
+from safetensors.torch import save_file
 
-from pythia_export.base.errors import NumericsError
+from pythia_export.base.errors import NumericsError, SourceError
 from pythia_export.corpus import Windows
-from pythia_export.proof import inside, reference
+from pythia_export.proof import features, inside, reference
+from pythia_export.proof.autoencoder import autoencoders
 from pythia_export.proof.gates import judge
 from pythia_export.proof.inside import Inside
 from pythia_export.proof.likeness import jensen_shannon, repeated_tokens
@@ -43,9 +46,9 @@ def sources():
     return InMemory(CONFIG, original), InMemory(CONFIG, rounded(original))
 
 
-def looked(sources, windows, config=CONFIG) -> records.Inside:
+def looked(sources, windows, config=CONFIG, **options) -> records.Inside:
     original, stored = sources
-    watch = Inside(original, {"artifact": stored}, config, windows)
+    watch = Inside(original, {"artifact": stored}, config, windows, **options)
     Reference(original, config, windows.ids, "", watch=watch).watched()
     return watch.result()
 
@@ -176,3 +179,71 @@ def test_a_gate_holds_the_layer_or_head_that_is_worst_off(found):
     least = min(found.artifact.depth[1:], key=lambda x: x.lens_same_top.low)
     assert not lens.passed and lens.value == least.lens_same_top.value
     assert judge(Gates(pattern_js=1), None, None, None) == []  # not looked at: not judged
+
+
+@pytest.fixture(scope="module")
+def through(sources, windows, tmp_path_factory):
+    """Figures of two autoencoders, and their tensors by name."""
+    folder = tmp_path_factory.mktemp("sae")
+    tensors = {
+        "first/stream": save_autoencoder(folder / "first" / "stream", "blocks.1.hook_resid_post", 128, 192),
+        "values": save_autoencoder(folder / "values", "blocks.2.attn.hook_z", 32, 80, hook_head_index=1),
+    }
+    found = autoencoders(folder, CONFIG)
+    return looked(sources, windows, autoencoders=found), tensors, found
+
+
+def test_features_that_survive_and_what_is_unexplained(through, sources, windows):
+    """Each figure again, from Hugging Face's hidden states and the formulas as they stand in a textbook."""
+    found, tensors, _ = through
+    assert [one.name for one in found.artifact.features] == ["first/stream", "values"]
+    one, w = found.artifact.features[0], {name: x.double().numpy() for name, x in tensors["first/stream"].items()}
+    assert (one.hook, one.head, one.features) == ("blocks.1.hook_out", None, 192)
+    rows = inside._sampled(*windows.ids.shape)
+    where = np.arange(len(rows))[:, None], rows
+    labels = windows.documents[where].ravel()
+    active, unexplained = [], []
+    for source in sources:
+        x = by_hugging_face(source, windows.ids)[0][2][where].reshape(rows.size, -1)
+        a = np.maximum(0, (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+        active.append(a > 0)
+        error = ((x - a @ w["W_dec"] - w["b_dec"]) ** 2).sum(1)
+        unexplained.append(error.sum() / ((x - x.mean(0)) ** 2).sum())
+    before, after = active
+    assert one.active_original == pytest.approx(before.sum(1).mean()) and one.active == pytest.approx(
+        after.sum(1).mean()
+    )
+    token, _ = np.nonzero(before)
+    survived = clustered_share(after[before], labels[token])
+    assert (one.survived.value, one.survived.low) == pytest.approx((survived.value, survived.low), rel=1e-4)
+    assert 0.5 < one.survived.value < 1 and one.inherited.value == pytest.approx(before[after].mean())
+    assert one.inherited.value != one.survived.value
+    assert [one.unexplained_original.mean, one.unexplained.mean] == pytest.approx(unexplained, rel=1e-4)
+    assert one.unexplained.low < one.unexplained.mean < one.unexplained.high
+    counts = [(x.active_original, x.survived.value) for x in found.artifact.features]
+    both = sum(n * share for n, share in counts) / sum(n for n, _ in counts)
+    assert found.artifact.feature_survival.value == pytest.approx(both)
+
+
+def test_a_wide_autoencoder_goes_by_few_tokens_at_a_time(through, sources, windows, monkeypatch):
+    found, _, opened = through
+    monkeypatch.setattr(features, "FEATURES", 5 * 192)
+    again = looked(sources, windows, autoencoders=opened)
+    for one, other in zip(found.artifact.features, again.artifact.features, strict=True):
+        assert other.survived == one.survived and other.unexplained.mean == pytest.approx(one.unexplained.mean)
+
+
+def test_a_gate_on_features_holds_the_worst_autoencoder(through, found):
+    worst = min(through[0].artifact.features, key=lambda one: one.survived.low)
+    (passed,) = judge(Gates(feature_survival=0.99 * worst.survived.low), None, None, None, inside=through[0])
+    assert passed.passed and passed.place == worst.name and passed.bound == pytest.approx(worst.survived.low)
+    (failed,) = judge(Gates(feature_survival=0.999), None, None, None, inside=through[0])
+    assert failed.outcome == "failed" and failed.place == worst.name
+    assert judge(Gates(feature_survival=0.9), None, None, None, inside=found) == []
+
+
+def test_an_autoencoder_in_which_nothing_is_active_is_refused(sources, windows, tmp_path):
+    tensors = save_autoencoder(tmp_path, "blocks.0.hook_out", 128, 8)
+    save_file(tensors | {"b_enc": torch.full((8,), -1e6)}, tmp_path / "sae_weights.safetensors")
+    with pytest.raises(SourceError, match="none of its 8 features is active in the original, on 288 tokens"):
+        looked(sources, windows, autoencoders=autoencoders(tmp_path, CONFIG))

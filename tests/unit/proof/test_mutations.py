@@ -8,21 +8,26 @@ reference read them alike, and agree.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from models import export_model
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
 
 from pythia_export.base.native_library import kernels_path
 from pythia_export.checkpoint import Checkpoint, open_checkpoint, pull
 from pythia_export.corpus import Windows
 from pythia_export.corpus.stdlib import stdlib_documents
 from pythia_export.graph.levels import with_accuracy_level
-from pythia_export.model.neox import EMBEDDING, HEAD, NeoXConfig
+from pythia_export.model.block import Block, Rotary
+from pythia_export.model.neox import EMBEDDING, HEAD, NeoXConfig, layer_tensors
+from pythia_export.proof.autoencoder import autoencoders
 from pythia_export.proof.divergence import first_divergence
 from pythia_export.proof.gates import judge
 from pythia_export.proof.inside import Inside
@@ -32,8 +37,9 @@ from pythia_export.proof.score import score
 from pythia_export.proof.statistics import summarise
 from pythia_export.proof.subject import Subject
 from pythia_export.recipe import Export, Gates, Model, Override, Quantize
+from pythia_export.recipe.verify import ShareGate
 from pythia_export.records import manifest
-from pythia_export.records.parity import Parity
+from pythia_export.records.parity import Parity, Verdict
 from pythia_export.report.words import gate_sentence
 from pythia_export.runtime import Session
 from pythia_export.weights.layout import Layout, packed_qkv_rows
@@ -287,6 +293,21 @@ def lens_moved(b: Built) -> None:
         b.stored(f"gpt_neox.layers.{layer}.mlp.dense_4h_to_h.bias")[:] += by * (told - told.mean())
 
 
+def quiet_directions(checkpoint: Checkpoint, windows: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return four directions [4, hidden] in which the stream behind layer 2 moves little, by how much [4], and its
+    mean. Rounding moves it by a fifth of that."""
+    config, ids = checkpoint.config, torch.from_numpy(windows.ids)
+    x, rotary = checkpoint.tensor(f"{EMBEDDING}.weight").float()[ids], Rotary.of(config, ids.shape[1], torch.float32)
+    with torch.no_grad():
+        for layer in range(3):
+            weights = {spec.name: checkpoint.tensor(spec.name).float() for spec in layer_tensors(config, layer)}
+            x = Block(config, layer, weights.__getitem__)(x, rotary)
+    x = x[:, 1:].flatten(0, 1)
+    _, length, directions = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    some = slice(108, 112)
+    return directions[some].numpy(), (length[some] / len(x) ** 0.5).numpy(), x.mean(0).numpy()
+
+
 def prove_it(
     made: Built, checkpoint: Checkpoint, folder: Path, windows: Windows, against: Parity | None = None, gates=GATES
 ) -> dict:
@@ -413,14 +434,46 @@ INSIDE_ALONE = [
 def test_a_fault_that_the_logits_hide_is_question_cs_alone(fault, gate, place, right, checkpoint, windows, tmp_path):
     """B holds all of its limits. A is blind to weights: graph and reference read them alike."""
     it = subject_of(edited(right, fault), checkpoint, tmp_path)
-    watch = Inside(checkpoint, {"artifact": it.stored}, it.config, windows)
+    verdicts = without_question_a(it, checkpoint, windows)
+    assert [(x.name, x.place) for x in verdicts if not x.passed] == [(gate, place)]
+    assert {"ppl_ratio", "kld_mean"} < {x.name for x in verdicts if x.passed}
+
+
+def without_question_a(it: Subject, checkpoint: Checkpoint, windows: Windows, seen=(), **gates) -> list[Verdict]:
+    watch = Inside(checkpoint, {"artifact": it.stored}, it.config, windows, autoencoders=seen)
     original = Reference(checkpoint, it.config, windows.ids, "", watch=watch)
     stored = {"stored": Reference(it.stored, it.config, windows.ids, "").logits}
     costs = summarise(score(original.logits, stored, windows, "")["stored"], 3.0)
-    gates = WITH_INSIDE.model_copy(update=dict.fromkeys(EXPORT_GATES))
-    verdicts = judge(gates, None, None, costs, None, watch.result())
-    assert [(x.name, x.place) for x in verdicts if not x.passed] == [(gate, place)]
-    assert {"ppl_ratio", "kld_mean"} < {x.name for x in verdicts if x.passed}
+    held = WITH_INSIDE.model_copy(update=dict.fromkeys(EXPORT_GATES) | gates)
+    return judge(held, None, None, costs, None, watch.result())
+
+
+def test_features_that_are_lost_show_to_an_autoencoder_alone(right, checkpoint, windows, tmp_path):
+    """A layer moves the stream against what four features read, and the next takes it back: B and the other figures of
+    C hold all of their limits. Without that fault the features survive."""
+    directions, by, mean = quiet_directions(checkpoint, windows)
+    tensors = {
+        "W_enc": (directions / by[:, None]).T, "W_dec": directions * by[:, None], "b_dec": mean,
+        "b_enc": np.full(4, -1, np.float32),
+    }  # fmt: skip
+    folder = tmp_path / "sae"
+    folder.mkdir()
+    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "sae_weights.safetensors")
+    config = {"architecture": "standard", "d_in": 128, "d_sae": 4, "hook_name": "blocks.2.hook_resid_post"}
+    (folder / "cfg.json").write_text(json.dumps(config))
+
+    def features_moved(b: Built) -> None:
+        for layer, sign in ((2, -1), (3, 1)):
+            b.stored(f"gpt_neox.layers.{layer}.mlp.dense_4h_to_h.bias")[:] += sign * 1.5 * by @ directions
+
+    def verdicts(made: Built) -> list[Verdict]:
+        it, seen = subject_of(made, checkpoint, tmp_path), autoencoders(folder, checkpoint.config)
+        return without_question_a(it, checkpoint, windows, seen, feature_survival=ShareGate(limit=0.7))
+
+    assert all(x.passed for x in verdicts(right))
+    (lost,) = (x for x in verdicts(edited(right, features_moved)) if not x.passed)
+    assert (lost.name, lost.place) == ("feature_survival", "sae") and lost.value < 0.2
+    assert gate_sentence(lost).startswith("Features, share of active ones that survive")
 
 
 def test_the_whole_proof_of_a_head_without_a_pattern_names_it(right, checkpoint, windows, tmp_path):

@@ -1,0 +1,104 @@
+"""What a graph rounds besides weights: the activations that a product reads, and the keys and values of its cache.
+
+At accuracy level 4 a product with packed weights reads its activations as int8, each block of a token by its own scale
+``max |x| / 127``. A cache of float16 or int8 rounds keys and values, of int8 each head of a token by a scale likewise,
+and attention reads them back from there. Here torch rounds as the graph does; `tests/unit/proof/test_activations.py`
+holds it to what ONNX Runtime computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..graph.decoder import PACKED
+from ..graph.ops import DOMAIN
+from ..graph.targets import ROUNDING_BLOCKS
+from ..graph.trunk import without_trunk
+from ..model.block import Block, Rotary, See, attention, attention_pattern
+from ..model.neox import QKV, layer_prefix
+from ..weights.layout import PARTS
+
+Cached = Literal["float32", "float16", "int8"]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """How a graph rounds. blocks: of each linear that reads int8, by its name in the checkpoint, the numbers that share
+    a scale; other linears read floats."""
+
+    blocks: Mapping[str, int] = field(default_factory=dict)
+    cache: Cached = "float32"
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, cache: Cached) -> Activations:
+        """Return how a graph rounds, from its nodes; `cache` is the type of its keys and values."""
+        blocks: dict[str, int] = {}
+        for node in without_trunk(model).graph.node:
+            if node.op_type not in PACKED:
+                continue
+            given = {attribute.name: attribute.i for attribute in node.attribute}
+            size = given["block_size"]
+            in_float = given["bits"] == 2 and size not in ROUNDING_BLOCKS  # of level 4 ONNX Runtime takes no notice
+            if in_float or (node.domain != DOMAIN and given.get("accuracy_level") != 4):
+                continue
+            name = node.input[1].removesuffix(".qweight")
+            prefix, _, short = name.rpartition(".")
+            blocks |= {f"{prefix}.{part}" if short in PARTS else name: size for part in PARTS.get(short, (short,))}
+        return cls(blocks, cache)
+
+    def read(self, linear: str, x: Tensor) -> Tensor:
+        """Return x [..., K] float32 as the linear of that name reads it."""
+        size = self.blocks.get(linear)
+        return x if size is None else int8(x, size)
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Return keys or values x [..., head_dim] as attention reads them back."""
+        if self.cache == "float16":
+            return x.half().to(x.dtype)
+        return int8(x, x.shape[-1]) if self.cache == "int8" else x
+
+
+IN_FLOAT = Activations()
+
+
+def int8(x: Tensor, size: int) -> Tensor:
+    """Return x [..., K] rounded to int8, every `size` numbers by a scale of their own; the last may be fewer."""
+    K = x.shape[-1]
+    blocks = F.pad(x, (0, -K % size)).unflatten(-1, (-1, size))
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)  # nothing to tell apart
+    rounded: Tensor = ((blocks * (1 / scale)).round() * scale).flatten(-2)[..., :K]
+    return rounded
+
+
+@dataclass(frozen=True)
+class Watched(Block):
+    """A block that rounds as a graph does, and shows what its linears read (before it is rounded) and gave.
+
+    keep: the linears, by their names within the layer, whose values are kept until the next pass.
+    """
+
+    activations: Activations = IN_FLOAT
+    keep: frozenset[str] = frozenset((QKV,))
+    read: dict[str, Tensor] = field(default_factory=dict)
+    gave: dict[str, Tensor] = field(default_factory=dict)
+
+    def linear(self, x: Tensor, linear: str) -> Tensor:
+        out = super().linear(self.activations.read(f"{layer_prefix(self.layer)}.{linear}", x), linear)
+        if linear in self.keep:
+            self.read[linear], self.gave[linear] = x, out
+        return out
+
+    def mix(self, read: Tensor, rotary: Rotary, see: See | None = None) -> Tensor:
+        return attention(self.linear(read, QKV), self.config, rotary, self.activations.kept)
+
+    def pattern(self, rotary: Rotary, rows: Tensor) -> Tensor:
+        """Return the last pass's attention patterns of the queries at `rows` [B, P]: [B, heads, P, T]."""
+        return attention_pattern(self.gave[QKV], self.config, rotary, rows, self.activations.kept)
