@@ -253,7 +253,7 @@ class Artifact(artifact.Artifact):
         given = [texts] if isinstance(texts, str) else texts
         ids = self._rows(given)
         session = self.tapped(capture, tuple(intervene or ()))
-        require_fit(ids, positions, self.config)
+        require_fit(ids, positions, self.config, intervene)
         found = list(trace_texts(session, ids, positions, intervene))
         return found[0] if single else found
 

@@ -38,7 +38,7 @@ def plan_view(plan: Plan) -> RenderableType:
         {
             "Model": f"{plan.model} at {plan.revision}",
             "Geometry": ", ".join(f"{name} {_number(value)}" for name, value in plan.geometry.items()),
-            "Download": "nothing" if plan.download_bytes is None else f"about {decimal(plan.download_bytes)}",
+            "Download": _download(plan),
             "Memory": f"about {decimal(plan.peak_memory_bytes)} at most",
             **({} if plan.time is None else {"Time": _time(plan.time)}),
             "KV cache": f"{decimal(plan.kv_cache_bytes)} for {_number(plan.geometry['context'])} tokens",
@@ -53,6 +53,16 @@ def plan_view(plan: Plan) -> RenderableType:
         files.add_row("in all", decimal(sum(plan.files.values())))
     steps = Text("\n".join(f"{n}. {step}" for n, step in enumerate(plan.steps, 1)))
     return Group(facts, "", files, "", linears_table(plan.linears), "", steps, *_warned(plan.warnings))
+
+
+def _download(plan: Plan) -> str:
+    if plan.download_bytes is None:
+        return "nothing"
+    whole = f"about {decimal(plan.download_bytes)}"
+    if plan.revisions == 1:
+        return whole
+    each = decimal(plan.download_bytes // plan.revisions)
+    return f"{whole}: {plan.revisions} checkpoints of {each}, which the disk holds together"
 
 
 def linears_table(linears: Iterable[PlannedLinear]) -> Table:

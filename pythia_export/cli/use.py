@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..base.errors import RecipeError
 from ..base.extras import install
+from ..base.strict_json import parse_json, read_object
 from .shared import (
     ArtifactFolder,
     Json,
@@ -154,6 +155,8 @@ def evaluate(
         "pythia-export trace build/demo --texts texts.jsonl --capture resid --out build/seen",
         "pythia-export trace models/410m --texts corpus/ --capture attn.pattern,blocks.3.mlp.hook_post --out seen",
         "pythia-export trace models/12b --texts texts.txt --capture resid --positions last --dtype float16 --out seen",
+        "pythia-export trace build/demo --texts texts.jsonl --capture logits --out build/silent "
+        """--intervene '{"blocks.1.attn.hook_z": {"op": "suppress", "heads": [2]}}'""",
     )
 )
 def trace(
@@ -170,6 +173,13 @@ def trace(
     positions: Annotated[
         str, typer.Option(metavar="WHICH", help="Tokens to read: all, last, or numbers (0,5,-1; the last is -1).")
     ] = "all",
+    intervene: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Change values on the way: a JSON file, or the object itself, as Python's `intervene`.",
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["float32", "float16"], typer.Option(help="Type to store; float16 takes half the disk.")
     ] = "float32",
@@ -183,15 +193,30 @@ def trace(
     from ..commands.trace import trace as trace_file
 
     names = [name.strip() for name in capture.split(",") if name.strip()]
+    if not names:
+        raise RecipeError("--capture names no place", hint="`--capture resid` is the residual stream at every layer.")
     with progress_bars() as progress:
         found = trace_file(
-            artifact, texts, names, out, positions=_positions(positions), dtype=dtype, progress=progress
+            artifact, texts, names, out, positions=_positions(positions),
+            intervene=None if intervene is None else _changes(intervene), dtype=dtype, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json({"folder": str(out), "texts": len(found), "hooks": list(found.hooks),
                     "shards": [path.name for path in found.shards()]})  # fmt: skip
     else:
         show(f"Traces    {out} ({len(found):,} texts, {len(found.hooks)} places, {len(found.shards())} shards)")
+
+
+def _changes(given: str) -> dict[str, Any]:
+    """Return changes by place: of an object, or of a file that holds one. What a change may be is for others to say."""
+    hint = 'Written so: {"blocks.3.hook_resid_post": {"op": "scale", "factor": 0, "pos": -1}}.'
+    if not given.lstrip().startswith("{"):
+        try:
+            return read_object(Path(given), error=RecipeError, hint=hint)
+        except FileNotFoundError:
+            raise RecipeError(f"--intervene {given}: no such file", hint=hint) from None
+    found: dict[str, Any] = parse_json(given, "--intervene", error=RecipeError, hint=hint)
+    return found
 
 
 def _positions(given: str) -> Positions:

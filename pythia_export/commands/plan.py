@@ -34,13 +34,14 @@ class PlannedLinear:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe will do, from its text and the catalogue alone."""
+    """What a recipe will do, from its text and the catalogue alone. `revisions` are read: several for a mean."""
 
     model: str
     revision: str
     geometry: dict[str, int | float]
     files: dict[str, int]
     download_bytes: int | None
+    revisions: int
     peak_memory_bytes: int
     kv_cache_bytes: int
     time: Duration | None
@@ -58,15 +59,17 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
     Raises:
         SourceError: the model's geometry cannot be known without pulling it, or a local text is not there.
     """
-    config, source_bytes, dtype = _geometry(recipe)
-    settled, notes = recipe.quantize.settled(dtype, config.parallel_residual, recipe.export.dtype)
+    source = _source(recipe)
+    config, bytes_to_fetch = source.config, 2 * source.config.parameters * source.revisions
+    settled, notes = recipe.quantize.settled(source.dtype, config.parallel_residual, recipe.export.dtype)
     recipe = recipe.model_copy(update={"quantize": settled})
     places = layout_of(recipe, config)
     require_fit(config, places, recipe.export)
     require_overrides_match(config, recipe.quantize)
     if recipe.quantize.bits_per_weight is not None:
         require_budget(config, recipe.quantize, recipe.export.dtype)
-    steps = [f"pull {recipe.model.name} at {recipe.model.revision}"]
+    several = f": {source.revisions} checkpoints, averaged tensor by tensor" if source.revisions > 1 else ""
+    steps = [f"pull {recipe.model.name} at {recipe.model.revision}{several}"]
     calibration = recipe.calibration if recipe.uses_gptq else None
     for text in (calibration, recipe.verify):
         if text is not None and text.source == "file":
@@ -96,7 +99,8 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
             "context": config.max_positions,
         },
         files=_files(recipe, build_graph(config, places, recipe.export).ByteSize(), places.nbytes),
-        download_bytes=source_bytes if recipe.model.id not in (None, "demo") else None,
+        download_bytes=bytes_to_fetch if recipe.model.id not in (None, "demo") else None,
+        revisions=source.revisions,
         peak_memory_bytes=peak_memory(config, recipe),
         kv_cache_bytes=cache_bytes(config, recipe.export.cache_dtype, config.max_positions),
         time=duration(config, recipe, measured(config, recipe.quantize)) if timed else None,
@@ -132,19 +136,27 @@ def _files(recipe: Recipe, graph: int, weights: int) -> dict[str, int]:
     return {MODEL: graph} | ({second: graph} if second is not None else {}) | {data_name(recipe): weights}
 
 
-def _geometry(recipe: Recipe) -> tuple[NeoXConfig, int, str]:
-    """Return the configuration, the bytes and the dtype of the source weights: of the suite's as most of them are."""
-    if recipe.model.id not in (None, "demo"):
-        config = geometry(recipe.model.id)
-        if config is None:
-            raise SourceError(
-                f"{recipe.model.id} is not in the catalogue, so its size is not known before it is pulled",
-                hint="`pythia-export pull RECIPE` fetches it.",
-            )
-        pythia, revision = find(recipe.model.id), recipe.model.revision
-        if is_mean(revision):
-            known = () if pythia is None else pythia.revisions
-            return config, 2 * config.parameters * len(terms(revision, known)), "float32"
-        return config, 2 * config.parameters, "float16"
-    checkpoint = open_checkpoint(pull_checkpoint(recipe.model))
-    return checkpoint.config, 2 * checkpoint.config.parameters, checkpoint.dtype
+@dataclass(frozen=True)
+class _Source:
+    """What is known of the weights before any is read; of the suite's, what most of them are."""
+
+    config: NeoXConfig
+    revisions: int
+    dtype: str
+
+
+def _source(recipe: Recipe) -> _Source:
+    model = recipe.model
+    if model.id in (None, "demo"):
+        checkpoint = open_checkpoint(pull_checkpoint(model))
+        return _Source(checkpoint.config, max(1, len(checkpoint.pulled.averaged)), checkpoint.dtype)
+    config = geometry(model.id)
+    if config is None:
+        raise SourceError(
+            f"{model.id} is not in the catalogue, so its size is not known before it is pulled",
+            hint="`pythia-export pull RECIPE` fetches it.",
+        )
+    if not is_mean(model.revision):
+        return _Source(config, 1, "float16")
+    pythia = find(model.id)
+    return _Source(config, len(terms(model.revision, () if pythia is None else pythia.revisions)), "float32")

@@ -85,14 +85,14 @@ def _local(path: Path) -> Found:
             f"{path}: no such text file",
             hint="`path` is a local file, folder or pattern; source = 'hub' reads data sets of the hub."
             if remote
-            else "`path` is taken from the recipe's own folder.",
+            else "In a recipe, `path` is taken from the recipe's own folder.",
         )
     matching = glob.glob(pattern, root_dir=folder, recursive=True)
     names = sorted(name for name in matching if not (folder / name).is_dir())
     for name in names:
         _require_plain(folder / name)
     if not names:
-        raise SourceError(f"{path}: no file matches", hint="`path` is taken from the recipe's own folder.")
+        raise SourceError(f"{path}: no file matches", hint="In a recipe, `path` is taken from the recipe's own folder.")
     return Found(pattern, [_opened(folder / name, Path(name).as_posix()) for name in names])
 
 

@@ -117,6 +117,9 @@ def hooks_of(asked: Iterable[str], config: NeoXConfig) -> tuple[str, ...]:
 
 def unknown(name: str, known: Collection[str]) -> RecipeError:
     """Return the error of a name that is no hook, with the nearest of those that are."""
+    layers = sorted({int(found[1]) for one in known if (found := re.match(r"blocks\.(\d+)\.", one))})
+    if layers and re.sub(r"^blocks\.\d+\.", f"blocks.{layers[0]}.", str(name)) in known:
+        return RecipeError(f"{name!r} is no place in this model: its layers are {layers[0]} to {layers[-1]}")
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     kinds = [n for n in known if n in GROUPS or n in BY_NAME]
     return RecipeError(

@@ -48,7 +48,10 @@ def changes_of(hook: str, spec: Spec, config: NeoXConfig) -> tuple[Change, ...]:
             f"{hook}: a function; what ONNX Runtime computes takes no Python",
             hint='Say it as {"op": "set", "value": array, "pos": 3}, or read the value, change it and set it.',
         )
-    return tuple(_change(hook, one, config) for one in ((spec,) if isinstance(spec, Mapping) else spec))
+    several = (spec,) if isinstance(spec, Mapping) else spec
+    if isinstance(several, str) or not isinstance(several, Sequence):
+        raise RecipeError(f"{hook}: {shown(spec)}", hint='A change was expected, such as {"op": "suppress", "pos": 3}.')
+    return tuple(_change(hook, one, config) for one in several)
 
 
 def _change(hook: str, spec: Mapping[str, Any], config: NeoXConfig) -> Change:
@@ -123,16 +126,10 @@ class Affine:
             at = (np.arange(self._config.num_heads)[heads][:, None], tokens[None])
         else:
             at = (tokens,)
-        value, wanted = change.value, add[at].shape
+        value, wanted = change.value, shape_of_change(hook, change, len(tokens), scale.shape[-1], self._config)
         if value.ndim == len(wanted) + 1 and value.shape[0] == len(self.scale):
             value = value[row]
-        try:
-            value = np.broadcast_to(value, wanted)
-        except ValueError:
-            raise RecipeError(
-                f"{hook}: a value of shape {list(change.value.shape)}; a number, or what NumPy stretches to "
-                f"{list(wanted)} ({_axes(shape)}), was expected"
-            ) from None
+        value = stretched(hook, value, wanted)
         if change.op == "add":
             add[at] += value
         elif change.op == "scale":
@@ -151,5 +148,31 @@ class Affine:
         return parts[:, "qkv".index(tap.name[-1]) if carrier(hook) != hook else 0]
 
 
-def _axes(shape: str) -> str:
-    return {"heads": "tokens, heads, d_head", "pattern": "heads, tokens, keys"}.get(shape, "tokens, width")
+def shape_of_change(hook: str, change: Change, tokens: int, keys: int, config: NeoXConfig) -> tuple[int, ...]:
+    """Return the shape of what is changed in one text, at so many of its tokens."""
+    heads = config.num_heads if change.heads is None else len(change.heads)
+    match tap_of(hook)[0].shape:
+        case "heads":
+            return (tokens, heads, config.head_dim)
+        case "pattern":
+            return (heads, tokens, keys)
+        case "mlp":
+            return (tokens, config.intermediate_size)
+        case _:
+            return (tokens, config.hidden_size)
+
+
+def stretched(hook: str, value: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    """Return a change's value as NumPy stretches it to a shape.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    try:
+        return np.broadcast_to(value, wanted)
+    except ValueError:
+        axes = {"heads": "tokens, heads, d_head", "pattern": "heads, tokens, keys"}
+        raise RecipeError(
+            f"{hook}: a value of shape {list(value.shape)}; a number, or what NumPy stretches to "
+            f"{list(wanted)} ({axes.get(tap_of(hook)[0].shape, 'tokens, width')}), was expected"
+        ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,19 @@ from .speed import provider_of
 
 POSITIONS, TURNS = "tap_positions", "tap_turns"
 Positions = Literal["all", "last"] | Sequence[int]
+
+
+class NotFinite(NumericsError):
+    """A value that was read is NaN or infinite: the first is at a row of the batch, at the `read`-th that was read of
+    it, padding aside."""
+
+    def __init__(self, hook: str, row: int, read: int, dtype: np.dtype[Any]) -> None:
+        self.hook, self.row, self.read, self.dtype = hook, row, read, dtype
+        half = "This graph computes in float16, whose largest number is 65,504: export with dtype = 'float32'. "
+        super().__init__(
+            f"{hook} is not finite in row {row}, first at {read} of the tokens that are read of it, from 0",
+            hint=f"{half if dtype == np.float16 else ''}A change may be too large.",
+        )
 
 
 class TapSession(Session):
@@ -133,7 +146,7 @@ class TapSession(Session):
         cache.bind(values, {hook: buffer.value for hook, buffer in buffers.items()})
         self._advance(cache, ids, mask, kept)
         found = {hook: self._chosen(hook, buffer.read(), places, whole, new) for hook, buffer in buffers.items()}
-        _require_finite(found, np.take_along_axis(mask, places, 1))
+        self._require_finite(found, np.take_along_axis(mask, places, 1))
         return found
 
     def _chosen(self, hook: str, value: np.ndarray, places: np.ndarray, whole: bool, new: int) -> np.ndarray:
@@ -156,6 +169,20 @@ class TapSession(Session):
                 raise RecipeError(f"positions {positions!r}; 'all', 'last' or a list of numbers was expected")
             return np.tile(np.arange(new) if positions == "all" else [new - 1], (rows, 1))
         return np.array([places_of(positions, row) for row in mask], np.int64)
+
+    def _require_finite(self, found: Mapping[str, np.ndarray], real: np.ndarray) -> None:
+        """NotFinite where a value of a real token is NaN or infinite; `real` [B, P] is 0 at padding."""
+        for hook, value in found.items():
+            with np.errstate(all="ignore"):
+                if np.isfinite(value.sum(dtype=np.float32)):  # one pass; a sum may overflow where no term did
+                    continue
+            by_token = np.isfinite(value).all(-1)
+            if value.ndim == 4:  # heads of a token, or tokens of a head
+                by_token = by_token.all(1 if tap_of(hook)[0].shape == "pattern" else 2)
+            bad = ~by_token & (real != 0)
+            if bad.any():
+                row, at = np.argwhere(bad)[0]
+                raise NotFinite(hook, int(row), int(real[row, :at].sum()), self.dtype)
 
     def _affine(self, wanted: Mapping[str, Sequence[Change]], mask: np.ndarray, keys: int) -> dict[str, np.ndarray]:
         carriers: dict[str, Affine] = {}
@@ -228,21 +255,3 @@ def _given(artifact: Artifact, parts: Parts, asked: Sequence[str], config: NeoXC
             hint=f"`pythia-export export {artifact.folder} --taps {','.join(needed)}` makes one that does.",
         )
     return (*hooks, LOGITS) if LOGITS in asked else hooks
-
-
-def _require_finite(found: Mapping[str, np.ndarray], real: np.ndarray) -> None:
-    """NumericsError where a value of a real token is NaN or infinite; `real` [B, P] is 0 at padding."""
-    for hook, value in found.items():
-        with np.errstate(all="ignore"):
-            if np.isfinite(value.sum(dtype=np.float32)):  # one pass; a sum may overflow where no term did
-                continue
-        by_token = np.isfinite(value).all(-1)
-        if value.ndim == 4:  # heads of a token, or tokens of a head
-            by_token = by_token.all(1 if tap_of(hook)[0].shape == "pattern" else 2)
-        bad = ~by_token & (real != 0)
-        if bad.any():
-            row, at = np.argwhere(bad)[0]
-            raise NumericsError(
-                f"{hook} is not finite at {bad.sum():,} tokens, the first at place {at} of row {row}",
-                hint="With dtype = 'float16' an activation may overflow: try 'float32'. A change may be too large.",
-            )

@@ -12,6 +12,8 @@ from ..commands.footprint import (
     scoring_operations,
     sensitivity_operations,
 )
+from ..model import suite
+from ..model.mean import is_mean, terms
 from ..records.record import Json
 from .folder import Folder
 from .jobs import label, versions
@@ -85,7 +87,7 @@ def plan(file: SweepFile, folder: Folder | None = None) -> Plan:
         rows.append(
             Row(
                 name, own[0].config.parameters, len(own), len(own) * len(file.quantize), done, failed,
-                sum(2 * s.config.parameters for s in own if s.model.id not in (None, "demo")),
+                _fetched(own),
                 wanted.memory_gb, wanted.hours if measured is None else measured, measured is not None,
             )
         )  # fmt: skip
@@ -93,6 +95,18 @@ def plan(file: SweepFile, folder: Folder | None = None) -> Plan:
         tuple(rows), tuple(label(q) for q in file.quantize), tuple(left_out), file.resources.cores,
         file.resources.device,
     )  # fmt: skip
+
+
+def _fetched(own: list[Snapshot]) -> int:
+    """Return the bytes of one model's revisions, each once: those of a mean may be in the sweep, or in another mean."""
+    pythia = suite.find(own[0].model.id) if own[0].model.id is not None else None
+    if pythia is None:
+        return 0  # nothing of a run of one's own
+    revisions: set[str] = set()
+    for member in own:
+        named = [t.revision for t in terms(member.revision, pythia.revisions)] if is_mean(member.revision) else None
+        revisions |= {pythia.last_step if name == "main" else name for name in named or [member.revision]}
+    return 2 * own[0].config.parameters * len(revisions)
 
 
 def need(file: SweepFile, member: Snapshot) -> Need:

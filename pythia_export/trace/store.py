@@ -139,12 +139,12 @@ def write_traces(
     `graph` is a SHA-256 that stands for graph and weights. Every file is whole, however this ends.
 
     Raises:
-        RecipeError: a text that is empty or longer than the context, a position beyond one.
+        RecipeError: a text that is empty or longer than the context, a position beyond one, a change that does not fit.
         OutputError: `out` holds something else, or the trace of something else; or it cannot be written.
         ResourceError: too little room on the disk, before or while it is written.
         NumericsError: a value is NaN or infinite, or too large for float16.
     """
-    require_fit(texts, positions, session.config)
+    require_fit(texts, positions, session.config, changes)
     sizes = [_nbytes(session.hooks, session.config, len(text), positions, dtype) for text in texts]
     asked = Asked(
         artifact=graph,

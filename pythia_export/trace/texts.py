@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..base.errors import RecipeError
-from ..model.hooks import LOGITS, tap_of
+from ..base.errors import NumericsError, RecipeError
+from ..model.hooks import LOGITS, hooks_of, tap_of
 from ..model.neox import NeoXConfig
-from ..runtime.change import Spec
-from ..runtime.taps import Positions, TapSession, places_of
+from ..runtime.change import Change, Spec, changes_of, shape_of_change, stretched
+from ..runtime.taps import NotFinite, Positions, TapSession, places_of
 
 BATCH_TOKENS = 2048  # of one pass, padding included
 GROUP = 32  # texts that are sorted by length, so that rows of a batch are of one length
@@ -54,24 +54,50 @@ def trace_texts(
         group = range(begin, min(begin + GROUP, len(texts)))
         found: dict[int, TextTrace] = {}
         for rows in _batches(sorted(group, key=lambda index: len(texts[index])), texts):
-            found |= _batch(session, {index: texts[index] for index in rows}, positions, changes)
+            found |= _batch(session, {index: texts[index] for index in rows}, positions, changes, first)
         yield from (replace(found.pop(index), index=first + index) for index in group)
 
 
-def require_fit(texts: Sequence[np.ndarray], positions: Positions, config: NeoXConfig) -> None:
-    """Check all texts before anything is computed.
+def require_fit(
+    texts: Sequence[np.ndarray], positions: Positions, config: NeoXConfig, changes: Mapping[str, Spec] | None = None
+) -> None:
+    """Check all texts, and what is to be changed in them, before anything is computed.
 
     Raises:
-        RecipeError: an empty text, or one longer than the context; a position beyond one.
+        RecipeError: an empty text, or one longer than the context; a position beyond one; a change that does not fit.
+        NumericsError: a change to what is not finite.
     """
+    wanted = [(hook, change) for name, spec in (changes or {}).items() for hook in hooks_of([name], config)
+              for change in changes_of(hook, spec, config)]  # fmt: skip
+    fitting: set[int] = set()  # lengths
     for index, text in enumerate(texts):
         if not 0 < len(text) <= config.max_positions:
             raise RecipeError(
                 f"text {index} has {len(text):,} tokens; 1 to {config.max_positions:,} were expected",
                 hint="Cut longer texts into windows." if len(text) else "Leave empty texts out.",
             )
-        if not isinstance(positions, str):
-            places_of(positions, np.ones(len(text), np.int64))
+        if len(text) in fitting:
+            continue
+        try:
+            if not isinstance(positions, str):
+                places_of(positions, np.ones(len(text), np.int64))
+            for hook, change in wanted:
+                _require_change(hook, change, len(text), config, alone=len(texts) == 1)
+        except RecipeError as e:
+            raise RecipeError(f"text {index}: {e}" if len(texts) > 1 else str(e), hint=e.hint) from None
+        fitting.add(len(text))
+
+
+def _require_change(hook: str, change: Change, tokens: int, config: NeoXConfig, alone: bool) -> None:
+    """`alone`: a value may have an axis of one row. With several texts no axis is theirs: they go by length."""
+    try:
+        places = places_of(change.positions, np.ones(tokens, np.int64))
+    except RecipeError as e:
+        hint = "Count from the end (-1 is the last token), or leave out texts that are too short."
+        raise RecipeError(f"{hook}: {e}", hint=hint) from None
+    wanted = shape_of_change(hook, change, len(places), tokens, config)
+    one = alone and change.value.ndim == len(wanted) + 1 and len(change.value) == 1
+    stretched(hook, change.value[0] if one else change.value, wanted)
 
 
 def _batches(ordered: Sequence[int], texts: Sequence[np.ndarray]) -> Iterator[list[int]]:
@@ -87,21 +113,36 @@ def _batches(ordered: Sequence[int], texts: Sequence[np.ndarray]) -> Iterator[li
 
 
 def _batch(
-    session: TapSession, texts: Mapping[int, np.ndarray], positions: Positions, changes: Mapping[str, Spec] | None
+    session: TapSession,
+    texts: Mapping[int, np.ndarray],
+    positions: Positions,
+    changes: Mapping[str, Spec] | None,
+    first: int,
 ) -> dict[int, TextTrace]:
     longest = max(map(len, texts.values()))
     ids, mask = np.zeros((len(texts), longest), np.int64), np.zeros((len(texts), longest), np.int64)
     for row, text in enumerate(texts.values()):  # padded on the left
         ids[row, longest - len(text) :], mask[row, longest - len(text) :] = text, 1
-    values = session.read(ids, mask, positions, changes)
+    try:
+        values = session.read(ids, mask, positions, changes)
+    except NotFinite as e:
+        index = list(texts)[e.row]
+        at = _read_of(positions, len(texts[index]))[e.read]
+        raise NumericsError(f"text {first + index}: {e.hook} is not finite, first at token {at}", hint=e.hint) from e
     found = {}
     for row, (index, text) in enumerate(texts.items()):
-        places = np.arange(len(text))
-        if positions != "all":
-            places = places[-1:] if isinstance(positions, str) else places[np.array(positions, np.int64)]
+        places = _read_of(positions, len(text))
         kept = {hook: _of_row(hook, value[row], len(text), positions == "all") for hook, value in values.items()}
         found[index] = TextTrace(index, text, places, kept)
     return found
+
+
+def _read_of(positions: Positions, tokens: int) -> np.ndarray:
+    """Return which tokens of a text are read."""
+    every = np.arange(tokens)
+    if positions == "all":
+        return every
+    return every[-1:] if isinstance(positions, str) else every[np.array(positions, np.int64)]
 
 
 def _of_row(hook: str, value: np.ndarray, tokens: int, every: bool) -> np.ndarray:

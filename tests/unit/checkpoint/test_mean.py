@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,17 @@ import pytest
 import torch
 from checkpoints import configured
 from models import hugging_face, on_disk, save_checkpoint, small_config
+from rich.console import Console
 from sweep_rows import sweep as measured
 from sweeps import RTN, checkpoints, sweep
 
 from pythia_export.base.errors import PythiaExportError, RecipeError, SourceError
 from pythia_export.checkpoint import open_checkpoint, pull
+from pythia_export.cli.tables import plan_view
+from pythia_export.commands.plan import plan
 from pythia_export.model.mean import Term, terms, written
 from pythia_export.model.neox import tensors
-from pythia_export.recipe import Model
+from pythia_export.recipe import Model, load_recipe
 from pythia_export.study.averages import averages
 from pythia_export.study.rows import Rows
 from pythia_export.sweep.snapshots import snapshots
@@ -120,6 +124,17 @@ def test_of_the_suite_a_range_is_its_steps():
         Model(id="410m@mean(step142100..step142900)")
     with pytest.raises(ValueError, match="has no step142500"):
         Model(id="410m@mean(step142500,step143000)")
+
+
+def test_a_plan_says_what_a_mean_fetches():
+    mean, last = plan(load_recipe("410m@mean(step133000..step143000)")), plan(load_recipe("410m"))
+    assert mean.revisions == 11 and mean.download_bytes == 11 * last.download_bytes
+    assert "11 checkpoints, averaged tensor by tensor" in mean.steps[0]
+    console = Console(width=120, file=io.StringIO())
+    console.print(plan_view(mean))
+    assert "about 8.9 GB: 11 checkpoints of 810.7 MB, which the disk holds together" in console.file.getvalue()
+    demo = plan(load_recipe("demo@mean(step500,step2000)"))
+    assert (demo.revisions, demo.download_bytes) == (2, None)
 
 
 def test_a_written_mean_is_read_as_the_same_terms():

@@ -129,6 +129,12 @@ def test_the_whole_suite_is_counted(tmp_path):
     assert rows["pythia-12b"].hours > 10 * rows["pythia-410m"].hours
 
 
+def test_what_a_mean_fetches_is_counted_once():
+    """Eleven steps; the shorter mean is of four of them, and `main` is the last."""
+    one = plan(of(["70m"], "main,mean(step133000..step143000),mean(step140000..step143000)")).rows[0]
+    assert one.checkpoints == 3 and one.fetch_bytes == 11 * 2 * one.parameters
+
+
 def blocks() -> list[str]:
     """Every sweep that the documentation shows."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -10,8 +10,10 @@ import pytest
 from processes import pythia_export
 from safetensors.numpy import load_file
 from test_trace import CONFIG, every  # noqa: F401
+from typer.testing import CliRunner
 
 from pythia_export.base.errors import NumericsError, OutputError, RecipeError, ResourceError, SourceError
+from pythia_export.cli import app
 from pythia_export.model.hooks import hooks_of
 from pythia_export.trace import Traces, store
 
@@ -137,3 +139,63 @@ def test_the_command_writes_what_python_does(every, tmp_path):  # noqa: F811
             "trace", every.folder, "--texts", texts, "--out", tmp_path / "other", *options, check=None
         )
         assert wrong.returncode in (2, 3) and message in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+SILENT_HEAD = {"blocks.0.attn.hook_z": {"op": "suppress", "heads": [1], "pos": [0, -1]}}
+
+
+def test_the_command_changes_what_python_does(every, tmp_path):  # noqa: F811
+    texts, file, inline = tmp_path / "texts.jsonl", tmp_path / "changes.json", json.dumps(SILENT_HEAD)
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[1:4]))
+    file.write_text(inline)
+    told = ("trace", every.folder, "--texts", texts, "--capture", "logits")
+    for given in (inline, file):
+        pythia_export(*told, "--intervene", given, "--out", tmp_path / "seen")  # the second finds all done
+    expected = every.artifact().trace(TEXTS[1:4], "logits", intervene=SILENT_HEAD)
+    for seen, there in zip(Traces.open(tmp_path / "seen"), expected, strict=True):
+        np.testing.assert_allclose(seen["logits"], there["logits"], atol=2e-5)
+    behind = ("trace", every.folder, "--texts", texts, "--capture", "embed", "--intervene", inline)
+    assert "changing it changes nothing here" in pythia_export(*behind, "--out", tmp_path / "embed").stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ('{"blocks.0.hook_resid_pots": {"op": "suppress"}}', "the nearest are blocks.0.hook_resid_post"),
+        ('{"blocks.3.hook_out": {"op": "suppress"}}', "no place in this model: its layers are 0 to 2"),
+        ('{"blocks.0.attn.hook_z": {"op": "suppress", "heads": [2]}}', "head 2; heads are 0 to 1"),
+        ('{"blocks.0.attn.hook_z": "suppress"}', "blocks.0.attn.hook_z: 'suppress'"),
+        ('{"blocks.0.attn.hook_z": 5}', "blocks.0.attn.hook_z: 5"),
+        ('{"blocks.0.hook_out": {"op": "suppress"}', "--intervene: not JSON"),
+        ("blocks.0.hook_out", "--intervene blocks.0.hook_out: no such file"),
+    ],
+)
+def test_a_change_that_is_none_is_refused_by_the_command(every, tmp_path, given, message):  # noqa: F811
+    (tmp_path / "t.txt").write_text("x = 1")
+    told = ["trace", every.folder, "--texts", tmp_path / "t.txt", "--out", tmp_path / "seen", "--intervene", given]
+    found = CliRunner().invoke(app, list(map(str, told)))
+    assert found.exit_code == 2 and message in found.stderr and not (tmp_path / "seen").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"op": "suppress", "pos": 3}, r"text 1: blocks\.0\.hook_out: position 3 of a text of 1 tokens"),
+        ({"op": "set", "value": np.ones((2, 1))}, r"text 0: .*a value of shape \[2, 1\].* stretches to \[4, 128\]"),
+        # Rows of a batch are sorted by length: an axis of texts would meet the wrong ones.
+        ({"op": "set", "value": np.ones((2, 1, 128))}, r"text 0: .*a value of shape \[2, 1, 128\]"),
+    ],
+)
+def test_a_change_that_does_not_fit_a_text_is_told_before_anything_is_written(every, tmp_path, change, message):  # noqa: F811
+    with pytest.raises(RecipeError, match=message):
+        every.artifact().trace_to(
+            tmp_path / "seen", [[1, 2, 3, 4], [5]], "resid", intervene={"blocks.0.hook_out": change}
+        )
+    assert not (tmp_path / "seen").exists()
+
+
+def test_what_is_not_finite_is_told_by_text_and_token(every, tmp_path):  # noqa: F811
+    large = {"blocks.0.hook_out": {"op": "scale", "factor": 3e38, "pos": -2}}
+    texts = [list(range(9)), [1, 2, 3], list(range(7))]  # the batch has the shortest first
+    with pytest.raises(NumericsError, match=r"text 1: blocks\.1\.hook_in is not finite, first at token 1"):
+        every.artifact().trace_to(tmp_path / "seen", texts, "resid", intervene=large)
