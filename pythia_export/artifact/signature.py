@@ -110,6 +110,14 @@ def require_signature(artifact: Artifact, by: Signer) -> None:
         raise _invalid(path, by, e) from e
 
 
+def is_of(path: Path, artifact: Artifact) -> bool:
+    """Return whether a signature, whoever made it, is of the artifact's bytes. Verifies nothing and needs no library."""
+    try:
+        return path.stat().st_size <= _LARGEST and not _differences(artifact, path)
+    except (ValueError, LookupError, TypeError, AttributeError):  # no signature at all
+        return False
+
+
 def _invalid(path: Path, by: Signer, error: Exception) -> PythiaExportError:
     who = f"{by.name} ({by.issuer})" if isinstance(by, Identity) else str(by)
     said = " ".join(str(error).split())
@@ -124,7 +132,7 @@ def _invalid(path: Path, by: Signer, error: Exception) -> PythiaExportError:
 
 
 def _differences(artifact: Artifact, path: Path) -> list[str]:
-    """One line for each file that is not as it was signed. The signature has been found valid before."""
+    """Return one line for each file that is not as it was signed, as the signature has it."""
     statement = json.loads(base64.b64decode(json.loads(path.read_bytes())["dsseEnvelope"]["payload"]))
     signed = {entry["name"]: entry["digest"] for entry in statement["predicate"]["resources"]}
     here = _sha256s(artifact)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import hub
 from ..artifact import MANIFEST, Artifact
-from ..artifact.signature import SIGNATURE, sign
+from ..artifact.signature import SIGNATURE, is_of, sign
 from ..base.errors import IntegrityError, OutputError, RecipeError, SourceError
 from ..base.progress import SILENT, Progress
 from ..records.quantization import QUANTIZATION
@@ -46,7 +46,8 @@ def push(
     """Upload a published artifact, its model card among its files. `dry_run` asks no hub and signs nothing.
 
     The repository is made where there is none. The token is the hub client's own (HF_TOKEN, or `hf auth login`).
-    sign_with: a private key's file, or `keyless`: `model.sig` is made before and sent along.
+    sign_with: a private key's file, or `keyless`: `model.sig` is made before and sent along. Without it, a `model.sig`
+        of other bytes that the repository has goes in the same commit: it would vouch for what is no longer there.
 
     Raises:
         SourceError: no artifact, without a graph (of `quantize`), or the hub refuses.
@@ -121,7 +122,7 @@ def _strings(record: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _commit(opened: Artifact, repo: str, private: bool, files: dict[str, int], progress: Progress) -> tuple[str, str]:
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     disable_progress_bars()
@@ -130,14 +131,23 @@ def _commit(opened: Artifact, repo: str, private: bool, files: dict[str, int], p
     total = sum(files.values())
     with hub.told(repo, "main", writing=True), progress.track(f"Pushing to {repo}", total, "bytes") as advance:
         api.create_repo(repo, private=private, exist_ok=True)
-        for operation in operations:  # a file that is there already is not sent again
-            name = operation.path_in_repo
+        if SIGNATURE not in files and _has_other_signature(opened, repo, progress):
+            operations.append(CommitOperationDelete(SIGNATURE))
+            progress.note(f"{repo} has a {SIGNATURE} of other bytes, which this commit removes; --sign signs what it sends")
+        for name, operation in zip(files, operations, strict=False):  # a file that is there already is not sent again
             hub.again(partial(api.preupload_lfs_files, repo, [operation]), f"{repo}/{name}", progress)
             advance(files[name])
         opened.require_unchanged()  # what was checked is what is sent
         message = f"pythia-export: {source.name} at {source.revision}"
         made = hub.again(lambda: api.create_commit(repo, operations, commit_message=message), repo, progress)
     return made.oid, str(made.commit_url)
+
+
+def _has_other_signature(opened: Artifact, repo: str, progress: Progress) -> bool:
+    listing = hub.list_revision(repo, "main", progress=progress)
+    if SIGNATURE not in listing.files:
+        return False
+    return not is_of(hub.fetch(listing, [SIGNATURE], progress)[SIGNATURE], opened)
 
 
 def _require_same(listing: hub.Listing, hashes: dict[str, str], files: dict[str, int]) -> None:

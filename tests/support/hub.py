@@ -144,6 +144,8 @@ def serve(repositories: Repositories) -> Iterator[Hub]:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     whole = base64.b64decode(value["content"]) if line["key"] == "file" else hub.stored[value["oid"]]
                     file.write_bytes(whole)
+                elif line["key"] == "deletedFile":
+                    (folder / value["path"]).unlink()
             found = {"commitUrl": f"{hub.endpoint}/{name}/commit/x", "commitOid": commit_of(name, "main")}
             return self.json(found)
 

@@ -66,6 +66,16 @@ def folder(made, tmp_path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "artifact"))
 
 
+def changed(folder: Path) -> Path:
+    """Change config.json by a byte; the manifest agrees with it."""
+    data = (folder / "config.json").read_bytes() + b"\n"
+    (folder / "config.json").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["config.json"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
 def test_a_signature_is_of_every_file_and_of_the_manifest(made, keys):
     require_signature(Artifact.open(made), keys[1])
     # By the library's own command, which reads the files themselves.
@@ -170,6 +180,14 @@ def test_a_signature_is_pushed_fetched_and_verified(folder, keys, tmp_path):
         assert "model.sig is of these bytes" in found
         said = json.loads(pythia_export("inspect", REPO, "--verify-signature", keys[1], "--json", env=at).stdout)
         assert said["here"]["signed_by"] == str(keys[1])
+        there = hub.repositories[REPO]["main"] / SIGNATURE
+        pythia_export("push", folder, REPO, env=at)
+        assert there.exists(), "these bytes were signed"
+        assert "model.sig of other bytes" in pythia_export("push", changed(folder), REPO, env=at).stderr
+        assert not there.exists() and sum("/commit/" in line for line in hub.requests) == 3, "in the same commit"
+        elsewhere = environment(hub, tmp_path / "elsewhere")  # a cache without the signature
+        said = pythia_export("inspect", REPO, "--verify-signature", keys[1], env=elsewhere, check=3).stderr
+        assert "is not signed" in said
 
 
 def test_an_identity_needs_who_issued_it(folder):
