@@ -4,8 +4,8 @@
 
 A checkpoint of the size's shape in GPTQ's format (4 bits, groups of 128, random codes, embedding and head in float16)
 is written once. In turn, a process of its own each: `copy` reads the file and writes its bytes to another, on the disk
-when it ends; `import` opens the checkpoint, which hashes it, writes weights and graph, and publishes the artifact,
-which hashes and syncs it. The file is in the page cache for both; the time to start Python is part of neither.
+when it ends; `import` opens the checkpoint, hashes it, writes weights and graph, and publishes the artifact, hashed and
+on the disk. The file is in the page cache for both; the time to start Python is part of neither.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def imported(source: Path, out: Path) -> dict[str, float]:
     from pythia_export.commands.import_checkpoint import Import, Wanted
     from pythia_export.commands.pull import ACCEPT
     from pythia_export.recipe import Model
+    from pythia_export.weights.names import DATA_FILE
 
     # Graph and settings import what they need on first use; what every command loads is not part of an import.
     began = time.perf_counter()
@@ -97,7 +98,8 @@ def imported(source: Path, out: Path) -> dict[str, float]:
         job.write(staging.folder)
         job.export(staging.folder)
         with job.stage("publish"):
-            staging.publish(origin_of(job.recipe, job.source_record, None, job.recipe.export, job.record(None)))
+            origin = origin_of(job.recipe, job.source_record, None, job.recipe.export, job.record(None))
+            staging.publish(origin, {DATA_FILE: job.written})
     return job.seconds | {"whole": time.perf_counter() - began}
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from ..base.errors import OutputError, PythiaExportError
@@ -77,18 +77,25 @@ class Publisher:
             self._stack = stack.pop_all()
         return self
 
-    def publish(self, folder: Path, origin: Record, sealed: Sealed | None = None) -> None:
+    def publish(
+        self,
+        folder: Path,
+        origin: Record,
+        sealed: Sealed | None = None,
+        hashed: Mapping[str, FileEntry] = MappingProxyType({}),
+    ) -> None:
         """Complete `origin` to a manifest (schema, created, size and SHA-256 of every file), write it, and give
         `folder` the name.
 
         `sealed` is called when all of `folder` is on the disk and the rename is next. What was replaced is removed.
+        Files in `hashed` are not hashed again: whoever wrote them did.
 
         Raises:
             OutputError: `out` appeared meanwhile, or is no longer ours to replace; or a file is a link, or has a
                 second name by which its bytes could be changed.
         """
         with explained(self.out):
-            files = _synced(folder, _walk(folder, self.kind))
+            files = _synced(folder, _walk(folder, self.kind), hashed)
             described = {"files": {name: entry.to_json() for name, entry in files.items()}}
             written = json_bytes({"schema": MANIFEST_SCHEMA, "created": now(), **origin.to_json(), **described})
             (folder / self.kind.manifest).write_bytes(written)
@@ -182,14 +189,14 @@ def _check_ours(out: Path, kind: Kind) -> None:
         )
 
 
-def _synced(folder: Path, names: list[str]) -> dict[str, FileEntry]:
+def _synced(folder: Path, names: list[str], hashed: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
     """Have files on the disk; return the size and SHA-256 of each. While this waits for the disk, a thread hashes."""
     beside = ThreadPoolExecutor(1)
     try:
-        described = {name: beside.submit(describe, folder / name) for name in names}
+        described = {name: beside.submit(describe, folder / name) for name in names if name not in hashed}
         for name in names:
             fsync(folder / name)
-        return {name: one.result() for name, one in described.items()}
+        return {name: described[name].result() if name in described else hashed[name] for name in names}
     finally:
         beside.shutdown(wait=False, cancel_futures=True)  # whoever ends the process does not wait for a hash
 

@@ -111,7 +111,7 @@ def require_signature(artifact: Artifact, by: Signer) -> None:
 
 
 def is_of(path: Path, artifact: Artifact) -> bool:
-    """Return whether a signature, whoever made it, is of the artifact's bytes. Verifies nothing and needs no library."""
+    """Return whether a signature, whoever made it, is of the artifact's bytes. It is not verified."""
     try:
         return path.stat().st_size <= _LARGEST and not _differences(artifact, path)
     except (ValueError, LookupError, TypeError, AttributeError):  # no signature at all

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from ..disk.lock import lock_folder
 from ..disk.siblings import sibling
 from ..disk.write import explained
+from ..records.manifest import FileEntry
 from ..records.record import Record
 from .publish import ARTIFACT, Kind, Publisher
 
@@ -45,9 +47,9 @@ class Staging:
             self._stack = stack.pop_all()
         return self
 
-    def publish(self, origin: Record) -> None:
+    def publish(self, origin: Record, hashed: Mapping[str, FileEntry] = MappingProxyType({})) -> None:
         """As `Publisher.publish`."""
-        self._publisher.publish(self.folder, origin)
+        self._publisher.publish(self.folder, origin, hashed=hashed)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -2,11 +2,11 @@
 
 from .mean import commit_of_mean
 from .open import Checkpoint, Opened, open_checkpoint, stored_tensors
-from .pull import Accept, demo_folder, evict, pull, tokenizer_of
+from .pull import Accept, demo_folder, evict, pull, tokenizer_of, with_hashes
 from .pulled import Pulled
 from .same import moved, require_recorded
 
 __all__ = [
     "Accept", "Checkpoint", "Opened", "Pulled", "commit_of_mean", "demo_folder", "evict", "moved", "open_checkpoint",
-    "pull", "require_recorded", "stored_tensors", "tokenizer_of",
+    "pull", "require_recorded", "stored_tensors", "tokenizer_of", "with_hashes",
 ]  # fmt: skip

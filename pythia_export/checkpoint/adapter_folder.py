@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ..base.errors import SourceError
 from ..base.git_lfs import require_fetched
+from ..base.hashing import sha256_of
 from ..base.progress import SILENT, Progress
 from ..records.manifest import Adapter, hashed
-from .convert import converted, sha256
+from .convert import converted
 from .files import fetched_object
 from .kinds import ADAPTER_CONFIG, recognised
 
@@ -62,7 +63,7 @@ def find_adapter(folder: Path, pickles: bool, progress: Progress = SILENT) -> Ad
     raw = fetched_object(folder / ADAPTER_CONFIG)
     if name == PICKLE and not pickles:
         raise SourceError(f"{folder} has only {PICKLE}, and --no-pickle was given", hint="Leave --no-pickle out.")
-    hashes = {n: sha256(folder / n) for n in (ADAPTER_CONFIG, name)}
+    hashes = {n: sha256_of(folder / n) for n in (ADAPTER_CONFIG, name)}
     weights = folder / name if name == WEIGHTS else converted(folder / name, hashes[name], progress)
     digest = hashlib.sha256()
     for n, of_file in hashes.items():

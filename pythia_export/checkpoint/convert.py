@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from .. import hub
 from ..base.errors import IntegrityError, ResourceError
+from ..base.hashing import sha256_of
 from ..base.interpreter import isolated_environment
 from ..base.progress import SILENT, Progress
 from ..model.neox import IGNORED_BUFFERS
@@ -20,11 +20,6 @@ from .header import read_header
 
 _SCRIPT = Path(__file__).resolve().parent / "unpickle.py"
 _CHUNK = 1 << 22
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def converted(pickle: Path, digest: str | None = None, progress: Progress = SILENT) -> Path:
@@ -37,7 +32,7 @@ def converted(pickle: Path, digest: str | None = None, progress: Progress = SILE
         ResourceError: it does not fit on the disk, or into memory.
     """
     folder = hub.kept("converted")
-    out = folder / f"{digest or sha256(pickle)}.safetensors"
+    out = folder / f"{digest or sha256_of(pickle)}.safetensors"
     if out.is_file():
         try:
             read_header(out)

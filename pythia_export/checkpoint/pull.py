@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from .. import hub
 from ..base.errors import PythiaExportError, SourceError
 from ..base.git_lfs import require_fetched
+from ..base.hashing import sha256_of
 from ..base.progress import SILENT, Progress
 from ..hub import Listing
 from ..model import suite
@@ -28,7 +29,7 @@ from ..recipe import Model
 from ..records.manifest import Contents, TokenizerOrigin, hashed
 from ..tokenizer import TOKENIZER, FolderTokenizer, has_tokenizer, is_tokenizer_file, open_folder
 from .adapter_folder import find_adapter
-from .convert import converted, sha256
+from .convert import converted
 from .duplicates import Comparison, compare, described
 from .files import fetched_object
 from .fingerprint import fingerprint, same_tensors
@@ -46,11 +47,13 @@ QUANTIZE_CONFIG = "quantize_config.json"  # AutoGPTQ's, of before config.json ha
 @dataclass(frozen=True)
 class Accept:
     """What a pull may take. `duplicates`: weights that another step has too are refused, told, or not looked for.
-    `quantised`: weights that another tool has quantised are taken too."""
+    `quantised`: weights that another tool has quantised are taken too. `hashed`: of a folder's files; without it
+    `commit` is empty until `with_hashes` fills it in."""
 
     pickles: bool = True
     duplicates: Literal["refuse", "tell", "unasked"] = "refuse"
     quantised: bool = False
+    hashed: bool = True
 
 
 DEFAULT = Accept()
@@ -85,6 +88,8 @@ def pull(model: Model, *, accept: Accept = DEFAULT, progress: Progress = SILENT)
         IntegrityError: a file that is not what the hub lists; an index that is none; a pickle of more than tensors.
         ResourceError: not enough disk space.
     """
+    if model.adapter is not None or is_mean(model.revision):  # whose commits are made of others
+        accept = replace(accept, hashed=True)
     base = _base(model, accept, progress)
     return base if model.adapter is None else _with_adapter(base, model.adapter, accept, progress)
 
@@ -161,14 +166,30 @@ def _local(folder: Path, name: str, revision: str, accept: Accept, progress: Pro
         for n in chosen.names:
             read_header(folder / n)
     beside = [QUANTIZE_CONFIG] if accept.quantised and QUANTIZE_CONFIG in there else []
-    hashes = {n: sha256(folder / n) for n in (CONFIG, *beside, *chosen.names)}
+    names, record = (CONFIG, *beside, *chosen.names), Contents(format=chosen.format)
+    if not accept.hashed and chosen.format == "safetensors":
+        return Pulled(folder, name, revision, "", tuple(folder / n for n in chosen.names), chosen.places, None, record)
+    hashes = {n: sha256_of(folder / n) for n in names}
+    weights, places = _as_safetensors({n: folder / n for n in chosen.names}, chosen, hashes, progress)
+    return _with_hashes(Pulled(folder, name, revision, "", weights, places, None, record), hashes)
+
+
+def with_hashes(pulled: Pulled) -> Pulled:
+    """Return what `pull` gave without hashes with them, and so with its commit; as it is where it has them."""
+    if pulled.commit:
+        return pulled
+    beside = [QUANTIZE_CONFIG] if (pulled.folder / QUANTIZE_CONFIG).is_file() else []
+    names = (CONFIG, *beside, *(path.name for path in pulled.weights))
+    return _with_hashes(pulled, {n: sha256_of(pulled.folder / n) for n in names})
+
+
+def _with_hashes(pulled: Pulled, hashes: dict[str, str]) -> Pulled:
     digest = hashlib.sha256()
     for n, of_file in hashes.items():
         digest.update(n.encode())
         digest.update(bytes.fromhex(of_file))
-    weights, places = _as_safetensors({n: folder / n for n in chosen.names}, chosen, hashes, progress)
-    record = Contents(format=chosen.format, files=hashed(hashes))
-    return Pulled(folder, name, revision, f"sha256:{digest.hexdigest()}", weights, places, None, record)
+    record = pulled.record.model_copy(update={"files": hashed(hashes)})
+    return replace(pulled, commit=f"sha256:{digest.hexdigest()}", record=record)
 
 
 def _from_hub(repo: str, revision: str, accept: Accept, progress: Progress) -> Pulled:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
 
 from ..artifact import Parity, Quantization, Staging
+from ..base.beside import beside
 from ..base.compute import Compute
 from ..base.errors import SourceError
 from ..base.progress import SILENT, Progress
-from ..checkpoint import Accept, Checkpoint, Opened, open_checkpoint
+from ..checkpoint import Accept, Checkpoint, Opened, Pulled, open_checkpoint, with_hashes
 from ..checkpoint import pull as pull_checkpoint
 from ..corpus import Windows, verify_windows
 from ..graph.consumers import config_json
@@ -33,7 +35,7 @@ from ..proof.subject import Subject
 from ..recipe import Changes, Model, Recipe, imported_recipe
 from ..recipe.scheme import Bits
 from ..records import manifest
-from ..records.manifest import Difference, Requantized, Source
+from ..records.manifest import Difference, FileEntry, Requantized, Source
 from ..records.quantization import QUANTIZATION
 from ..tokenizer import tokenizer_files
 from ..weights.layout import Layout, layout_of
@@ -89,7 +91,7 @@ def import_checkpoint(
         origin = origin_of(job.recipe, job.source_record, None, job.recipe.export, imported)
         write_reports(staging.folder, origin, quantization, parity)
         arrange(staging.folder, job.recipe)
-        staging.publish(origin)
+        staging.publish(origin, {DATA_FILE: job.written})
     return Outcome(staging.out, quantization, parity, job.seconds)
 
 
@@ -108,8 +110,9 @@ class Import:
 
     def open(self, changes: Changes) -> None:
         with self.stage("pull"):
-            quantised = replace(self.accept, quantised=True, duplicates="unasked")
+            quantised = replace(self.accept, quantised=True, duplicates="unasked", hashed=False)
             pulled = pull_checkpoint(self.wanted.model, accept=quantised, progress=self.progress)
+            self.hashed: Callable[[], Pulled] = beside(partial(with_hashes, pulled))  # while its weights are written
             self.quantised: Imported = open_imported(pulled, self.wanted.requantize, self.progress)
             self.original: Checkpoint | None = None
             if self.wanted.original is not None:
@@ -138,8 +141,12 @@ class Import:
 
     def write(self, folder: Path) -> Quantization:
         """Write weights, tokenizer and configurations."""
-        with self.stage("import"), WeightsWriter(folder / DATA_FILE, self.layout, digests=False) as writer:
+        with (
+            self.stage("import"),
+            WeightsWriter(folder / DATA_FILE, self.layout, digests=False, whole=True) as writer,
+        ):
             quantization = write_imported(self.quantised, writer, self.progress)
+        self.written = FileEntry(sha256=writer.sha256(), size=self.layout.nbytes)
         write_json(folder / QUANTIZATION, quantization.to_json())
         write_json(folder / "config.json", config_json(self.config, self.recipe))
         write_json(folder / GENERATION, dict(self.quantised.generation.raw))
@@ -189,7 +196,7 @@ class Import:
 
     def record(self, requantized: Requantized | None) -> manifest.Imported:
         """What the manifest says of the quantised checkpoint."""
-        pulled, of = self.quantised.pulled, self.quantised
+        pulled, of = self.hashed(), self.quantised
         return manifest.Imported(
             name=pulled.name, revision=pulled.revision, commit=pulled.commit, files=pulled.record.files,
             format=of.form.name, tool=of.form.tool, config=of.settings, requantized=requantized,
@@ -199,7 +206,7 @@ class Import:
     def source_record(self) -> Source:
         """The original; where there is none, the quantised checkpoint."""
         of = self.original or self.quantised
-        pulled = of.pulled
+        pulled = self.hashed() if self.original is None else self.original.pulled
         record = pulled.record.model_copy(update={"dtype": of.dtype})
         named = {"name": pulled.name, "revision": pulled.revision, "commit": pulled.commit}
         return Source.model_validate(named | record.to_json())

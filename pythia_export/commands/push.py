@@ -133,7 +133,9 @@ def _commit(opened: Artifact, repo: str, private: bool, files: dict[str, int], p
         api.create_repo(repo, private=private, exist_ok=True)
         if SIGNATURE not in files and _has_other_signature(opened, repo, progress):
             operations.append(CommitOperationDelete(SIGNATURE))
-            progress.note(f"{repo} has a {SIGNATURE} of other bytes, which this commit removes; --sign signs what it sends")
+            progress.note(
+                f"{repo} has a {SIGNATURE} of other bytes: this commit removes it. --sign signs what it sends"
+            )
         for name, operation in zip(files, operations, strict=False):  # a file that is there already is not sent again
             hub.again(partial(api.preupload_lfs_files, repo, [operation]), f"{repo}/{name}", progress)
             advance(files[name])

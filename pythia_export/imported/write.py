@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal
+
+from torch import Tensor
 
 from ..base.progress import SILENT, Progress
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, layer_prefix
 from ..recipe import Head, Override, Quantize
 from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization
 from ..rounding.rtn import rtn
-from ..weights.layout import Layout, LinearPlan
+from ..weights.layout import LinearPlan
 from ..weights.writer import WeightsWriter
 from .fit import operands
 from .open import Imported, Linear
@@ -62,8 +64,11 @@ def write_imported(source: Imported, writer: WeightsWriter, progress: Progress =
     linears: list[LinearRecord] = []
     layers: list[LayerRecord] = []
     writer.rotary()
-    with progress.track("Importing", len(layout.linears), "linears") as advance, _ahead(source, layout) as next_linear:
-        writer.float_embedding(source.tensor(f"{EMBEDDING}.weight"))
+    with progress.track("Importing", len(layout.linears), "linears") as advance, _ahead(source, writer) as ahead:
+        embedding, next_linear = ahead
+        writer.float_embedding(embedding.result())
+        del embedding, ahead
+        of_head = next_linear()
         for layer in range(config.num_layers):
             start = time.perf_counter()
             for norm in NORMS:
@@ -72,14 +77,14 @@ def write_imported(source: Imported, writer: WeightsWriter, progress: Progress =
                     writer.vector(name, source.tensor(name))
             for linear in LINEARS:
                 plan = layout.linears[f"{layer_prefix(layer)}.{linear}"]
-                linears += next_linear(writer)
+                linears += next_linear()
                 if plan.bias:
                     writer.vector(f"{plan.name}.bias", source.tensor(f"{plan.name}.bias"))
                 advance(1)
             layers.append(LayerRecord(layer=layer, residual_error=None, seconds=_since(start)))
         for part in ("weight", "bias"):
             writer.vector(f"{FINAL_NORM}.{part}", source.tensor(f"{FINAL_NORM}.{part}"))
-        linears += next_linear(writer)
+        linears += of_head
         advance(1)
     return Quantization(
         version=QUANTIZATION_SCHEMA,
@@ -91,45 +96,53 @@ def write_imported(source: Imported, writer: WeightsWriter, progress: Progress =
     )
 
 
-Written = Callable[[WeightsWriter], list[LinearRecord]]
+Written = Callable[[], list[LinearRecord]]
 
 
 @contextmanager
-def _ahead(source: Imported, layout: Layout) -> Iterator[Written]:
-    """Yield what writes the next linear, in the layout's order. While one is written, another thread reads the next."""
+def _ahead(source: Imported, writer: WeightsWriter) -> Iterator[tuple[Future[Tensor], Written]]:
+    """Yield the embedding, and what writes the next linear: the head, which takes longest, then those of the layers.
+    While one is written, another thread reads the next and brings it into the form that is stored."""
     with ThreadPoolExecutor(1) as reader:
-        plans = iter(layout.linears.values())
-        coming = deque(reader.submit(_read, source, plan) for plan in islice(plans, AHEAD))
+        embedding = reader.submit(source.tensor, f"{EMBEDDING}.weight")
+        head, others = writer.layout.linears[HEAD], (p for p in writer.layout.linears.values() if p.name != HEAD)
+        plans = chain([head], others)
+        coming = deque(reader.submit(_read, source, plan, writer) for plan in islice(plans, AHEAD))
 
-        def write(writer: WeightsWriter) -> list[LinearRecord]:
+        def write() -> list[LinearRecord]:
             written = coming.popleft().result()
-            coming.extend(reader.submit(_read, source, plan) for plan in islice(plans, 1))
-            return written(writer)
+            coming.extend(reader.submit(_read, source, plan, writer) for plan in islice(plans, 1))
+            return written()
 
         try:
-            yield write
+            yield embedding, write
         finally:
             for future in coming:
                 future.cancel()
 
 
-def _read(source: Imported, plan: LinearPlan) -> Written:
+def _read(source: Imported, plan: LinearPlan, writer: WeightsWriter) -> Written:
     """Read one linear; return what writes it and gives its record, of which one that is in float has none."""
     began, found, name = time.perf_counter(), source.linears.get(plan.name), f"{plan.name}.weight"
-    if found is None or found.rounded:
-        W = source.tensor(name)
-        result = None if found is None else rtn(W, plan.scheme)
+    if found is None:
+        plain = writer.plain(plan, source.tensor(name))
 
-        def write(writer: WeightsWriter) -> None:
+        def write() -> None:
+            writer.put(name, plain)
+    elif found.rounded:
+        W = source.tensor(name)
+        result = rtn(W, plan.scheme)
+
+        def write() -> None:
             writer.linear(plan, W, result)
     else:
         packed = operands(source.stored(found), plan, found.groups)
 
-        def write(writer: WeightsWriter) -> None:
+        def write() -> None:
             writer.packed(plan, packed)
 
-    def written(writer: WeightsWriter) -> list[LinearRecord]:
-        write(writer)
+    def written() -> list[LinearRecord]:
+        write()
         return [] if found is None else [_record(found, plan, _since(began))]
 
     return written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from ..base.finite import all_finite
 from ..model.neox import EMBEDDING, QKV
 from ..model.rotary import rotary_tables
 from ..rounding.grid import Quantized
+from .growing import GrowingHash
 from .layout import Layout, LinearPlan, packed_qkv_rows
 from .packing import pack, pack_rows, round_rows
 
@@ -27,14 +29,16 @@ class WeightsWriter:
     """Fill a file with the tensors of a layout, in any order, each once; leaving it incomplete is an error.
 
     `keep` leaves a file that is there as it is, for a run that goes on. `digests` keeps the hash of every tensor, for
-    runs that may be interrupted.
+    runs that may be interrupted. `whole` hashes the file while it is written, for `sha256`.
 
     Raises:
         IntegrityError: there is no such file to keep, or it has another size.
         ResourceError: the disk has not the space.
     """
 
-    def __init__(self, path: Path, layout: Layout, keep: bool = False, digests: bool = True) -> None:
+    def __init__(
+        self, path: Path, layout: Layout, keep: bool = False, digests: bool = True, whole: bool = False
+    ) -> None:
         self.path = path
         self.layout = layout
         self._qkv_rows = packed_qkv_rows(layout.config)
@@ -60,6 +64,8 @@ class WeightsWriter:
             for first, last in _gaps(layout):  # no tensor's, so nobody else writes or checks them
                 self._file.seek(first)
                 self._file.write(bytes(last - first))
+        self._in_order = deque(sorted(layout.slots.values(), key=lambda slot: slot.offset))
+        self._growing = GrowingHash(path, layout.nbytes) if whole else None
 
     def vector(self, name: str, value: Tensor) -> Tensor:
         """Write a bias or a norm; return it in float32 as the artifact will read it.
@@ -99,16 +105,21 @@ class WeightsWriter:
 
     def linear(self, plan: LinearPlan, W: Tensor, result: Quantized | None) -> None:
         """Write one linear [out, in]; `result` is None where it is not quantised."""
-        rows = torch.from_numpy(self._qkv_rows) if plan.name.endswith(QKV) else None
         if result is None:
-            stored = _cast(f"{plan.name}.weight", W.cpu(), self.layout.slots[f"{plan.name}.weight"].dtype)
-            packed = stored if rows is None else stored[rows]
-            self.put(f"{plan.name}.weight", packed.T.contiguous().numpy())
+            self.put(f"{plan.name}.weight", self.plain(plan, W))
             return
+        rows = torch.from_numpy(self._qkv_rows) if plan.name.endswith(QKV) else None
         result = result.to(CPU)
         ordered = result if rows is None else result.rows(rows)
         for part, array in pack(ordered, plan.block_size, self.layout.dtype).items():
             self.put(f"{plan.name}.{part}", array)
+
+    def plain(self, plan: LinearPlan, W: Tensor) -> np.ndarray:
+        """Return what is stored of a linear [out, in] that is not quantised: [in, out]."""
+        stored = _cast(f"{plan.name}.weight", W.cpu(), self.layout.slots[f"{plan.name}.weight"].dtype)
+        ordered = stored[torch.from_numpy(self._qkv_rows)] if plan.name.endswith(QKV) else stored
+        found: np.ndarray = ordered.T.contiguous().numpy()
+        return found
 
     def packed(self, plan: LinearPlan, parts: Mapping[str, np.ndarray]) -> None:
         """Write one linear whose operands are packed already, by the names that `pack` gives them; rows as on disk."""
@@ -130,6 +141,20 @@ class WeightsWriter:
         if self._digests is not None:
             self._digests[name] = hashlib.sha256(array.data).digest()
         self._missing.remove(name)
+        if self._growing is not None:
+            self._tell(self._growing)
+
+    def _tell(self, growing: GrowingHash) -> None:
+        """What is before the first tensor that is missing will not change."""
+        while self._in_order and self._in_order[0].name not in self._missing:
+            self._in_order.popleft()
+        self._file.flush()
+        growing.final(self._in_order[0].offset if self._in_order else self.layout.nbytes)
+
+    def sha256(self) -> str:
+        """Return the hash of the file that was written (`whole`), hexadecimal."""
+        assert self._growing is not None
+        return self._growing.result()
 
     def digest(self, prefix: str) -> str:
         """Return the SHA-256 of the tensors whose names begin so, as they were put; hexadecimal."""
@@ -158,6 +183,8 @@ class WeightsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        if self._missing and self._growing is not None:
+            self._growing.stop()
         if kind is None and self._missing:
             raise ValueError(f"{len(self._missing)} tensors were not written, {sorted(self._missing)[0]} among them")
 
