@@ -10,12 +10,14 @@ import onnx
 
 from ..artifact import Parity, Quantization
 from ..base.machine import versions
+from ..graph.cache_scales import CacheScales
 from ..graph.consumers import config_json, genai_config_json
 from ..graph.decoder import build_decoder, kv_cache, located
 from ..graph.targets import tapped_hooks
 from ..model.generation import Generation
 from ..model.neox import NeoXConfig
 from ..recipe import Export, Recipe
+from ..records import manifest
 from ..records.manifest import Cache, Calibration, Imported, Origin, Source
 from ..report.card import model_card
 from ..report.html import render_report
@@ -31,18 +33,21 @@ def save_graph(model: onnx.ModelProto, folder: Path) -> None:
     onnx.checker.check_model(str(folder / MODEL), full_check=True)
 
 
-def save_taps(folder: Path, config: NeoXConfig, layout: Layout, export: Export) -> None:
+def save_taps(
+    folder: Path, config: NeoXConfig, layout: Layout, export: Export, scales: CacheScales | None = None
+) -> None:
     """Write the graph that gives values from inside the model, where the export asks for one."""
-    if data := taps_graph(config, layout, export):
+    if data := taps_graph(config, layout, export, scales):
         (folder / TAPS).write_bytes(data)
         onnx.checker.check_model(str(folder / TAPS), full_check=True)
 
 
-def taps_graph(config: NeoXConfig, layout: Layout, export: Export) -> bytes:
+def taps_graph(config: NeoXConfig, layout: Layout, export: Export, scales: CacheScales | None = None) -> bytes:
     """Return the tapped graph of an export, over flat weights; nothing where no taps are asked for."""
     if not export.taps:
         return b""
-    return bytes(build_decoder(config, layout, export, tapped_hooks(config, layout, export)).SerializeToString())
+    hooks = tapped_hooks(config, layout, export)
+    return bytes(build_decoder(config, layout, export, hooks, scales).SerializeToString())
 
 
 def arrange(folder: Path, recipe: Recipe) -> None:
@@ -76,16 +81,24 @@ def write_configs(folder: Path, config: NeoXConfig, recipe: Recipe, generation: 
 
 
 def origin_of(
-    recipe: Recipe, source: Source, calibration: Calibration | None, chosen: Export, imported: Imported | None = None
+    recipe: Recipe,
+    source: Source,
+    calibration: Calibration | None,
+    chosen: Export,
+    imported: Imported | None = None,
+    kv_scales: manifest.CacheScales | None = None,
 ) -> Origin:
     """Return what is published of a recipe; where its local files lie is kept on this machine alone."""
     remember(recipe, source.commit)
+    cache = Cache(kv_cache=kv_cache(chosen), kv_dtype=chosen.cache_dtype)
+    if kv_scales is not None:
+        cache = cache.model_copy(update={"kv_scales": kv_scales})
     origin = Origin(
         versions=versions(),
         source=source.model_copy(update={"name": last_part(source.name)}) if is_path(source.name) else source,
         calibration=calibration,
         recipe=without_paths(recipe).model_dump(mode="json"),
-        layout=Cache(kv_cache=kv_cache(chosen), kv_dtype=chosen.cache_dtype),
+        layout=cache,
     )
     return origin if imported is None else origin.model_copy(update={"imported": imported})
 

@@ -36,6 +36,7 @@ from ..weights.layout import Layout, layout_of, require_overrides_match
 from ..weights.names import DATA_FILE
 from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
+from .cache_scales import measured_scales
 from .contents import origin_of, save_graph, save_taps, write_configs, write_json
 from .options import Options
 from .publication import work_folder
@@ -94,6 +95,8 @@ class Conversion:
         require_fit(self.config, self.layout, self.recipe.export)
         require_overrides_match(self.config, self.recipe.quantize)
         self.calibration: Windows | None = None
+        self.text_for_scales: Windows | None = None
+        self.kv_scales: manifest.CacheScales | None = None
         self.allocation: Allocation | None = None
 
     def journal(self, out: Path, resume: bool, held_out: Windows | None = None) -> Journal:
@@ -103,11 +106,12 @@ class Conversion:
             RecipeError: `held_out` is not.
         """
         with self.stage("text"):
-            if self.recipe.calibration is not None and self.recipe.uses_gptq:
-                text = self.recipe.calibration
-                self.calibration = calibration_windows(text, self.tokenizer, self.config, self.progress)
+            if self.recipe.calibration is not None and self.recipe.calibrates:
+                windows = calibration_windows(self.recipe.calibration, self.tokenizer, self.config, self.progress)
                 if held_out is not None:
-                    require_held_out(held_out, self.calibration, self.progress)
+                    require_held_out(held_out, windows, self.progress)
+                self.calibration = windows if self.recipe.uses_gptq else None
+                self.text_for_scales = windows if self.recipe.export.static_scales else None
         self._allocate()
         return Journal(work_folder(out), self._fingerprint(), resume, self.progress)
 
@@ -157,9 +161,14 @@ class Conversion:
         for warning in warnings(self.layout, chosen):
             self.progress.note(warning)
         with self.stage("export"):
-            model = build_graph(self.config, self.layout, chosen)
+            scales = None
+            if self.text_for_scales is not None:
+                text = self.text_for_scales
+                measured = measured_scales(self.config, self.layout, chosen, folder, text, self.progress)
+                scales, self.kv_scales = measured.scales, measured.record
+            model = build_graph(self.config, self.layout, chosen, scales)
             save_graph(model, folder)
-            save_taps(folder, self.config, self.layout, chosen)
+            save_taps(folder, self.config, self.layout, chosen, scales)
             write_configs(folder, self.config, self.recipe, self.checkpoint.generation)
         return model
 
@@ -179,7 +188,7 @@ class Conversion:
             )
         contents = self.checkpoint.pulled.record.model_copy(update={"dtype": self.checkpoint.dtype})
         source = Source.model_validate(self.source.to_json() | contents.to_json())
-        return origin_of(self.recipe, source, calibration, chosen)
+        return origin_of(self.recipe, source, calibration, chosen, kv_scales=self.kv_scales)
 
     @property
     def source(self) -> manifest.Checkpoint:

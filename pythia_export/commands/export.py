@@ -8,17 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 from pydantic import ValidationError
 
 from ..artifact import Artifact, Staging
 from ..base.errors import RecipeError
 from ..base.progress import SILENT, Progress
+from ..corpus import Windows, calibration_windows
 from ..disk import held
+from ..graph.cache_scales import scales_of
 from ..graph.targets import require_fit, require_taps, warnings
 from ..graph.trunk import build_graph
-from ..recipe import Export
+from ..recipe import Export, Recipe
 from ..weights.layout import layout_of
 from ..weights.names import DATA_FILE, MODEL, TAPS, data_name, graph_name
+from .cache_scales import measured_scales
 from .contents import GENAI, arrange, origin_of, reading, save_graph, save_taps, taps_graph, write_configs
 from .publication import Outcome
 from .whereabouts import located
@@ -50,6 +54,7 @@ def export(
     began = time.perf_counter()
     places = layout_of(recipe, source.config)
     require_fit(source.config, places, recipe.export)
+    text = _text_for_scales(source, recipe, progress)
     for warning in warnings(places, recipe.export):
         progress.note(warning)
     with Staging(out, overwrite) as staging:
@@ -61,13 +66,19 @@ def export(
                 to.parent.mkdir(exist_ok=True)
                 shutil.copyfile(source.folder / name, to)
                 advance(1)
-        save_graph(build_graph(source.config, places, recipe.export), staging.folder)
-        save_taps(staging.folder, source.config, places, recipe.export)
+        measured = None
+        if text is not None:
+            measured = measured_scales(source.config, places, recipe.export, staging.folder, text, progress)
+        scales = None if measured is None else measured.scales
+        save_graph(build_graph(source.config, places, recipe.export, scales), staging.folder)
+        save_taps(staging.folder, source.config, places, recipe.export, scales)
         write_configs(staging.folder, source.config, recipe, source.generation)
         arrange(staging.folder, recipe)
         source.require_unchanged()
         made_of = source.manifest
-        staging.publish(origin_of(recipe, made_of.source, made_of.calibration, recipe.export, made_of.imported))
+        kv_scales = None if measured is None else measured.record
+        origin = origin_of(recipe, made_of.source, made_of.calibration, recipe.export, made_of.imported, kv_scales)
+        staging.publish(origin)
     return Outcome(staging.out, source.quantization, None, {"export": time.perf_counter() - began})
 
 
@@ -87,11 +98,30 @@ def add_taps(folder: Path, taps: Sequence[str]) -> Outcome:
     source.require_writable()
     chosen = _chosen(source.recipe.export.model_dump() | {"taps": tuple(taps)})
     require_taps(source.config, source.layout, chosen)
-    data = reading(taps_graph(source.config, source.layout, chosen), data_name(source.recipe))
+    scales = None
+    if chosen.static_scales:
+        scales = scales_of(onnx.load(source.file(MODEL), load_external_data=False), source.config)
+    data = reading(taps_graph(source.config, source.layout, chosen, scales), data_name(source.recipe))
     said = {**source.manifest.recipe, "export": chosen.model_dump(mode="json")}
     with held(source.folder):
         source.replace_files({TAPS: data}, recipe=said)
     return Outcome(source.folder, None, None, {"export": time.perf_counter() - began})
+
+
+def _text_for_scales(source: Artifact, recipe: Recipe, progress: Progress) -> Windows | None:
+    """The text on which a cache's scales are measured; None where it has none."""
+    if not recipe.export.static_scales:
+        return None
+    if recipe.calibration is None:
+        raise RecipeError(
+            "kv_cache = 'int8' with rotary = 'gqa': the scales of the cache are measured on calibration text, and the "
+            "recipe of these weights has no [calibration]",
+            hint="Make the artifact again with a [calibration] section, or use rotary = 'custom': it has a scale for "
+            "each token.",
+        )
+    known = located(recipe, source.manifest.source.commit, source.folder, needed=("calibration.path",))
+    assert known.calibration is not None
+    return calibration_windows(known.calibration, source.tokenizer(), source.config, progress)
 
 
 def _chosen(settings: dict[str, Any]) -> Export:

@@ -18,7 +18,8 @@ from ..base.errors import SourceError
 from ..base.progress import SILENT, Progress
 from ..checkpoint import Accept, Checkpoint, Opened, Pulled, open_checkpoint, with_hashes
 from ..checkpoint import pull as pull_checkpoint
-from ..corpus import Windows, verify_windows
+from ..corpus import Windows, calibration_windows, verify_windows
+from ..corpus.overlap import require_held_out
 from ..graph.consumers import config_json
 from ..graph.decoder import build_decoder
 from ..graph.targets import require_fit, warnings
@@ -42,6 +43,7 @@ from ..weights.layout import Layout, layout_of
 from ..weights.names import DATA_FILE
 from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
+from .cache_scales import measured_scales
 from .contents import arrange, origin_of, save_graph, write_configs, write_json, write_reports
 from .publication import Outcome
 from .pull import ACCEPT
@@ -88,7 +90,7 @@ def import_checkpoint(
         model = job.export(staging.folder)
         with job.stage("verify"):
             parity, imported = job.prove(staging.folder, model, held_out, features)
-        origin = origin_of(job.recipe, job.source_record, None, job.recipe.export, imported)
+        origin = origin_of(job.recipe, job.source_record, None, job.recipe.export, imported, job.kv_scales)
         write_reports(staging.folder, origin, quantization, parity)
         arrange(staging.folder, job.recipe)
         staging.publish(origin, {DATA_FILE: job.written})
@@ -101,6 +103,8 @@ class Import:
     def __init__(self, wanted: Wanted, accept: Accept, progress: Progress) -> None:
         self.wanted, self.accept, self.progress = wanted, accept, progress
         self.seconds: dict[str, float] = {}
+        self.text_for_scales: Windows | None = None
+        self.kv_scales: manifest.CacheScales | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -133,7 +137,13 @@ class Import:
             self.progress.note(warning)
 
     def text(self) -> Windows:
-        return verify_windows(self.recipe.verify, self.of_tokenizer.tokenizer(), self.config, self.progress)
+        """Return the held-out text; that of [calibration] is read where a cache's scales are measured on it."""
+        tokenizer, calibration = self.of_tokenizer.tokenizer(), self.recipe.calibration
+        held_out = verify_windows(self.recipe.verify, tokenizer, self.config, self.progress)
+        if calibration is not None and self.recipe.export.static_scales:
+            self.text_for_scales = calibration_windows(calibration, tokenizer, self.config, self.progress)
+            require_held_out(held_out, self.text_for_scales, self.progress)
+        return held_out
 
     def autoencoders(self) -> tuple[Autoencoder, ...]:
         sae = self.recipe.verify.sae
@@ -158,7 +168,12 @@ class Import:
 
     def export(self, folder: Path) -> onnx.ModelProto:
         with self.stage("export"):
-            model = build_decoder(self.config, self.layout, self.recipe.export)
+            chosen, scales = self.recipe.export, None
+            if self.text_for_scales is not None:
+                text = self.text_for_scales
+                measured = measured_scales(self.config, self.layout, chosen, folder, text, self.progress)
+                scales, self.kv_scales = measured.scales, measured.record
+            model = build_decoder(self.config, self.layout, chosen, scales=scales)
             save_graph(model, folder)
             write_configs(folder, self.config, self.recipe, self.quantised.generation)
         return model

@@ -9,6 +9,7 @@ from ..calibrate import require_budget
 from ..checkpoint import open_checkpoint
 from ..checkpoint import pull as pull_checkpoint
 from ..corpus.find import find_files
+from ..graph.cache_scales import unit_scales
 from ..graph.targets import require_fit, warnings
 from ..graph.trunk import build_graph
 from ..model.mean import is_mean, terms
@@ -17,6 +18,7 @@ from ..model.suite import find, geometry
 from ..recipe import Gates, Recipe, Verify
 from ..weights.layout import layout_of, require_overrides_match
 from ..weights.names import MODEL, data_name, graph_name
+from .cache_scales import WINDOWS
 from .duration import Duration, duration, measured
 from .footprint import peak_memory
 
@@ -70,21 +72,25 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
         require_budget(config, recipe.quantize, recipe.export.dtype)
     several = f": {source.revisions} checkpoints, averaged tensor by tensor" if source.revisions > 1 else ""
     steps = [f"pull {recipe.model.name} at {recipe.model.revision}{several}"]
-    calibration = recipe.calibration if recipe.uses_gptq else None
+    calibration = recipe.calibration if recipe.calibrates else None
     for text in (calibration, recipe.verify):
         if text is not None and text.source == "file":
             find_files(text)
-    if calibration is not None:
+    if calibration is not None and recipe.uses_gptq:
         steps.append(
             f"calibrate on {calibration.samples} x {calibration.sequence_length} tokens ({calibration.described})"
         )
     if recipe.quantize.bits_per_weight is not None:
         steps.append(f"choose the linears that get 8 bits, {recipe.quantize.bits_per_weight} bits a weight in all")
+    steps.append(f"quantise {len(places.linears)} linears, one layer at a time")
+    if calibration is not None and recipe.export.static_scales:
+        windows = min(WINDOWS, calibration.samples)
+        steps.append(f"measure the scales of the KV cache on {windows} x {calibration.sequence_length} tokens")
     steps += [
-        f"quantise {len(places.linears)} linears, one layer at a time",
         f"write {MODEL} ({recipe.export.target}, rotary {recipe.export.rotary})",
         f"prove on {recipe.verify.tokens:,} held-out tokens ({recipe.verify.described}); {_gates(recipe.verify.gates)}",
     ]
+    scales = unit_scales(config) if recipe.export.static_scales else None
     return Plan(
         model=recipe.model.name,
         revision=recipe.model.revision,
@@ -98,11 +104,13 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
             "vocab": config.vocab_size,
             "context": config.max_positions,
         },
-        files=_files(recipe, build_graph(config, places, recipe.export).ByteSize(), places.nbytes),
+        files=_files(recipe, build_graph(config, places, recipe.export, scales).ByteSize(), places.nbytes),
         download_bytes=bytes_to_fetch if recipe.model.id not in (None, "demo") else None,
         revisions=source.revisions,
         peak_memory_bytes=peak_memory(config, recipe),
-        kv_cache_bytes=cache_bytes(config, recipe.export.cache_dtype, config.max_positions),
+        kv_cache_bytes=cache_bytes(
+            config, recipe.export.cache_dtype, config.max_positions, recipe.export.static_scales
+        ),
         time=duration(config, recipe, measured(config, recipe.quantize)) if timed else None,
         linears=[
             PlannedLinear(p.name, p.method, p.scheme.bits, p.scheme.group_size, p.shape)

@@ -21,7 +21,7 @@ def read_texts(recipe: Recipe, checkpoint: Checkpoint, progress: Progress = SILE
     """The text of each section that needs some; of the hub's, the cache has it from then on."""
     tokenizer, config = checkpoint.tokenizer(), checkpoint.config
     texts = {"verify": verify_windows(recipe.verify, tokenizer, config, progress)}
-    if recipe.calibration is not None and recipe.uses_gptq:
+    if recipe.calibration is not None and recipe.calibrates:
         texts = {"calibration": calibration_windows(recipe.calibration, tokenizer, config, progress)} | texts
     return texts
 

@@ -29,11 +29,11 @@ def config_json(config: NeoXConfig, recipe: Recipe) -> dict[str, Any]:
 
 
 def genai_config_json(config: NeoXConfig, recipe: Recipe, generation: Generation) -> dict[str, Any] | None:
-    """None where onnxruntime-genai cannot feed the graph: codes of int8 have scales beside them.
+    """None where onnxruntime-genai cannot feed the graph: codes of int8 have scales beside them, in our own operator.
 
     `type` is "decoder": there is no name for GPT-NeoX. Its `position_ids` are named because the graph has them.
     """
-    if recipe.export.cache_dtype == "int8":
+    if recipe.export.cache_dtype == "int8" and not recipe.export.static_scales:
         return None
     tokens = {
         "bos_token_id": generation.bos_token_id,

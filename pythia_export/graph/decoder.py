@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import onnx
-from onnx import TensorProto, helper, inliner
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, NORMS, QKV, Activation, NeoXConfig, cache_parts, layer_prefix
 from ..recipe import Export
 from ..weights.layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, Layout, LinearPlan, Slot
 from ..weights.names import DATA_FILE
+from .cache_scales import CacheScales, name_of
 from .ops import DOMAIN, LINEAR, LOWEST, MICROSOFT, OPSET, linear_nbits, rotary_attention
 from .taps import Taps
 
@@ -91,8 +92,11 @@ def _external(slot: Slot) -> onnx.TensorProto:
     return tensor
 
 
-def build_decoder(config: NeoXConfig, layout: Layout, export: Export, hooks: Sequence[str] = ()) -> onnx.ModelProto:
-    """The whole graph; not a byte of a weight is read. With `hooks` it is the tapped graph (taps.py).
+def build_decoder(
+    config: NeoXConfig, layout: Layout, export: Export, hooks: Sequence[str] = (), scales: CacheScales | None = None
+) -> onnx.ModelProto:
+    """The whole graph; not a byte of a weight is read. With `hooks` it is the tapped graph (taps.py). `scales` are for
+    `export.static_scales`, and for no other cache.
 
     Outputs: logits [batch, sequence, vocab] float32 and the extended cache. `export.rotary` chooses whether
     attention stays a call of pythia.RotaryAttention ("custom") or its body stands in the graph.
@@ -102,8 +106,12 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export, hooks: Seq
     with a default every runtime warns of it at load. Who wants to set it declares it as an input (runtime/graph.py,
     `settable`).
     """
+    if (scales is not None) != export.static_scales:
+        raise ValueError("scales for the cache were expected of an int8 cache with rotary = 'gqa', and of no other")
     kind = _TYPES[export.dtype]
     tape = _Tape(layout)
+    for name, array in (scales or {}).items():
+        tape.initializers[name] = numpy_helper.from_array(array[None, :, None, :], name)
     taps = Taps(config, hooks, kind)
     new = tape.node("Shape", "/mask/new", ["position_ids"], start=1, end=2)  # used here, so that tools keep the input
     shared = _shared_inputs(tape, kind, new)
@@ -132,7 +140,7 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export, hooks: Seq
         inputs += taps.inputs()
     outputs = [value("logits", TensorProto.FLOAT, ("batch_size", LOGITS_LENGTH, config.vocab_size))]
     for layer in range(config.num_layers):
-        for part in cache_parts(export.cache_dtype):
+        for part in cache_parts(export.cache_dtype, export.static_scales):
             scale = part.endswith("scale")
             of_cache = TensorProto.FLOAT if scale else _TYPES[export.cache_dtype]
             inputs.append(value(f"past_key_values.{layer}.{part}", of_cache, cache[:3] if scale else cache))
@@ -141,7 +149,12 @@ def build_decoder(config: NeoXConfig, layout: Layout, export: Export, hooks: Seq
     graph = helper.make_graph(tape.nodes, "gpt_neox", inputs, outputs + taps.outputs, list(tape.initializers.values()))
     graph.value_info.extend(tape.values)
     attention = rotary_attention(
-        config, export.rotary == "onnx", export.dtype, converted, called=export.rotary == "custom"
+        config,
+        export.rotary == "onnx",
+        export.dtype,
+        converted,
+        called=export.rotary == "custom",
+        static_scales=export.static_scales,
     )
     model = _model(graph, [attention, *_called(tape.nodes)])
     return model if export.rotary == "custom" else _inlined(model)
@@ -355,17 +368,18 @@ def _attention(
     """What the heads give, [batch, sequence, hidden]; the layer's cache is extended."""
     qkv = taps.qkv(tape, layer, qkv)
     name = f"/layers.{layer}/attention/RotaryAttention"
-    parts = cache_parts(export.cache_dtype)
+    parts = cache_parts(export.cache_dtype, export.static_scales)
+    static = [name_of(layer, part) for part in parts] if export.static_scales else []
     present = [f"present.{layer}.{part}" for part in parts]
     past = [f"past_key_values.{layer}.{part}" for part in parts]
     tape.nodes.append(
         helper.make_node(
-            "RotaryAttention", [qkv, *past[:2], *shared, *past[2:]], [f"{name}/out0", *present], name=name,
+            "RotaryAttention", [qkv, *past[:2], *shared, *past[2:], *static], [f"{name}/out0", *present], name=name,
             domain=DOMAIN, num_heads=config.num_heads, rotary_dim=config.rotary_dim,
         )
     )  # fmt: skip
     mixed = tape.typed(f"{name}/out0", _TYPES[export.dtype], config.hidden_size)
-    mixed = taps.pattern(tape, layer, qkv, present, mixed)
+    mixed = taps.pattern(tape, layer, qkv, present, mixed, static)
     return taps.heads(tape, f"blocks.{layer}.attn.hook_z", mixed)
 
 

@@ -72,17 +72,29 @@ def linear_nbits() -> onnx.FunctionProto:
 
 
 def rotary_attention(
-    config: NeoXConfig, standard: bool, dtype: str = "float32", cache: str | None = None, called: bool = True
+    config: NeoXConfig,
+    standard: bool,
+    dtype: str = "float32",
+    cache: str | None = None,
+    called: bool = True,
+    static_scales: bool = False,
 ) -> onnx.FunctionProto:
     """Return the function body for one geometry, of standard ONNX operators or (faster) over GroupQueryAttention.
 
     `dtype` is A; `cache` is C where it differs from A, None where both are one type. `called` False is for a body that
-    will stand in the graph itself, where an input that it does not need costs nothing.
+    will stand in the graph itself, where an input that it does not need costs nothing. `static_scales` is for a cache
+    of int8 as GroupQueryAttention has it: two inputs more, key_scale and value_scale [1, heads, 1, head_dim] float32,
+    by which ``code = clip(round(x / scale), -128, 127)``, half to even. Attention reads ``code * scale``.
 
     Constants are of A's type as they are: ONNX Runtime takes a CastLike apart after it has folded constants, so in a
     graph of its own each of them would be computed at every step.
     """
-    if cache is not None:
+    scaled, quantised = "", ""
+    if static_scales:
+        scaled = ', "", key_scale, value_scale'
+        quantised = ', k_quant_type: string = "PER_CHANNEL", v_quant_type: string = "PER_CHANNEL"'
+        quantised += ", kv_cache_bit_width: int = 8"
+    if cache is not None and not static_scales:
         body = (
             _rotate(config)
             + _by_head(config)
@@ -99,8 +111,8 @@ def rotary_attention(
             (_shaped(config) if called else "")
             + f"""
         attention, present_key, present_value = com.microsoft.GroupQueryAttention <
-            num_heads: int = @num_heads, kv_num_heads: int = @num_heads, do_rotary: int = 1>
-            ({packed}, "", "", past_key, past_value, seqlens_k, total_length, cos, sin, "", attention_bias)
+            num_heads: int = @num_heads, kv_num_heads: int = @num_heads, do_rotary: int = 1{quantised}>
+            ({packed}, "", "", past_key, past_value, seqlens_k, total_length, cos, sin, "", attention_bias{scaled})
         """
         )
     else:
@@ -111,14 +123,13 @@ def rotary_attention(
         qk_flat = Reshape (qk_rotated, q_k)
         q, k = Split <axis: int = -1, num_outputs: int = 2> (qk_flat)
         attention, present_key, present_value = com.microsoft.GroupQueryAttention <
-            num_heads: int = @num_heads, kv_num_heads: int = @num_heads, do_rotary: int = 0>
-            (q, k, v, past_key, past_value, seqlens_k, total_length, "", "", "", attention_bias)
+            num_heads: int = @num_heads, kv_num_heads: int = @num_heads, do_rotary: int = 0{quantised}>
+            (q, k, v, past_key, past_value, seqlens_k, total_length, "", "", "", attention_bias{scaled})
         """
         )
-    upto = 2 if cache == "int8" else 1
-    signature = (
-        f"RotaryAttention <num_heads, rotary_dim> ({', '.join(_INPUTS[:upto])}) => ({', '.join(_OUTPUTS[:upto])})"
-    )
+    upto = 2 if cache == "int8" and not static_scales else 1
+    inputs = [*_INPUTS[:upto], *(["key_scale, value_scale"] if static_scales else [])]
+    signature = f"RotaryAttention <num_heads, rotary_dim> ({', '.join(inputs)}) => ({', '.join(_OUTPUTS[:upto])})"
     text = f'<opset_import: ["": {OPSET}, "com.microsoft": 1], domain: "{DOMAIN}">\n{signature} {{{body}}}'
     return parser.parse_function(text)
 

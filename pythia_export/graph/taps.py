@@ -78,9 +78,12 @@ class Taps:
             self._give(tape, hook)
         return x
 
-    def pattern(self, tape: _Tape, layer: int, qkv: str, present: Sequence[str], mixed: str) -> str:
+    def pattern(
+        self, tape: _Tape, layer: int, qkv: str, present: Sequence[str], mixed: str, static: Sequence[str] = ()
+    ) -> str:
         """Give softmax(q k^T) of a layer, [batch, heads, taps, total]; return `mixed`, what it makes of the values, or
-        a choice between that and what a changed pattern does. `present` is the layer's cache, with scales if of int8.
+        a choice between that and what a changed pattern does. `present` is the layer's cache, with scales if of int8;
+        `static` are its scales where they are constants.
 
         The changed path takes the pattern of the tokens that are tapped: who changes it taps them all.
         """
@@ -93,7 +96,7 @@ class Taps:
         scale = tape.constant("taps.scale", TensorProto.FLOAT, [], [1 / math.sqrt(self.config.head_dim)])
         q = tape.node("Mul", f"{hook}/q/Mul", [q, scale])
         keys = tape.node(
-            "Transpose", f"{hook}/k/Transpose", [self._cached(tape, hook, "k", present)], perm=[0, 1, 3, 2]
+            "Transpose", f"{hook}/k/Transpose", [self._cached(tape, hook, "k", present, static)], perm=[0, 1, 3, 2]
         )
         scores = tape.node("MatMul", f"{hook}/MatMul", [q, keys])
         scores = tape.node("Add", f"{hook}/Add", [scores, self._mask(tape)])
@@ -102,7 +105,9 @@ class Taps:
         shares = self._change(tape, hook, shares, None)
         tape.node("Identity", f"{hook}/Identity", [shares])
         self._give(tape, hook)
-        values = tape.node("Cast", f"{hook}/v/float/Cast", [self._cached(tape, hook, "v", present)], to=self.kind)
+        values = tape.node(
+            "Cast", f"{hook}/v/float/Cast", [self._cached(tape, hook, "v", present, static)], to=self.kind
+        )
         z = tape.node("MatMul", f"{hook}/z/MatMul", [shares, values])
         z = tape.node("Transpose", f"{hook}/z/Transpose", [z], perm=[0, 2, 1, 3])
         flat = tape.constant("taps.flat", TensorProto.INT64, [3], [0, 0, self.config.hidden_size])
@@ -133,7 +138,7 @@ class Taps:
         tape.nodes[-1].output[0] = f"{hook}/changed"
         return tape.node("Identity", f"{hook}/choice", [plain])
 
-    def _cached(self, tape: _Tape, hook: str, part: str, present: Sequence[str]) -> str:
+    def _cached(self, tape: _Tape, hook: str, part: str, present: Sequence[str], static: Sequence[str]) -> str:
         """The keys or values of all tokens so far, [batch, heads, total, head_dim] float32."""
         at, which = f"{hook}/{part}", "kv".index(part)
 
@@ -142,6 +147,8 @@ class Taps:
             return tape.node("Slice", f"{name}/Slice", [cached, begin, self._total(tape), axis])
 
         found = tape.node("Cast", f"{at}/Cast", [valid(at, present[which])], to=TensorProto.FLOAT)
+        if static:
+            return tape.node("Mul", f"{at}/Mul", [found, static[which]])
         if len(present) == 2:
             return found
         last = tape.constant("taps.-1", TensorProto.INT64, [1], [-1])

@@ -24,7 +24,7 @@ def require_fit(config: NeoXConfig, layout: Layout, export: Export) -> None:
     Raises:
         RecipeError: weights beyond what a browser reads into memory, or a geometry that an operator does not take.
     """
-    converted = export.cache_dtype != export.dtype  # whose function has standard operators
+    converted = export.cache_dtype != export.dtype and not export.static_scales  # its function has standard operators
     if config.head_dim % 8 and export.rotary != "onnx" and not converted:
         raise RecipeError(
             f"rotary = '{export.rotary}': heads of {config.head_dim} dimensions; ONNX Runtime's GroupQueryAttention "

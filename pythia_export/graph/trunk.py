@@ -27,6 +27,7 @@ from onnx import helper
 from ..model.neox import LINEARS, NORMS, NeoXConfig, cache_parts, layer_prefix
 from ..recipe import Export
 from ..weights.layout import Layout, LinearPlan
+from .cache_scales import CacheScales
 from .decoder import PACKED, build_decoder
 from .ops import DOMAIN, MICROSOFT, OPSET
 
@@ -39,9 +40,11 @@ _ATTRIBUTES = ("num_heads", "rotary_dim", "accuracy_level", "epsilon", "parallel
                "zero_points", "biases")  # fmt: skip
 
 
-def build_graph(config: NeoXConfig, layout: Layout, export: Export) -> onnx.ModelProto:
+def build_graph(
+    config: NeoXConfig, layout: Layout, export: Export, scales: CacheScales | None = None
+) -> onnx.ModelProto:
     """Return the graph that is published: that of `build_decoder`, its layers one node where a kernel may run them."""
-    model = build_decoder(config, layout, export)
+    model = build_decoder(config, layout, export, scales=scales)
     return _with_trunk(model, config, layout, export) if is_served(config, layout, export) else model
 
 

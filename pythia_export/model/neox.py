@@ -50,14 +50,17 @@ def layer_prefix(layer: int) -> str:
     return f"gpt_neox.layers.{layer}"
 
 
-def cache_parts(dtype: str) -> tuple[str, ...]:
-    """What a layer caches, by the names that the graph gives it: codes of int8 have scales."""
-    return ("key", "value", "key_scale", "value_scale") if dtype == "int8" else ("key", "value")
+def cache_parts(dtype: str, static_scales: bool = False) -> tuple[str, ...]:
+    """What a layer caches, by the names that the graph gives it: codes of int8 have scales, of each head and token,
+    unless their scales are constants of the graph."""
+    by_token = dtype == "int8" and not static_scales
+    return ("key", "value", "key_scale", "value_scale") if by_token else ("key", "value")
 
 
-def cache_bytes(config: NeoXConfig, dtype: str, tokens: int) -> int:
+def cache_bytes(config: NeoXConfig, dtype: str, tokens: int, static_scales: bool = False) -> int:
     """Return the bytes of a cache of `dtype` with room for so many tokens, over all layers and heads."""
-    a_head = config.head_dim * {"float32": 4, "float16": 2, "int8": 1}[dtype] + (4 if dtype == "int8" else 0)
+    a_scale = 4 if dtype == "int8" and not static_scales else 0
+    a_head = config.head_dim * {"float32": 4, "float16": 2, "int8": 1}[dtype] + a_scale
     return 2 * config.num_layers * config.num_heads * tokens * a_head
 
 

@@ -185,7 +185,7 @@ class _Taps:
         self._past = {
             f"{layer}.{part}": np.zeros(shape[:3], np.float32) if part.endswith("scale") else np.zeros(shape, kept)
             for layer in range(config.num_layers)
-            for part in cache_parts(kept)
+            for part in cache_parts(kept, export.static_scales)
         }
         self._length = 0
 

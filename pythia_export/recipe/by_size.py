@@ -65,7 +65,7 @@ def completed(raw: Raw, changes: Raw, folder: Path) -> Raw:
     after = merged(raw, changes)
     size = size_of(_inner(after, "model"), folder)
     left_out: Raw = {}
-    if "calibration" not in raw and _observes(_inner(after, "quantize")):
+    if "calibration" not in raw and _calibrates(after):
         left_out["calibration"] = _fitted(_tables()["base"]["calibration"], size)
     if "verify" not in raw:
         tokens = _inner(after, "verify").get("tokens", size.tokens)
@@ -132,7 +132,7 @@ def _shape(config: NeoXConfig) -> tuple[int, ...]:
 def _gates(size: Size, recipe: Raw, tokens: Any) -> Raw:
     quantize, export = _inner(recipe, "quantize"), _inner(recipe, "export")
     gates: Raw = {}
-    if export.get("dtype") != "float16":
+    if export.get("dtype") != "float16" and export.get("kv_cache", "float32") == "float32":  # else rounding moves them
         gates = {"export_max_abs": size.logits, "decode_max_abs": size.logits}
     limit = size.ppl_ratio.get(str(_bits(quantize)))
     if limit is not None:
@@ -149,7 +149,11 @@ def _fitted(section: Raw, size: Size) -> Raw:
     return section | {"sequence_length": min(section["sequence_length"], size.context)}
 
 
-def _observes(quantize: Raw) -> bool:
+def _calibrates(recipe: Raw) -> bool:
+    """Return what `Recipe.calibrates` will say."""
+    quantize, export = _inner(recipe, "quantize"), _inner(recipe, "export")
+    if (export.get("rotary"), export.get("kv_cache")) == ("gqa", "int8"):
+        return True
     rules = quantize.get("override")
     methods = [rule.get("method") for rule in rules if isinstance(rule, dict)] if isinstance(rules, list) else []
     return "gptq" in (quantize.get("method", "gptq"), *methods)

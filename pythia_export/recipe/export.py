@@ -26,8 +26,10 @@ class Export(Section):
     )
     kv_cache: Literal["float32", "float16", "int8"] | None = Field(
         None,
-        description="type of cached keys and values; as `dtype` if not given. `int8` has a scale for each head and "
-        "token. The native kernels read a smaller cache faster; without them it is converted at every step",
+        description='type of cached keys and values; as `dtype` if not given. With `rotary = "custom"`, `int8` has a '
+        "scale for each head and token; the native kernels read a smaller cache faster, and without them it is "
+        'converted at every step. With `rotary = "gqa"`, `int8` has a fixed scale for each channel, measured on the '
+        "text of `[calibration]`: ONNX Runtime's own quantised cache, which onnxruntime-genai runs too",
     )
 
     layout: Literal["flat", "transformers.js"] = Field(
@@ -57,12 +59,25 @@ class Export(Section):
     def cache_dtype(self) -> Literal["float32", "float16", "int8"]:
         return self.kv_cache or self.dtype
 
+    @property
+    def static_scales(self) -> bool:
+        """Whether the cache is of int8 by scales that the graph holds, as GroupQueryAttention has them."""
+        return self.cache_dtype == "int8" and self.rotary == "gqa"
+
     @model_validator(mode="after")
-    def _converted_cache_is_ours(self) -> Self:
-        if self.cache_dtype != self.dtype and (self.rotary != "custom" or self.target != "cpu"):
+    def _converted_cache_runs(self) -> Self:
+        if self.cache_dtype == self.dtype:
+            return self
+        fits = self.rotary == "custom" or self.static_scales
+        if not fits or self.target != "cpu":
+            rotary = "'custom' or 'gqa'" if self.kv_cache == "int8" else "'custom'"
             raise ValueError(
-                f"kv_cache = '{self.kv_cache}' with activations of {self.dtype} needs rotary = 'custom' and "
+                f"kv_cache = '{self.kv_cache}' with activations of {self.dtype} needs rotary = {rotary} and "
                 f"target = 'cpu', not '{self.rotary}' and '{self.target}'"
+            )
+        if self.static_scales and self.layout == "transformers.js":
+            raise ValueError(
+                "kv_cache = 'int8' with rotary = 'gqa' needs layout = 'flat': transformers.js makes a cache of floats"
             )
         return self
 

@@ -12,13 +12,13 @@ from .model import Model
 from .quantize import Quantize
 from .schema import Recipe
 
-_SECTIONS = ("verify", "export")
+_SECTIONS = ("verify", "export", "calibration")  # the last for the scales of an int8 cache
 _OF_COST = ("ppl_ratio", "kld_mean")  # by_size has them for GPTQ of this project: here they are measured, not judged
 
 
 def imported_recipe(model: Model, quantize: Quantize, changes: Changes) -> Recipe:
     """Return the recipe of weights that are quantised as `quantize` says. [verify] is by the model's size, without
-    limits on the cost; `changes` may set any key of [verify] and [export].
+    limits on the cost; `changes` may set any key of [verify], [export] and [calibration].
 
     Raises:
         RecipeError: another key, or a value out of range.
@@ -26,7 +26,8 @@ def imported_recipe(model: Model, quantize: Quantize, changes: Changes) -> Recip
     other = next((key for key in changes if key.partition(".")[0] not in _SECTIONS), None)
     if other is not None:
         raise RecipeError(
-            f"--set {other}: `import` takes keys of [verify] and [export] alone; weights stay as they are"
+            f"--set {other}: `import` takes keys of [verify], [export] and [calibration] alone; weights stay as they "
+            "are"
         )
     tables, here = nested(changes), Path.cwd()
     raw = {"model": model.model_dump(mode="json", exclude_none=True), "quantize": quantize.model_dump(mode="json")}

@@ -58,6 +58,11 @@ class Recipe(Section):
     def _gptq_observes(self) -> Self:
         if self.uses_gptq and self.calibration is None:
             raise ValueError("method = 'gptq' needs a [calibration] section")
+        if self.export.static_scales and self.calibration is None:
+            raise ValueError(
+                "kv_cache = 'int8' with rotary = 'gqa' needs a [calibration] section: the scales of the cache are "
+                "measured on its text"
+            )
         return self
 
     @classmethod
@@ -86,6 +91,11 @@ class Recipe(Section):
         from .toml import as_toml
 
         return as_toml(self)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the text of [calibration] is read: by GPTQ, or for the scales of a cache."""
+        return self.uses_gptq or self.export.static_scales
 
     @property
     def uses_gptq(self) -> bool:

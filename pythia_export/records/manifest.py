@@ -93,10 +93,22 @@ class Calibration(Record):
     """How many tokens are the end-of-text token; older records lack it."""
 
 
+class CacheScales(Record):
+    """The text on which the fixed scales of an int8 cache were measured. The scales are constants of the graph."""
+
+    source: str
+    sha256: str
+    """SHA-256 of shape and token ids."""
+    windows: Count
+    sequence_length: Count
+
+
 class Cache(Record):
     kv_cache: Literal["shared", "growing"]
     """`shared`: one buffer may be bound as past and present."""
     kv_dtype: Literal["float32", "float16", "int8"]
+    kv_scales: CacheScales | None = None
+    """Of int8 with `rotary = "gqa"`; absent where a cache has no scales, or has one for each head and token."""
 
 
 class Difference(Kept):

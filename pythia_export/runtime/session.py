@@ -101,7 +101,10 @@ class Session:
         self._vocabulary = config.vocab_size
         self._session = open_graph(self._ort, *as_blobs(graph, folder), threads, provider, library)
         self.providers: list[str] = self._session.get_providers()
-        parts = [f"{layer}.{part}" for layer in range(config.num_layers) for part in cache_parts(kv_dtype)]
+        # Codes of int8 whose scales are constants of the graph have no inputs for them (graph/cache_scales.py).
+        self.static_scales = kv_dtype == "int8" and "past_key_values.0.key_scale" not in contents.inputs
+        names = cache_parts(kv_dtype, self.static_scales)
+        parts = [f"{layer}.{part}" for layer in range(config.num_layers) for part in names]
         self._present_of = {f"past_key_values.{part}": f"present.{part}" for part in parts}
         self._check_interface(folder)
         self.load_seconds = time.perf_counter() - began
@@ -173,7 +176,7 @@ class Session:
             binding = self._session.io_binding()
             return Cache(batch, max_len, arrays, self._present_of, binding, self._memory, self.kv_cache == "growing")
         except (MemoryError, OSError, OverflowError, RuntimeError) as e:
-            nbytes = cache_bytes(self.config, self.kv_dtype.name, batch * room)
+            nbytes = cache_bytes(self.config, self.kv_dtype.name, batch * room, self.static_scales)
             raise ResourceError(f"no memory for a KV cache of {nbytes:,} bytes: {e}", hint=_FEWER) from e
 
     def step(

@@ -25,7 +25,8 @@ def run(batch: list[str]) -> list[list[int]]:
     ids = np.array([[0] * (longest - len(row)) + row for row in rows])
     mask = np.array([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     _, heads, _, size = model.input(past_names[0]).partial_shape
-    past = {name: np.zeros((len(rows), heads.get_length(), 0, size.get_length()), np.float32) for name in past_names}
+    kept = model.input(past_names[0]).element_type.to_dtype()
+    past = {name: np.zeros((len(rows), heads.get_length(), 0, size.get_length()), kept) for name in past_names}
     found = []
     for _ in range(new):
         positions = np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :]

@@ -21,13 +21,15 @@ outputs = {"logits": 0, "present": [{"key": 0, "value": 0} for _ in range(layers
 metadata = ExportMetadata(
     export_dtype="float32", out_spec=pytree.treespec_dumps(pytree.tree_structure(outputs)), out_constants=[]
 )
-model = OnnxModelRunner(metadata, onnxruntime.InferenceSession(str(folder / "model.onnx")))
+session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+kept = torch.int8 if session.get_inputs()[-1].type == "tensor(int8)" else torch.float32
+model = OnnxModelRunner(metadata, session)
 
 
 def run(batch: list[str]) -> list[list[int]]:
     tokens = tokenizer(batch, return_tensors="pt", padding=True)
     ids, mask = tokens.input_ids, tokens.attention_mask
-    empty = torch.zeros(len(batch), heads, 0, config.hidden_size // heads)
+    empty = torch.zeros(len(batch), heads, 0, config.hidden_size // heads, dtype=kept)
     past = [{"key": empty, "value": empty} for _ in range(layers)]
     found = []
     for _ in range(new):

@@ -67,15 +67,20 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(folder) -> list[list[int]]:
+    return by_onnxruntime(folder)
+
+
+def by_onnxruntime(folder: Path) -> list[list[int]]:
     """By a bare ONNX Runtime, one token after another, the cache passed by hand."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     config = json.loads((folder / "config.json").read_text())
     heads, size = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
     past_names = [i.name for i in session.get_inputs() if i.name.startswith("past_key_values")]
+    kept = np.int8 if session.get_inputs()[-1].type == "tensor(int8)" else np.float32
     found = []
     for prompt in PROMPTS:
-        past = {name: np.zeros((1, heads, 0, size), np.float32) for name in past_names}
+        past = {name: np.zeros((1, heads, 0, size), kept) for name in past_names}
         new, seen, row = tokenizer.encode(prompt).ids, 0, []
         while len(row) < NEW:
             feeds = {
@@ -159,6 +164,57 @@ def test_openvino(folder, expected, rotary, tmp_path):
     got = by([OPENVINO, HERE / "openvino_run.py"], tmp_path / "other")
     assert got["alone"] == expected
     assert got["together"] == expected if rotary == "onnx" else isinstance(got["together"], str), "one row alone"
+
+
+@pytest.fixture(scope="module")
+def int8_cache(tmp_path_factory) -> Path:
+    """An artifact whose cache is int8 as ONNX Runtime's own attention has it."""
+    out = tmp_path_factory.mktemp("int8") / "artifact"
+    calibration = {"source": "python-stdlib", "samples": 16, "sequence_length": 512}
+    run(parse_recipe(RECIPE | {"calibration": calibration, "export": {"rotary": "gqa", "kv_cache": "int8"}}), out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("python", "program"),
+    [
+        (GENAI, "genai_run.py"), (TRANSFORMERS, "transformers_run.py"), (OPENVINO, "openvino_run.py"),
+        (Path(sys.executable), "optimum_run.py"),
+    ],
+)  # fmt: skip
+def test_an_int8_cache_with_fixed_scales_runs_by_name(int8_cache, python, program):
+    if not python.is_file():
+        pytest.skip(f"no {python.parent.parent.name}: make test-consumers")
+    if program == "optimum_run.py":
+        pytest.importorskip("optimum.onnxruntime")
+    expected = by_onnxruntime(int8_cache)
+    got = by([python, HERE / program], int8_cache)
+    assert got["alone"] == expected
+    assert isinstance(got["together"], str) if program == "openvino_run.py" else got["together"] == expected
+
+
+def test_an_int8_cache_with_fixed_scales_in_our_runtime_and_in_cpp(int8_cache, program):
+    expected, artifact = by_onnxruntime(int8_cache), Artifact.open(int8_cache)
+    session, tokenizer = Session.open(artifact), artifact.tokenizer()
+    ids = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    assert session.speed == "stock" and session.kv_dtype == np.int8
+    assert [list(generate(session, tokenizer, row, NEW)) for row in ids] == expected
+    assert generate_batch(session, tokenizer, ids, NEW) == expected
+    assert continued(program, int8_cache, ids, native=False) == expected
+
+
+@needs_transformers
+@pytest.mark.parametrize(("model", "runs"), [("onnxruntime-genai", True), ("onnxruntime", False)])
+def test_lm_eval_scores_an_int8_cache_through_genai_alone(int8_cache, model, runs):
+    line = [str(TRANSFORMERS), str(HERE / "lm_eval_run.py"), str(int8_cache), model, json.dumps(PROMPTS)]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=offline)
+    if not runs:
+        assert done.returncode and "unsupported type tensor(int8)" in done.stderr
+        return
+    artifact = pythia_export.Artifact.open(int8_cache)
+    start = artifact.tokenizer().id_to_token(0)
+    assert np.allclose(answer(done), [artifact.score(start + text).sum() for text in PROMPTS], rtol=1e-4)
 
 
 TEXTS = [

@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from pythia_export.base.progress import SILENT
 from pythia_export.calibrate import quantize_stream
+from pythia_export.commands.cache_scales import measured_scales
+from pythia_export.corpus import Windows
 from pythia_export.graph.decoder import build_decoder
 from pythia_export.model.neox import NeoXConfig, cache_parts
 from pythia_export.recipe import Export, Quantize
@@ -104,8 +107,8 @@ class Exported:
         """Inputs of one call: ids [B, T] are the last T of the mask's [B, total] tokens."""
         positions = np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :]
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        kept = self.export.cache_dtype
-        names = [f"{layer}.{part}" for layer in range(self.config.num_layers) for part in cache_parts(kept)]
+        kept, parts = self.export.cache_dtype, cache_parts(self.export.cache_dtype, self.export.static_scales)
+        names = [f"{layer}.{part}" for layer in range(self.config.num_layers) for part in parts]
         empty = np.zeros((len(ids), self.config.num_heads, 0, self.config.head_dim), kept)
         for i, name in enumerate(names):
             nothing = empty[..., 0].astype("f") if name.endswith("scale") else empty
@@ -120,7 +123,14 @@ def export_model(
     places = layout(source.config, quantize, export.dtype)
     with WeightsWriter(folder / DATA_FILE, places) as writer:
         record = quantize_stream(source, writer, windows).to_json()
-    model = build_decoder(source.config, places, export)
+    scales = None
+    if export.static_scales:
+        drawn = np.random.default_rng(0).integers(
+            0, source.config.vocab_size, (16, min(256, source.config.max_positions))
+        )
+        text = Windows.of(drawn, np.zeros_like(drawn), "drawn", drawn.size, {})
+        scales = measured_scales(source.config, places, export, folder, text, SILENT).scales
+    model = build_decoder(source.config, places, export, scales=scales)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     return Exported(source.config, folder, places, model, export, record)
 

@@ -13,7 +13,7 @@ from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import Session
 
 EXPORTS = [Export(rotary=rotary) for rotary in ("custom", "gqa", "onnx")]
-EXPORTS += [Export(kv_cache=kept) for kept in ("float16", "int8")]
+EXPORTS += [Export(kv_cache=kept) for kept in ("float16", "int8")] + [Export(rotary="gqa", kv_cache="int8")]
 
 
 @pytest.fixture(scope="module")

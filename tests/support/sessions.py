@@ -33,6 +33,8 @@ def export_and_publish(
             "export": export.model_dump(mode="json"),
             "verify": {"source": "python-stdlib"},
         }
+        if export.static_scales:
+            recipe["calibration"] = {"source": "python-stdlib"}
         layout = {"kv_cache": kv_cache(export), "kv_dtype": export.cache_dtype}
         staging.publish(
             Origin(

@@ -18,6 +18,7 @@ FORMS = {
     "`custom`, float16 cache": Export(kv_cache="float16"),
     "`custom`, int8 cache": Export(kv_cache="int8"),
     "`gqa`": Export(rotary="gqa"),
+    "`gqa`, int8 cache": Export(rotary="gqa", kv_cache="int8"),
     "`onnx`": Export(rotary="onnx"),
 }
 

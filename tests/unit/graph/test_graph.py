@@ -13,6 +13,7 @@ from models import GEOMETRIES, InMemory, export_model, hugging_face, on_disk, sm
 from oracles import relative
 
 from pythia_export.base.errors import RecipeError
+from pythia_export.graph.cache_scales import unit_scales
 from pythia_export.graph.decoder import PACKED, build_decoder, kv_cache
 from pythia_export.graph.levels import with_accuracy_level
 from pythia_export.graph.targets import WEB_BYTES, require_fit, warnings
@@ -207,12 +208,15 @@ def test_layout_aligns_and_never_overlaps():
 
 
 @pytest.mark.parametrize(
-    ("rotary", "kv_cache"), [*((rotary, None) for rotary in ROTARIES), ("custom", "float16"), ("custom", "int8")]
+    ("rotary", "kv_cache"),
+    [*((rotary, None) for rotary in ROTARIES), ("custom", "float16"), ("custom", "int8"), ("gqa", "int8")],
 )
 @pytest.mark.parametrize("products", [4, 2])
 def test_every_value_has_a_type_and_a_shape_and_a_name_of_its_own(rotary, kv_cache, products):
     config, quantize = small_config(layers=2), Quantize(method="rtn", products=products)
-    model = build_decoder(config, layout(config, quantize, "float32"), Export(rotary=rotary, kv_cache=kv_cache))
+    export = Export(rotary=rotary, kv_cache=kv_cache)
+    scales = unit_scales(config) if export.static_scales else None
+    model = build_decoder(config, layout(config, quantize, "float32"), export, scales=scales)
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
     known = {
         v.name: v.type.tensor_type

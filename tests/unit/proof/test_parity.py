@@ -77,7 +77,14 @@ def proofs(source, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "chosen",
-    [{}, {"rotary": "gqa"}, {"rotary": "onnx"}, {"kv_cache": "float16"}, {"kv_cache": "int8"}],
+    [
+        {},
+        {"rotary": "gqa"},
+        {"rotary": "onnx"},
+        {"kv_cache": "float16"},
+        {"kv_cache": "int8"},
+        {"rotary": "gqa", "kv_cache": "int8"},
+    ],
     ids=lambda x: "-".join(x.values()) or "custom",
 )
 def test_cache_batch_and_padding_give_the_logits_of_one_pass(chosen, source, tmp_path):

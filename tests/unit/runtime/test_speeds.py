@@ -109,11 +109,19 @@ def test_a_converted_cache_is_the_same_at_both_speeds_and_from_call_to_call(cach
 
 
 @pytest.mark.parametrize(
-    "settings", [{"rotary": "gqa"}, {"rotary": "onnx"}, {"target": "web"}, {"target": "cuda", "dtype": "float16"}]
-)
+    "settings",
+    [
+        {"rotary": "onnx"}, {"target": "web"}, {"target": "cuda", "dtype": "float16"},
+        {"rotary": "gqa", "target": "web"}, {"rotary": "gqa", "target": "cuda", "dtype": "float16"},
+    ],
+)  # fmt: skip
 def test_a_converted_cache_is_refused_where_it_would_be_slow_or_unknown(settings):
-    with pytest.raises(ValueError, match="kv_cache = 'int8' .* needs rotary = 'custom'"):
+    with pytest.raises(ValueError, match="kv_cache = 'int8' .* needs rotary = 'custom' or 'gqa'"):
         Export(kv_cache="int8", **settings)
+    with pytest.raises(ValueError, match="kv_cache = 'float16' .* needs rotary = 'custom' and"):
+        Export(kv_cache="float16", rotary="gqa")
+    with pytest.raises(ValueError, match="transformers.js makes a cache of floats"):
+        Export(kv_cache="int8", rotary="gqa", layout="transformers.js")
     assert (
         Export(kv_cache="float32").cache_dtype == "float32"
         and Export(dtype="float16", target="cuda").cache_dtype == "float16"
