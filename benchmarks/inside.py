@@ -22,6 +22,7 @@ from pythia_export.base.machine import machine
 from pythia_export.checkpoint import open_checkpoint, pull
 from pythia_export.corpus import verify_windows
 from pythia_export.proof import cost
+from pythia_export.proof.activations import Activations
 from pythia_export.proof.inside import Inside
 from pythia_export.proof.subject import Subject
 from pythia_export.weights.names import MODEL
@@ -44,11 +45,14 @@ def main() -> None:
         artifact.manifest.source, source, artifact.weights(), config, model, artifact.folder, recipe.quantize,
         recipe.export,
     )  # fmt: skip
+    rounds = Activations.of(model, recipe.export.cache_dtype)
     shipped = subject.session(recipe.export.accuracy_level, native=True)
     seconds: dict[str, list[float]] = {"cost": [], "cost and inside": []}
     for _ in range(args.rounds):
         for name, found in seconds.items():
-            watch = Inside(source, {"artifact": subject.stored}, config, windows) if "inside" in name else None
+            watch = None
+            if "inside" in name:
+                watch = Inside(source, {"artifact": subject.stored}, config, windows, activations=rounds)
             began = time.perf_counter()
             cost.measure(subject, shipped, windows, watch=watch)
             if watch is not None:

@@ -19,6 +19,7 @@ from ..rounding.gptq import factor, gptq
 from .footprint import (
     choices,
     cubic_operations,
+    inside_operations,
     observing_operations,
     scoring_operations,
     sensitivity_operations,
@@ -51,8 +52,11 @@ class Duration:
         return self.quantize + self.prove
 
 
-def duration(config: NeoXConfig, recipe: Recipe, rates: Rates) -> Duration:
-    """Return what a job takes at these rates. Within a factor of two, on the models that it was held against."""
+def duration(config: NeoXConfig, recipe: Recipe, rates: Rates, features: int = 0) -> Duration:
+    """Return what a job takes at these rates. Within a factor of two, on the models that it was held against.
+
+    `features` are the weights of all sparse autoencoders' encoders.
+    """
     quantize, calibration = recipe.quantize, recipe.calibration
     work = cubic_operations(config, quantize)
     if recipe.uses_gptq and calibration is not None:
@@ -60,6 +64,8 @@ def duration(config: NeoXConfig, recipe: Recipe, rates: Rates) -> Duration:
         work += sensitivity_operations(config, calibration) if quantize.fisher else 0.0
     scored = scoring_operations(config, recipe.verify.tokens, 2)
     scored += scoring_operations(config, min(EXPORT_TOKENS, 6 * recipe.verify.tokens), 1)
+    if recipe.verify.look_inside:
+        scored += inside_operations(config, recipe.verify, features)
     rounding = choices(config, quantize) / rates.choices
     return Duration(work / rates.products + rounding, scored / rates.products, rates)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from ..calibrate.observe import KEPT_BYTES
 from ..calibrate.sensitivity import TOKENS as SENSITIVITY_TOKENS
 from ..model.neox import NeoXConfig
-from ..recipe import Calibration, Quantize, Recipe
+from ..proof.inside import POSITIONS
+from ..recipe import Calibration, Quantize, Recipe, Verify
 from ..weights.layout import layout_of
 
 CHOICE = 1000.0  # to choose a weight's codes in one rounding of a beam takes as long as so many operations
@@ -76,3 +77,12 @@ def scoring_operations(config: NeoXConfig, tokens: int, passes: int) -> float:
     """`passes` through the model and, for each, the logits of the original again to compare with."""
     head = 2.0 * config.vocab_size * config.hidden_size * tokens
     return passes * (2.0 * config.parameters * tokens + head)
+
+
+def inside_operations(config: NeoXConfig, verify: Verify, features: int) -> float:
+    """Return the cost of the third question: another pass over the layers, and at the sampled places of two models the
+    logit lens behind every layer and autoencoders, whose encoders have so many weights in all."""
+    ends = config.vocab_size * config.hidden_size
+    sampled = verify.tokens * min(1.0, POSITIONS / verify.sequence_length)
+    lens = 2 * 2.0 * ends * (config.num_layers + 1) * sampled
+    return 2.0 * (config.parameters - 2 * ends) * verify.tokens + lens + 2 * 4.0 * features * sampled

@@ -15,6 +15,7 @@ from ..graph.trunk import build_graph
 from ..model.mean import is_mean, terms
 from ..model.neox import NeoXConfig, cache_bytes
 from ..model.suite import find, geometry
+from ..proof.autoencoder import Autoencoder, autoencoders
 from ..recipe import Gates, Recipe, Verify
 from ..weights.layout import layout_of, require_overrides_match
 from ..weights.names import MODEL, data_name, graph_name
@@ -60,6 +61,7 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
 
     Raises:
         SourceError: the model's geometry cannot be known without pulling it, or a local text is not there.
+        And as `autoencoders`, of those that the recipe names.
     """
     source = _source(recipe)
     config, bytes_to_fetch = source.config, 2 * source.config.parameters * source.revisions
@@ -70,6 +72,7 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
     require_overrides_match(config, recipe.quantize)
     if recipe.quantize.bits_per_weight is not None:
         require_budget(config, recipe.quantize, recipe.export.dtype)
+    looked = _autoencoders(recipe, config)
     several = f": {source.revisions} checkpoints, averaged tensor by tensor" if source.revisions > 1 else ""
     steps = [f"pull {recipe.model.name} at {recipe.model.revision}{several}"]
     calibration = recipe.calibration if recipe.calibrates else None
@@ -91,6 +94,8 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
         f"prove on {recipe.verify.tokens:,} held-out tokens ({recipe.verify.described}); {_gates(recipe.verify.gates)}",
     ]
     scales = unit_scales(config) if recipe.export.static_scales else None
+    if recipe.verify.look_inside:
+        steps.append(f"look inside: streams, patterns, heads{f', {len(looked)} autoencoders' if looked else ''}")
     return Plan(
         model=recipe.model.name,
         revision=recipe.model.revision,
@@ -111,7 +116,7 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
         kv_cache_bytes=cache_bytes(
             config, recipe.export.cache_dtype, config.max_positions, recipe.export.static_scales
         ),
-        time=duration(config, recipe, measured(config, recipe.quantize)) if timed else None,
+        time=duration(config, recipe, measured(config, recipe.quantize), _weights(looked)) if timed else None,
         linears=[
             PlannedLinear(p.name, p.method, p.scheme.bits, p.scheme.group_size, p.shape)
             for p in places.linears.values()
@@ -120,6 +125,16 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
         steps=steps,
         warnings=[*notes, *warnings(places, recipe.export), *_hopeless(recipe.verify)],
     )
+
+
+def _autoencoders(recipe: Recipe, config: NeoXConfig) -> tuple[Autoencoder, ...]:
+    """Open the recipe's, by their headers alone."""
+    sae = recipe.verify.sae
+    return () if sae is None else autoencoders(sae, config, recipe.quantize.products, weights=False)
+
+
+def _weights(looked: tuple[Autoencoder, ...]) -> int:
+    return sum(one.d_in * one.d_sae for one in looked)
 
 
 def _gates(gates: Gates) -> str:

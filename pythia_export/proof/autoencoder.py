@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -70,15 +71,13 @@ class _Config(BaseModel):
 class Autoencoder:
     """One that fits a model: where it reads, and how it computes.
 
-    name: its folder, relative to the one that was given. sha256: of its weights; cfg_sha256 of its configuration.
+    name: its folder, relative to the one that was given.
     hook: where it reads, by this package's name. layer: the block in which that value comes up. head: of one head
     alone. k: of a topk.
     """
 
     name: str
     folder: Path
-    sha256: str
-    cfg_sha256: str
     architecture: Architecture
     normalisation: Normalisation
     hook: str
@@ -89,6 +88,11 @@ class Autoencoder:
     k: int
     centred: bool
     by_length: bool
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of its weights."""
+        return _sha256(self.folder / WEIGHTS)
 
     def loaded(self, device: torch.device) -> Loaded:
         """Read its weights, as float32."""
@@ -153,9 +157,9 @@ class Loaded:
                 return y
 
 
-def autoencoders(root: Path, config: NeoXConfig, products: int = 4) -> tuple[Autoencoder, ...]:
+def autoencoders(root: Path, config: NeoXConfig, products: int = 4, *, weights: bool = True) -> tuple[Autoencoder, ...]:
     """Return the autoencoders of a folder, itself one or up to `DEEPEST` folders above them, each fit for a model whose
-    layers are quantised as so many products.
+    layers are quantised as so many products. Every weight is read once, unless `weights` is false.
 
     Raises:
         SourceError: there is none, a file is missing, or it is of a kind or a width that cannot be computed here.
@@ -172,7 +176,9 @@ def autoencoders(root: Path, config: NeoXConfig, products: int = 4) -> tuple[Aut
         raise SourceError(f"{root}: no sparse autoencoder: {there}", hint=_HINT)
     found = []
     for folder in folders:
-        one = _opened(folder, folder.resolve().name if folder == root else str(folder.relative_to(root)), config)
+        one = _opened(
+            folder, folder.resolve().name if folder == root else str(folder.relative_to(root)), config, weights
+        )
         if products == 2 and tap_of(one.hook)[0].name in SUMMED:
             raise RecipeError(
                 f"{folder}: reads {one.hook}, which an artifact of products = 2 does not compute by itself"
@@ -183,11 +189,11 @@ def autoencoders(root: Path, config: NeoXConfig, products: int = 4) -> tuple[Aut
 
 def fingerprint(found: tuple[Autoencoder, ...]) -> str:
     """Return a hash of all that their figures depend on."""
-    parts = [(one.name, one.cfg_sha256, one.sha256) for one in found]
+    parts = [(one.name, _sha256(one.folder / CONFIG), one.sha256) for one in found]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _opened(folder: Path, name: str, model: NeoXConfig) -> Autoencoder:
+def _opened(folder: Path, name: str, model: NeoXConfig, weights: bool) -> Autoencoder:
     path = folder / CONFIG
     given = read_object(path, error=SourceError, hint=_HINT)
     try:
@@ -206,7 +212,7 @@ def _opened(folder: Path, name: str, model: NeoXConfig) -> Autoencoder:
         raise SourceError(f"{path}: k = {config.k:,} of {config.d_sae:,} features")
     stored = _stored(folder)
     _require_shapes(folder / WEIGHTS, stored, architecture, config)
-    for tensor in stored.values():
+    for tensor in stored.values() if weights else ():
         tensor.read()  # says where it is not finite, before hours have gone into the proof
     if config.normalize_activations not in get_args(Normalisation):
         known = ", ".join(get_args(Normalisation))
@@ -216,7 +222,7 @@ def _opened(folder: Path, name: str, model: NeoXConfig) -> Autoencoder:
             hint=_UNTRAINED,
         )
     return Autoencoder(
-        name=name, folder=folder, sha256=_sha256(folder / WEIGHTS), cfg_sha256=_sha256(path),
+        name=name, folder=folder,
         architecture=architecture, normalisation=config.normalize_activations,  # type: ignore[arg-type]
         hook=hook, layer=layer, head=config.hook_head_index, d_in=config.d_in, d_sae=config.d_sae, k=config.k,
         centred=config.apply_b_dec_to_input,

@@ -30,11 +30,11 @@ def induction(rows: Rows) -> Section:
 def _run(run: Rows, name: str, axis: Axis) -> Plot:
     shown = quantizations(run)[:MOST_LINES]
     shades = plots.colours(len(shown) + 1)
-    drawn = [_line("original", run[axis.column], run["induction_original"], shades[0], DASHES[1])]
+    drawn = [mean_line("original", run[axis.column], run["induction_original"], shades[0], DASHES[1])]
     worst, most = "", 0.0
     for shade, quantization in zip(shades[1:], shown, strict=True):
         part = run.where(run["quantization"] == quantization)
-        drawn.append(_line(quantization, part[axis.column], part["induction"], shade, "-"))
+        drawn.append(mean_line(quantization, part[axis.column], part["induction"], shade, "-"))
         lost = part["induction_original"] - part["induction"]
         if lost.max() > most:
             where = axis.at(float(part[axis.column][lost.argmax()]))
@@ -52,7 +52,7 @@ def _run(run: Rows, name: str, axis: Axis) -> Plot:
     return Plot(file, title, svg, caption)
 
 
-def _line(label: str, x: Floats, y: Floats, colour: str, dash: object) -> Line:
+def mean_line(label: str, x: Floats, y: Floats, colour: str, dash: object) -> Line:
     """Return a line through the mean at each x: seeds of one size share it."""
     at, of, counts = np.unique(x, return_inverse=True, return_counts=True)
     nowhere = np.full(len(at), np.nan)

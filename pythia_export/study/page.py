@@ -79,7 +79,7 @@ def render(
     outstanding: int,
 ) -> tuple[str, dict[str, str]]:
     """The page, and its plots by their slugs."""
-    from . import averages, figures, induction, plots, statement
+    from . import averages, figures, induction, plots, statement, survival
     from .law import LAW, PUBLISHED, Compared, Fit, compare, fit
 
     rows = Rows.of(results)
@@ -93,6 +93,7 @@ def render(
         figures.over_training(rows, figures.DELTA), figures.over_training(rows, figures.KL), figures.over_rate(rows),
         figures.by_size(rows), figures.by_bits(rows), figures.maps(rows), averages.averages(rows),
         induction.induction(rows),
+        survival.survival(rows),
     ]  # fmt: skip
     sections = [section for section in sections if section.plots or section.sentences]
     parts = [] if empty else [figures.by_subset(rows, subsets)]

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,7 +29,7 @@ def versions() -> dict[str, str]:
 class Job:
     """snapshot: what the results say of the checkpoint, `name`, `size`, `step`, `tokens` and so on. commit: which
     weights. calibration, verify: hashes of the texts; the first is None where none is read. inside: what is computed
-    inside the model is compared too."""
+    inside the model is compared too, with the features of the autoencoders in `sae`, whose hash is `features`."""
 
     model: Model
     commit: str
@@ -38,6 +39,8 @@ class Job:
     verify: str
     versions: dict[str, str]
     inside: bool = False
+    sae: Path | None = None
+    features: str | None = None
 
     @cached_property
     def key(self) -> str:
@@ -56,7 +59,8 @@ class Job:
     @property
     def _more(self) -> Json:
         """What jobs of before did not have: without it they keep their keys."""
-        return {"inside": True} if self.inside else {}
+        found: Json = {"inside": True} if self.inside else {}
+        return found if self.features is None else found | {"features": self.features}
 
     @property
     def title(self) -> str:
@@ -74,7 +78,7 @@ class Job:
             "verify": self.verify,
             "versions": {**self.versions},
         }
-        return fields | self._more
+        return fields | self._more | ({} if self.sae is None else {"sae": str(self.sae)})
 
     @classmethod
     def from_json(cls, raw: Json, where: str) -> Job:
@@ -91,7 +95,8 @@ class Job:
             job = cls(
                 Model(**fields["model"]), fields["commit"], Facts.model_validate(fields["snapshot"]),
                 Quantize(**fields["quantize"]), fields["calibration"], fields["verify"], fields["versions"],
-                fields.get("inside") is True,
+                fields.get("inside") is True, None if fields.get("sae") is None else Path(fields["sae"]),
+                fields.get("features"),
             )  # fmt: skip
             named, made = fields["key"], job.key
         except (KeyError, TypeError, ValueError) as e:

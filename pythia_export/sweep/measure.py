@@ -26,6 +26,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint import evict as evict_checkpoint
 from ..checkpoint import pull as pull_checkpoint
 from ..corpus import Windows
+from ..proof.autoencoder import autoencoders, fingerprint
 from ..proof.cost import subsets_of
 from ..proof.inside import Inside as Look
 from ..proof.reference import Reference
@@ -103,7 +104,7 @@ class Shared:
                 start, reader = time.perf_counter(), WeightsReader(writer.path, writer.layout)
                 stored = Reference(reader, config, verify.ids, "Quantised weights", self._compute)
                 cost = self._score(original, stored, verify)
-                inside = self._look_inside(reader, verify) if job.inside else None
+                inside = self._look_inside(reader, verify, job) if job.inside else None
                 del stored, reader  # unmapped before the file goes
                 writer.path.unlink()
                 share, each = (shared - began) / len(jobs), (rounded - shared) / len(jobs)
@@ -129,10 +130,16 @@ class Shared:
         figures = score(original.logits, others, windows, "Against the original", self._compute.progress)["stored"]
         return summarise(figures, windows.n_bytes / windows.ids.size, subsets_of(windows))
 
-    def _look_inside(self, stored: WeightsReader, windows: Windows) -> Inside:
+    def _look_inside(self, stored: WeightsReader, windows: Windows, job: Job) -> Inside:
         """Run original and quantised weights in step, once more: of the original's pass the end alone was kept."""
         source, config = self.checkpoint, self.checkpoint.config
-        watch = Look(source, {"artifact": stored}, config, windows, self._compute)
+        found = () if job.sae is None else autoencoders(job.sae, config, job.quantize.products, weights=False)
+        if found and fingerprint(found) != job.features:
+            raise SourceError(
+                f"{job.sae}: these are not the autoencoders that the sweep was prepared with",
+                hint="They changed since. `sweep run` prepares it anew.",
+            )
+        watch = Look(source, {"artifact": stored}, config, windows, self._compute, autoencoders=found)
         Reference(source, config, windows.ids, "Inside", self._compute, watch=watch).watched()
         return watch.result()
 

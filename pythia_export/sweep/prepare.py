@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -20,6 +21,8 @@ from ..corpus import Windows, calibration_windows, verify_windows
 from ..corpus.overlap import require_held_out
 from ..model import suite
 from ..model.mean import is_mean, terms
+from ..model.neox import NeoXConfig
+from ..proof.autoencoder import autoencoders, fingerprint
 from ..recipe import Model, Quantize, Recipe
 from . import records
 from .folder import Folder
@@ -52,19 +55,22 @@ def prepare(file: SweepFile, folder: Folder, progress: Progress = SILENT) -> Pre
     """Ask the hub, a call a model; tokenise; write `sweep.json` and the texts.
 
     Raises:
-        RecipeError: the product is empty, or a recipe of it is none.
+        RecipeError: the product is empty, or a recipe of it is none; an autoencoder of a place that a model lacks.
         SourceError: a model, a revision or a text cannot be had, or the models have different tokenizers.
     """
     members, left_out = snapshots(file.sweep)
     commits = _commits(members, progress)
     texts = _Texts(file, members, folder, progress)
     installed, tasks, pinned = versions(), [], []
+    sae, features = file.verify.sae, _Features(file.verify.sae)
     for member, commit in zip(members, commits, strict=True):
         facts = facts_of(member)
         jobs = []
         for quantize in file.quantize:
             calibration, verify = texts.of(member, quantize)
-            jobs.append(Job(member.model, commit, facts, quantize, calibration, verify, installed, file.verify.inside))
+            found = features.of(member.config, quantize)
+            inside = file.verify.inside or sae is not None
+            jobs.append(Job(member.model, commit, facts, quantize, calibration, verify, installed, inside, sae, found))
         key = task_key(facts, member.revision, commit)
         tasks.append(Task(key, member, tuple(jobs)))
         pinned.append(Pinned(name=member.name, revision=member.revision, commit=commit, task=key, facts=facts))
@@ -128,6 +134,22 @@ def _on_hub(repo: str, revision: str, known: dict[str, dict[str, str]], progress
     if revision not in known[repo]:
         raise SourceError(f"{repo}: the hub has no branch {revision}", hint="Leave it out of `sweep.revisions`.")
     return known[repo][revision]
+
+
+class _Features:
+    """Hashes of the autoencoders in a folder, for every kind of model once: they are read whole, and must fit it."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._found: dict[tuple[NeoXConfig, int], str] = {}
+
+    def of(self, config: NeoXConfig, quantize: Quantize) -> str | None:
+        if self._folder is None:
+            return None
+        asked = config, quantize.products
+        if asked not in self._found:
+            self._found[asked] = fingerprint(autoencoders(self._folder, *asked))
+        return self._found[asked]
 
 
 class _Texts:

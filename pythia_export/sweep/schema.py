@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ..base.errors import RecipeError
 from ..recipe import Calibration, Export, Model, Quantize, Recipe, Text
 from ..recipe.load import explain
-from ..recipe.section import NonEmpty, Section
+from ..recipe.section import LocalPath, NonEmpty, Section
 from ..recipe.toml import read_toml
 
 MOST_COMBINATIONS = 10_000  # of one table: a checkpoint takes minutes for each
@@ -61,6 +61,11 @@ class HeldOut(Text):
 
     tokens: int = Field(32768, ge=64, description="held-out tokens to score")
     inside: bool = Field(False, description="also compare residual streams, attention patterns and induction heads")
+    sae: LocalPath | None = Field(
+        None,
+        description="with `inside`, which it turns on: a sparse autoencoder in SAELens's form, or a folder of several, "
+        "which fit every model; relative to the sweep's file",
+    )
 
 
 class Resources(Section):
@@ -164,8 +169,10 @@ def parse(raw: dict[str, Any], folder: Path, where: str = "sweep") -> SweepFile:
     changed: dict[str, Any] = {"sweep": found.sweep.model_copy(update={"models": models})}
     for name in ("calibration", "verify"):
         section = getattr(found, name)
-        if section is not None and section.path is not None and not section.path.is_absolute():
-            changed[name] = section.model_copy(update={"path": folder / section.path})
+        given = {key: getattr(section, key, None) for key in ("path", "sae")}
+        anchored = {key: folder / path for key, path in given.items() if path is not None}  # an absolute one stays
+        if section is not None and anchored:
+            changed[name] = section.model_copy(update=anchored)
     return found.model_copy(update=changed)
 
 

@@ -74,11 +74,13 @@ _COST = {
 _INSIDE = {
     **{
         f"{name}{x}": pa.float64()
-        for name in ("stream_error", "stream_cosine", "pattern_js", "lens_kld", "lens_same_top")
+        for name in ("stream_error", "stream_cosine", "pattern_js", "lens_kld", "lens_same_top", "feature_survival")
         for x in _INTERVAL
     },
     "induction_original": pa.float64(),  # largest score of a head
     "induction": pa.float64(),
+    "unexplained_original": pa.float64(),  # of the variance, by autoencoders; the mean over them
+    "unexplained": pa.float64(),
 }
 COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
@@ -177,7 +179,7 @@ def _cost(cost: Part) -> dict[str, Any]:
 def _inside(found: Inside | None) -> dict[str, Any]:
     if found is None:
         return dict.fromkeys(_INSIDE)
-    side, top = found.artifact, found.artifact.lens_same_top
+    side = found.artifact
     row: dict[str, Any] = {"induction_original": side.induction_original, "induction": side.induction}
     for name, of in (
         ("stream_error", side.residual_error),
@@ -186,8 +188,13 @@ def _inside(found: Inside | None) -> dict[str, Any]:
         ("lens_kld", side.lens_kld),
     ):
         row |= {name: of.mean, f"{name}_se": of.se, f"{name}_low": of.low, f"{name}_high": of.high}
-    ends = {"lens_same_top_se": top.se, "lens_same_top_low": top.low, "lens_same_top_high": top.high}
-    return row | {"lens_same_top": top.value} | ends
+    for name, part in (("lens_same_top", side.lens_same_top), ("feature_survival", side.feature_survival)):
+        ends = (None, None, None, None) if part is None else (part.value, part.se, part.low, part.high)
+        row |= dict(zip((f"{name}{x}" for x in _INTERVAL), ends, strict=True))
+    seen = side.features
+    for name in ("unexplained_original", "unexplained"):
+        row[name] = sum(getattr(one, name).mean for one in seen) / len(seen) if seen else None
+    return row
 
 
 def _table(rows: list[dict[str, Any]], columns: dict[str, pa.DataType]) -> pa.Table:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters import adapter, lora
+from autoencoders import save_autoencoder
 from models import hugging_face, save_checkpoint, small_config
 from safetensors.torch import load_file, save_file
 
@@ -32,6 +33,7 @@ group_size = 32
 [verify]
 source = "file"
 path = "held-out.txt"
+sae = "autoencoders"
 tokens = 64
 sequence_length = 16
 """
@@ -57,6 +59,7 @@ def made(home, tmp_path_factory):
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
     adapter(folder / "my-adapter", lora(layers=(0,)))
     (folder / "held-out.txt").write_text("def main():\n    return 1\n\n\n" * 100)
+    save_autoencoder(folder / "autoencoders" / "stream", "blocks.0.hook_resid_post", CONFIG.hidden_size, 16)
     (folder / "recipe.toml").write_text(RECIPE)
     run(load_recipe(str(folder / "recipe.toml")), folder / "artifact")
     return folder
@@ -105,6 +108,7 @@ def test_what_moved_is_asked_for_and_accepted_by_its_hashes(moved):
         ("checkpoint", "checkpoints/my-model", "local checkpoint `my-model`"),
         ("adapter", "my-adapter", "local adapter `my-adapter`"),
         ("text", "held-out.txt", "local text `held-out.txt`"),
+        ("sae", "autoencoders", "local autoencoders `autoencoders`"),
     ):
         with pytest.raises(SourceError, match=f"{said}; where that lies is not known") as caught:
             verify(artifact, elsewhere=Elsewhere(**given))
@@ -114,12 +118,15 @@ def test_what_moved_is_asked_for_and_accepted_by_its_hashes(moved):
     parity = verify(artifact, elsewhere=Elsewhere(**given)).to_json()
     assert parity["passed"] and parity["corpus"] == before["corpus"]
     assert parity["source"] | before["source"] == parity["source"], "under the recorded name and commit"
+    (one,) = parity["inside"]["artifact"]["features"]
+    assert one["name"] == "stream" and one["survived"]["value"] > 0.5
+    assert before["inside"]["artifact"]["features"][0]["sha256"] == one["sha256"]
     assert all(str(there).encode() not in path.read_bytes() for path in artifact.rglob("*") if path.is_file())
 
 
 def test_what_lies_beside_the_artifact_is_found(moved):
     there, artifact = moved
-    for name in ("checkpoints/my-model", "my-adapter", "held-out.txt"):
+    for name in ("checkpoints/my-model", "my-adapter", "held-out.txt", "autoencoders"):
         shutil.move(there / name, artifact.parent)
     assert verify(artifact).passed
 

@@ -8,6 +8,7 @@ import re
 import time
 
 import pytest
+from autoencoders import save_autoencoder
 from places import ROOT
 
 from pythia_export.base.errors import RecipeError, SourceError
@@ -237,6 +238,11 @@ def test_a_plan_says_how_long_it_takes_by_rates_that_were_measured():
     assert duration(config, load_recipe("70m", {"quantize.beam": 1}), rates).quantize < default.quantize
     assert duration(config, load_recipe("70m", {"quantize.method": "rtn"}), rates).quantize < default.quantize / 50
     assert duration(config, load_recipe("70m", {"verify.tokens": 131072}), rates).prove > 1.5 * default.prove
+    inside = duration(config, load_recipe("70m", {"verify.inside": True}), rates)
+    assert 1.05 * default.prove < inside.prove < 2 * default.prove and inside.quantize == default.quantize
+    assert duration(config, load_recipe("70m", {"verify.gates.pattern_js": 0.1}), rates) == inside
+    wide = duration(config, load_recipe("70m", {"verify.inside": True}), rates, 512 * 32768)
+    assert inside.prove < wide.prove < 1.1 * inside.prove  # 32 places of a window read it
     short = {"calibration.samples": 32}
     assert duration(config, load_recipe("70m", short), rates).quantize < default.quantize / 2
     found = measured(config, load_recipe("70m").quantize, seconds=0.01)
@@ -251,3 +257,22 @@ def test_the_probe_of_a_plan_is_short(size):
     began = time.process_time()
     measured(geometry(f"EleutherAI/pythia-{size}"), Quantize(), seconds=0.0)
     assert time.process_time() - began < 2.0
+
+
+def test_survival_of_features_needs_autoencoders():
+    raw = {"model": {"id": "demo"}, "quantize": {"method": "rtn"}}
+    raw["verify"] = {"source": "python-stdlib", "gates": {"feature_survival": 0.9}}
+    with pytest.raises(RecipeError, match=r"`gates\.feature_survival` needs `sae`"):
+        parse_recipe(raw)
+    raw["verify"]["sae"] = "autoencoders"
+    recipe = parse_recipe(raw)
+    assert recipe.verify.look_inside and not recipe.verify.inside
+
+
+def test_a_plan_looks_at_autoencoders_without_reading_them(tmp_path):
+    save_autoencoder(tmp_path / "sae", "blocks.1.hook_resid_post", 512, 64)
+    changes = {"verify.sae": str(tmp_path / "sae")}
+    assert "look inside: streams, patterns, heads, 1 autoencoders" in planning.plan(load_recipe("70m", changes)).steps
+    save_autoencoder(tmp_path / "sae", "blocks.1.hook_resid_post", 768, 64)
+    with pytest.raises(SourceError, match="reads 768 numbers at .*; this model has 512 there"):
+        planning.plan(load_recipe("70m", changes))

@@ -250,6 +250,19 @@ def test_in_a_browser_nothing_sticks_out_overlaps_or_is_too_faint(page, tmp_path
     assert measured(tmp_path, [page[0]], *look) == [[{"width": w, "scroll": w} | sound for w in WIDTHS]]
 
 
+def test_features_over_training_by_bits():
+    results, subsets = sweep(models=("70m",), steps=(64, 2000, 143000), bits=(2, 4), subsets=())
+    assert "Features over training" not in render(results, subsets, **NOTHING)[0]
+    rows = results.to_pylist()
+    for row in rows:
+        row["feature_survival"] = {64: 0.9, 2000: 0.8, 143000: 0.7}[row["step"]] - (0.1 if row["bits"] == 2 else 0)
+    page, files = render(table(rows, COLUMNS), subsets, **NOTHING)
+    assert "Features over training" in text(page)
+    assert "Fewest survive “int2 row” at 300 B tokens: 60.0%." in text(page)
+    (plot,) = (svg for name, svg in files.items() if "survival" in name)
+    assert all(label in plot for label in ("int2 row", "int4 row"))
+
+
 def test_induction_over_training_by_bits():
     """A line of the original and one a quantisation; without the figures there is no such section."""
     results, subsets = sweep(models=("70m",), steps=(64, 2000, 143000), bits=(2, 4), subsets=())

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from autoencoders import save_autoencoder
 from safetensors.torch import load_file, save_file
-from sweeps import RTN, checkpoints, content, sweep, text, toml
+from sweeps import CONFIG, RTN, checkpoints, content, sweep, text, toml
 from typer.testing import CliRunner
 
 from pythia_export import cli
@@ -600,22 +601,39 @@ def test_a_sweep_that_looks_inside_has_its_figures_and_another_key(template, tmp
     """Jobs of before keep their keys: what they measured is not measured again."""
     plain = sweep(template, RTN | {"bits": 8})
     texts = text()
-    texts["verify"]["inside"] = True
+    save_autoencoder(tmp_path / "sae", "blocks.0.hook_resid_post", CONFIG.hidden_size, 64)
+    texts["verify"] |= {"inside": True, "sae": str(tmp_path / "sae")}
     file = sweep(template, RTN | {"bits": [8, 2]}, texts=texts)
     folder = Folder(tmp_path / "inside")
     assert run(file, folder).did == 4
+    changed = Folder(tmp_path / "changed")
+    with changed.held():
+        prepared = prepare(file, changed)
+    changed.put_jobs(prepared.jobs)
+    task = prepared.tasks[0]
+    assert {job.key for job in task.jobs} < set(keys(folder))
+    save_autoencoder(tmp_path / "sae", "blocks.0.hook_resid_post", CONFIG.hidden_size, 64, seed=1)
+    assert set(work(changed.root, task.key, [job.key for job in task.jobs], cores=1).values()) == {3}
+    with changed.held():
+        again = {job.key for job in prepare(file, changed).jobs}
+    assert len(again) == 4 and not again & set(keys(folder)), "other autoencoders are other jobs"
     results, subsets = tables(folder, keys(folder))
     rows = results.to_pylist()
     for row in rows:
         assert 0 < row["stream_error_low"] < row["stream_error"] < row["stream_error_high"]
         assert row["pattern_js"] > 0 and 0 < row["induction"] < 1 and row["lens_same_top"] <= 1
+        assert 0 < row["feature_survival_low"] < row["feature_survival"] < 1
+        assert row["unexplained"] > 0 and row["unexplained_original"] > 0
     by_bits = {bits: [r["stream_error"] for r in rows if r["bits"] == bits] for bits in (8, 2)}
     assert max(by_bits[8]) < min(by_bits[2])
+    survive = {bits: [r["feature_survival"] for r in rows if r["bits"] == bits] for bits in (8, 2)}
+    assert min(survive[8]) > max(survive[2])
     before = Folder(tmp_path / "before")
     assert run(plain, before).did == 2
     assert not set(keys(before)) & set(keys(folder))
     for key in keys(before):
         assert "inside" not in before.job(key).to_json()
     assert all(row["stream_error"] is None for row in tables(before, keys(before))[0].to_pylist())
-    write(folder.root, results.drop_columns(["stream_error", "induction"]), subsets)  # of a version that had none
+    older = results.drop_columns(["stream_error", "induction", "unexplained"])  # of a version that had none
+    write(folder.root, older, subsets)
     assert read(folder.root / "results.parquet")["induction"].null_count == 4
