@@ -45,7 +45,7 @@ def main() -> None:
         artifact.manifest.source, source, artifact.weights(), config, model, artifact.folder, recipe.quantize,
         recipe.export,
     )  # fmt: skip
-    rounds = Activations.of(model, recipe.export.cache_dtype)
+    rounds = Activations.of(model, config, recipe.export)
     shipped = subject.session(recipe.export.accuracy_level, native=True)
     seconds: dict[str, list[float]] = {"cost": [], "cost and inside": []}
     for _ in range(args.rounds):

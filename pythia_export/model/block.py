@@ -19,7 +19,8 @@ from .rotary import rotary_tables
 
 Weights = Callable[[str], Tensor]  # on-disk name -> tensor, in the dtype to compute in
 See = Callable[[str, Tensor], None]  # a linear's name within the layer, and its output
-Kept = Callable[[Tensor], Tensor]  # keys or values [B, heads, T, head_dim], and what attention reads back of them
+# `key` or `value`, those of a layer [B, heads, T, head_dim], and what attention reads back of them.
+Kept = Callable[[str, Tensor], Tensor]
 DENSE, UP, DOWN = "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
 
 
@@ -48,7 +49,7 @@ def normalise(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
-def _as_they_are(x: Tensor) -> Tensor:
+def _as_they_are(part: str, x: Tensor) -> Tensor:
     return x
 
 
@@ -58,7 +59,9 @@ def attention(qkv: Tensor, config: NeoXConfig, rotary: Rotary, kept: Kept = _as_
     B, T, _ = qkv.shape
     heads = qkv.view(B, T, config.num_heads, 3 * config.head_dim).transpose(1, 2)
     q, k, v = heads.split(config.head_dim, dim=-1)  # each [B, heads, T, head_dim]
-    mixed = F.scaled_dot_product_attention(rotary.turn(q), kept(rotary.turn(k)), kept(v), is_causal=True)
+    mixed = F.scaled_dot_product_attention(
+        rotary.turn(q), kept("key", rotary.turn(k)), kept("value", v), is_causal=True
+    )
     return mixed.transpose(1, 2).reshape(B, T, config.hidden_size)
 
 
@@ -70,7 +73,7 @@ def attention_pattern(
     heads = qkv.view(B, T, config.num_heads, 3 * config.head_dim).transpose(1, 2)
     q, k, _ = heads.split(config.head_dim, dim=-1)
     asked = rotary.turn(q).take_along_dim(rows[:, None, :, None], 2)
-    scores = asked @ kept(rotary.turn(k)).transpose(-1, -2) * config.head_dim**-0.5
+    scores = asked @ kept("key", rotary.turn(k)).transpose(-1, -2) * config.head_dim**-0.5
     later = torch.arange(T, device=rows.device) > rows[:, None, :, None]
     return F.softmax(scores.masked_fill(later, -torch.inf), -1)
 

@@ -80,7 +80,7 @@ def prove(
     watch = None
     if inside or gates.look_inside or autoencoders:
         beside = {"artifact": subject.stored} | ({} if nearest is None else {"rtn": nearest})
-        rounds = Activations.of(subject.model, subject.export.cache_dtype)
+        rounds = Activations.of(subject.model, subject.config, subject.export)
         watch = Inside(
             subject.original, beside, subject.config, windows, compute, activations=rounds, autoencoders=autoencoders
         )

@@ -33,6 +33,7 @@ def weights(tmp_path_factory):
     recipe = {
         "model": {"path": str(folder / "model")},
         "quantize": {"method": "rtn", "bits": 4, "group_size": 32, "override": [rule]},
+        "calibration": {"source": "python-stdlib", "samples": 2, "sequence_length": 32},
         "verify": {"source": "python-stdlib", "tokens": 256, "sequence_length": 32},
     }
     quantize(parse_recipe(recipe), folder / "weights")
@@ -61,16 +62,23 @@ def in_torch(artifact: Artifact, activations: Activations) -> dict[str, np.ndarr
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"accuracy_level": 4}, {"kv_cache": "int8"}, {"accuracy_level": 4, "kv_cache": "float16"}]
+    "options",
+    [
+        {},
+        {"accuracy_level": 4},
+        {"kv_cache": "int8"},
+        {"accuracy_level": 4, "kv_cache": "float16"},
+        {"kv_cache": "int8", "rotary": "gqa"},
+    ],
 )
 def test_every_place_is_what_the_graph_computes(weights, tmp_path, options):
     export(weights, tmp_path / "out", taps=["all"], **options)
     artifact = Artifact.open(tmp_path / "out")
     hooks = hooks_of(["all"], CONFIG)
     expected = TapSession(artifact, ["all"], threads=1).read(IDS)
-    rounds = Activations.of(
-        onnx.load(artifact.file("model.onnx"), load_external_data=False), artifact.recipe.export.cache_dtype
-    )
+    graph = onnx.load(artifact.file("model.onnx"), load_external_data=False)
+    rounds = Activations.of(graph, CONFIG, artifact.recipe.export)
+    assert bool(rounds.scales) == ("rotary" in options)
     if "accuracy_level" in options:
         sizes = [rounds.blocks[f"gpt_neox.layers.1.{name}"] for name in (QKV, DENSE, UP, DOWN)]
         assert sizes == [32, 32, 32, 64] and rounds.blocks[HEAD] == 128 and len(rounds.blocks) == 9
