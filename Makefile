@@ -81,7 +81,8 @@ reference: $(STAMP) ## fill its pages from the code and committed files
 ##@ Longer tests
 test-consumers: consumers kernels ## artifacts in every program that runs them
 	@echo "test    one artifact in every consumer, and the page of serve"
-	@$(PYTEST) -rs tests/end_to_end/test_consumers.py tests/end_to_end/test_serve_browser.py
+	@TEST_WEBGPU=1 $(PYTEST) -rs tests/end_to_end/test_consumers.py tests/end_to_end/test_serve_browser.py \
+		tests/end_to_end/test_serve_webgpu.py
 
 test-import: $(STAMP) kernels ## quantise with three other tools, import each
 	@echo "test    checkpoints of three quantisers, each run for real (minutes)"

@@ -39,8 +39,8 @@ PROMPT = "import os\n\nclass Parser:\n    def __init__(self, name):\n        sel
 def main() -> None:
     (HERE / "pictures").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Page(Path(folder) / "profile") as browser:
-        _save(_report(browser, Path(folder)), "report")
-        _save(_inside(browser, Path(folder)), "inside")
+        _save(_report(browser, Path(folder)), "report", colours=64)
+        _save(_inside(browser, Path(folder)), "inside", colours=256)
 
 
 def _report(browser: Page, folder: Path) -> Image.Image:
@@ -75,8 +75,8 @@ def _inside(browser: Page, folder: Path) -> Image.Image:
     return picture.crop(tuple(int(box[edge]) for edge in ("left", "top", "right", "bottom")))
 
 
-def _save(picture: Image.Image, name: str) -> None:
-    picture.quantize(64).save(HERE / "pictures" / f"{name}.png", optimize=True)
+def _save(picture: Image.Image, name: str, colours: int) -> None:
+    picture.quantize(colours).save(HERE / "pictures" / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

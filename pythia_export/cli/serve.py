@@ -35,7 +35,7 @@ def serve(
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Open a page that runs the artifact in the browser itself, by WebAssembly.
+    """Open a page that runs the artifact in the browser itself, by WebGPU or WebAssembly.
 
     Text as it comes, its speed, and what else each token might have been; inside, the logit lens by layer and what each
     head looks at. With two artifacts, what quantisation changed, of all this. Nothing leaves this machine. The first

@@ -1,7 +1,7 @@
-"""An artifact made ready for a browser: a graph that WebAssembly runs, over the weights where they lie.
+"""An artifact made ready for a browser: graphs for WebAssembly and for WebGPU, over the weights where they lie.
 
 Where a weight lies depends neither on the target nor on the form of attention, so any artifact in float32 can be
-served: the graph is built anew, in memory, in some milliseconds, and no weight is copied.
+served: the graphs are built anew, in memory, in some milliseconds, and no weight is copied.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ class About:
 @dataclass(frozen=True)
 class Ready:
     """What the page is told of the artifact in `folder` (`about`), and what it fetches; `states` of the files among
-    that."""
+    that. `graph` is for WebAssembly; `packed`, for WebGPU, multiplies by the weights as they are packed."""
 
     folder: Path
     about: About
     graph: bytes
+    packed: bytes
     weights: Path
     tokenizer: Path
     vocabulary: dict[str, int]
@@ -71,7 +72,7 @@ class Ready:
 
 
 def ready(folder: Path) -> Ready:
-    """Hash the artifact's files, and build its graph for WebAssembly.
+    """Hash the artifact's files, and build its graphs for a browser.
 
     Raises:
         SourceError, IntegrityError: no artifact, or not what its manifest says.
@@ -90,6 +91,7 @@ def ready(folder: Path) -> Ready:
     require_fit(config, artifact.layout, export)
     model = build_decoder(config, artifact.layout, export)
     require_keep(model)
+    packed = bytes(model.SerializeToString())
     floats = unpacked_bytes(model)
     if floats <= UNPACKED_BYTES:
         unpack(model)
@@ -115,7 +117,7 @@ def ready(folder: Path) -> Ready:
     graph = bytes(model.SerializeToString())
     tokenizer = artifact.file("tokenizer.json")
     states = {path: before[path] for path in (weights, tokenizer)}
-    return Ready(artifact.folder, about, graph, weights, tokenizer, vocabulary, states)
+    return Ready(artifact.folder, about, graph, packed, weights, tokenizer, vocabulary, states)
 
 
 def require_comparable(first: Ready, second: Ready) -> None:

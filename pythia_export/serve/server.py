@@ -101,6 +101,7 @@ def routes(models: Sequence[Ready], modules: Mapping[str, Path]) -> dict[str, Co
     for i, model in enumerate(models):
         at = f"/artifacts/{i}"
         table[f"{at}/model.onnx"] = Content(BYTES, model.graph)
+        table[f"{at}/model.packed.onnx"] = Content(BYTES, model.packed)
         for name, kind, path in (
             ("model.onnx_data", BYTES, model.weights),
             ("tokenizer.json", TYPES[".json"], model.tokenizer),

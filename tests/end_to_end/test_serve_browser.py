@@ -479,6 +479,74 @@ def test_a_screen_reader_finds_grids_and_tables(two):
     assert any("nats" in name for name in cells)
 
 
+# How it is computed
+
+
+def told(page: Page) -> list[str]:
+    return page.do("[...document.querySelectorAll('.engine')].map(x => x.textContent)")
+
+
+def test_without_a_gpu_it_is_webassembly_and_says_why(one, two):
+    for page, count in ((one, 1), (two, 2)):
+        assert told(page) == ["Computed by WebAssembly (this browser finds no GPU)."] * count
+    assert not any("webgpu" in url for url in one.asked), "the adapter is asked before anything is loaded"
+
+
+WORKERS = """
+    const scripts = SCRIPTS, ended = [];  // by the way of computing, what a worker answers to each job
+    globalThis.Worker = class {
+      postMessage({ do: job, by }) {
+        this.by ??= by;
+        const answer = scripts[this.by][job], failed = { is: "failed", why: answer, broken: true };
+        setTimeout(() => this.onmessage({ data: typeof answer === "string" ? failed : answer }));
+      }
+      terminate() { ended.push(this.by); }
+    };
+    const { Model } = await import("/model.js"), model = new Model({});
+"""
+
+
+def way(seconds=0.1, logits=(1, -2.5, 0.5), **other) -> dict:
+    """A worker that does everything."""
+    measured = {"is": "measured", "seconds": seconds, "logits": logits}
+    return {"load": {"is": "ready"}, "measure": measured, "generate": {"is": "generated"}} | other
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cpu", "by", "why"),
+    [
+        (way(0.1), way(0.2), "webgpu", "measured here: WebGPU 10.0 tokens/s, WebAssembly 5.0 tokens/s"),
+        (way(0.4), way(0.2), "webassembly", "measured here: WebGPU 2.5 tokens/s, WebAssembly 5.0 tokens/s"),
+        (way(0.1, (1, -2.4, 0.5)), way(0.2), "webassembly", "WebGPU computes something else here"),
+        (way(0.1, (1, -2.499, 0.5)), way(0.2), "webgpu", "measured here"),
+        (way(load="no adapter"), way(), "webassembly", "WebGPU failed: no adapter"),
+        (way(measure="device lost"), way(), "webassembly", "WebGPU failed: device lost"),
+        (way(), way(load="too large"), "webgpu", "by WebAssembly it cannot be computed: too large"),
+    ],
+)
+def test_the_faster_way_is_taken_where_both_compute_the_same(one, gpu, cpu, by, why):
+    scripts = json.dumps({"webgpu": gpu, "webassembly": cpu})
+    script = f"(async () => {{ const real = Worker; {WORKERS.replace('SCRIPTS', scripts)}"
+    script += "await model.loadFaster(() => {}); globalThis.Worker = real; return [model.by, model.told, ended]; })()"
+    taken, said, ended = one.do(script)
+    name = "WebGPU" if by == "webgpu" else "WebAssembly"
+    assert taken == by and said.startswith(f"Computed by {name} ({why}") and by not in ended
+    assert ended == ["webassembly" if by == "webgpu" else "webgpu"], "the other one ends"
+
+
+def test_a_gpu_that_fails_later_is_replaced_and_what_was_wrongly_asked_is_not_its_fault(one):
+    scripts = json.dumps({"webgpu": way(generate="the GPU was lost"), "webassembly": way()})
+    script = f"(async () => {{ const real = Worker; {WORKERS.replace('SCRIPTS', scripts)}"
+    script += """await model.load("webgpu", "", () => {});
+        const before = model.by, failed = await model.job({ do: "generate" }).catch((e) => e.message);
+        const after = (await model.job({ do: "generate" })).is;
+        globalThis.Worker = real; return [before, failed, model.by, after, ended, model.told]; })()"""
+    before, failed, by, after, ended, said = one.do(script)
+    assert (before, by, after, ended) == ("webgpu", "webassembly", "generated", ["webgpu"])
+    assert failed == "WebGPU failed: the GPU was lost It goes on by WebAssembly: ask again."
+    assert said == "Computed by WebAssembly (WebGPU failed: the GPU was lost)."
+
+
 # Nothing leaves
 
 
@@ -616,7 +684,8 @@ def test_threads_run_under_the_policy_of_the_page(open_page, tables, ours):
         ("/artifacts/0/model.onnx_data", None, "the server answers 404"),
         ("/artifacts/0/model.onnx_data", b"short", "5 bytes came of"),
         ("/artifacts/0/model.onnx", b"no graph", "protobuf"),
-        ("/modules/onnxruntime-web/ort.wasm.min.mjs", None, "The worker could not be started"),
+        ("/modules/onnxruntime-web/ort.wasm.min.mjs", None, "ONNX Runtime Web cannot be loaded"),
+        ("/worker.js", None, "The worker could not be started"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_plainly(open_page, tables, address, body, said):

@@ -33,7 +33,7 @@ class Page:
     sessions of those, `said` what the console would show in red.
     """
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile: Path, *, webgpu: bool = False) -> None:
         self.asked: list[str] = []
         self.said: list[str] = []
         self.workers: list[str] = []
@@ -46,7 +46,8 @@ class Page:
         os.close(read)
         os.close(written)
         command = [
-            str(CHROMIUM), "--headless=new", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
+            str(CHROMIUM), "--headless=new", "--no-first-run", "--hide-scrollbars",
+            "--enable-unsafe-webgpu" if webgpu else "--disable-gpu",  # SwiftShader, where there is no GPU
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--remote-debugging-pipe", f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else []),
             "about:blank",

@@ -80,8 +80,10 @@ export class Column {
       bytes < all ? `Weights: ${megabytes(bytes)} of ${megabytes(all)}` : "Weights are here; the graph is being opened.";
   }
 
-  ready() {
+  // `told` is how it is computed.
+  ready(told) {
     this.waiting.hidden = true;
+    this.element.querySelector(".engine").textContent = told;
   }
 
   clear(prompt) {

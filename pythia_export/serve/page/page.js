@@ -2,7 +2,7 @@
 
 import { Column, percent } from "./column.js";
 import { Inside } from "./inside.js";
-import { Model } from "./model.js";
+import { Model, without } from "./model.js";
 
 const SPOKEN = 3000; // ms: a screen reader hears the text in pieces, not token by token
 const $ = (id) => document.getElementById(id);
@@ -34,13 +34,15 @@ function heading() {
 
 async function load() {
   try {
-    await Promise.all(
-      models.map(async (model, i) => {
-        columns[i].loading(0);
-        await model.job({ do: "load", about: model.about }, ({ bytes }) => columns[i].loading(bytes));
-        columns[i].ready();
-      }),
-    );
+    const forced = new URLSearchParams(location.search).get("compute"); // "webgpu" or "webassembly"
+    const why = forced ? "" : await without();
+    const hear = (i) => ({ bytes }) => columns[i].loading(bytes);
+    const first = forced || why ? null : models[0];
+    columns.forEach((column) => column.loading(0));
+    if (first) await first.loadFaster(hear(0)); // what is faster for the first is taken for both: speeds are comparable
+    const by = first?.by ?? forced ?? "webassembly";
+    await Promise.all(models.map((model, i) => model === first || model.load(by, first ? `as ${abouts[0].name}` : why, hear(i))));
+    columns.forEach((column, i) => column.ready(models[i].told));
     $("generate").disabled = false;
     state("Ready");
   } catch (error) {
@@ -106,6 +108,7 @@ async function run() {
   } catch (error) {
     state("Failed");
     alarm(error);
+    columns.forEach((column, i) => column.ready(models[i].told)); // WebGPU may have failed
   }
   running = false;
   $("generate").disabled = false;

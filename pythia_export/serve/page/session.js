@@ -1,28 +1,59 @@
 // One graph in ONNX Runtime Web, and a cache of keys and values that grows: one step's `present` is the next one's past.
 
-import * as ort from "/modules/onnxruntime-web/ort.wasm.min.mjs";
+let ort;
 
+// By "webassembly" weights are unpacked once, now (pythia_export/graph/browser.py). By "webgpu" they stay packed, and the
+// cache stays on the GPU.
+const WAYS = {
+  webassembly: {
+    module: "ort.wasm.min.mjs",
+    graph: "model.onnx",
+    options: { executionProviders: ["wasm"], extra: { session: { disable_quant_qdq: "1" } } },
+  },
+  webgpu: { module: "ort.webgpu.min.mjs", graph: "model.packed.onnx", options: { executionProviders: ["webgpu"] } },
+};
 
-ort.env.wasm.wasmPaths = new URL("/modules/onnxruntime-web/", location.href).href;
-ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(4, Math.ceil(navigator.hardwareConcurrency / 2)) : 1;
-ort.env.logLevel = "error";
+async function engine(way) {
+  const at = new URL("/modules/onnxruntime-web/", location.href).href;
+  try {
+    ort = await import(at + way.module);
+  } catch (error) {
+    throw new Error(`ONNX Runtime Web cannot be loaded: ${error.message}`);
+  }
+  ort.env.wasm.wasmPaths = at;
+  ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(4, Math.ceil(navigator.hardwareConcurrency / 2)) : 1;
+  ort.env.logLevel = "error";
+}
+
+// A promise that is rejected when the GPU is taken away: a run may wait for it for ever.
+function lostOf(device) {
+  const told = device.lost.then(({ message, reason }) => Promise.reject(new Error(`the GPU was lost: ${message || reason}`)));
+  told.catch(() => {}); // nobody may be waiting
+  return told;
+}
 
 export class Session {
   // `tell(bytes)` hears how many bytes of the weights are here.
-  static async open(about, tell) {
-    const graph = new Uint8Array(await (await asked(`${about.at}/model.onnx`)).arrayBuffer());
+  static async open(about, by, tell) {
+    const way = WAYS[by];
+    await engine(way);
+    const graph = new Uint8Array(await (await asked(`${about.at}/${way.graph}`)).arrayBuffer());
     const weights = await read(`${about.at}/model.onnx_data`, about.weights.bytes, tell);
+    const kept = Array.from({ length: about.layers }, (_, i) => [`present.${i}.key`, `present.${i}.value`]).flat();
     const session = await ort.InferenceSession.create(graph, {
-      executionProviders: ["wasm"],
-      extra: { session: { disable_quant_qdq: "1" } }, // unpack weights once, now: pythia_export/graph/browser.py
+      ...way.options,
+      ...(by === "webgpu" ? { preferredOutputLocation: Object.fromEntries(kept.map((name) => [name, "gpu-buffer"])) } : {}),
       externalData: [{ path: about.weights.path, data: weights }],
+      logSeverityLevel: 3, // not that shapes are computed by the CPU
     });
-    return new Session(about, session);
+    return new Session(about, session, by === "webgpu" ? lostOf(await ort.env.webgpu.device) : null);
   }
 
-  constructor(about, session) {
+  constructor(about, session, lost) {
     this.about = about;
     this.session = session;
+    this.lost = lost;
+    this.past = {};
     this.parts = Array.from({ length: about.layers }, (_, i) => [`${i}.key`, `${i}.value`]).flat();
     this.start();
   }
@@ -31,9 +62,15 @@ export class Session {
   start() {
     const { heads, head_dim } = this.about;
     this.length = 0;
+    this.#free();
     this.past = Object.fromEntries(
       this.parts.map((part) => [part, new ort.Tensor("float32", new Float32Array(0), [1, heads, 0, head_dim])]),
     );
+  }
+
+  // What is on a GPU is not collected as garbage.
+  #free() {
+    for (const tensor of Object.values(this.past)) if (tensor.location === "gpu-buffer") tensor.dispose();
   }
 
   // Read `ids`; the logits of the last `keep` of them, a Float32Array each.
@@ -47,7 +84,9 @@ export class Session {
       num_logits_to_keep: int64([keep], []),
     };
     for (const part of this.parts) feeds[`past_key_values.${part}`] = this.past[part];
-    const found = await this.session.run(feeds);
+    const run = this.session.run(feeds);
+    const found = await (this.lost ? Promise.race([run, this.lost]) : run);
+    this.#free();
     for (const part of this.parts) this.past[part] = found[`present.${part}`];
     this.length = total;
     const width = this.about.vocabulary;

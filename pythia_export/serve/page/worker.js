@@ -9,15 +9,19 @@ const SHOWN = 10; // likeliest tokens at each place
 const CHUNK = 128; // tokens read at once: bounds what attention and logits need
 const TOLD = 1 << 20; // bytes between two words about loading
 
+const MEASURED = 4; // tokens by which ways are compared, after one that warms up
+
 let session, words;
 let stopped = false;
 
+class Unfit extends Error {} // what was asked, not how it was computed
+
 const jobs = {
-  async load({ about }) {
+  async load({ about, by }) {
     const tokenizer = await (await asked(`${about.at}/tokenizer.json`)).json();
     words = new Words(tokenizer);
     let last = 0;
-    session = await Session.open(about, (bytes) => {
+    session = await Session.open(about, by, (bytes) => {
       if (bytes - last < TOLD && bytes < about.weights.bytes) return;
       last = bytes;
       postMessage({ is: "loading", bytes });
@@ -26,13 +30,26 @@ const jobs = {
     postMessage({ is: "ready" });
   },
 
+  // Seconds a token, and the logits that came last, for a comparison with another way of computing.
+  async measure() {
+    session.start();
+    let logits, began;
+    for (let i = 0; i <= MEASURED; i++) {
+      if (i === 1) began = performance.now();
+      [logits] = await session.step([i], 1);
+    }
+    const seconds = (performance.now() - began) / 1000 / MEASURED;
+    logNormaliser(logits);
+    postMessage({ is: "measured", seconds, logits });
+  },
+
   // Continue `prompt` by `count` tokens. With `keep` each token comes with its logits, for another model's `follow`.
   async generate({ prompt, count, sampling, keep }) {
     const ids = words.encode(prompt);
-    if (ids.length === 0) throw new Error("There is no text to continue. <|endoftext|> begins a new document.");
+    if (ids.length === 0) throw new Unfit("There is no text to continue. <|endoftext|> begins a new document.");
     const room = session.about.positions - ids.length;
     if (count > room)
-      throw new Error(
+      throw new Unfit(
         `${ids.length} tokens of text and ${count} new ones; this model has ${session.about.positions} positions. ` +
           (room > 0 ? `Ask for at most ${room} new tokens.` : "Shorten the text."),
       );
@@ -127,7 +144,7 @@ onmessage = async ({ data }) => {
   try {
     await jobs[data.do](data);
   } catch (error) {
-    postMessage({ is: "failed", why: plainly(error) });
+    postMessage({ is: "failed", why: plainly(error), broken: !(error instanceof Unfit) });
   }
 };
 

@@ -91,8 +91,12 @@ def test_it_hands_out_the_page_the_modules_and_the_artifact_and_nothing_else(ser
         "/random.js", "/text.js", "/inside.js", "/lens.js", "/attention.js", "/grid.js", "/artifacts.json",
         "/inside/look", "/inside/pattern",
         "/modules/onnxruntime-web/ort.wasm.min.mjs", "/modules/onnxruntime-web/ort-wasm-simd-threaded.mjs",
-        "/modules/onnxruntime-web/ort-wasm-simd-threaded.wasm", "/modules/@huggingface/tokenizers/tokenizers.min.mjs",
-        "/artifacts/0/model.onnx", "/artifacts/0/model.onnx_data", "/artifacts/0/tokenizer.json",
+        "/modules/onnxruntime-web/ort-wasm-simd-threaded.wasm", "/modules/onnxruntime-web/ort.webgpu.min.mjs",
+        "/modules/onnxruntime-web/ort-wasm-simd-threaded.asyncify.mjs",
+        "/modules/onnxruntime-web/ort-wasm-simd-threaded.asyncify.wasm",
+        "/modules/@huggingface/tokenizers/tokenizers.min.mjs",
+        "/artifacts/0/model.onnx", "/artifacts/0/model.packed.onnx", "/artifacts/0/model.onnx_data",
+        "/artifacts/0/tokenizer.json",
     }  # fmt: skip
     assert ask(server, "/artifacts/0/model.onnx_data")[2] == (folder / "model.onnx_data").read_bytes()
     assert b"A base model" in ask(server, "/")[2] and ask(server, "/?x=1")[0] == 200
@@ -150,7 +154,7 @@ def test_browsers_are_told_what_each_file_is(server):
     assert kinds["/"] == "text/html; charset=utf-8" and kinds["/style.css"].startswith("text/css")
     assert kinds["/modules/onnxruntime-web/ort-wasm-simd-threaded.wasm"] == "application/wasm"
     scripts = [kind for path, kind in kinds.items() if path.endswith((".js", ".mjs"))]
-    assert len(scripts) == 15 and set(scripts) == {"text/javascript; charset=utf-8"}
+    assert len(scripts) == 17 and set(scripts) == {"text/javascript; charset=utf-8"}
 
 
 def test_only_this_machine_is_listened_to(server):
@@ -289,9 +293,11 @@ def test_the_graph_for_a_browser_computes_what_the_artifact_does(folder):
     assert b"GatherBlockQuantized" in (folder / "model.onnx").read_bytes()
     assert b"GatherBlockQuantized" not in made.graph  # the browser's WebAssembly has no such operator
     tokenizer, ids = artifact.tokenizer(), artifact.tokenizer().encode("def main(").ids
-    theirs = Session(made.graph, folder, artifact.config, kv_cache="growing", native=False, trust_graph=True)
     ours = Session.open(artifact)
-    assert list(generate(theirs, tokenizer, ids, 32)) == list(generate(ours, tokenizer, ids, 32))
+    assert b"MatMulNBits" in made.packed and b"MatMulNBits" not in made.graph
+    for graph in (made.graph, made.packed):
+        theirs = Session(graph, folder, artifact.config, kv_cache="growing", native=False, trust_graph=True)
+        assert list(generate(theirs, tokenizer, ids, 32)) == list(generate(ours, tokenizer, ids, 32))
 
 
 @pytest.mark.parametrize(
