@@ -6,6 +6,8 @@ graph, and another graph over the same weights may have none.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -45,3 +47,8 @@ def scales_of(model: onnx.ModelProto, config: NeoXConfig) -> CacheScales:
             )
         found[name] = array[0, :, 0, :]
     return found
+
+
+def read_scales(path: Path, config: NeoXConfig) -> CacheScales:
+    """Return the scales that a graph's file holds; raises as `scales_of`."""
+    return scales_of(onnx.load(path, load_external_data=False), config)

@@ -16,11 +16,12 @@ import numpy as np
 
 from ..artifact import Artifact
 from ..base.errors import IntegrityError, NumericsError, RecipeError
+from ..graph.cache_scales import read_scales
 from ..graph.decoder import build_decoder, build_lens, located
 from ..model.hooks import hooks_of
 from ..runtime.lens import Lens
 from ..runtime.taps import TapSession
-from ..weights.names import data_name
+from ..weights.names import MODEL, data_name
 from .prepare import AGAIN, Ready, state_of
 
 TOKENS = 96  # of a text: a page shows no more side by side, and the head is the work of a layer's many
@@ -82,6 +83,7 @@ class Inside:
     Both raise:
         RecipeError: a text without tokens, or a head that is none.
         IntegrityError: the weights changed since they were hashed; and as `TapSession`.
+        SourceError: weights without a graph, whose int8 cache has the scales of one.
         NumericsError: the model computes a NaN or an infinity.
         ResourceError: no memory for it.
     """
@@ -157,7 +159,11 @@ class _Side:
             raise IntegrityError(f"{artifact.weights_file.name} changed since it was hashed.", hint=AGAIN)
         config, layout, export = artifact.config, artifact.layout, artifact.recipe.export
         data = data_name(artifact.recipe)
-        taps = build_decoder(config, layout, export, hooks_of(_CAPTURE, config))
+        scales = None
+        if export.static_scales:  # of the cache: measured when the artifact's own graph was built, and constants of it
+            artifact.require_graph()
+            scales = read_scales(artifact.file(MODEL), config)
+        taps = build_decoder(config, layout, export, hooks_of(_CAPTURE, config), scales)
         self._tokenizer = artifact.tokenizer()
         self._session = TapSession(artifact, _CAPTURE, graph=located(taps, data))
         self.lens = Lens(artifact, located(build_lens(config, layout, export), data))

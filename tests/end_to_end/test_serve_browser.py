@@ -341,7 +341,7 @@ def percent(p: float) -> str:
 def look_inside(page: Page, prompt: str = PROMPT, side: int | None = None) -> None:
     """Have the page show the inside of a text, of one artifact (0 or 1) or of the difference (2)."""
     fill(page, prompt=prompt)
-    page.do("document.querySelectorAll('.prompt').forEach((x) => (x.textContent = ''))")  # not what was written before
+    page.do("document.querySelectorAll('.prompt').forEach((x) => (x.textContent = 'other'))")  # not what was written
     page.do("document.getElementById('looked').textContent = ''; document.getElementById('look').click()")
     page.until(
         "/s\\.$/.test(document.getElementById('looked').textContent) && !document.getElementById('look').disabled"
