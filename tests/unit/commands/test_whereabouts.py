@@ -30,6 +30,8 @@ adapter = "my-adapter"
 [quantize]
 method = "rtn"
 group_size = 32
+[export]
+accuracy_level = 4
 [verify]
 source = "file"
 path = "held-out.txt"
@@ -118,6 +120,7 @@ def test_what_moved_is_asked_for_and_accepted_by_its_hashes(moved):
     parity = verify(artifact, elsewhere=Elsewhere(**given)).to_json()
     assert parity["passed"] and parity["corpus"] == before["corpus"]
     assert parity["source"] | before["source"] == parity["source"], "under the recorded name and commit"
+    assert parity["inside"]["activations"] == "int8", "as it ships"
     (one,) = parity["inside"]["artifact"]["features"]
     assert one["name"] == "stream" and one["survived"]["value"] > 0.5
     assert before["inside"]["artifact"]["features"][0]["sha256"] == one["sha256"]

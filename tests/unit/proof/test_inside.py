@@ -13,7 +13,10 @@ from safetensors.torch import save_file
 
 from pythia_export.base.errors import NumericsError, SourceError
 from pythia_export.corpus import Windows
+from pythia_export.model.block import DENSE, DOWN, UP
+from pythia_export.model.neox import HEAD, QKV
 from pythia_export.proof import features, inside, reference
+from pythia_export.proof.activations import Activations
 from pythia_export.proof.autoencoder import autoencoders
 from pythia_export.proof.gates import judge
 from pythia_export.proof.inside import Inside
@@ -78,6 +81,7 @@ def test_every_figure_is_what_hugging_face_gives(found, sources, windows):
     y, lens_y, q = by_hugging_face(sources[1], windows.ids)
     assert len(x) == 4 and len(found.artifact.depth) == 4 and found.clusters.count == 3
     rows = inside._sampled(*windows.ids.shape)
+    assert rows.min() >= 1 and rows.max() < windows.ids.shape[1]  # the first token has but itself to look at
     where = np.arange(len(rows))[:, None], rows
     labels = windows.documents[where].ravel()
     for at, boundary in enumerate(found.artifact.depth):
@@ -118,6 +122,29 @@ def test_induction_is_attention_to_what_followed_the_first_time(found, sources):
     lost = [h.induction_original - h.induction for h in found.artifact.heads]
     assert [h.induction_lost.mean for h in found.artifact.heads] == pytest.approx(lost)
     assert found.artifact.induction_original == max(h.induction_original for h in found.artifact.heads)
+
+
+def test_figures_of_the_whole_model_are_means_without_the_embedding(found):
+    side, layers = found.artifact, found.artifact.depth[1:]
+    for name in ("residual_error", "cosine", "lens_kld"):
+        mean = np.mean([getattr(x, name).mean for x in layers])
+        assert getattr(side, name).mean == pytest.approx(mean), name
+        assert mean != pytest.approx(np.mean([getattr(x, name).mean for x in side.depth])), name
+    assert side.lens_same_top.value == pytest.approx(np.mean([x.lens_same_top.value for x in layers]))
+    assert side.pattern_js.mean == pytest.approx(np.mean([head.pattern_js.mean for head in side.heads]))
+    assert side.induction == max(head.induction for head in side.heads)
+
+
+def test_activations_are_rounded_on_the_artifacts_side_alone(sources, windows):
+    """The same weights: what differs is what is rounded. A rounded head shows in the lens and nowhere else."""
+    same = sources[0], sources[0]
+    blocks = {f"gpt_neox.layers.1.{name}": 32 for name in (QKV, DENSE, UP, DOWN)}
+    found = looked(same, windows, activations=Activations(blocks))
+    assert (found.activations, found.cache) == ("int8", "float32")
+    error = [x.residual_error.mean for x in found.artifact.depth]
+    assert error[:2] == [0, 0] and min(error[2:]) > 1e-4
+    of_head = looked(same, windows, activations=Activations({HEAD: 32})).artifact
+    assert of_head.residual_error.mean == 0 and of_head.lens_kld.mean > 1e-8
 
 
 def test_several_passes_give_what_one_does(found, sources, windows, monkeypatch):
