@@ -11,7 +11,8 @@ from pathlib import Path
 class Job:
     """Paths are absolute strings. `checkpoint` is a folder with a config.json, `weights` are its safetensors; both are
     empty where no contestant needs them. `contexts` are the tokens that are cached when decoding begins. `windows` is
-    a .npy of token ids [N, S] whose perplexity is asked for, or None."""
+    a .npy of token ids [N, S] whose perplexity is asked for, or None. `probe` is a .npz of `ids` [T] and of the
+    original model's `logits` [2, V] after the last two of them, or None."""
 
     module: str
     variant: str
@@ -25,6 +26,7 @@ class Job:
     new_tokens: int
     contexts: list[int]
     windows: str | None = None
+    probe: str | None = None
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))

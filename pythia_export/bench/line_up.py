@@ -38,6 +38,17 @@ PEERS = (
     Contestant(
         "Optimum int4", "optimum", "int4", ("onnx_ir", *_OPTIMUM), f"{_WITH_OPTIMUM} onnx-ir", prepares=True
     ),
+    *(
+        Contestant(
+            f"{name} int4", "exporters", variant, (*_TORCH, "transformers.exporters", "nncf", *needs),
+            f"pip install 'transformers>=5.24' torch nncf {' '.join(needs)}, into an environment of its own, named by "
+            "--peer-python", prepares=True,
+        )
+        for name, variant, needs in (
+            ("transformers.exporters", "onnx", ("onnxruntime", "onnxscript", "onnx_ir")),
+            ("OpenVINO", "openvino", ("openvino",)),
+        )
+    ),
     Contestant("transformers float32", "transformers", "float32", _TORCH, "pip install 'pythia-export[bench]'"),
     Contestant("transformers bfloat16", "transformers", "bfloat16", _TORCH, "pip install 'pythia-export[bench]'"),
     Contestant(

@@ -19,6 +19,7 @@ from .job import Job
 
 # Of one prompt: every other time its cache gets memory that has its pages already, and it is twice as fast.
 PREFILLS = 4
+NEAR = 0.5
 
 
 class Opened(Protocol):
@@ -47,7 +48,7 @@ def measure(job: Job, began: float, open_contestant: Callable[[Job], Opened]) ->
     text is scored, which keeps logits of whole windows.
 
     Raises:
-        ValueError: a logit is not finite.
+        ValueError: a logit is not finite, or the logits are not the model's.
     """
     opening = time.perf_counter()
     opened = open_contestant(job)
@@ -56,6 +57,9 @@ def measure(job: Job, began: float, open_contestant: Callable[[Job], Opened]) ->
     opened.prefill(ids[: job.prompt_tokens])
     first = time.perf_counter()
     opened.step(int(ids[0]))
+    if job.probe is not None:
+        with np.load(job.probe) as probe:
+            require_near(opened, probe["ids"], probe["logits"])
     prefill, decode = [], {}
     for _ in range(PREFILLS):
         start = time.perf_counter()
@@ -81,6 +85,24 @@ def measure(job: Job, began: float, open_contestant: Callable[[Job], Opened]) ->
     windows = np.load(job.windows)
     nats = np.concatenate([nll(opened.logits(ids), ids) for ids in windows])
     return replace(found, perplexity=math.exp(nats.mean()))
+
+
+def require_near(opened: Opened, ids: np.ndarray, expected: np.ndarray) -> None:
+    """Compare the logits after a prompt, and after one token more, with the original model's: ids [T], expected [2, V].
+
+    Raises:
+        ValueError: they differ by more than rounding the weights explains.
+    """
+    found = np.stack([np.array(opened.prefill(ids[:-1])), np.array(opened.step(int(ids[-1])))]).astype(np.float64)
+    error = distance(found, expected)
+    if not error <= NEAR:
+        raise ValueError(f"its logits are off the model's by {error:.2f} of their size; at most {NEAR} was expected")
+
+
+def distance(logits: np.ndarray, expected: np.ndarray) -> float:
+    """Return the error of `logits` [N, V] relative to `expected`, apart from what softmax does not see."""
+    a, b = (x - x.mean(-1, keepdims=True) for x in (logits, expected))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def nll(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -19,14 +19,16 @@ import numpy as np
 
 from ..artifact import Artifact
 from ..base import errors
+from ..base.compute import Compute
 from ..base.errors import EnvironmentProblem, PythiaExportError, RecipeError
 from ..base.interpreter import isolated_environment
 from ..base.machine import cores, machine
 from ..base.progress import SILENT, Progress
-from ..checkpoint import Accept, pull
+from ..checkpoint import Accept, Checkpoint, open_checkpoint, pull
 from ..commands.whereabouts import located
 from ..corpus import verify_windows
 from ..disk import unwinding_on_sigterm
+from ..proof.reference import Reference
 from ..recipe import Recipe
 from ..runtime import check_graph, speed_here
 from . import process
@@ -37,6 +39,7 @@ from .result import Absent, NoText, Result, Row, Text
 
 OURS = "pythia-export"
 What = Literal["prepare", "measure"]
+PROBED = 24  # tokens, of which a peer's logits are compared with the original's before anything is timed
 CONTEXTS = (512, 1500)  # beside that of the prompt, as far as the model's context reaches
 
 
@@ -94,11 +97,12 @@ def bench(
             new_tokens=new_tokens, contexts=at,
         )  # fmt: skip
         text, windows = _text(opened, text_tokens, Path(scratch), progress)
-        job, no_checkpoint = _with_checkpoint(job, opened, taking_part, progress)
-        if no_checkpoint:
-            turns.absent |= {
-                contestant.name: no_checkpoint for contestant in taking_part if contestant.reads_checkpoint
-            }
+        if any(contestant.reads_checkpoint for contestant in taking_part):
+            original = _checkpoint(opened, progress)
+            if isinstance(original, str):
+                turns.absent |= {contestant.name: original for contestant in taking_part if contestant.reads_checkpoint}
+            else:
+                job = _reading(job, original, windows, progress)
         turns.prepare(taking_part, job, progress)
         rows = turns.measure(taking_part, job, windows, repeats, progress)
     return Result(
@@ -153,6 +157,7 @@ class _Turns:
             return None
         try:
             job = replace(job, module=contestant.module, variant=contestant.variant)
+            job = job if contestant.reads_checkpoint else replace(job, probe=None)
             return in_own_process(what, self.where[contestant.name], job)
         except Failed as e:
             if contestant.module == "ours":
@@ -207,27 +212,35 @@ def _located(artifact: Artifact, needed: str) -> Recipe:
     return located(artifact.recipe, artifact.manifest.source.commit, artifact.folder, needed=(needed,))
 
 
-def _with_checkpoint(
-    job: Job, artifact: Artifact, contestants: Sequence[Contestant], progress: Progress
-) -> tuple[Job, str]:
-    """The job with the artifact's checkpoint, if anyone reads it; why not, where that is not to be had."""
-    if not any(contestant.reads_checkpoint for contestant in contestants):
-        return job, ""
+def _checkpoint(artifact: Artifact, progress: Progress) -> Checkpoint | str:
+    """The artifact's checkpoint; why not, where that is not to be had."""
     origin, model = artifact.manifest.source, artifact.recipe.model
     if model.adapter is not None:
-        return job, "its checkpoint is merged with an adapter as it is read, which only pythia-export does"
+        return "its checkpoint is merged with an adapter as it is read, which only pythia-export does"
     if origin.averaged:
-        return job, "its checkpoint is the mean of several, which only pythia-export reads as one"
+        return "its checkpoint is the mean of several, which only pythia-export reads as one"
     try:
         model = _located(artifact, "model.path").model
         pinned = model if model.id in (None, "demo") else model.model_copy(update={"revision": origin.commit})
-        pulled = pull(pinned, accept=Accept(duplicates="unasked"), progress=progress)
+        original = open_checkpoint(pull(pinned, accept=Accept(duplicates="unasked"), progress=progress), progress)
     except PythiaExportError as e:
-        return job, f"no checkpoint: {e}"
-    if pulled.commit != origin.commit:
-        return job, f"no checkpoint: {pulled.name} changed since the artifact was made of {origin.commit}"
-    weights = [str(path.absolute()) for path in pulled.weights]
-    return replace(job, checkpoint=str(pulled.folder.absolute()), weights=weights), ""
+        return f"no checkpoint: {e}"
+    if original.pulled.commit != origin.commit:
+        return f"no checkpoint: {original.pulled.name} changed since the artifact was made of {origin.commit}"
+    return original
+
+
+def _reading(job: Job, original: Checkpoint, windows: str | None, progress: Progress) -> Job:
+    """The job of those who read a checkpoint, with what the original makes of some tokens: theirs is held to that."""
+    if windows is None:
+        ids = np.random.default_rng(1).integers(1, job.vocab_size, PROBED)
+    else:
+        ids = np.load(windows)[0, :PROBED]
+    reference = Reference(original, original.config, ids[None], "The original's logits", Compute(progress=progress))
+    probe = Path(job.scratch) / "probe.npz"
+    np.savez(probe, ids=ids, logits=reference.logits(0)[-2:])
+    weights = [str(path.absolute()) for path in original.pulled.weights]
+    return replace(job, checkpoint=str(original.pulled.folder.absolute()), weights=weights, probe=str(probe))
 
 
 def in_own_process(what: What, python: Path, job: Job) -> Measured | None:

@@ -287,8 +287,8 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Only this one: optimum, 'optimum int8', transformers, onnxruntime-genai, "
-            "llama.cpp. Several times for several.",
+            help="Only this one: optimum, 'optimum int8', transformers.exporters, openvino, transformers, "
+            "onnxruntime-genai, llama.cpp. Several times for several.",
         ),
     ] = None,
     peer_python: Annotated[

@@ -28,6 +28,8 @@ from tokenizers import AddedToken, Tokenizer
 import pythia_export
 from pythia_export import kernels_path
 from pythia_export.artifact import Artifact
+from pythia_export.bench.line_up import chosen, interpreters_for
+from pythia_export.bench.run import bench
 from pythia_export.commands.export import export as export_graph
 from pythia_export.commands.quantize import quantize as quantize_recipe
 from pythia_export.commands.run import run
@@ -215,6 +217,25 @@ def test_lm_eval_scores_an_int8_cache_through_genai_alone(int8_cache, model, run
     artifact = pythia_export.Artifact.open(int8_cache)
     start = artifact.tokenizer().id_to_token(0)
     assert np.allclose(answer(done), [artifact.score(start + text).sum() for text in PROMPTS], rtol=1e-4)
+
+
+@needs_transformers
+def test_what_transformers_5_exports_to_int4_is_measured_beside_the_artifact(folder):
+    """Its exporter takes half a minute a format; what it makes is near the original, or it would not be timed."""
+    if (folder / "onnx").is_dir():
+        pytest.skip("once is enough")
+    peers = ["transformers.exporters", "openvino"]
+    lacking = [x for x in interpreters_for(chosen(peers), [TRANSFORMERS]).values() if isinstance(x, str)]
+    if lacking:
+        pytest.skip(f"{lacking[0]}: make test-consumers")
+    short = {"prompt_tokens": 8, "new_tokens": 2, "contexts": [16], "text_tokens": 1024, "repeats": 1, "threads": 1}
+    found = bench(folder, peers=peers, peer_pythons=[TRANSFORMERS], **short)
+    assert found.absent == []
+    rows = {row.name: row for row in found.rows}
+    ours = next(row for name, row in rows.items() if name.startswith("pythia-export"))
+    for name, within in (("transformers.exporters int4", 0.4), ("OpenVINO int4", 0.1)):
+        assert rows[name].medians.perplexity == pytest.approx(ours.medians.perplexity, rel=within)
+        assert rows[name].versions["transformers"] == "5.24.0" and rows[name].versions["nncf"]
 
 
 TEXTS = [

@@ -24,7 +24,7 @@ from pythia_export import Artifact, cli
 from pythia_export.base.errors import IntegrityError, NumericsError, RecipeError
 from pythia_export.bench import line_up
 from pythia_export.bench.line_up import PEERS, Contestant, chosen, interpreters_for
-from pythia_export.bench.measure import nll
+from pythia_export.bench.measure import nll, require_near
 from pythia_export.bench.result import Result
 from pythia_export.bench.run import bench
 from pythia_export.cli.tables import bench_view
@@ -194,6 +194,33 @@ def test_a_peer_is_looked_for_in_every_interpreter(tmp_path):
     assert found == {
         "here": Path(sys.executable), "there": other, "half": "nowhere_to_be_found is not installed (x)",
     }  # fmt: skip
+
+
+class Guessing:
+    """A peer with logits of its own: after two tokens in the prompt, and after the third."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self.answers = dict(zip(("prefill", "step"), logits, strict=True))
+        self.asked: list = []
+
+    def prefill(self, ids: np.ndarray) -> np.ndarray:
+        self.asked.append(ids.tolist())
+        return self.answers["prefill"]
+
+    def step(self, token: int) -> np.ndarray:
+        self.asked.append(token)
+        return self.answers["step"]
+
+
+def test_a_peer_whose_logits_are_not_the_models_is_not_timed():
+    expected = np.random.default_rng(0).normal(size=(2, 50)) * 3
+    rounded = expected * 0.9 + 7  # what softmax does not see is no error
+    near = Guessing(rounded)
+    require_near(near, np.array([5, 6, 7]), expected)
+    assert near.asked == [[5, 6], 7]
+    for wrong in (expected[::-1], np.zeros_like(expected), np.full_like(expected, np.nan)):
+        with pytest.raises(ValueError, match="its logits are off the model's by .* of their size"):
+            require_near(Guessing(wrong), np.array([5, 6, 7]), expected)
 
 
 def test_negative_log_likelihood_of_short_and_broken_logits():
