@@ -31,7 +31,7 @@ from ..base.progress import SILENT, Progress
 from ..base.strict_json import read_json
 from ..disk import explained, lock_folder, write_atomically
 from ..model.neox import layer_prefix
-from ..records.quantization import LayerRecord, LinearRecord
+from ..records.quantization import LayerRecord, LinearRecord, Training
 from ..records.record import Json
 from ..weights.names import DATA_FILE
 from ..weights.writer import WeightsWriter
@@ -56,6 +56,16 @@ class Finished(_Record):
     seal: Digest
 
 
+class Trained(_Record):
+    """What training end to end left: what quantization.json says of it and of the head, the SHA-256 of the weights file
+    that takes the place of the layers' own, and a seal over these and over all layers."""
+
+    training: Training
+    head: list[LinearRecord]
+    weights: Digest
+    seal: Digest
+
+
 class Publication(_Record):
     """What is about to be published: SHA-256 of its manifest and of its weights, and the recipe as it was given."""
 
@@ -72,6 +82,7 @@ class State(_Record):
     finished: list[Finished]
     sensitivity: dict[str, Digest] | None  # by file name
     publication: Publication | None
+    trained: Trained | None = None
 
 
 class Journal:
@@ -81,7 +92,8 @@ class Journal:
             journal.finished                # the layers that are done
             journal.output                  # where the files of the artifact are made
             journal.commit(layer, linears, weights, sensitivity)
-            journal.announce(publication)   # what `journal.output` holds is whole, and gets its name next
+            journal.commit_training(...)    # the whole model is trained, its file is about to take the weights' place
+        journal.announce(publication)   # what `journal.output` holds is whole, and gets its name next
             journal.finish()                # the directory is not needed any more
 
     Left by an error or an interrupt, the directory stays when there is a layer in it to go on from.
@@ -99,6 +111,7 @@ class Journal:
         self.weights = self.output / DATA_FILE
         self.finished: list[Finished] = []
         self.sensitivity: dict[str, str] | None = None
+        self.trained: Trained | None = None
         self._done = False
 
     def __enter__(self) -> Self:
@@ -144,9 +157,11 @@ class Journal:
             raise SourceError(
                 f"{self.folder}: its artifact was published, and is not under its name any more", hint=ANEW
             )
-        self.finished, self.sensitivity = [], state.sensitivity
+        self.finished, self.sensitivity, self.trained = [], state.sensitivity, state.trained
         for entry in state.finished:  # without what this version does not keep of a layer, so sealed again
             self.finished.append(_sealed(entry.layer, entry.linears, entry.weights, self.finished))
+        if state.trained is not None:
+            self.trained = _sealed_training(state.trained, self.finished)
         if state.publication is not None:
             self._write(None)  # from here on what lies in the output is not what was to be published
         self._take_back()
@@ -167,7 +182,8 @@ class Journal:
         _remove_all(self.folder.iterdir())
 
     def check(self, writer: WeightsWriter, layers: int) -> None:
-        """Check every finished layer's bytes in the weights file.
+        """Check every finished layer's bytes in the weights file, or all bytes of a trained one. If `trained` is not
+        None after this, it is the trained one.
 
         Raises:
             IntegrityError: they are not those that were written; names the layer.
@@ -177,6 +193,9 @@ class Journal:
                 f"{self.folder / JOURNAL}: layer {layers} is finished, it says; the model has {layers}, from 0 on",
                 hint=ANEW,
             )
+        if self.trained is not None and sha256_of(writer.path) == self.trained.weights:
+            return
+        self.trained = None  # it was not put in its place
         for i, entry in enumerate(self.finished):
             if writer.stored_digest(f"{layer_prefix(i)}.") != entry.weights:
                 raise IntegrityError(
@@ -200,6 +219,12 @@ class Journal:
         self.sensitivity = None if sensitivity is None else dict(sensitivity)
         self._write(None)
 
+    def commit_training(self, training: Training, head: list[LinearRecord], weights: Path) -> None:
+        """Put down that the file `weights`, which is on the disk, takes the place of the weights file next."""
+        found = Trained(training=training, head=head, weights=sha256_of(weights), seal="0" * 64)
+        self.trained = _sealed_training(found, self.finished)
+        self._write(None)
+
     def announce(self, publication: Publication) -> None:
         """What lies in `output` is whole and on the disk, and the rename that publishes it is next."""
         self._write(publication)
@@ -211,6 +236,7 @@ class Journal:
             finished=self.finished,
             sensitivity=self.sensitivity,
             publication=publication,
+            **({} if self.trained is None else {"trained": self.trained}),
         )
         write_atomically(
             self.folder / JOURNAL, json.dumps(state.model_dump(by_alias=True, exclude_unset=True)).encode()
@@ -291,6 +317,9 @@ def _read_state(path: Path) -> State:
         if entry.layer.layer != i or entry.seal != _seal(raw["layer"], raw["linears"], entry.weights, before):
             raise IntegrityError(f"{path}: what it says of layer {i} is not what was written", hint=ANEW)
         before = entry.seal
+    trained = state.trained
+    if trained is not None and trained.seal != _seal_of_training(found["trained"], before):
+        raise IntegrityError(f"{path}: what it says of training end to end is not what was written", hint=ANEW)
     return state
 
 
@@ -302,6 +331,23 @@ def _sealed(layer: LayerRecord, linears: list[LinearRecord], weights: str, befor
 
 def _seal(layer: Json, linears: list[Json], weights: str, before: str) -> str:
     return hashlib.sha256(json.dumps([before, layer, linears, weights], sort_keys=True).encode()).hexdigest()
+
+
+def _sealed_training(trained: Trained, layers: list[Finished]) -> Trained:
+    """Return it with its seal."""
+    told = trained.model_dump(by_alias=True, exclude_unset=True)
+    return trained.model_copy(update={"seal": _seal_of_training(told, layers[-1].seal if layers else "")})
+
+
+def _seal_of_training(raw: Json, before: str) -> str:
+    told = [before, raw["training"], raw["head"], raw["weights"]]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove_all(paths: Iterable[Path]) -> None:

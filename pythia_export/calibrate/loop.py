@@ -7,6 +7,7 @@ its Hessians and the calibration activations (or, beyond a budget, a chunk of th
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from ..base.device import described, memory_of
 from ..base.errors import NumericsError, PythiaExportError
 from ..model.block import Block
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, NeoXConfig, layer_prefix, layer_tensors
-from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization
+from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization, Training
 from ..rounding import native
 from ..rounding.columns import HUGE
 from ..rounding.coupled import gptq_coupled
@@ -36,8 +37,9 @@ from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
 from .activations import place
 from .balance import canonical, centre
+from .end_to_end import train
 from .interruption import finishing_layers
-from .journal import Journal
+from .journal import Journal, Trained
 from .largest import Largest
 from .observe import Observed
 from .placed import Placed, Tensors
@@ -101,7 +103,7 @@ def _stream(
     began, first, asked = time.perf_counter(), writers[0], [writer.layout.quantize for writer in writers]
     device, progress = compute.device, compute.progress
     largest = Largest(source)
-    source = Placed(canonical(largest, asked[0]), device)
+    original, source = largest, Placed(canonical(largest, asked[0]), device)
     if windows is not None and any(q.beam > 1 for q in asked) and not native.available(device):
         how = "for this GPU are not built (`make cuda`" if device.type == "cuda" else "are not built (`make kernels`"
         progress.note(f"The native kernels {how}): rounding takes many times as long.")
@@ -121,11 +123,13 @@ def _stream(
         linears = sum(len(writer.layout.linears) for writer in writers)
         advance = stack.enter_context(progress.track("Quantising", linears, "linears"))
         made = [_Quantisation(writer, device, sensitivity) for writer in writers]
-        layers = _Layers(source, made, windows, compute)
         if journal is not None:
             journal.check(first, source.config.num_layers)
             made[0].layers = [entry.layer for entry in journal.finished]
             made[0].linears = [record for entry in journal.finished for record in entry.linears]
+            if journal.trained is not None:
+                return [made[0].as_trained(journal.trained)]
+        layers = _Layers(source, made, windows, compute)
         # Without a journal nothing is stored that could be resumed.
         finishing = finishing_layers(progress) if journal is not None else nullcontext()
         interrupted = stack.enter_context(finishing)
@@ -146,6 +150,9 @@ def _stream(
                 interrupted(layer + 1, source.config.num_layers)
         layers.finish()
         advance(len(writers))
+        for one in made:
+            if one.quantize.effort == "best" and windows is not None:
+                one.train(original, windows, compute, journal)
     seconds = round(time.perf_counter() - began, 2)
     return [one.record(seconds) for one in made]
 
@@ -243,6 +250,7 @@ class _Quantisation:
         self.device, self.sensitivity = device, sensitivity if self.quantize.fisher else None
         self.linears: list[LinearRecord] = []
         self.layers: list[LayerRecord] = []
+        self.training: Training | None = None
 
     def start(self, table: Tensor) -> Tensor:
         """Write embedding and rotary tables; return the embedding as the artifact will read it."""
@@ -271,9 +279,25 @@ class _Quantisation:
                 bias = problem.bias(bias, rounded)
             weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
 
+    def train(self, original: Tensors, windows: np.ndarray, compute: Compute, journal: Journal | None) -> None:
+        """Train what was written, as a whole, and put the result in its place."""
+        self.out.commit()
+        self.training, result = train(original, self.out.path, self.layout, windows, compute)
+        if journal is not None:
+            head = [record for record in self.linears if record.layer is None]
+            journal.commit_training(self.training, head, result or self.out.path)
+        if result is not None:
+            os.replace(result, self.out.path)
+
+    def as_trained(self, found: Trained) -> Quantization:
+        """Return the record of an earlier process that finished all of this."""
+        self.out.kept("")
+        self.linears, self.training = [*self.linears, *found.head], found.training
+        return self.record(0.0)
+
     def record(self, seconds: float) -> Quantization:
         place = {name: i for i, name in enumerate(self.layout.linears)}  # stages are out of the checkpoint's order
-        return Quantization(
+        found = Quantization(
             version=QUANTIZATION_SCHEMA,
             method=self.quantize.method,
             bits_per_weight=round(self.layout.bits_per_weight, 4),
@@ -282,6 +306,7 @@ class _Quantisation:
             linears=sorted(self.linears, key=lambda record: place[record.name]),
             layers=self.layers,
         )
+        return found if self.training is None else found.model_copy(update={"training": self.training})
 
     def quantized(
         self, plan: LinearPlan, W: Tensor, problem: Problem | None, factors: Factors | None = None

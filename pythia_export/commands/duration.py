@@ -23,6 +23,8 @@ from .footprint import (
     observing_operations,
     scoring_operations,
     sensitivity_operations,
+    training_memory,
+    training_operations,
 )
 
 PROBE_SECONDS = 0.2  # for each of two rates, and at least two repetitions
@@ -62,6 +64,7 @@ def duration(config: NeoXConfig, recipe: Recipe, rates: Rates, features: int = 0
     if recipe.uses_gptq and calibration is not None:
         work += observing_operations(config, quantize, calibration)
         work += sensitivity_operations(config, calibration) if quantize.fisher else 0.0
+        work += training_operations(config, calibration) if training_memory(config, recipe) else 0.0
     scored = scoring_operations(config, recipe.verify.tokens, 2)
     scored += scoring_operations(config, min(EXPORT_TOKENS, 6 * recipe.verify.tokens), 1)
     if recipe.verify.look_inside:

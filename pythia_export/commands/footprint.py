@@ -6,6 +6,7 @@ the rate is a guess until something was measured.
 
 from __future__ import annotations
 
+from ..calibrate.end_to_end import EPOCHS, memory_needed
 from ..calibrate.observe import KEPT_BYTES
 from ..calibrate.sensitivity import TOKENS as SENSITIVITY_TOKENS
 from ..model.neox import NeoXConfig
@@ -30,8 +31,24 @@ def peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
         # The head: weights, what they are moved to, codes twice. A layer: weights, H of 4h_to_h and its factor.
         peak = max(4 * 3 * ends + ROUNDING, 4 * 4 * layer + 4 * 3 * ff * ff) + activations
         peak += middles if middles <= KEPT_BYTES else 0
+        peak = max(peak, training_memory(config, recipe))
     scored = 4 * d * recipe.verify.tokens * 2 + 4 * 6 * config.vocab_size * recipe.verify.sequence_length
     return LIBRARIES + max(peak, scored + layout_of(recipe, config).nbytes)
+
+
+def training_memory(config: NeoXConfig, recipe: Recipe) -> int:
+    """Return the bytes that training end to end takes; 0 where nothing is trained."""
+    text = recipe.calibration
+    if recipe.quantize.effort != "best" or text is None or text.samples < 2:
+        return 0
+    needed = memory_needed(layout_of(recipe, config), text.sequence_length, text.samples)
+    return needed if needed <= text.memory_gb * 1e9 else 0
+
+
+def training_operations(config: NeoXConfig, calibration: Calibration) -> float:
+    """Return the cost of training end to end: a pass forwards, one worth two backwards, and the original's logits."""
+    tokens = calibration.samples * calibration.sequence_length
+    return (EPOCHS + 1) * scoring_operations(config, tokens, 3)
 
 
 def sensitivity_operations(config: NeoXConfig, calibration: Calibration) -> float:

@@ -53,6 +53,12 @@ class Quantize(Section):
     bits: Bits = Field(4, description="3 is rounded to 3 bits and stored in 4")
     group_size: GroupSize = Field(128, description="inputs of a row that share a scale; -1 is the whole row")
     symmetric: bool = Field(True, description="false stores a zero point for each group")
+    effort: Literal["fast", "default", "best"] = Field(
+        "default",
+        description="`fast` leaves out what takes longest (`beam`, `fisher`, `joint_hessian`, unless they are given); "
+        "`best` also trains the whole model to predict what the original does, where `calibration.memory_gb` holds it",
+        json_schema_extra={"label": "{} effort"},
+    )
     act_order: bool = Field(True, description="round columns by falling Hessian diagonal; their stored order stays")
     damp: float = Field(
         0.01, gt=0, le=1, description="percdamp: added to the Hessian's diagonal, relative to the diagonal's mean"
@@ -110,6 +116,27 @@ class Quantize(Section):
         LayerNorm and the head, are in canonical units. Round-to-nearest stays what its name says."""
         balanced = self.balance and self.method == "gptq"
         return self.products, balanced, balanced and self.linear(HEAD)[0] != "none"
+
+    @model_serializer(mode="wrap")
+    def _as_recipes_were(self, dump: Any) -> Any:
+        """Without what none of them had, so that what was recorded before compares equal."""
+        found = dump(self)
+        if found.get("effort") == "default":
+            del found["effort"]
+        return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fast_leaves_out(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("effort") == "fast":
+            return {"beam": 1, "fisher": False, "joint_hessian": False} | given
+        return given
+
+    @model_validator(mode="after")
+    def _best_trains_what_gptq_rounded(self) -> Self:
+        if self.effort == "best" and self.method != "gptq":
+            raise ValueError("effort = 'best' starts from what GPTQ gives: it needs method = 'gptq'")
+        return self
 
     @model_validator(mode="after")
     def _ladder_climbs(self) -> Self:

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ..base.strict_json import shown
 from ..model.neox import MOST
-from .record import Count, Layer, Record, Seconds
+from .record import Count, Figure, Layer, Record, Seconds
 
 QUANTIZATION = "quantization.json"
 QUANTIZATION_SCHEMA = 2
@@ -72,6 +72,28 @@ class Allocation(Record):
     """Linears that got 8 bits."""
 
 
+class Training(Record):
+    """What `effort = "best"` came to: the whole quantised model trained to predict what the original predicts."""
+
+    done: bool
+    """False where nothing was trained."""
+    reason: str | None
+    """Why not; null where it was."""
+    steps: Count = 0
+    """Batches that were trained on."""
+    windows: Count = 0
+    """Calibration windows that were trained on."""
+    held_out: Count = 0
+    """Calibration windows that were kept apart, to judge by."""
+    before: Figure | None = None
+    """KL divergence from the original on these, nats per token, as GPTQ left the model."""
+    after: Figure | None = None
+    """The same of what is stored."""
+    kept: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of what was learned that is stored: 0 where training did not help on the windows kept apart."""
+    seconds: Seconds = 0.0
+
+
 class Quantization(Record):
     """The content of quantization.json."""
 
@@ -88,3 +110,5 @@ class Quantization(Record):
     layers: list[LayerRecord]
     allocation: Allocation | None = None
     """Null without a budget of bits."""
+    training: Training | None = None
+    """With `effort = "best"`."""

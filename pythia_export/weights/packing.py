@@ -63,6 +63,19 @@ def pack(quantized: Quantized, block_size: int, dtype: str) -> dict[str, np.ndar
     return parts
 
 
+def unpack_codes(parts: dict[str, np.ndarray], fan_in: int, scheme: Scheme, block_size: int) -> Quantized:
+    """Return the codes and the grid that `pack` was given."""
+    (out, blocks), stored_bits = parts["scales"].shape, scheme.stored_bits
+    shift = 2 ** (stored_bits - 1) - scheme.middle if scheme.symmetric else 0
+    codes = unpack_bits(parts["qweight"], stored_bits, block_size).reshape(out, blocks * block_size)[:, :fan_in]
+    groups = 1 if scheme.columns(fan_in) >= fan_in else blocks
+    scale = torch.from_numpy(parts["scales"][:, :groups].astype(np.float32))
+    zero = None
+    if "zero_points" in parts:
+        zero = torch.from_numpy(unpack_bits(parts["zero_points"], stored_bits, blocks)[:, :groups].copy())
+    return Quantized(torch.from_numpy(codes - np.uint8(shift)), scale, zero, scheme)
+
+
 def unpack(parts: dict[str, np.ndarray], fan_in: int, scheme: Scheme, block_size: int) -> Tensor:
     """The float32 matrix [out, in] that the packed operands stand for."""
     (out, blocks), stored_bits = parts["scales"].shape, scheme.stored_bits

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..base.errors import IntegrityError
 from ..model.neox import EMBEDDING, QKV
-from .layout import Layout, packed_qkv_rows
-from .packing import unpack, unpack_rows
+from ..rounding.grid import Quantized
+from .layout import Layout, LinearPlan, packed_qkv_rows
+from .packing import unpack, unpack_codes, unpack_rows
 
 
 class WeightsReader:
@@ -49,12 +50,7 @@ class WeightsReader:
             rows = {x: self.stored(f"{EMBEDDING}.{x}") for x in ("qweight", "scales")}
             return unpack_rows(rows, self._hidden, scheme)
         if plan is not None and part == "weight" and plan.method != "none":
-            parts = {
-                x: self.stored(f"{base}.{x}")
-                for x in ("qweight", "scales", "zero_points")
-                if f"{base}.{x}" in self._layout.slots
-            }
-            tensor = unpack(parts, plan.shape[1], plan.scheme, plan.block_size)
+            tensor = unpack(self._parts(plan), plan.shape[1], plan.scheme, plan.block_size)
         else:
             tensor = torch.from_numpy(self.stored(name).astype(np.float32))
             if plan is not None and part == "weight":
@@ -62,3 +58,12 @@ class WeightsReader:
         if base.endswith(QKV):
             tensor = tensor[torch.from_numpy(self._unpack_rows)]
         return tensor.contiguous()
+
+    def quantized(self, plan: LinearPlan) -> Quantized:
+        """Return codes and grid of a linear that is quantised, rows of QKV as on disk."""
+        found = unpack_codes(self._parts(plan), plan.shape[1], plan.scheme, plan.block_size)
+        return found.rows(torch.from_numpy(self._unpack_rows)) if plan.name.endswith(QKV) else found
+
+    def _parts(self, plan: LinearPlan) -> dict[str, np.ndarray]:
+        names = {part: f"{plan.name}.{part}" for part in ("qweight", "scales", "zero_points")}
+        return {part: self.stored(name) for part, name in names.items() if name in self._layout.slots}
