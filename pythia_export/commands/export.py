@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
 from pydantic import ValidationError
 
 from ..artifact import Artifact, Staging
@@ -16,7 +15,7 @@ from ..base.errors import RecipeError
 from ..base.progress import SILENT, Progress
 from ..corpus import Windows, calibration_windows
 from ..disk import held
-from ..graph.cache_scales import scales_of
+from ..graph.cache_scales import read_scales
 from ..graph.targets import require_fit, require_taps, warnings
 from ..graph.trunk import build_graph
 from ..recipe import Export, Recipe
@@ -100,7 +99,7 @@ def add_taps(folder: Path, taps: Sequence[str]) -> Outcome:
     require_taps(source.config, source.layout, chosen)
     scales = None
     if chosen.static_scales:
-        scales = scales_of(onnx.load(source.file(MODEL), load_external_data=False), source.config)
+        scales = read_scales(source.file(MODEL), source.config)
     data = reading(taps_graph(source.config, source.layout, chosen, scales), data_name(source.recipe))
     said = {**source.manifest.recipe, "export": chosen.model_dump(mode="json")}
     with held(source.folder):
