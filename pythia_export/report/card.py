@@ -130,7 +130,7 @@ def model_card(origin: Origin, quantization: Quantization, parity: Parity) -> st
         "## Use",
         "With pythia-export, from this folder:",
         _fence(f"pythia-export generate . --prompt '{prompt}'\n{_verify(recipe)}   # prove it again", "sh"),
-        "With ONNX Runtime alone, 1.23 or newer (`pip install 'onnxruntime>=1.23' tokenizers`):",
+        "With ONNX Runtime alone, 1.24 or newer (`pip install 'onnxruntime>=1.24' tokenizers`):",
         _fence(_ONNXRUNTIME.replace("PROMPT", prompt), "python"),
         *(_optimum(prompt) if origin.layout.kv_dtype == recipe.export.dtype else ()),
         *(_genai(prompt) if origin.layout.kv_dtype != "int8" else ()),

@@ -97,6 +97,7 @@ class Cache:
         self._memory = memory
         self._mask = np.ones((batch, max_len), np.int64)  # ones, unless there is padding
         self._flat = np.ones(batch * max_len, np.int64)  # the same for the graph, without strides
+        self._inputs: dict[str, Any] = {}  # OrtValues that are bound
         self._ones: dict[int, Any] = {}  # by length: OrtValues of a mask of ones
         self._pads = np.zeros(batch, np.int64)  # columns of padding of each row
         self._fed_pads: np.ndarray | None = None
@@ -129,15 +130,20 @@ class Cache:
     def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Bind what the next step reads and gives beside the cache: OrtValues by name."""
         for name, value in inputs.items():
-            self.binding.bind_ortvalue_input(name, value)
+            self._bind_input(name, value)
         for name, value in outputs.items():
             self.binding.bind_ortvalue_output(name, value)
         self._bound = None
 
+    def _bind_input(self, name: str, value: Any) -> None:
+        """Bind an OrtValue and keep it: before 1.32 a binding does not, and its array's memory would be another's."""
+        self.binding.bind_ortvalue_input(name, value)
+        self._inputs[name] = value
+
     def bind_keep(self, name: str, kept: int, value: Callable[[int], Any]) -> None:
         """Bind how many logits are wanted, where it is not what it was."""
         if kept != self._keeps:
-            self.binding.bind_ortvalue_input(name, value(kept))
+            self._bind_input(name, value(kept))
             self._keeps = kept
 
     def feed(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
@@ -154,7 +160,7 @@ class Cache:
             positions = self.counts[:, None] + np.arange(new)
         fed = {"input_ids": np.ascontiguousarray(ids), "position_ids": positions}
         self.bind({name: self._memory.value(array) for name, array in fed.items()}, {})
-        self.binding.bind_ortvalue_input("attention_mask", self._memory.value(self._whole_mask(end)))
+        self._bind_input("attention_mask", self._memory.value(self._whole_mask(end)))
 
     def feed_single(self, tokens: Sequence[int], vocabulary: int) -> Buffer:
         """Do the same for one token a row; return the logits' buffer [B, 1, V], which stays the same."""
@@ -176,7 +182,7 @@ class Cache:
         if self._memory.copies:
             single.ids.written()
             single.positions.written()
-        self.binding.bind_ortvalue_input("attention_mask", mask)
+        self._bind_input("attention_mask", mask)
         return single.logits
 
     def advance(self, new: int) -> None:
@@ -288,7 +294,7 @@ class Cache:
         """Bind each as past; as present the same one, or what ONNX Runtime will allocate."""
         self.values = values
         for past, value in values.items():
-            self.binding.bind_ortvalue_input(past, value)
+            self._bind_input(past, value)
             if self.grows:
                 self.binding.bind_output(self._present_of[past], self._memory.device)
             else:

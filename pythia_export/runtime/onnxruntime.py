@@ -16,7 +16,7 @@ from ..base.native_library import library_fault
 from .graph import OURS, without_function
 
 Provider = Literal["cpu", "cuda"]
-OLDEST = (1, 23)  # what older ones make of our graphs: docs/guides/consumers.md, "The oldest ONNX Runtime"
+OLDEST = (1, 24)  # what older ones make of our graphs: docs/guides/consumers.md, "The oldest ONNX Runtime"
 _EXECUTION_PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],  # the CPU computes shapes
