@@ -12,7 +12,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sweep-demo check lint test test-fast test-import test-fuzz test-lens test-consumers test-tools test-slurm test-kill consumers hooks docs reference kernels \
+.PHONY: help demo sweep-demo check lint test test-fast test-import test-fuzz test-lens test-ranges test-consumers test-tools test-slurm test-kill consumers hooks docs reference kernels \
 	cuda wheels venv clean
 
 help: ## list these targets
@@ -99,6 +99,16 @@ build/lens/.installed build/saelens/.installed: pyproject.toml
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check 'pytest>=8.3,<10' 'torch<2.14' \
 		$(if $(findstring sae,$@),--editable . 'sae-lens>=6.54$(comma)<7' 'transformer-lens>=3.9$(comma)<4',--editable '.[lens]')
+	@touch $@
+
+test-ranges: $(STAMP) build/ranges/uv/.installed kernels ## oldest and newest dependencies, and neighbours
+	@echo "test    both ends of every range, in environments of their own (an hour, and up to 8 GB of disk)"
+	@$(BIN)/python tests/ranges/table.py build/ranges/uv/bin/uv
+
+build/ranges/uv/.installed:
+	@echo "ranges  installing uv into build/ranges/uv"
+	@$(PYTHON) -m venv build/ranges/uv
+	@build/ranges/uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 	@touch $@
 
 test-tools: $(STAMP) build/tools/.installed ## what onnxslim and its like do to an artifact

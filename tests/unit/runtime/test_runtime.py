@@ -324,7 +324,7 @@ def test_an_onnx_runtime_that_is_too_old_or_cannot_be_imported_is_explained(insi
             print(e, e.hint)
     """
     said = python(script)
-    wanted = "ONNX Runtime 1.21.1 is installed; 1.23 or newer is needed pip install --upgrade"
+    wanted = "ONNX Runtime 1.21.1 is installed; 1.24 or newer is needed pip install --upgrade"
     assert said.startswith(wanted if "1.21" in insides else "ONNX Runtime cannot be imported: _ARRAY_API")
 
 
