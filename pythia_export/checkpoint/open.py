@@ -4,7 +4,7 @@ merged with an adapter where there is one."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -153,12 +153,7 @@ def _stored(pulled: Pulled, config: NeoXConfig, progress: Progress) -> tuple[dic
     for spec in specs:
         if spec.name not in found:
             raise _missing(spec.name, found, pulled.folder)
-        stored = where[spec.name] = found.pop(spec.name)
-        if stored.shape != spec.shape:
-            raise IntegrityError(
-                f"{stored.path}: {stored.name} is {list(stored.shape)}; {CONFIG} makes it {list(spec.shape)}"
-            )
-        stored.require_float()
+        where[spec.name] = held(found.pop(spec.name), spec)
     beside = sorted(name for name in found if name.startswith(_VALUE_HEADS))
     if beside:
         progress.note(f"{pulled.folder}: a value head ({beside[0]}) is left out; the logits do not depend on it")
@@ -170,10 +165,29 @@ def _stored(pulled: Pulled, config: NeoXConfig, progress: Progress) -> tuple[dic
         )
     if config.tied_head and _HEAD in where:
         _require_equal_ends(where.pop(_HEAD), where[_EMBEDDING], pulled.folder)
-    dtypes = {str(DTYPES[stored.entry.dtype]).removeprefix("torch.") for stored in where.values()}
-    if "float64" in dtypes:
+    if any(DTYPES[stored.entry.dtype] == torch.float64 for stored in where.values()):
         progress.note(f"{pulled.folder}: weights in float64 are read as float32")
-    return where, dtypes.pop() if len(dtypes) == 1 and "float64" not in dtypes else "float32"
+    return where, dtype_of(where.values())
+
+
+def held(stored: StoredTensor, spec: TensorSpec) -> StoredTensor:
+    """Return a tensor of floats that has the shape of the table.
+
+    Raises:
+        IntegrityError: it has another shape, or a dtype that no checkpoint of floats has.
+    """
+    if stored.shape != spec.shape:
+        raise IntegrityError(
+            f"{stored.path}: {stored.name} is {list(stored.shape)}; {CONFIG} makes it {list(spec.shape)}"
+        )
+    stored.require_float()
+    return stored
+
+
+def dtype_of(stored: Iterable[StoredTensor]) -> str:
+    """Return the dtype of a checkpoint's floats, as they are read: float32 where they are mixed, or float64."""
+    dtypes = {DTYPES[tensor.entry.dtype] for tensor in stored}
+    return "float32" if len(dtypes) > 1 or torch.float64 in dtypes else str(dtypes.pop()).removeprefix("torch.")
 
 
 def stored_tensors(pulled: Pulled) -> dict[str, StoredTensor]:

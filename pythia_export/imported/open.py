@@ -14,11 +14,11 @@ from torch import Tensor
 from ..base.errors import IntegrityError, PythiaExportError, SourceError
 from ..base.progress import SILENT, Progress
 from ..base.strict_json import read_object, shown
-from ..checkpoint import Opened, Pulled, stored_tensors
+from ..checkpoint import Opened, Pulled, dtype_of, held, stored_tensors
 from ..checkpoint.pull import CONFIG, QUANTIZE_CONFIG, read_model
 from ..checkpoint.read import DTYPES, StoredTensor
 from ..model.generation import Generation
-from ..model.neox import EMBEDDING, HEAD, IGNORED_BUFFERS, NeoXConfig, TensorSpec, tensors
+from ..model.neox import EMBEDDING, HEAD, IGNORED_BUFFERS, NeoXConfig, tensors
 from ..recipe import Scheme
 from ..recipe.scheme import Bits
 from . import autoround, awq, compressed_tensors, gptq
@@ -144,16 +144,14 @@ def open_imported(pulled: Pulled, requantize: Bits | None = None, progress: Prog
                 continue
         if spec.name not in found:
             raise SourceError(f"{where}: tensor {spec.name} is missing")
-        kept[spec.name] = _float(found.pop(spec.name), spec)
+        kept[spec.name] = held(found.pop(spec.name), spec)
     _require_nothing_else(found, where)
     if not linears:
         raise SourceError(f"{where}: {form.name} by {source}, and no linear is quantised", hint=_PLAIN)
     misfits = [linear for linear in linears.values() if linear.rounded]
     if misfits:
         progress.note(f"{len(misfits)} linears are rounded again to {requantize} bits, {misfits[0].name} first")
-    dtypes = {str(DTYPES[stored.entry.dtype]).removeprefix("torch.") for stored in kept.values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-    return Imported(pulled, config, generation, dtype, kept, form, settings, linears)
+    return Imported(pulled, config, generation, dtype_of(kept.values()), kept, form, settings, linears)
 
 
 _PLAIN = "`pythia-export run` quantises weights that are plain floats."
@@ -235,15 +233,6 @@ def _in_range(groups: np.ndarray, count: int, where: str) -> np.ndarray:
     if low < 0 or high >= count:
         raise IntegrityError(f"{where}: a column is of group {low if low < 0 else high}; there are {count}")
     return groups.astype(np.int64)
-
-
-def _float(stored: StoredTensor, spec: TensorSpec) -> StoredTensor:
-    if stored.shape != spec.shape:
-        raise IntegrityError(
-            f"{stored.path}: {stored.name} is {list(stored.shape)}; {CONFIG} makes it {list(spec.shape)}"
-        )
-    stored.require_float()
-    return stored
 
 
 def _require_nothing_else(found: Mapping[str, StoredTensor], where: str) -> None:

@@ -96,6 +96,14 @@ def test_stored_weights_are_those_of_the_quantiser_to_the_last_bit(folder, tmp_p
     assert record.method == "imported" and {x.method for x in record.linears} == {"imported"}
 
 
+def test_floats_of_64_bits_beside_the_codes_are_read_in_32(folder):
+    quantise(folder, "gptq")
+    parts = ("qweight", "qzeros", "scales", "g_idx")
+    edit(folder, lambda whole: whole.update({n: t.double() for n, t in whole.items() if not n.endswith(parts)}))
+    source = opened(folder)
+    assert source.dtype == "float32" == str(source.tensor("gpt_neox.embed_in.weight").dtype).removeprefix("torch.")
+
+
 def test_columns_that_are_scattered_are_refused_by_name_or_rounded_again(folder, tmp_path):
     made = quantise(folder, "gptq_v2", order=scattered, desc_act=True)
     with pytest.raises(SourceError, match=r"attention\.\w+ does not fit: .*scattered.*act-order without static") as e:
