@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import configured, demo_of, edit
 from cores import every_core
 from models import SMALL_RECIPE
 from processes import pythia_export, started
-from safetensors.torch import load_file, save_file
 
 from pythia_export import kernels_path
 from pythia_export.artifact import Artifact
@@ -57,13 +57,13 @@ def demo(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("int8") / "demo-int8"
-    command("run", "demo-int8", "--out", out)
+    command("run", "demo-int8", "--out", out, "--set", "calibration.samples=16", "--set", "verify.tokens=32768")
     return out
 
 
-def small(folder: Path) -> Path:
-    """The small recipe and the demo checkpoint as an ordinary local directory."""
-    shutil.copytree(demo_folder() / "main", folder / "model")
+def small(folder: Path, layers: int = 2) -> Path:
+    """The small recipe and some layers of the demo checkpoint as an ordinary local directory."""
+    demo_of(layers, folder / "model")
     (folder / "recipe.toml").write_text(SMALL_RECIPE)
     return folder
 
@@ -195,8 +195,9 @@ def test_verify_again_gives_the_same_verdict_and_updates_the_artifact(whole, tmp
     command("inspect", out)
 
 
-def test_verify_beside_another_artifact_beside_rtn_and_token_by_token(job, whole):
-    shutil.copytree(whole, job / "fine")
+def test_verify_beside_another_artifact_beside_rtn_and_token_by_token(tmp_path):
+    job = small(tmp_path, layers=6)
+    command("run", job / "recipe.toml", "--out", job / "fine")
     text = SMALL_RECIPE.replace("bits = 4", "bits = 2")
     (job / "recipe.toml").write_text(text)
     command("run", job / "recipe.toml", "--out", job / "coarse")
@@ -285,20 +286,8 @@ def test_plan_pulls_nothing_and_tells_the_exact_size(demo):
 # Bad input: a message, an exit code, nothing half-written
 
 
-def edit_config(job: Path, **changes) -> None:
-    config = read(job / "model", "config.json")
-    (job / "model" / "config.json").write_text(json.dumps(config | changes))
-
-
-def edit_weights(job: Path, change) -> None:
-    path = job / "model" / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-
-
 def poison(tensors) -> None:
-    tensors["gpt_neox.layers.4.attention.dense.weight"][1, 2] = float("nan")
+    tensors["gpt_neox.layers.1.attention.dense.weight"][1, 2] = float("nan")
 
 
 def truncate(job: Path) -> None:
@@ -306,14 +295,14 @@ def truncate(job: Path) -> None:
     path.write_bytes(path.read_bytes()[:100_000])
 
 
-NORM = "gpt_neox.layers.3.input_layernorm.weight"
+NORM = "gpt_neox.layers.1.input_layernorm.weight"
 CAUSES = {
     "no config": (lambda job: (job / "model" / "config.json").unlink(), 3, "config.json"),
     "no such model": (lambda job: shutil.rmtree(job / "model"), 3, "model"),
-    "another architecture": (lambda job: edit_config(job, model_type="llama"), 3, "llama"),
-    "tensor missing": (lambda job: edit_weights(job, lambda t: t.pop(NORM)), 3, NORM),
-    "wrong shape": (lambda job: edit_config(job, intermediate_size=256), 4, "dense_h_to_4h"),
-    "NaN": (lambda job: edit_weights(job, poison), 5, "layers.4.attention.dense.weight"),
+    "another architecture": (lambda job: configured(job / "model", model_type="llama"), 3, "llama"),
+    "tensor missing": (lambda job: edit(job / "model", lambda t: t.pop(NORM)), 3, NORM),
+    "wrong shape": (lambda job: configured(job / "model", intermediate_size=256), 4, "dense_h_to_4h"),
+    "NaN": (lambda job: edit(job / "model", poison), 5, "layers.1.attention.dense.weight"),
     "truncated": (truncate, 4, "model.safetensors"),
     "unknown key": (lambda job: (job / "recipe.toml").write_text(SMALL_RECIPE + "[exprot]\n"), 2, "export"),
     "text too short": (
@@ -343,7 +332,7 @@ def test_a_cuda_recipe_without_a_gpu_is_refused_before_the_long_part(job):
 
 @pytest.mark.parametrize(
     ("sign", "moment"),
-    [(signal.SIGINT, 1.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 0.5), (signal.SIGKILL, 4.0)],
+    [(signal.SIGINT, 0.8), (signal.SIGTERM, 1.6), (signal.SIGKILL, 0.4), (signal.SIGKILL, 2.4)],
 )
 def test_interrupted_at_any_point_the_old_artifact_is_intact(job, weights, sign, moment):
     shutil.copytree(weights, job / "out")

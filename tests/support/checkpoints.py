@@ -1,14 +1,16 @@
-"""Checkpoints in folders: opened, edited, split."""
+"""Checkpoints in folders: opened, edited, split, the demo without its upper layers."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 from processes import script
 from safetensors.torch import load_file, save_file
 
-from pythia_export.checkpoint import open_checkpoint, pull
+from pythia_export.checkpoint import demo_folder, open_checkpoint, pull
 from pythia_export.recipe import Model
 
 
@@ -19,6 +21,19 @@ def forked(command):
 
 def opened(folder):
     return open_checkpoint(pull(Model(path=folder)))
+
+
+def demo_of(layers: int, folder: Path) -> Path:
+    """The demo's first layers with all that is around them, for jobs whose every layer costs the same again."""
+    shutil.copytree(demo_folder() / "main", folder)
+    configured(folder, num_hidden_layers=layers)
+    edit(folder, lambda whole: [whole.pop(name) for name in list(whole) if _layer(name) >= layers])
+    return folder
+
+
+def _layer(name: str) -> int:
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else -1
 
 
 def split(folder) -> None:

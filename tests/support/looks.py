@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
@@ -19,10 +20,18 @@ DARK = "--blink-settings=preferredColorScheme=0"
 
 
 def chromium(*arguments) -> str:
-    """Standard output of a headless Chromium. Its sandbox needs rights that a container's root lacks."""
-    command = [CHROMIUM, "--headless=new", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking"]
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    done = subprocess.run([*command, *sandbox, *arguments], capture_output=True, text=True, timeout=120)
+    """Standard output of a headless Chromium. Its sandbox needs rights that a container's root lacks.
+
+    Of one profile there is one Chromium: a second waits until the first answers, so each has a profile of its own.
+    """
+    command = [
+        CHROMIUM, "--headless=new", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        *(["--no-sandbox"] if os.geteuid() == 0 else []),
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        line = [*command, f"--user-data-dir={profile}", *arguments]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -56,7 +56,6 @@ def small_config(layers: int = 2, vocab: int = 96, positions: int = 64, size: st
 def hugging_face(config: NeoXConfig, seed: int = 0) -> GPTNeoXForCausalLM:
     """The oracle: random weights with biases and norms away from their defaults, all representable in float16."""
     # What transformers 4 reads; of a scaled rotary embedding `rope_scaling`, since it does not know `rope_parameters`.
-    # What transformers 4 reads; of a scaled rotary embedding `rope_scaling`, since it does not know `rope_parameters`.
     ours = {"architectures", "model_type", "torch_dtype", "rope_parameters"}
     settings = {k: v for k, v in config.to_dict().items() if k not in ours}
     torch.manual_seed(seed)

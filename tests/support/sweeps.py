@@ -13,6 +13,7 @@ from typing import Any
 from models import hugging_face, save_checkpoint, small_config
 
 from pythia_export.checkpoint import demo_folder
+from pythia_export.model.neox import NeoXConfig
 from pythia_export.sweep.schema import SweepFile, parse
 
 TOKENIZER = demo_folder() / "main" / "tokenizer.json"
@@ -21,10 +22,10 @@ SCRATCH = tempfile.TemporaryDirectory()
 RTN = {"method": "rtn", "group_size": 32}
 
 
-def checkpoints(root: Path, *revisions: str, seed: int = 0) -> str:
+def checkpoints(root: Path, *revisions: str, seed: int = 0, config: NeoXConfig = CONFIG) -> str:
     """Random models of two layers, one a revision; the template of their paths."""
     for i, revision in enumerate(revisions):
-        save_checkpoint(hugging_face(CONFIG, seed + i), CONFIG, root / revision, TOKENIZER)
+        save_checkpoint(hugging_face(config, seed + i), config, root / revision, TOKENIZER)
     return str(root / "{revision}")
 
 

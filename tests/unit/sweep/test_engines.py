@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from checkpoints import demo_of
 from places import ROOT
 
 from pythia_export.base.errors import EnvironmentProblem, ResourceError, SourceError
@@ -17,11 +18,13 @@ from pythia_export.sweep.schema import SweepFile, parse
 DEMO = ROOT / "demo"
 
 
-def a_sweep(folder: Path, *, samples: int = 8, verify: Path | None = None, **resources: float) -> SweepFile:
+def a_sweep(
+    folder: Path, *, models: Path = DEMO, samples: int = 8, verify: Path | None = None, **resources: float
+) -> SweepFile:
     text: dict[str, object] = {"source": "python-stdlib", "sequence_length": 128}
     other = {} if verify is None else {"source": "file", "path": str(verify)}
     raw = {
-        "sweep": {"models": [{"name": "a", "path": f"{DEMO}/{{revision}}"}]},
+        "sweep": {"models": [{"name": "a", "path": f"{models}/{{revision}}"}]},
         "quantize": {"bits": [3, 4], "group_size": 32},
         "calibration": text | {"samples": samples},
         "verify": text | other | {"tokens": 1024},
@@ -33,7 +36,8 @@ def a_sweep(folder: Path, *, samples: int = 8, verify: Path | None = None, **res
 def test_what_is_wrong_with_a_sweep_is_said_again_the_second_time(tmp_path: Path) -> None:
     """What the first run left behind is not taken for somebody else's."""
     text = tmp_path / "held-out.txt"
-    file = a_sweep(tmp_path, verify=text)
+    demo_of(1, tmp_path / "models" / "main")
+    file = a_sweep(tmp_path, models=tmp_path / "models", verify=text)
     for _ in range(2):
         with pytest.raises(SourceError, match="held-out"):
             run(file, Folder(tmp_path / "out"), engine="local")

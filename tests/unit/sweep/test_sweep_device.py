@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from emulated import emulation
-from sweeps import RTN, checkpoints, content, sweep, text, toml
+from sweeps import CONFIG, RTN, checkpoints, content, sweep, text, toml
 from typer.testing import CliRunner
 
 from pythia_export import cli
@@ -40,7 +41,8 @@ def logs(folder: Folder) -> str:
 
 
 def test_a_sweep_on_a_gpu_finds_what_the_cpu_does(tmp_path, monkeypatch):
-    file = sweep(checkpoints(tmp_path, "step1"), WAYS, texts=text(samples=2, tokens=256))
+    narrow = replace(CONFIG, intermediate_size=64)  # an emulated device takes its time for every column
+    file = sweep(checkpoints(tmp_path, "step1", config=narrow), WAYS, texts=text(samples=2, tokens=256))
     on_cpu, on_gpu = Folder(tmp_path / "a"), Folder(tmp_path / "b")
     run(file, on_cpu)
     products = []
