@@ -5,8 +5,8 @@ MARKERS = {"kernels": "native", "end_to_end": "end_to_end"}
 
 # The longest first: a worker takes whole files, and one that begins with the longest at the end lets the others wait.
 LONGEST = (
-    "native", "demo", "packaging", "consumers", "eval", "ci", "bench", "hub", "sweep_run", "sweep_device",
-    "engines", "gpu_script", "cuda", "mutations", "resume", "checkpoint", "hub_text", "publish_steps",
+    "native", "consumers", "demo", "hub", "serve_browser", "packaging", "bench", "ci", "eval", "sweep_run",
+    "gpu_script", "resume", "cuda", "mutations", "sweep_device", "engines", "checkpoint", "hub_text", "publish_steps",
     "graph", "rounding",
 )  # fmt: skip
 # Files that are `slow`: they build artifacts, fork commands, run sweeps or fuzz. Elsewhere it stands beside the test.
