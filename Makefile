@@ -24,12 +24,11 @@ help: ## list these targets
 demo: $(STAMP) kernels ## the whole job on the embedded checkpoint, offline
 	@HF_HUB_OFFLINE=1 $(BIN)/pythia-export run demo --out build/demo --overwrite
 
-sweep-demo: $(STAMP) kernels ## train a model, sweep over its checkpoints, plot it
-	@mkdir -p build/sweep-demo/run && cp demo/main/tokenizer.json build/sweep-demo/run/
-	@[ -d build/sweep-demo/run/main ] || { echo "sweep-demo  training (minutes)"; $(BIN)/python demo/train.py \
-		--out build/sweep-demo/run --steps 1200 --batch 4 --suite 100 | sed -un '/step .*00 /p'; }
-	@$(BIN)/pythia-export sweep run demo/sweep.toml --out build/sweep-demo/two-runs
-	@$(BIN)/pythia-export sweep report build/sweep-demo/two-runs
+sweep-demo: $(STAMP) kernels ## train a little, sweep over checkpoints and means, plot
+	@[ -d build/sweep-demo/decayed/step2300 ] || { echo "sweep-demo  training (minutes)"; \
+		$(BIN)/python demo/branches.py --out build/sweep-demo; }
+	@$(BIN)/pythia-export sweep run demo/sweep.toml --out build/sweep-demo/decay-and-means
+	@$(BIN)/pythia-export sweep report build/sweep-demo/decay-and-means
 
 ##@ Before a commit
 check: $(STAMP) ## lint and types: ruff, mypy, schemas of GitHub's files

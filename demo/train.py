@@ -10,7 +10,7 @@ norm clipped at 1; the learning rate warms up for 200 steps, stays, and falls li
 
 With --suite the revisions of Pythia's own suite are kept: step 0, the powers of two to 512, then evenly. Beside the
 weights of each lies `training.json`, with the tokens that it was trained on and its learning rate, for
-`pythia-export sweep` (`make sweep-demo`).
+`pythia-export sweep`. (`make sweep-demo` trains demo/branches.py's runs.)
 
 Everything that is read is the interpreter's own (`pythia_export.corpus.stdlib`) plus its `test` package where
 there is one, less the tests of held-out modules.

@@ -156,12 +156,13 @@ def logs(
 @sweep.command(epilog=examples("pythia-export sweep results sweeps/one"))
 def results(folder: SweepFolder, as_json: Json = False) -> None:
     """Write results.parquet and results.csv, one row a job: docs/guides/sweeps.md has the columns."""
+    from ..sweep.pairs import pairs
     from ..sweep.status import keys
     from ..sweep.table import tables, write
 
     existing = _existing(folder)
     found, parts = tables(existing, keys(existing))
-    written = write(existing.root, found, parts)
+    written = write(existing.root, found, parts, pairs(existing, keys(existing)))
     if as_json:
         print_json({"rows": len(found), "files": [str(path) for path in written]})
     else:
@@ -172,6 +173,7 @@ def results(folder: SweepFolder, as_json: Json = False) -> None:
 def report(folder: SweepFolder) -> None:
     """Write report.html and its plots: cost against tokens, parameters and bits, and the fit of the scaling law."""
     from ..study.page import write as write_report
+    from ..sweep.pairs import pairs
     from ..sweep.status import keys
     from ..sweep.status import status as look
     from ..sweep.table import tables, write
@@ -179,10 +181,11 @@ def report(folder: SweepFolder) -> None:
     existing = _existing(folder)
     now = look(existing)
     found, parts = tables(existing, keys(existing))
-    write(existing.root, found, parts)
+    means = pairs(existing, keys(existing))
+    write(existing.root, found, parts, means)
     written = write_report(
         found, parts, existing.root, title=folder.resolve().name, left_out=now.left_out, failed=len(now.failures),
-        outstanding=now.jobs - now.done - len(now.failures),
+        outstanding=now.jobs - now.done - len(now.failures), means=means,
     )  # fmt: skip
     show(str(written[0]))
 

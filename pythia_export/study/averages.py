@@ -4,58 +4,69 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
-from ..model.mean import is_mean
-from .figures import DELTA, Section
-from .rows import Rows, quantizations, quoted
+from ..report import words
+from .figures import Section, Table
+from .rows import quoted
 
-MOST_SENTENCES = 24
+MOST_ROWS = 24
+HEADS = (
+    ("delta_nll", "dNLL, nats"),
+    ("nll_original", "Loss before, nats"),
+    ("nll_quantized", "Loss after, nats"),
+    ("kld", "KL, nats"),
+)
 
 
-def averages(rows: Rows) -> Section:
-    """Return a sentence for each mean and quantisation; an empty section where the sweep has no mean."""
+def averages(pairs: pa.Table) -> Section:
+    """Return what the pairs say, and a table of them; an empty section where the sweep has no mean."""
     section = Section("Means of checkpoints")
-    rows = rows.where(rows["method"] != "none").known(DELTA)
-    means = rows.where(np.array([is_mean(name) for name in rows["revision"].tolist()], dtype=bool))
-    said: list[str] = []
-    for quantization in quantizations(means) if len(means) else ():
-        own = means.where(means["quantization"] == quantization)
-        for i in range(len(own)):
-            said.append(_beside(_one(own, i), _last(rows, own["name"][i], quantization)))
-    section.sentences += said[:MOST_SENTENCES]
-    if len(said) > MOST_SENTENCES:
-        section.sentences.append(f"{len(said) - MOST_SENTENCES:,} more are in results.parquet.")
+    rows = pairs.to_pylist()
+    if not rows:
+        return section
+    known = [row for row in rows if row["last_revision"] is not None]
+    if known:
+        section.sentences.append(
+            "Weights averaged over checkpoints, beside the last checkpoint of the same run. Each figure is the mean’s "
+            "less the last one’s, in nats a token on the same text: below zero the mean is better. Small, the 95 % "
+            "interval of the difference, paired by document."
+        )
+        section.sentences += [_told(known, bits) for bits in dict.fromkeys(row["quantization"] for row in known)]
+        section.table = Table(
+            ("Mean", "Quantisation", *(head for _, head in HEADS)), [_cells(row) for row in known[:MOST_ROWS]]
+        )
+    if len(known) > MOST_ROWS:
+        section.sentences.append(f"{len(known) - MOST_ROWS:,} more are in means.parquet.")
+    alone = dict.fromkeys(f"{quoted(row['revision'])} of {quoted(row['name'])}" for row in rows if row not in known)
+    section.sentences += [f"The sweep has no single checkpoint to set beside {mean}." for mean in alone]
     return section
 
 
-def _last(rows: Rows, name: Any, quantization: str) -> dict[str, Any] | None:
-    """The row of a run's last step, as far as the sweep has one."""
-    own = rows.where((rows["name"] == name) & (rows["quantization"] == quantization)).known("step")
-    return _one(own, int(np.argmax(own["step"]))) if len(own) else None
-
-
-def _one(rows: Rows, i: int) -> dict[str, Any]:
-    return {name: values[i] for name, values in rows.columns.items()}
-
-
-def _beside(mean: dict[str, Any], last: dict[str, Any] | None) -> str:
-    what = f"{quoted(mean['revision'])} of {quoted(mean['name'])} at {quoted(mean['quantization'])}"
-    cost = f"Rounding {what} costs {_cost(mean)}"
-    if last is None:
-        return f"{cost}. The sweep has no single checkpoint of this run to set beside it."
-    apart = mean[f"{DELTA}_high"] < last[f"{DELTA}_low"] or mean[f"{DELTA}_low"] > last[f"{DELTA}_high"]
-    verdict = (
-        f"{'less' if mean[DELTA] < last[DELTA] else 'more'} by {abs(1 - mean[DELTA] / last[DELTA]):.0%}"
-        if apart and last[DELTA] > 0
-        else "the intervals overlap, so this text does not tell them apart"
-    )
+def _told(rows: list[dict[str, Any]], quantization: str) -> str:
+    own = [row for row in rows if row["quantization"] == quantization]
+    cost, after, before = (_clear(own, name) for name in ("delta_nll", "nll_quantized", "nll_original"))
+    means = f"{len(own)} mean{'' if len(own) == 1 else 's'}"
     return (
-        f"{cost}; {quoted(last['revision'])} {_cost(last)}: {verdict}. "
-        f"Rounded, it has {mean['nll_quantized']:.4f} nats a token, {quoted(last['revision'])} "
-        f"{last['nll_quantized']:.4f}; before, {mean['nll_original']:.4f} and {last['nll_original']:.4f}."
+        f"At {quoted(quantization)}, clear of noise: rounding costs less for {cost[0]} of {means}, and more for "
+        f"{cost[1]}; once rounded, {after[0]} predict better than the last checkpoint and {after[1]} worse; before, "
+        f"{before[0]} better and {before[1]} worse."
     )
 
 
-def _cost(row: dict[str, Any]) -> str:
-    return f"{row[DELTA]:.4f} nats ({row[f'{DELTA}_low']:.4f} to {row[f'{DELTA}_high']:.4f})"
+def _clear(rows: list[dict[str, Any]], name: str) -> tuple[int, int]:
+    """Return how many are below zero and how many above, with all of their interval."""
+    known = [row for row in rows if row[f"{name}_low"] is not None]
+    return sum(row[f"{name}_high"] < 0 for row in known), sum(row[f"{name}_low"] > 0 for row in known)
+
+
+def _cells(row: dict[str, Any]) -> list[tuple[str, str]]:
+    cells = [(f"{row['revision']}", f"of {row['name']}, beside {row['last_revision']}"), (row["quantization"], "")]
+    for name, _ in HEADS:
+        ends = words.interval(row[f"{name}_low"], row[f"{name}_high"], _signed)
+        cells.append((_signed(row[name]), ends))
+    return cells
+
+
+def _signed(x: float | None) -> str:
+    return "" if x is None else f"{x:+.4f}".replace("-", "−")

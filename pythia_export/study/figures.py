@@ -36,13 +36,22 @@ class Plot:
     caption: str
 
 
+@dataclass(frozen=True)
+class Table:
+    """A cell is a figure or a name, and what stands small below it."""
+
+    heads: tuple[str, ...]
+    rows: list[list[tuple[str, str]]]
+
+
 @dataclass
 class Section:
-    """sentences: before the plots, or in their place."""
+    """sentences: before the plots and the table, or in their place."""
 
     heading: str
     sentences: list[str] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
+    table: Table | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from . import plots
@@ -44,9 +46,10 @@ def _run(run: Rows, name: str, axis: Axis) -> Plot:
     caption += f"; {worst} loses most, {most:.2f}." if worst else "; no quantisation loses any of its score."
     title = f"Induction score of {quoted(name)}"
     file = slug("induction", name)
+    scores = np.concatenate([line.y for line in drawn])  # from 0 to 1: a share, of which a logarithm hides what is lost
     svg = plots.curves(
         file, f"{title} against {axis.label}. {caption}", drawn, plots.tokens_scale(run[axis.column]),
-        plots.cost_scale(np.concatenate([line.y for line in drawn]), np.array([0.01])), axis.label, "induction score",
+        plots.Scale(min(0.0, float(scores.min())), 1.1 * float(scores.max()), math.inf), axis.label, "induction score",
         axis.tick,
     )  # fmt: skip
     return Plot(file, title, svg, caption)

@@ -42,10 +42,11 @@ def write(
     left_out: Sequence[LeftOut],
     failed: int,
     outstanding: int,
+    means: pa.Table | None = None,
 ) -> list[Path]:
     """`folder/report.html` and `folder/plots/*.svg`, each whole or not at all; the same bytes for the same tables.
 
-    failed, outstanding: jobs.
+    failed, outstanding: jobs. means: each mean of checkpoints beside the last one, of `sweep.pairs`.
 
     Raises:
         EnvironmentProblem: matplotlib is not installed.
@@ -56,7 +57,9 @@ def write(
         raise EnvironmentProblem(
             "the plots are drawn by matplotlib, which is not installed", hint=install("sweep")
         ) from e
-    page, plots = render(results, subsets, title=title, left_out=left_out, failed=failed, outstanding=outstanding)
+    page, plots = render(
+        results, subsets, title=title, left_out=left_out, failed=failed, outstanding=outstanding, means=means
+    )
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     written = []
     for slug, svg in plots.items():
@@ -77,6 +80,7 @@ def render(
     left_out: Sequence[LeftOut],
     failed: int,
     outstanding: int,
+    means: pa.Table | None = None,
 ) -> tuple[str, dict[str, str]]:
     """The page, and its plots by their slugs."""
     from . import averages, figures, induction, plots, statement, survival
@@ -91,9 +95,8 @@ def render(
     empty = len(rows.known("delta_nll")) == 0
     sections = [] if empty else [
         figures.over_training(rows, figures.DELTA), figures.over_training(rows, figures.KL), figures.over_rate(rows),
-        figures.by_size(rows), figures.by_bits(rows), figures.maps(rows), averages.averages(rows),
-        induction.induction(rows),
-        survival.survival(rows),
+        figures.by_size(rows), figures.by_bits(rows), figures.maps(rows), induction.induction(rows),
+        survival.survival(rows), *([] if means is None else [averages.averages(means)]),
     ]  # fmt: skip
     sections = [section for section in sections if section.plots or section.sentences]
     parts = [] if empty else [figures.by_subset(rows, subsets)]

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from ..report.svg import log_ticks, tick_label
 from .rows import Floats, amount
@@ -56,7 +56,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Scale:
-    """log from low to high, or, where values are not above zero, linear within ±linear and logarithmic beyond it."""
+    """log from low to high, or, where values are not above zero, linear within ±linear and logarithmic beyond it.
+    An infinite `linear` is linear throughout: for shares."""
 
     low: float
     high: float
@@ -256,7 +257,7 @@ def _frame(
     _scale(axes, "x", x, places, xtick)
     if y is not None:
         _scale(axes, "y", y, _ticks(y, 7), tick_label)
-        if y.linear is not None:
+        if y.linear is not None and math.isfinite(y.linear):
             axes.axhspan(max(-y.linear, y.low), y.linear, color=WASH, lw=0, zorder=0)
             axes.axhline(0, color=SOFT, lw=0.8, zorder=1)
 
@@ -266,6 +267,8 @@ def _scale(axes: Axes, which: str, scale: Scale, ticks: Sequence[float], show: C
     setter = axes.set_xscale if which == "x" else axes.set_yscale
     if scale.linear is None:
         setter("log")
+    elif math.isinf(scale.linear):
+        setter("linear")
     else:
         setter("symlog", linthresh=scale.linear, linscale=0.6)
     (axes.set_xlim if which == "x" else axes.set_ylim)(scale.low, scale.high)
@@ -275,6 +278,10 @@ def _scale(axes: Axes, which: str, scale: Scale, ticks: Sequence[float], show: C
 
 
 def _ticks(scale: Scale, most: int) -> list[float]:
+    if scale.linear is not None and math.isinf(scale.linear):
+        return [
+            float(t) for t in MaxNLocator(most - 2).tick_values(scale.low, scale.high) if scale.low <= t <= scale.high
+        ]
     tens = _tens(scale.low if scale.linear is None else scale.linear, scale.high)
     if scale.linear is None:
         if len(tens) < 3:

@@ -195,7 +195,7 @@ def _confounded(name: str, c: Compared) -> list[str]:
 
 
 def _nats(x: float) -> str:
-    return power(float(f"{x:.2g}")).replace("-", "−")
+    return power(x).replace("-", "−")
 
 
 def estimate(e: Estimate) -> str:

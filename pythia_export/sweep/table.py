@@ -22,7 +22,7 @@ from .folder import WHEN_FULL, Folder
 from .jobs import Job, label
 from .records import SCHEMA, Facts, Result, Times
 
-RESULTS, SUBSETS = "results", "subsets"
+RESULTS, SUBSETS, MEANS = "results", "subsets", "means"
 MARK = b"pythia-export.sweep.schema"
 
 _ARROW = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
@@ -202,14 +202,14 @@ def _table(rows: list[dict[str, Any]], columns: dict[str, pa.DataType]) -> pa.Ta
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def write(folder: Path, results: pa.Table, subsets: pa.Table) -> list[Path]:
-    """`results.parquet` and `.csv`, and the same of `subsets` where the text has parts."""
+def write(folder: Path, results: pa.Table, subsets: pa.Table, means: pa.Table | None = None) -> list[Path]:
+    """`results.parquet` and `.csv`; the same of `subsets` where the text has parts, of `means` where there is one."""
     written = []
-    for name, table in ((RESULTS, results), (SUBSETS, subsets)):
+    for name, table in ((RESULTS, results), (SUBSETS, subsets), (MEANS, means)):
         for suffix in ("parquet", "csv"):
             path = folder / f"{name}.{suffix}"
-            if name == SUBSETS and not len(table):
-                path.unlink(missing_ok=True)  # of the text that the sweep had before
+            if table is None or (name != RESULTS and not len(table)):
+                path.unlink(missing_ok=True)  # of the text or the revisions that the sweep had before
                 continue
             sink = pa.BufferOutputStream()
             parquet.write_table(table, sink) if suffix == "parquet" else csv.write_csv(table, sink)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from checkpoints import configured
 from models import hugging_face, on_disk, save_checkpoint, small_config
 from rich.console import Console
-from sweep_rows import sweep as measured
-from sweeps import RTN, checkpoints, sweep
+from sweeps import RTN, checkpoints, sweep, text
+from typer.testing import CliRunner
 
 from pythia_export.base.errors import PythiaExportError, RecipeError, SourceError
 from pythia_export.checkpoint import open_checkpoint, pull
+from pythia_export.cli import app
 from pythia_export.cli.tables import plan_view
 from pythia_export.commands.plan import plan
 from pythia_export.model.mean import Term, terms, written
 from pythia_export.model.neox import tensors
 from pythia_export.recipe import Model, load_recipe
 from pythia_export.study.averages import averages
-from pythia_export.study.rows import Rows
+from pythia_export.sweep.folder import Folder
+from pythia_export.sweep.pairs import DIFFERENCES, pairs
+from pythia_export.sweep.run import run
 from pythia_export.sweep.snapshots import snapshots
+from pythia_export.sweep.status import keys
 
 CONFIG = small_config(layers=1)
 STEPS = ("step1", "step2", "step10", "main")
@@ -155,18 +162,61 @@ def test_a_sweep_takes_a_mean_beside_its_steps(tmp_path):
         snapshots(sweep(paths, RTN, "mean(step5..step9)").sweep)
 
 
-def test_the_report_sets_a_mean_beside_the_last_step():
-    results, _ = measured(models=("70m",), steps=(1000, 143000), bits=(4,), noise=1e-6, tau=0.0)
-    table = results.to_pylist()
-    mean = table[1] | {"key": "m", "revision": "mean(step142000..step143000)", "step": None, "training_tokens": None}
-    for name in ("delta_nll", "delta_nll_low", "delta_nll_high"):
-        mean[name] = table[1][name] / 2
-    rows = Rows.of(results.from_pylist([*table, mean], schema=results.schema))
-    (said,) = averages(rows).sentences
-    assert "“mean(step142000..step143000)” of “pythia-70m”" in said
-    assert "less by 50%" in said
-    close = mean | {"delta_nll": table[1]["delta_nll"]}
-    close |= {f"delta_nll_{end}": table[1][f"delta_nll_{end}"] for end in ("low", "high")}
-    (said,) = averages(Rows.of(results.from_pylist([*table, close], schema=results.schema))).sentences
-    assert "does not tell them apart" in said
-    assert averages(Rows.of(results)).sentences == []
+def test_the_report_sets_a_mean_beside_the_last_step_document_by_document(tmp_path):
+    paths = checkpoints(tmp_path / "runs", "step1", "step2", "main")
+    given = text()
+    (tmp_path / "verify").mkdir()
+    for name in ("argparse", "optparse", "textwrap", "string"):
+        source = Path(importlib.import_module(name).__file__).read_text(encoding="utf-8")
+        (tmp_path / "verify" / f"{name}.txt").write_text(source[:1000], encoding="utf-8")
+    given["verify"]["path"], given["calibration"]["path"] = str(tmp_path / "verify"), given["verify"]["path"]
+    file, folder = sweep(paths, RTN | {"bits": 4}, "all,main,mean(step1,main)", texts=given), Folder(tmp_path / "out")
+    assert run(file, folder, engine="inline").done == 4
+    (row,) = pairs(folder, keys(folder)).to_pylist()
+    assert (row["revision"], row["last_revision"], row["quantization"]) == (
+        "mean(step1,main)",
+        "main",
+        "int4 group 32 rtn",
+    )
+    mean, last = folder.result(row["key"]).cost, folder.result(row["last_key"]).cost
+    assert row["clusters"] == len(mean.sums.tokens) > 2
+    assert row["delta_nll"] == pytest.approx(mean.delta_nll.mean - last.delta_nll.mean)
+    assert row["nll_original"] == pytest.approx(mean.nll_original - last.nll_original)
+    apart = np.subtract(mean.sums.nll_quantized, last.sums.nll_quantized) / mean.sums.tokens  # of each document
+    assert apart.min() < row["nll_quantized"] < apart.max()
+    assert row["nll_quantized_low"] < row["nll_quantized"] < row["nll_quantized_high"]
+    alone = mean.nll_quantized - last.nll_quantized  # token for token; two intervals of their own would be far wider
+    assert row["nll_quantized"] == pytest.approx(alone)
+    page = CliRunner().invoke(app, ["sweep", "report", str(folder.root)])
+    assert page.exit_code == 0 and parquet.read_table(folder.root / "means.parquet").to_pylist() == [row]
+    html = (folder.root / "report.html").read_text()
+    assert "Means of checkpoints" in html and "beside main" in html
+
+
+def test_what_is_said_of_means_follows_their_intervals():
+    def row(revision, low, high, **changed):
+        ends = {
+            f"{name}{end}": x
+            for name in DIFFERENCES
+            for end, x in zip(("_low", "", "_high"), (low, (low + high) / 2, high), strict=True)
+        }
+        return (
+            {"name": "mine", "revision": revision, "last_revision": "main", "quantization": "int4 row"} | ends | changed
+        )
+
+    rows = [
+        row("mean(a,b)", -0.02, -0.01),
+        row("mean(a,c)", -0.02, 0.01),
+        row("mean(b,c)", 0.01, 0.02, nll_original_low=-0.2, nll_original_high=-0.1),
+    ]
+    section = averages(pa.Table.from_pylist(rows))
+    assert section.sentences[1] == (
+        "At “int4 row”, clear of noise: rounding costs less for 1 of 3 means, and more for 1; once rounded, 1 predict "
+        "better than the last checkpoint and 1 worse; before, 2 better and 0 worse."
+    )
+    assert section.table.rows[0][2] == ("−0.0150", "−0.0200 to −0.0100")
+    alone = averages(pa.Table.from_pylist([row("mean(a,b)", 0, 0, last_revision=None)]))
+    assert alone.table is None and alone.sentences == [
+        "The sweep has no single checkpoint to set beside “mean(a,b)” of “mine”."
+    ]
+    assert averages(pa.Table.from_pylist(rows[:0])).sentences == []
