@@ -147,7 +147,7 @@ def _row(record: Result, facts: Facts | None) -> dict[str, Any]:
         {"key": record.key}
         | {name: getattr(facts, name) for name in _SNAPSHOT}
         | {"revision": job.model.revision, "commit": job.commit, "quantization": label(job.quantize)}
-        | {name: quantize[name] for name in _QUANTIZE}
+        | {name: getattr(job.quantize, name) for name in _QUANTIZE}
         | {f"head_{name}": quantize["head"][name] for name in ("method", "bits", "group_size")}
         | {name: getattr(record, name) for name in ("bits_per_weight", "expected_cost", "residual_error")}
         | _cost(record.cost)
