@@ -178,7 +178,7 @@ def test_a_header_is_read_before_its_gigabytes_are_hashed(tmp_path, monkeypatch)
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     monkeypatch.setattr(
-        sys.modules["pythia_export.checkpoint.pull"], "sha256", lambda path: pytest.fail("hashed first")
+        sys.modules["pythia_export.checkpoint.pull"], "sha256_of", lambda path: pytest.fail("hashed first")
     )
     with pytest.raises(IntegrityError, match="The file is truncated"):
         pull(Model(path=tmp_path / "model"))

@@ -21,6 +21,7 @@ from pythia_export.base.errors import EnvironmentProblem, IntegrityError, Numeri
 from pythia_export.base.native_library import kernels_path
 from pythia_export.evaluate.scores import ScoringSession, append_scores
 from pythia_export.graph.browser import require_keep
+from pythia_export.graph.cache_scales import unit_scales
 from pythia_export.graph.decoder import build_decoder
 from pythia_export.graph.trunk import build_graph
 from pythia_export.model.neox import ACTIVATIONS
@@ -74,7 +75,8 @@ def test_the_list_of_operators_is_what_the_exporter_writes():
     ):
         config = small_config(layers=1, size=size)
         for export in forms():
-            model = build_decoder(config, layout(config, quantize, export.dtype), export)
+            scales = unit_scales(config) if export.static_scales else None
+            model = build_decoder(config, layout(config, quantize, export.dtype), export, scales=scales)
             contents = read_graph(model.SerializeToString(), "here")
             require_ours(contents, "here")
             written |= {(domain, operator) for _, domain, operator in contents.nodes}
