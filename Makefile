@@ -12,7 +12,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sweep-demo check lint test test-fast test-import test-fuzz test-lens test-ranges test-consumers test-tools test-slurm test-kill consumers hooks docs reference kernels \
+.PHONY: help demo sweep-demo check lint test test-fast test-long test-import test-fuzz test-lens test-ranges test-consumers test-tools test-slurm test-kill consumers hooks docs reference kernels \
 	cuda wheels venv clean
 
 help: ## list these targets
@@ -46,15 +46,15 @@ lint: check
 
 # What is not fast has a marker; pyproject.toml says what each marker means.
 test-fast: $(STAMP) kernels ## the tests that are quick: a minute
-	@echo "test    all but those marked slow, native, browser or end_to_end"
-	@$(PYTEST) $(PARALLEL) -m "not (slow or native or browser or end_to_end)"
+	@echo "test    all but those marked slow, native, browser, end_to_end or long"
+	@$(PYTEST) $(PARALLEL) -m "not (slow or native or browser or end_to_end or long)"
 
 test: $(STAMP) kernels ## every test that needs no GPU and no hub; some with T=...
 ifeq ($(origin T),command line)
 	@$(PYTEST) $(T)
 else
-	@echo "test    everything that needs no GPU and no hub"
-	@$(PYTEST) $(PARALLEL)
+	@echo "test    everything that needs no GPU and no hub, but for what make test-long waits for"
+	@$(PYTEST) $(PARALLEL) -m "not long"
 endif
 
 hooks: $(STAMP) ## let git run ruff and mypy before a commit (pre-commit)
@@ -78,9 +78,13 @@ reference: $(STAMP) ## fill its pages from the code and committed files
 	@$(BIN)/python docs/generate.py
 
 ##@ Longer tests
+test-long: $(STAMP) kernels ## sanitizers, WebGPU, what else waits long; in CI
+	@echo "test    sanitizers, registers of CUDA kernels, WebGPU without a GPU: some five minutes"
+	@$(PYTEST) -rs $(PARALLEL) -m long
+
 test-consumers: consumers kernels ## artifacts in every program that runs them
 	@echo "test    one artifact in every consumer, and the page of serve"
-	@TEST_WEBGPU=1 $(PYTEST) -rs tests/end_to_end/test_consumers.py tests/end_to_end/test_serve_browser.py \
+	@$(PYTEST) -rs tests/end_to_end/test_consumers.py tests/end_to_end/test_serve_browser.py \
 		tests/end_to_end/test_serve_webgpu.py
 
 test-import: $(STAMP) kernels ## quantise with three other tools, import each

@@ -219,6 +219,7 @@ def test_lm_eval_scores_an_int8_cache_through_genai_alone(int8_cache, model, run
     assert np.allclose(answer(done), [artifact.score(start + text).sum() for text in PROMPTS], rtol=1e-4)
 
 
+@pytest.mark.long
 @needs_transformers
 def test_what_transformers_5_exports_to_int4_is_measured_beside_the_artifact(folder):
     """Its exporter takes half a minute a format; what it makes is near the original, or it would not be timed."""
@@ -474,6 +475,7 @@ def test_transformers_js_in_a_browser(folder, expected, tmp_path):
 
 @needs_js
 @pytest.mark.browser
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize("embedding", ["float16", "int8"])
 def test_transformers_js_on_webgpu_gives_the_tokens_of_webassembly(embedding, tmp_path):

@@ -1,10 +1,9 @@
-"""The page of `serve` on a real WebGPU, SwiftShader's where there is no GPU: minutes, for `make test-consumers`."""
+"""The page of `serve` on a real WebGPU, SwiftShader's where there is no GPU: minutes, for `make test-long`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import threading
 
 import pytest
@@ -22,7 +21,7 @@ from pythia_export.runtime import Session, generate
 MODULES = ROOT / "build" / "consumers" / "node_modules"
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif("TEST_WEBGPU" not in os.environ, reason="SwiftShader is slow: make test-consumers"),
+    pytest.mark.long,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not looked at"),
     pytest.mark.skipif(not (MODULES / "onnxruntime-web").is_dir(), reason="no ONNX Runtime Web: make consumers"),
 ]

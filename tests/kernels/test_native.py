@@ -36,6 +36,7 @@ def run_native(command: list[str | Path], cases: int) -> str:
     return ran.stdout
 
 
+@pytest.mark.long
 @needs_compiler
 def test_fuzzed_shapes_under_address_and_undefined_behaviour_sanitizers():
     build = native_tests(KERNELS.parent / "build" / "kernels-sanitized", "-DPYTHIA_SANITIZE=ON")
@@ -48,6 +49,7 @@ def test_fuzzed_shapes_under_address_and_undefined_behaviour_sanitizers():
     assert "ran: cuda, emulated" in run_native([build / "rotary_attention_cuda_test"], 60)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not NVCC, reason="no nvcc; `make cuda` brings one")
 @pytest.mark.parametrize(
     ("source", "kernels", "hungriest"),

@@ -91,7 +91,7 @@ def held(name, value):
         (given(d_in=512), SourceError, f"reads 512 numbers at {HOOK}; this model has 128 there", "of another size"),
         (given(d_in="128"), SourceError, "`d_in`: Input should be a valid integer", "--sae takes a folder"),
         (in_metadata(hook_name=None), SourceError, "`hook_name`: Field required", "--sae takes a folder"),
-        (in_metadata(hook_name="blocks.7.hook_resid_post"), RecipeError, "no place in this model: its layers are 0 to", ""),
+        (in_metadata(hook_name="blocks.7.hook_resid_post"), RecipeError, "no place in this model: its layers are", ""),
         (in_metadata(hook_name="blocks.1.hook_resid_pots"), RecipeError, "is no place in this model; the nearest", ""),
         (in_metadata(hook_name="resid"), RecipeError, "no single place that has one vector per token", ""),
         (in_metadata(hook_name="blocks.1.attn.hook_pattern"), RecipeError, "no single place", ""),
