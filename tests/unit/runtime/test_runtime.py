@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import session_fixtures as fixtures
 import torch
@@ -61,6 +64,22 @@ def test_steps_of_any_size_continue_the_prefill(session: Session) -> None:
     pieces = [session.step(cache, ids[:, a:b]) for a, b in ((0, 5), (5, 6), (6, 7), (7, 12), (12, 14))]
     assert cache.length == 14
     assert close(np.concatenate(pieces, 1), whole)
+
+
+def test_what_a_step_reads_is_kept_where_the_binding_keeps_nothing(session: Session) -> None:
+    """ONNX Runtime's binding of before 1.32: the memory of a bound array was freed before it was read."""
+    cache, bound = session.start(1, 20), {}
+
+    def bind(name: str, value: onnxruntime.OrtValue) -> None:
+        cache.binding._iobinding.bind_ortvalue_input(name, value._ortvalue)
+        bound[name] = weakref.ref(value)
+
+    cache.binding.bind_ortvalue_input = bind
+    for step in (tokens(1, 6), tokens(1, 1), tokens(1, 1), tokens(1, 3)):
+        session.step(cache, step)
+        gc.collect()
+        assert {"input_ids", "position_ids", "attention_mask"} <= bound.keys()
+        assert [name for name, value in bound.items() if value() is None] == []
 
 
 def test_a_row_of_a_left_padded_batch_is_that_row_alone(session: Session) -> None:
