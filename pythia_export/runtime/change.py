@@ -23,6 +23,7 @@ from ..model.hooks import tap_of
 from ..model.neox import NeoXConfig
 
 _KEYS = {"set": {"value"}, "add": {"value"}, "scale": {"factor"}, "suppress": set[str]()}
+_EXAMPLE = 'A change is {"op": "suppress", "pos": 3}, for example, or {"op": "scale", "factor": 0}.'
 CHOSEN = ("attn.pattern", "final")  # taps whose changed path stands beside the plain one
 Spec = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -50,14 +51,16 @@ def changes_of(hook: str, spec: Spec, config: NeoXConfig) -> tuple[Change, ...]:
         )
     several = (spec,) if isinstance(spec, Mapping) else spec
     if isinstance(several, str) or not isinstance(several, Sequence):
-        raise RecipeError(f"{hook}: {shown(spec)}", hint='A change was expected, such as {"op": "suppress", "pos": 3}.')
+        raise RecipeError(f"{hook}: {shown(spec)}", hint=_EXAMPLE)
     return tuple(_change(hook, one, config) for one in several)
 
 
 def _change(hook: str, spec: Mapping[str, Any], config: NeoXConfig) -> Change:
     op = spec.get("op") if isinstance(spec, Mapping) else None
     if op not in _KEYS:
-        raise RecipeError(f"{hook}: op {shown(op)}; one of {', '.join(_KEYS)} was expected")
+        keys = sorted(map(str, spec)) if isinstance(spec, Mapping) else []
+        found = f"op {shown(op)}" if "op" in keys else f"no `op` beside {', '.join(keys)}" if keys else shown(spec)
+        raise RecipeError(f"{hook}: {found}; one of {', '.join(_KEYS)} was expected", hint=_EXAMPLE)
     needed, allowed = _KEYS[op], _KEYS[op] | {"op", "pos", "heads"}
     if extra := set(spec) - allowed:
         raise RecipeError(f"{hook}: {op} with {', '.join(sorted(extra))}; it takes {', '.join(sorted(allowed))}")

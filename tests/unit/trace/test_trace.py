@@ -391,6 +391,7 @@ def test_another_graph_keeps_the_taps(tmp_path, layout):
         (["resid_mid"], None, RecipeError, "'resid_mid' is no place"),
         ("resid", {"blocks.9.hook_in": {"op": "suppress"}}, RecipeError, r"'blocks\.9\.hook_in' is no place"),
         ("resid", {"blocks.1.hook_in": {"op": "zero"}}, RecipeError, "op 'zero'; one of set, add, scale, suppress"),
+        ("resid", {"blocks.1.hook_in": {"scale": 0}}, RecipeError, "no `op` beside scale; one of set, add"),
         ("resid", {"blocks.1.hook_in": lambda x: x}, RecipeError, "a function; what ONNX Runtime computes"),
         ("resid", {"blocks.1.hook_in": {"op": "set"}}, RecipeError, "set without value"),
         ("resid", {"blocks.1.hook_in": {"op": "set", "value": 1, "position": 1}}, RecipeError, "set with position"),
