@@ -204,7 +204,7 @@ def trace(
         print_json({"folder": str(out), "texts": len(found), "hooks": list(found.hooks),
                     "shards": [path.name for path in found.shards()]})  # fmt: skip
     else:
-        show(f"Traces    {out} ({len(found):,} texts, {len(found.hooks)} places, {len(found.shards())} shards)")
+        show(f"Traces    {out} (texts: {len(found):,}, places: {len(found.hooks)}, files: {len(found.shards())})")
 
 
 def _changes(given: str) -> dict[str, Any]:
