@@ -83,7 +83,9 @@ def push(
     if dry_run:
         return going
     if hub.offline():
-        raise OutputError(f"nothing can be pushed to {repo}: the hub is not asked", hint="Leave --offline out, and HF_HUB_OFFLINE unset.")
+        raise OutputError(
+            f"nothing can be pushed to {repo}: the hub is not asked", hint="Leave out --offline, and HF_HUB_OFFLINE."
+        )
     commit, url = _commit(opened, repo, private, files, progress)
     try:
         listing = hub.list_revision(repo, commit, progress=progress)
