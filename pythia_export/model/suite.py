@@ -165,7 +165,7 @@ def _config(size: dict[str, Any]) -> NeoXConfig:
 
 
 def _problem(raw: dict[str, Any], steps: tuple[str, ...]) -> Problem | None:
-    """Of a model with these steps; None when it concerns steps that the model does not have."""
+    """Return what is known of a model with these steps; None when it concerns steps that the model does not have."""
     listed: list[str] = []
     for entry in raw["revisions"]:
         first, _, last = entry.partition("-")

@@ -108,7 +108,7 @@ class Cache(Record):
     """`shared`: one buffer may be bound as past and present."""
     kv_dtype: Literal["float32", "float16", "int8"]
     kv_scales: CacheScales | None = None
-    """Of int8 with `rotary = "gqa"`; absent where a cache has no scales, or has one for each head and token."""
+    """The scales of an int8 cache with `rotary = "gqa"`; absent with any other cache."""
 
 
 class Difference(Kept):

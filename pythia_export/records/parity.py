@@ -425,9 +425,9 @@ class Features(Record):
     active: Figure
     """The same of the artifact."""
     survived: Share
-    """Of the features that are active in the original, the share that are active in the artifact at the same token."""
+    """The share of features active in the original that are active in the artifact at the same token."""
     inherited: Share | None
-    """Of those that are active in the artifact, the share that were active in the original; the others are new. Null
+    """The share of features active in the artifact that were active in the original; the others are new. Null
     if none is."""
     unexplained_original: Mean
     """Share of the original's variance that the autoencoder does not explain."""
