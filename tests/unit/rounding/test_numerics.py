@@ -18,7 +18,7 @@ from native import LIBRARY, needs_library
 from pythia_export.base.errors import EnvironmentProblem, NumericsError
 from pythia_export.base.native_library import instruction_set, library_fault
 from pythia_export.calibrate.bit_budget import allocate
-from pythia_export.calibrate.problem import Moments
+from pythia_export.calibrate.problem import BLOCK, Moments
 from pythia_export.recipe import Export, Quantize, Scheme
 from pythia_export.rounding import native
 from pythia_export.rounding.coupled import gptq_coupled
@@ -179,6 +179,20 @@ def test_moments_about_a_mean_that_is_far_larger_than_what_varies():
     H = moments.centred()
     assert float(H[3, 3]) == pytest.approx(float(x[:, 3].double().var(correction=0)), rel=1e-5)
     assert (H[4:] == 0).all() and (H[:, 4:] == 0).all() and (H.diagonal()[:4] > 0.5).all()
+
+
+@pytest.mark.parametrize("columns", [BLOCK + 1, 2 * BLOCK])
+def test_of_a_wide_input_half_of_its_products_are_summed_and_the_other_half_is_copied(columns: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    chunks = [torch.randn(1, 40, columns, generator=generator) + 3 for _ in range(2)]
+    rows = torch.cat(chunks, dim=1)[0].double()
+    for about_mean in (False, True):
+        moments = Moments(columns, columns, about_mean=about_mean)
+        for x in chunks:
+            moments.add(x, x)
+        found = moments.centred() if about_mean else moments.second()
+        expected = torch.cov(rows.T, correction=0) if about_mean else rows.T @ rows / len(rows)
+        assert torch.allclose(found, expected, atol=1e-4)
 
 
 @needs_library
