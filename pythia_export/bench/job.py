@@ -12,7 +12,8 @@ class Job:
     """Paths are absolute strings. `checkpoint` is a folder with a config.json, `weights` are its safetensors; both are
     empty where no contestant needs them. `contexts` are the tokens that are cached when decoding begins. `windows` is
     a .npy of token ids [N, S] whose perplexity is asked for, or None. `probe` is a .npz of `ids` [T] and of the
-    original model's `logits` [2, V] after the last two of them, or None."""
+    original model's `logits` [2, V] after the last two of them, or None. `standard` is a graph of standard operators
+    over the artifact's weights, or None where no contestant needs one."""
 
     module: str
     variant: str
@@ -27,6 +28,7 @@ class Job:
     contexts: list[int]
     windows: str | None = None
     probe: str | None = None
+    standard: str | None = None
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))

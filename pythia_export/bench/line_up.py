@@ -21,7 +21,8 @@ _FIND = Path(__file__).resolve().parent / "find.py"
 
 @dataclass(frozen=True)
 class Contestant:
-    """`module` is its file in `contestants`, `needs` what must be importable there, `install` the command for that."""
+    """`module` is its file in `contestants`, `needs` what must be importable there, `install` the command for that.
+    `standard` is whether it reads the artifact's weights under a graph of standard operators."""
 
     name: str
     module: str
@@ -30,6 +31,7 @@ class Contestant:
     install: str = ""
     reads_checkpoint: bool = True
     prepares: bool = False
+    standard: bool = False
 
 
 PEERS = (
@@ -54,6 +56,11 @@ PEERS = (
     Contestant(
         "onnxruntime-genai", "genai", "", ("onnxruntime_genai",),
         "pip install onnxruntime-genai, into an environment of its own, named by --peer-python", reads_checkpoint=False,
+    ),
+    Contestant(
+        "OpenVINO (artifact)", "openvino", "", ("openvino",),
+        "pip install openvino, into an environment of its own, named by --peer-python", reads_checkpoint=False,
+        standard=True,
     ),
     *(
         Contestant(f"llama.cpp {kind}", "llama", kind, _LLAMA, "pip install llama-cpp-python gguf", prepares=True)

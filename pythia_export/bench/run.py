@@ -36,6 +36,7 @@ from .figures import Measured, medians
 from .job import Job
 from .line_up import Contestant, chosen, interpreters_for
 from .result import Absent, NoText, Result, Row, Text
+from .standard import write_standard
 
 OURS = "pythia-export"
 What = Literal["prepare", "measure"]
@@ -103,6 +104,8 @@ def bench(
                 turns.absent |= {contestant.name: original for contestant in taking_part if contestant.reads_checkpoint}
             else:
                 job = _reading(job, original, windows, progress)
+        if any(contestant.standard for contestant in taking_part):
+            job = replace(job, standard=str(write_standard(opened, Path(scratch) / "standard")))
         turns.prepare(taking_part, job, progress)
         rows = turns.measure(taking_part, job, windows, repeats, progress)
     return Result(
