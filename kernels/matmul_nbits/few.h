@@ -29,8 +29,8 @@ inline void prefetch(uintptr_t at, bool twice, uintptr_t soon = kSoon, uintptr_t
 
 template <int kBits>
 inline Ints dot_nibbles(Ints into, Ints w, const int8_t* codes) {
-  if (kBits == 8) return dot<8>(into, w, load(codes));
-  return dot<4>(dot<4>(into, low_nibbles(w), load(codes)), high_nibbles(w), load(codes + kStep));
+  if (kBits == 8) return dot_short<8>(into, w, load(codes));
+  return dot_short<4>(dot_short<4>(into, low_nibbles(w), load(codes)), high_nibbles(w), load(codes + kStep));
 }
 
 inline Floats load_up_to(const float* from, int64_t count) {
@@ -50,9 +50,11 @@ struct Columns {
   bool twice;    // whether memory is prefetched long before as well
   Ints places[kLanes];  // of each vector of kLanes blocks, whose scale each lane wants
 
+  Floats zeros_alike() const { return broadcast(float(base(p) - p.middle())); }
+
   // What is to be taken off codes of column n, in blocks b to b + here.
   Floats zeros(int64_t n, int64_t b, int64_t here) const {
-    if (!p.zero) return broadcast(float(base(p) - p.middle()));
+    if (!p.zero) return zeros_alike();
     uint8_t bytes[kLanes] = {};
     std::memcpy(bytes, p.zero + n * p.zero_bytes() + b * kBits / 8, size_t((here * kBits + 7) / 8));
     return to_float(sub(broadcast(base(p)), kBits == 4 ? unpack_nibbles(bytes) : widen_bytes(bytes)));
@@ -84,13 +86,14 @@ struct Columns {
           const Ints w = load(weights);
           for (int r = 0; r < kRows; ++r) inner[r] = dot_nibbles<kBits>(inner[r], w, codes + r * stride);
         }
-        for (int r = 0; r < kRows; ++r) sums[r] = fmadd(to_float(inner[r]), permute(scales[r], places[v]), sums[r]);
+        for (int r = 0; r < kRows; ++r)
+          sums[r] = fmadd(to_float(widened<kBits>(inner[r])), permute(scales[r], places[v]), sums[r]);
       }
       if (here % kHeld) {
         const Ints w = load(weights, here % kHeld * kBytes);
         for (int r = 0; r < kRows; ++r) {
           const Ints inner = dot_nibbles<kBits>(broadcast(0), w, codes + r * stride);
-          sums[r] = fmadd(to_float(inner), permute(scales[r], places[vectors]), sums[r]);
+          sums[r] = fmadd(to_float(widened<kBits>(inner)), permute(scales[r], places[vectors]), sums[r]);
         }
       }
     }
@@ -98,19 +101,112 @@ struct Columns {
   }
 
   void operator()(int64_t from, int64_t to) const {
+    if constexpr (kRows == 1) from = short_columns(from, to);
     const int64_t row_bytes = x.blocks * kBytes;
     const uint8_t* weights = p.codes + from * row_bytes;
     for (int64_t n = from; n < to; n += 4) {
       const int64_t columns = to - n < 4 ? to - n : 4;
       Floats sums[4][kRows] = {};
       for (int64_t c = 0; c < columns; ++c, weights += row_bytes) column(weights, n + c, sums[c]);
-      for (int r = 0; r < kRows; ++r) {
-        const Floats four[4] = {sums[0][r], sums[1][r], sums[2][r], sums[3][r]};
-        alignas(16) float y[4];
-        _mm_store_ps(y, reduce_add(four));
-        float* out = p.y + (m + r) * p.columns + n;
-        for (int64_t c = 0; c < columns; ++c) out[c] = y[c] + (p.bias ? p.bias[n + c] : 0);
+      put(sums, n, columns);
+    }
+  }
+
+  // One row's outputs of short columns; returns the first column that is not done.
+  int64_t short_columns(int64_t from, int64_t to) const {
+    switch (x.blocks) {
+      case 1: return together<1>(from, to);
+      case 2: return together<2>(from, to);
+      case 4: return together<4>(from, to);
+      case 8: return together<8>(from, to);
+      case 16: return together<16>(from, to);
+      default: return from;
+    }
+  }
+
+  // Columns of kBlocks blocks: what is worked out of scales serves as many as share a vector of them, and x stays in
+  // registers. The same sums as `column` gives.
+  template <int kBlocks>
+  int64_t together(int64_t from, int64_t to) const {
+    constexpr int64_t kVectorsOf = kBlocks * kBytes / (kLanes * 4), kCodes = kVectorsOf * (kBits == 4 ? 2 : 1);
+    if constexpr (kBlocks > kLanes || kBlocks % kHeld || kCodes > 16) {
+      return from;
+    } else {
+      constexpr int64_t kShare = kLanes / kBlocks, kGroup = kShare < 4 ? 4 : kShare;
+      if (p.zero && kBlocks * kBits % 8) return from;
+      float again[2][kLanes];
+      Ints own[kShare];  // where each column's blocks are in a vector
+      for (int64_t c = 0; c < kShare; ++c) {
+        int32_t place[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) {
+          const int64_t b = i % kBlocks;
+          again[0][i] = x.scale[m * kBlocks + b], again[1][i] = x.owed[m * kBlocks + b];
+          place[i] = int32_t((c * kBlocks + i) % kLanes);
+        }
+        own[c] = load(place);
       }
+      const Floats of_x = load_floats(again[0]), owed_of_x = load_floats(again[1]);
+      Ints codes[kCodes];
+      for (int64_t i = 0; i < kCodes; ++i) codes[i] = load(x.codes + m * x.stride + i * kStep);
+      Floats zero = zeros_alike();
+      const uint8_t* weights = p.codes + from * kBlocks * kBytes;
+      int64_t n = from;
+      for (; n + kGroup <= to; n += kGroup) {
+        Floats scales = zero, owed = zero;
+#pragma GCC unroll 4
+        for (int64_t four = 0; four < kGroup; four += 4) {
+          Floats sums[4];
+#pragma GCC unroll 4
+          for (int64_t c = 0; c < 4; ++c) {
+            const int64_t at = (four + c) % kShare;
+            if (at == 0) {
+              const float* scale = p.scale + (n + four + c) * kBlocks;
+              prefetch(uintptr_t(scale), twice, kSoon / kBytes * sizeof(float), kLater / kBytes * sizeof(float));
+              const Floats of_w = load_floats(scale);
+              if (p.zero) zero = zeros(n + four + c, 0, kLanes);
+              scales = mul(of_w, of_x), owed = mul(mul(of_w, owed_of_x), zero);
+            }
+            Floats sum = permute_first(owed, own[at], kBlocks);
+#pragma GCC unroll 16
+            for (int64_t v = 0; v < kVectorsOf / kTaken; ++v) {
+              Ints inner = broadcast(0);
+#pragma GCC unroll 16
+              for (int64_t t = 0; t < kTaken; ++t, weights += kLanes * 4) {
+                prefetch(uintptr_t(weights), twice);
+                const Ints w = load(weights);
+                const Ints* of = codes + (v * kTaken + t) * (kBits == 4 ? 2 : 1);
+                if (kBits == 8)
+                  inner = dot_short<8>(inner, w, of[0]);
+                else
+                  inner = dot_short<4>(dot_short<4>(inner, low_nibbles(w), of[0]), high_nibbles(w), of[1]);
+              }
+              sum = fmadd(to_float(widened<kBits>(inner)), permute(scales, places[at * (kVectorsOf / kTaken) + v]), sum);
+            }
+            sums[c] = sum;
+          }
+          __m128 y = reduce_add(sums);
+          if (p.bias) y = _mm_add_ps(y, _mm_loadu_ps(p.bias + n + four));
+          _mm_storeu_ps(p.y + m * p.columns + n + four, y);
+        }
+      }
+      return n;
+    }
+  }
+
+  // Writes the outputs of up to four columns.
+  void put(const Floats (*sums)[kRows], int64_t n, int64_t columns) const {
+    for (int r = 0; r < kRows; ++r) {
+      const Floats four[4] = {sums[0][r], sums[1][r], sums[2][r], sums[3][r]};
+      __m128 y = reduce_add(four);
+      float* out = p.y + (m + r) * p.columns + n;
+      if (columns == 4) {
+        if (p.bias) y = _mm_add_ps(y, _mm_loadu_ps(p.bias + n));
+        _mm_storeu_ps(out, y);
+        continue;
+      }
+      alignas(16) float apart[4];
+      _mm_store_ps(apart, y);
+      for (int64_t c = 0; c < columns; ++c) out[c] = apart[c] + (p.bias ? p.bias[n + c] : 0);
     }
   }
 };

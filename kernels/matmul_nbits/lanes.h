@@ -73,6 +73,14 @@ inline Ints dot(Ints into, Ints w, Ints x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(into) : "v"(w), "vm"(x));
   return into;
 }
+template <int kBits>
+inline Ints dot_short(Ints into, Ints w, Ints x) { return dot<kBits>(into, w, x); }
+template <int kBits>
+inline Ints widened(Ints sums) { return sums; }
+// Of a vector the lanes at `places`, the first `count` of them; zeros in the others.
+inline Floats permute_first(Floats from, Ints places, int64_t count) {
+  return _mm512_maskz_permutexvar_ps(__mmask16((1u << count) - 1), places, from);
+}
 #else
 constexpr int64_t kLanes = 8;
 using Ints = __m256i;
@@ -151,6 +159,18 @@ inline Ints dot(Ints into, Ints w, Ints x) {
     pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(centred(w)), _mm256_sign_epi8(x, centred(w)));
   }
   return _mm256_add_epi32(into, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+// As `dot`, in sums that `widened` makes those of dwords; of 4 bits 16 bits hold eight times 2 * 15 * 127.
+template <int kBits>
+inline Ints dot_short(Ints into, Ints w, Ints x) {
+  return kBits == 4 ? _mm256_add_epi16(into, _mm256_maddubs_epi16(w, x)) : dot<kBits>(into, w, x);
+}
+template <int kBits>
+inline Ints widened(Ints sums) {
+  return kBits == 4 ? _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) : sums;
+}
+inline Floats permute_first(Floats from, Ints places, int64_t count) {
+  return _mm256_and_ps(permute(from, places), _mm256_castsi256_ps(first(count)));
 }
 #endif
 
