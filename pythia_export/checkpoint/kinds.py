@@ -111,11 +111,23 @@ def recognised(names: Collection[str], read_json: Callable[[str], Any]) -> Kind 
     for name in ("quantize_config.json", "quant_config.json"):
         if name in top:
             method = "AWQ" if name.startswith("quant_") else "GPTQ"
-            return Kind(f"a checkpoint quantised already, by {method} ({name})", _ORIGINAL)
+            return _quantised(method, name, top)
     for pattern, kind in _BY_NAME:
         if any(fnmatch(name, pattern) for name in names):
             return kind
     return _other_weights(top, names)
+
+
+def _quantised(method: str, settings: str, top: Collection[str]) -> Kind:
+    """A quantiser's own file of settings; its weights have a name of their own, or are not there."""
+    found = f"a checkpoint quantised already, by {method} ({settings})"
+    weights = sorted(name for name in top if name.endswith(".safetensors"))
+    if len(weights) != 1:
+        return Kind(found, _ORIGINAL)
+    return Kind(
+        f"{found}, whose weights are called {weights[0]}",
+        f"Rename {weights[0]} to model.safetensors, and `pythia-export import` takes it. Or: {_ORIGINAL}",
+    )
 
 
 def _other_weights(top: Collection[str], names: Collection[str]) -> Kind | None:
@@ -179,6 +191,8 @@ _TENSORS = (  # (what a name ends with, by what)
     (("scales", "biases"), "MLX"),
 )
 IMPORTED = ("gptq", "awq", "auto-round", "compressed-tensors")  # whose codes `import` takes as they are
+_IMPORT = "`pythia-export import` takes it as it is. Or: "
+_IMPORTED_TENSORS = ("GPTQ or AWQ", "compressed-tensors")
 _OF_METHOD = {
     "bitsandbytes": lambda q: " in 4 bits" if q.get("load_in_4bit") else " in 8 bits" if q.get("load_in_8bit") else "",
 }
@@ -195,7 +209,7 @@ def require_plain_config(raw: Mapping[str, Any], where: str) -> None:
     method = q.get("quant_method") or q.get("quant_type") or loads or mlx or "a method that it does not name"
     bits = q.get("bits") or q.get("w_bit")
     more = f" in {bits} bits" if bits else _OF_METHOD.get(str(method), lambda _: "")(q)
-    imports = "`pythia-export import` takes it as it is. Or: " if method in IMPORTED else ""
+    imports = _IMPORT if method in IMPORTED else ""
     raise SourceError(
         f"{where}: this checkpoint is quantised already, by {method}{more}",
         hint=f"{imports}{_ORIGINAL} If its weights are plain floats, take `quantization_config` out of config.json.",
@@ -208,5 +222,6 @@ def require_plain_tensors(names: Collection[str], where: str) -> None:
         found = next((name for name in sorted(names) if name.rpartition(".")[2] in endings), None)
         if found is not None:
             raise SourceError(
-                f"{where}: this checkpoint is quantised already, by {method}: it has {found}", hint=_ORIGINAL
+                f"{where}: this checkpoint is quantised already, by {method}: it has {found}",
+                hint=f"{_IMPORT if method in _IMPORTED_TENSORS else ''}{_ORIGINAL}",
             )

@@ -18,7 +18,7 @@ from ..base.errors import SourceError
 from ..base.strict_json import shown
 from ..records.record import Json, Record, checked
 from . import awq, gptq
-from .stored import Arrays, Format, Grid, Part, Stored, matches
+from .stored import SAVE_AGAIN, Arrays, Format, Grid, Part, Stored, matches
 
 METHODS = ("auto-round", "intel/auto-round")
 _INNER: dict[str, Callable[[dict[str, Any], str], Format]] = {
@@ -30,7 +30,7 @@ _INNER: dict[str, Callable[[dict[str, Any], str], Format]] = {
 class Settings(Record):
     """What `quantization_config` says beside the settings of GPTQ or AWQ."""
 
-    packing_format: str
+    packing_format: str | None = None
     data_type: str = "int"
     act_bits: int | None = 16
     sym: bool = True
@@ -45,15 +45,18 @@ def read(raw: dict[str, Any], where: str) -> AutoRound:
         SourceError: a variant of it that stores something else.
         IntegrityError: a setting that is missing or no such setting.
     """
-    settings = checked(Settings, raw, where, hint="")
+    settings = checked(Settings, raw, where, SAVE_AGAIN)
     if settings.data_type != "int" or settings.packing_format not in _INNER:
         raise SourceError(
             f"{where}: AutoRound's packing_format is {shown(settings.packing_format)}, its data_type "
             f"{shown(settings.data_type)}; {' or '.join(map(repr, _INNER))} of 'int' was expected",
-            hint="AutoRound saves integer weights so with format='auto_round'.",
+            hint="AutoRound saves integer weights so with format='auto_round'; its oldest versions name no packing.",
         )
     if settings.act_bits not in (None, 16):
-        raise SourceError(f"{where}: activations of {settings.act_bits} bits; only weights are imported")
+        raise SourceError(
+            f"{where}: activations of {settings.act_bits} bits; only weights are imported",
+            hint="Quantise the weights alone: W4A16.",
+        )
     inner: Format = _INNER[settings.packing_format](raw, where)
     return AutoRound(settings.packing_format, inner.tool, inner, settings, where)
 

@@ -19,7 +19,7 @@ from pydantic import AliasChoices, Field
 from ..base.errors import SourceError
 from ..records.record import Record, checked
 from ..weights.packing import pack_bits
-from .stored import FLOATS, Arrays, Grid, Part, Stored, codes_of, stream_of
+from .stored import FLOATS, SAVE_AGAIN, Arrays, Grid, Part, Stored, codes_of, stream_of
 
 METHODS = ("awq",)
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # of each output of eight, its number in the word
@@ -42,10 +42,13 @@ def read(raw: dict[str, Any], where: str) -> Awq:
         SourceError: a variant of it that stores something else.
         IntegrityError: a setting that is missing or no such setting.
     """
-    settings = checked(Settings, raw, where, hint="")
+    settings = checked(Settings, raw, where, SAVE_AGAIN)
     if settings.version.lower() != "gemm" or not settings.zero_point:
         what = f"the version {settings.version!r}" if settings.zero_point else "no zero points"
-        raise SourceError(f"{where}: AWQ with {what}; the version 'gemm' with zero points was expected")
+        raise SourceError(
+            f"{where}: AWQ with {what}; the version 'gemm' with zero points was expected",
+            hint="Quantise it again with AutoAWQ and version='GEMM', zero_point=True.",
+        )
     made_by = settings.autoround_version
     return Awq("awq", None if made_by is None else f"auto-round {made_by}", Grid(4, settings.group_size, False))
 

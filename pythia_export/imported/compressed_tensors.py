@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue
 
 from ..base.errors import IntegrityError, SourceError
 from ..records.record import Record, checked
-from .stored import FLOATS, Arrays, Grid, Part, Stored, codes_of, matches, stream_of
+from .stored import FLOATS, SAVE_AGAIN, Arrays, Grid, Part, Stored, codes_of, matches, stream_of
 
 METHODS = ("compressed-tensors",)
 _FORMS = ("pack-quantized", "int-quantized", "naive-quantized")
@@ -61,7 +61,7 @@ def read(raw: dict[str, Any], where: str) -> CompressedTensors:
         SourceError: weights in floats of fewer bits, or activations that are rounded too.
         IntegrityError: a setting that is missing or no such setting.
     """
-    settings = checked(Settings, raw, where, hint="")
+    settings = checked(Settings, raw, where, SAVE_AGAIN)
     for name, group in settings.config_groups.items():
         form, of = group.format or settings.format, group.weights
         place = f"{where}: config_groups.{name}"

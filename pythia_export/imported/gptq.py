@@ -23,7 +23,7 @@ from pydantic import AliasChoices, Field
 
 from ..base.errors import IntegrityError, SourceError
 from ..records.record import Json, Record, checked
-from .stored import FLOATS, Arrays, Grid, Part, Stored, codes_of, matches, stream_of
+from .stored import FLOATS, SAVE_AGAIN, Arrays, Grid, Part, Stored, codes_of, matches, stream_of
 
 METHODS = ("gptq",)
 _OFFSETS = {"gptq": 1, "gptq_v2": 0}
@@ -52,7 +52,7 @@ def read(raw: dict[str, Any], where: str) -> Gptq:
         SourceError: a variant of it that stores something else.
         IntegrityError: a setting that is missing or no such setting.
     """
-    settings = checked(Settings, raw, where, hint="")
+    settings = checked(Settings, raw, where, SAVE_AGAIN)
     form = "marlin" if settings.is_marlin_format else settings.form
     if form not in _OFFSETS or settings.pack_dtype != "int32":
         what = f"the format {form!r}" if form not in _OFFSETS else f"words of {settings.pack_dtype!r}"

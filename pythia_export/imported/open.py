@@ -154,13 +154,19 @@ def open_imported(pulled: Pulled, requantize: Bits | None = None, progress: Prog
     return Imported(pulled, config, generation, dtype_of(kept.values()), kept, form, settings, linears)
 
 
+_MATCH = "Does the configuration belong to these weights?"
+_MISSING = {
+    "g_idx": "desc_act = true says that columns are in another order, and g_idx which. Save the checkpoint again with "
+    "it; if the columns are in their order, set desc_act to false."
+}
 _PLAIN = "`pythia-export run` quantises weights that are plain floats."
 
 
 def _settings(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the configuration of the quantisation and where it is from."""
-    found = read_object(folder / CONFIG).get("quantization_config")
-    where = f"{folder / CONFIG}: quantization_config"
+    config = read_object(folder / CONFIG)
+    key = next((key for key in ("quantization_config", "compression_config") if config.get(key) is not None), "")
+    found, where = config.get(key), f"{folder / CONFIG}: {key}"
     if found is None and (folder / QUANTIZE_CONFIG).is_file():
         found = read_object(folder / QUANTIZE_CONFIG)
         return {"quant_method": "gptq"} | found, str(folder / QUANTIZE_CONFIG)
@@ -168,6 +174,8 @@ def _settings(folder: Path) -> tuple[dict[str, Any], str]:
         raise SourceError(f"{folder}: no quantization_config: this checkpoint is not quantised", hint=_PLAIN)
     if not isinstance(found, dict):
         raise IntegrityError(f"{where} is {shown(found)}; an object was expected")
+    if "quant_method" not in found and (found.get("load_in_4bit") or found.get("load_in_8bit")):
+        return {"quant_method": "bitsandbytes"} | found, where  # older files do not name it
     return found, where
 
 
@@ -197,7 +205,9 @@ def _linear(
     parts = form.parts(grid, shape)
     for key, part in parts.items():
         if key not in own and part.needed:
-            raise SourceError(f"{where}: tensor {name}.{key} is missing, of {form.name} in {grid}")
+            raise SourceError(
+                f"{where}: tensor {name}.{key} is missing, of {form.name} in {grid}", hint=_MISSING.get(key, _MATCH)
+            )
     for key, stored in own.items():
         if key not in parts:
             raise IntegrityError(f"{where}: {name}.{key} has no place in {form.name} of {grid}")
@@ -206,7 +216,7 @@ def _linear(
             raise IntegrityError(
                 f"{stored.path}: {stored.name} is {stored.entry.dtype} {list(stored.shape)}; {form.name} of {grid} "
                 f"makes it {' or '.join(dtypes)} {wanted}",
-                hint="Does the configuration belong to these weights?",
+                hint=_MATCH,
             )
     groups = form.groups(_read({key: own[key] for key in ORDER if key in own}))
     if groups is not None:

@@ -21,6 +21,7 @@ from ..weights.packing import unpack_bits
 
 Arrays = Mapping[str, np.ndarray]  # of one linear, by the last part of their names; floats as float32
 FLOATS = ("F16", "BF16", "F32")
+SAVE_AGAIN = "Save the checkpoint again with the tool that quantised it."
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,60 @@ def test_another_method_is_refused_by_name(folder, method):
     assert "pythia-export run" in caught.value.hint
 
 
+def without_g_idx(folder):
+    configured(folder, quantization_config=settings_of(folder) | {"desc_act": True})
+    edit(folder, lambda whole: [whole.pop(name) for name in list(whole) if name.endswith("g_idx")])
+
+
+def of_an_old_autoround(folder):
+    configured(folder, quantization_config={k: v for k, v in settings_of(folder).items() if k != "packing_format"})
+
+
+def settings_of(folder):
+    return json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
+INCOMPLETE = {
+    "act-order without its order": ("gptq", without_g_idx, "g_idx is missing", "set desc_act to false"),
+    "bitsandbytes of old": (
+        "gptq", lambda folder: configured(folder, quantization_config={"load_in_8bit": True}),
+        "bitsandbytes does not fit: NF4", "dequantize"),
+    "no packing": ("auto_gptq", of_an_old_autoround, "packing_format is null", "format='auto_round'"),
+    "another packing of AWQ": (
+        "awq", lambda folder: configured(folder, quantization_config=settings_of(folder) | {"version": "gemv"}),
+        "AWQ with the version 'gemv'", "version='GEMM'"),
+    "a setting of another kind": (
+        "gptq", lambda folder: configured(folder, quantization_config=settings_of(folder) | {"desc_act": None}),
+        "`desc_act` is null", "Save the checkpoint again"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INCOMPLETE)
+def test_what_is_missing_is_told_with_what_to_do(folder, case):
+    form, change, said, hint = INCOMPLETE[case]
+    quantise(folder, form)
+    change(folder)
+    with pytest.raises(PythiaExportError, match=said) as caught:
+        opened(folder)
+    assert hint in caught.value.hint
+
+
+def test_settings_by_the_older_name_of_compressed_tensors_are_read(folder):
+    made = quantise(folder, "compressed-tensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"compression_config": config.pop("quantization_config")} | config))
+    assert np.array_equal(opened(folder).tensor(f"{DENSE}.weight").numpy(), made[DENSE].dense())
+
+
+def test_weights_by_autogptqs_own_name_are_told_what_to_be_called(folder):
+    quantise(folder, "gptq")
+    (folder / "quantize_config.json").write_text("{}")
+    (folder / "model.safetensors").rename(folder / "gptq_model-4bit-128g.safetensors")
+    with pytest.raises(SourceError, match="weights are called gptq_model-4bit-128g.safetensors") as caught:
+        opened(folder)
+    assert "Rename gptq_model-4bit-128g.safetensors to model.safetensors" in caught.value.hint
+
+
 def test_weights_that_are_not_quantised_are_for_run(folder):
     with pytest.raises(SourceError, match="no quantization_config: this checkpoint is not quantised") as caught:
         opened(folder)
