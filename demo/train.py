@@ -8,9 +8,8 @@ norm clipped at 1; the learning rate warms up for 200 steps, stays, and falls li
 `DECAY` of the run (the decay is what makes a small model costly to round). Because only that last stretch depends on
 --steps, a run stopped early can be finished with fewer steps: --resume goes on from OUT/state.pt.
 
-With --suite the revisions of Pythia's own suite are kept: step 0, the powers of two to 512, then evenly. Beside the
-weights of each lies `training.json`, with the tokens that it was trained on and its learning rate, for
-`pythia-export sweep`. (`make sweep-demo` trains demo/branches.py's runs.)
+Beside the weights of each revision that --save keeps lies `training.json`, with the tokens that it was trained on and
+its learning rate, for `pythia-export sweep`. (`make sweep-demo` trains demo/branches.py's runs.)
 
 Everything that is read is the interpreter's own (`pythia_export.corpus.stdlib`) plus its `test` package where
 there is one, less the tests of held-out modules.
@@ -198,17 +197,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--save", type=int, nargs="*", default=[], help="steps to keep as revisions")
-    parser.add_argument(
-        "--suite", type=int, metavar="EVERY", help="keep step 0, the powers of two to 512, then every EVERY steps"
-    )
     parser.add_argument("--batch", type=int, default=BATCH, help=f"windows of {CONTEXT} tokens a step (%(default)s)")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--device", default="cpu", help="of torch, as `cuda` (%(default)s)")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
     keep = set(args.save)
-    if args.suite:
-        keep |= {0, *(2**i for i in range(10)), *range(args.suite, args.steps, args.suite)}
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
 

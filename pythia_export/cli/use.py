@@ -9,7 +9,7 @@ import typer
 
 from ..base.errors import RecipeError
 from ..base.extras import install
-from ..base.strict_json import parse_json, read_object
+from ..base.strict_json import parse_json, read_object, shown
 from .shared import (
     ArtifactFolder,
     Json,
@@ -210,12 +210,14 @@ def trace(
 def _changes(given: str) -> dict[str, Any]:
     """Return changes by place: of an object, or of a file that holds one. What a change may be is for others to say."""
     hint = 'Written so: {"blocks.3.hook_resid_post": {"op": "scale", "factor": 0, "pos": -1}}.'
-    if not given.lstrip().startswith("{"):
+    if not given.lstrip().startswith(("{", "[")):
         try:
             return read_object(Path(given), error=RecipeError, hint=hint)
         except FileNotFoundError:
             raise RecipeError(f"--intervene {given}: no such file", hint=hint) from None
-    found: dict[str, Any] = parse_json(given, "--intervene", error=RecipeError, hint=hint)
+    found = parse_json(given, "--intervene", error=RecipeError, hint=hint)
+    if not isinstance(found, dict):
+        raise RecipeError(f"--intervene: {shown(found)}; an object was expected", hint=hint)
     return found
 
 

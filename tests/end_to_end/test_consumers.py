@@ -103,6 +103,7 @@ def by_onnxruntime(folder: Path) -> list[list[int]]:
 def by(command: list, folder: Path) -> dict[str, list[list[int]]]:
     asked = [str(folder), json.dumps(PROMPTS), str(NEW)]
     done = subprocess.run([*map(str, command), *asked], capture_output=True, text=True, timeout=300)
+    assert done.returncode or "warn" not in done.stderr.lower(), f"of what is in the artifact: {done.stderr}"
     return answer(done)
 
 

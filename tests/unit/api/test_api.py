@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -203,7 +204,16 @@ def snippets() -> list:
     return found
 
 
+def test_the_loop_that_the_contract_shows_writes_what_we_write(folder):
+    (loop,) = (x.values[0] for x in snippets() if "outputs = [" in x.values[0])
+    done = subprocess.run([sys.executable, "-c", loop], capture_output=True, text=True, cwd=folder.parent.parent)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    prompts = ["def main(", "import os\nimport sys\n"]
+    ours = Artifact.open(folder).generate(prompts, max_new_tokens=16)
+    assert json.loads(done.stdout) == [prompt + text for prompt, text in zip(prompts, ours, strict=True)]
+
+
 @pytest.mark.parametrize("snippet", snippets())
 def test_the_documents_snippets_run(snippet, folder):
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=folder.parent.parent)
-    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert done.returncode == 0 and done.stdout.strip() and not done.stderr, done.stderr
