@@ -169,7 +169,7 @@ def test_the_command_changes_what_python_does(every, tmp_path):  # noqa: F811
         ('{"blocks.0.hook_out": {"op": "suppress"}', "--intervene: not JSON"),
         ("blocks.0.hook_out", "--intervene blocks.0.hook_out: no such file"),
         ("[1", "--intervene: not JSON"),
-        ("[1]", "--intervene: [1]; an object was expected"),
+        ("[1]", "--intervene: an array of 1; an object was expected"),
     ],
 )
 def test_a_change_that_is_none_is_refused_by_the_command(every, tmp_path, given, message):  # noqa: F811
