@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "decoder_layers/op.h"
+#include "decoder_mask/op.h"
 #include "matmul_nbits/op.h"
 #include "partial_rotary/op.h"
 #include "rotary_attention/op.h"
@@ -109,6 +110,7 @@ ort::Domain* domain(ort::Status** failed) {
   if (!*failed && (!version || version->product)) *failed = add<LinearNBits>(made);
   if (!*failed && (!version || version->product)) *failed = add<MatMulNBits>(made);
   if (!*failed && (!version || version->product)) *failed = add<DecoderLayers>(made);
+  if (!*failed && (!version || version->product)) *failed = add<DecoderMask>(made);
 #endif
   return made;
 }

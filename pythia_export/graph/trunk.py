@@ -1,4 +1,5 @@
-"""A decoder's layers as one node: pythia.DecoderLayers, whose function is those layers as `decoder.py` writes them.
+"""A decoder in few nodes: pythia.DecoderLayers, whose function is all layers as `decoder.py` writes them, and
+pythia.DecoderMask, whose function is what `decoder.py` makes of attention_mask.
 
 A node costs ONNX Runtime about a microsecond, and each of its operators hands work out to threads anew. A small model
 spends most of a token on that. So a graph for a CPU calls all its layers by one name. Where our library is registered,
@@ -12,9 +13,13 @@ its kernel computes them. Elsewhere ONNX Runtime inlines the function, and runs 
 - Attributes: num_heads, rotary_dim, accuracy_level, epsilon, parallel_residual (1 or 0), activation; and for every
   linear of every layer `bits`, and 1 or 0 in `zero_points` and `biases`.
 
-The body has the names of the whole graph, so `without_trunk` gives back the graph that was folded, node by node. One
-thing it has besides: a Cast to float32 behind each product. onnx infers no type for ONNX Runtime's operators, and a
-function cannot declare one. ONNX Runtime drops such a Cast when it opens the graph.
+pythia.DecoderMask: attention_mask [B, total] int64 and the number of new tokens [1] int64 become seqlens_k [B] int32,
+total_length [] int32 and attention_bias [B, 1, T, total] float32, as pythia.RotaryAttention has them.
+
+The bodies have the names of the whole graph, so `without_trunk` gives back the graph that was folded, node by node. Two
+things they have besides. A Cast to float32 stands behind each product: onnx infers no type for ONNX Runtime's
+operators, and a function cannot declare one. ONNX Runtime drops such a Cast when it opens the graph. And constants,
+which a function cannot read from the graph around it, are nodes.
 """
 
 from __future__ import annotations
@@ -31,10 +36,11 @@ from .cache_scales import CacheScales
 from .decoder import PACKED, build_decoder
 from .ops import DOMAIN, MICROSOFT, OPSET
 
-TRUNK = "DecoderLayers"
+TRUNK, MASK = "DecoderLayers", "DecoderMask"
 _SHARED = ("rotary.cos", "rotary.sin", "position_ids", "/mask/last/Expand/out0", "/mask/total/Reshape/out0",
            "/mask/bias/Expand/out0")  # fmt: skip
-_TYPED = "/typed"
+_NEW = "/mask/new"  # the node that counts new tokens, for the mask and for who reads the last of them
+_TYPED, _CONSTANT = "/typed", "/constant"
 _ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "mish")  # that the kernel has
 _ATTRIBUTES = ("num_heads", "rotary_dim", "accuracy_level", "epsilon", "parallel_residual", "activation", "bits",
                "zero_points", "biases")  # fmt: skip
@@ -45,7 +51,9 @@ def build_graph(
 ) -> onnx.ModelProto:
     """Return the graph that is published: that of `build_decoder`, its layers one node where a kernel may run them."""
     model = build_decoder(config, layout, export, scales=scales)
-    return _with_trunk(model, config, layout, export) if is_served(config, layout, export) else model
+    if not is_served(config, layout, export):
+        return model
+    return _with_mask(_with_trunk(model, config, layout, export))
 
 
 def is_served(config: NeoXConfig, layout: Layout, export: Export) -> bool:
@@ -69,22 +77,19 @@ def without_trunk(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy that calls operator by operator; the same graph where it does already."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    bodies = {f.name: f for f in copy.functions if f.name == TRUNK}
+    bodies = {f.name: f for f in copy.functions if f.name in (TRUNK, MASK)}
     for function in bodies.values():
         copy.graph.value_info.extend(function.value_info)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        nodes += _untyped(bodies[TRUNK].node) if _is_trunk(node) else [node]
+        folded = node.domain == DOMAIN and node.op_type in bodies
+        nodes += _untyped(bodies[node.op_type].node, copy.graph) if folded else [node]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    kept = [f for f in copy.functions if f.name != TRUNK]
+    kept = [f for f in copy.functions if f.name not in bodies]
     del copy.functions[:]
     copy.functions.extend(kept)
     return copy
-
-
-def _is_trunk(node: onnx.NodeProto) -> bool:
-    return (node.domain, node.op_type) == (DOMAIN, TRUNK)
 
 
 def _linears(config: NeoXConfig, layout: Layout) -> list[LinearPlan]:
@@ -108,14 +113,7 @@ def _with_trunk(model: onnx.ModelProto, config: NeoXConfig, layout: Layout, expo
         zero_points=[int(not plan.scheme.symmetric) for plan in linears], biases=[int(plan.bias) for plan in linears],
     )  # fmt: skip
     function = helper.make_function(DOMAIN, TRUNK, inputs, outputs, _typed(body), _opsets(), attributes=_ATTRIBUTES)
-    folded = onnx.ModelProto()
-    folded.CopyFrom(model)
-    del folded.graph.node[:]
-    for each in model.graph.node:
-        if each.name == body[0].name:
-            folded.graph.node.append(node)
-        elif not each.name.startswith("/layers."):
-            folded.graph.node.append(each)
+    folded = _replaced(model, body, node)
     inner = made - set(outputs)
     function.value_info.extend(value for value in model.graph.value_info if value.name in inner)
     kept = [value for value in folded.graph.value_info if value.name not in inner]
@@ -123,6 +121,40 @@ def _with_trunk(model: onnx.ModelProto, config: NeoXConfig, layout: Layout, expo
     folded.graph.value_info.extend(kept)
     folded.functions.insert(0, function)
     return folded
+
+
+def _with_mask(model: onnx.ModelProto) -> onnx.ModelProto:
+    body = [node for node in model.graph.node if node.name.startswith("/mask/") and node.name != _NEW]
+    names = {node.name for node in body}
+    others = {name for node in model.graph.node if node.name not in names for name in node.input}
+    inputs, outputs = ["attention_mask", f"{_NEW}/out0"], list(_SHARED[3:])
+    node = helper.make_node(MASK, inputs, outputs, name="/mask", domain=DOMAIN)
+    folded = _replaced(model, body, node)
+    read = {name for each in body for name in each.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    made = [
+        helper.make_node("Constant", [], [tensor.name], name=f"/mask/{tensor.name}{_CONSTANT}", value=tensor)
+        for tensor in constants
+    ]
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in read or tensor.name in others]
+    del folded.graph.initializer[:]
+    folded.graph.initializer.extend(kept)
+    folded.functions.insert(0, helper.make_function(DOMAIN, MASK, inputs, outputs, [*made, *body], _opsets()[:1]))
+    return folded
+
+
+def _replaced(model: onnx.ModelProto, body: list[onnx.NodeProto], node: onnx.NodeProto) -> onnx.ModelProto:
+    """Return a copy with `node` where the first of `body` was."""
+    names = {each.name for each in body}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.node[:]
+    for each in model.graph.node:
+        if each.name == body[0].name:
+            copy.graph.node.append(node)
+        elif each.name not in names:
+            copy.graph.node.append(each)
+    return copy
 
 
 def _typed(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -139,12 +171,16 @@ def _typed(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     return made
 
 
-def _untyped(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Return copies of the nodes without those that `_typed` put in."""
+def _untyped(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return copies of the nodes without those that were put in; `graph` gets the constants that it lacks."""
     made: list[onnx.NodeProto] = []
+    held = {tensor.name for tensor in graph.initializer}
     for node in nodes:
         if node.name.endswith(_TYPED):
             made[-1].output[0] = node.output[0]
+            continue
+        if node.name.endswith(_CONSTANT):
+            graph.initializer.extend([node.attribute[0].t] if node.output[0] not in held else [])
             continue
         copy = onnx.NodeProto()
         copy.CopyFrom(node)

@@ -33,7 +33,7 @@ WRITTEN = frozenset(
         "Tanh", "Transpose", "Unsqueeze", "Where",
     )}
     | {(MICROSOFT, name) for name in ("GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits")}
-    | {(OURS, name) for name in (TRUNK, "LinearNBits", "RotaryAttention")}
+    | {(OURS, name) for name in (TRUNK, "DecoderMask", "LinearNBits", "RotaryAttention")}
 )  # fmt: skip
 OPERATORS = WRITTEN | {("", "CastLike"), ("", "Identity"), (OURS, "MatMulNBits")}  # these are in older artifacts
 TRUST = "If you know who made it: `generate --trust-graph`, or Artifact.open(path, trust_graph=True)."

@@ -13,10 +13,12 @@ import pytest
 import torch
 from models import GEOMETRIES, Exported, InMemory, export_model, hugging_face, on_disk, small_config
 from native import LIBRARY, needs_library
+from onnx import TensorProto, helper
 from oracles import relative
 
 from pythia_export.graph.decoder import build_decoder
 from pythia_export.graph.levels import with_accuracy_level
+from pythia_export.graph.trunk import MASK as MASK_NODE
 from pythia_export.graph.trunk import TRUNK, build_graph, without_trunk
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import Session
@@ -145,9 +147,11 @@ def test_without_it_the_graph_is_the_one_operator_by_operator():
     for export in (LEVEL_4, Export(accuracy_level=4, kv_cache="int8")):
         places = layout(config, Quantize(method="rtn"), "float32")
         plain, folded = build_decoder(config, places, export), build_graph(config, places, export)
-        assert len(folded.graph.node) < 25 < len(plain.graph.node)
+        assert len(folded.graph.node) <= 10 < len(plain.graph.node)
         back = without_trunk(folded)
         assert list(back.graph.node) == list(plain.graph.node) and list(back.functions) == list(plain.functions)
+        names = [sorted(tensor.name for tensor in m.graph.initializer) for m in (back, plain)]
+        assert names[0] == names[1]
         values = [sorted(value.SerializeToString() for value in m.graph.value_info) for m in (back, plain)]
         assert values[0] == values[1]
         assert without_trunk(plain) == plain
@@ -263,3 +267,40 @@ def test_bad_input_is_an_error_that_names_node_input_found_and_expected(name, ma
     session.run(None, feeds)
     with pytest.raises(Exception, match=re.escape(f"pythia::{TRUNK} /layers: {words}")):
         session.run(None, feeds | {name: make(feeds[name])})
+
+
+def mask_session(native: bool) -> onnxruntime.InferenceSession:
+    """The mask's node by itself: with our kernel, or by its function."""
+    config = small_config()
+    whole = build_graph(config, layout(config, Quantize(method="rtn"), "float32"), LEVEL_4)
+    node = next(node for node in whole.graph.node if node.op_type == MASK_NODE)
+    value, kinds = helper.make_tensor_value_info, (TensorProto.INT32, TensorProto.INT32, TensorProto.FLOAT)
+    inputs = [value(node.input[0], TensorProto.INT64, ["b", "t"]), value(node.input[1], TensorProto.INT64, [1])]
+    outputs = [value(name, kind, None) for name, kind in zip(node.output, kinds, strict=True)]
+    whole.graph.CopyFrom(helper.make_graph([node], "mask", inputs, outputs))
+    if native:
+        return node_session(whole, Path())
+    return onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def test_the_masks_node_gives_what_its_function_gives():
+    kernel, function, rng = mask_session(True), mask_session(False), np.random.default_rng(0)
+    for batch, total in [(1, 1), (1, 130), *rng.integers(1, 40, (20, 2))]:
+        feeds = {"attention_mask": rng.integers(0, 2, (batch, total)) * rng.choice([1, -3, 2**40], (batch, total))}
+        feeds["/mask/new/out0"] = rng.integers(1, total + 1, 1)
+        got, wanted = kernel.run(None, feeds), function.run(None, feeds)
+        assert all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "new", "words"),
+    [
+        ((2, 3), 4, "attention_mask is [2, 3] and 4 tokens are new; at least as many columns as new tokens were"),
+        ((2, 3), 0, "attention_mask is [2, 3] and 0 tokens are new; at least as many columns as new tokens were"),
+        ((0, 3), 1, "attention_mask is [0, 3]; at least one row and one token were expected"),
+    ],
+)
+def test_a_mask_that_makes_no_sense_is_an_error_that_says_what_was_expected(shape, new, words):
+    feeds = {"attention_mask": np.ones(shape, np.int64), "/mask/new/out0": np.array([new])}
+    with pytest.raises(Exception, match=re.escape(f"pythia::{MASK_NODE} /mask: {words}")):
+        mask_session(True).run(None, feeds)
