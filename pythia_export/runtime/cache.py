@@ -106,6 +106,7 @@ class Cache:
         self._keeps = 0  # what num_logits_to_keep is bound to
         self._arrays = {} if grows or memory.copies else dict(arrays)  # of every row; the first `batch` are bound
         self._bind_values({past: memory.value(array) for past, array in arrays.items()})
+        self._let_outputs_grow()
 
     @property
     def mask(self) -> np.ndarray:
@@ -148,6 +149,7 @@ class Cache:
 
     def feed(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
         """Bind ids [B, T], their positions and the whole mask; after the run `advance` makes them part of the cache."""
+        self._let_outputs_grow()
         new, end = ids.shape[1], self.length + ids.shape[1]
         self._fed_pads = None
         if mask is not None and not mask.all():
@@ -164,6 +166,7 @@ class Cache:
 
     def feed_single(self, tokens: Sequence[int], vocabulary: int) -> Buffer:
         """Do the same for one token a row; return the logits' buffer [B, 1, V], which stays the same."""
+        self._let_outputs_grow()
         single, end = self._single, self.length + 1
         if single is None or single.rows != self.batch:
             single = self._single = Single(self._memory, self.batch, vocabulary)
@@ -291,14 +294,19 @@ class Cache:
         self._bind_values({past: self._memory.value(array) for past, array in changed.items()})
 
     def _bind_values(self, values: dict[str, Any]) -> None:
-        """Bind each as past; as present the same one, or what ONNX Runtime will allocate."""
+        """Bind each as past and, unless the graph allocates it, as present too."""
         self.values = values
         for past, value in values.items():
             self._bind_input(past, value)
-            if self.grows:
-                self.binding.bind_output(self._present_of[past], self._memory.device)
-            else:
+            if not self.grows:
                 self.binding.bind_ortvalue_output(self._present_of[past], value)
+
+    def _let_outputs_grow(self) -> None:
+        """Bind as present what ONNX Runtime will allocate. Just before a run, and not after the last one: before 1.32
+        an output that was taken from a binding is empty as soon as its name is bound again."""
+        if self.grows:
+            for present in self._present_of.values():
+                self.binding.bind_output(present, self._memory.device)
 
     def _whole_mask(self, end: int) -> np.ndarray:
         """[B, end], in one piece."""

@@ -130,6 +130,14 @@ def test_gptq_is_below_rtn_in_every_linear(which, quantised, request):
         assert record["loss"] < record["rtn_loss"], record["name"]
 
 
+@pytest.mark.long
+def test_round_to_nearest_fails_the_gates_that_gptq_passes(tmp_path):
+    with every_core():
+        done = command("run", "demo", "--method", "rtn", "--out", tmp_path / "rtn", check=10)
+    assert [name for name in ("ppl_ratio", "kld_mean", "same_top") if f"Gate {name}: failed" not in done.stderr] == []
+    assert "export_max_abs" not in done.stderr and read(tmp_path / "rtn", "parity.json")["passed"] is False
+
+
 def test_the_report_shows_the_figures(demo):
     page, card = (demo / "report.html").read_text(), (demo / "README.md").read_text()
     parity = read(demo, "parity.json")
