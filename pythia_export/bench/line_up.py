@@ -63,8 +63,10 @@ PEERS = (
         standard=True,
     ),
     *(
-        Contestant(f"llama.cpp {kind}", "llama", kind, _LLAMA, "pip install llama-cpp-python gguf", prepares=True)
-        for kind in ("F16", "Q8_0", "Q4_0")
+        Contestant(f"llama.cpp {name}", "llama", kind, _LLAMA, "pip install llama-cpp-python gguf", prepares=True)
+        for name, kind in (
+            ("F16", "F16"), ("Q8_0", "Q8_0"), ("Q4_0", "Q4_0"), ("Q4_0, q8_0 cache", "Q4_0, q8_0"),
+        )
     ),
 )  # fmt: skip
 

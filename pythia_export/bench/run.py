@@ -194,7 +194,7 @@ def _contexts(prompt: int, new: int, asked: Sequence[int] | None, limit: int) ->
 
 def _of_its_kind(peer: Contestant, bits: int) -> bool:
     """llama.cpp's quantisation of the artifact's width; the other one only where it is asked for."""
-    return peer.variant != ("Q4_0" if bits == 8 else "Q8_0")
+    return not peer.variant.startswith("Q4_0" if bits == 8 else "Q8_0")
 
 
 def _text(artifact: Artifact, tokens: int, scratch: Path, progress: Progress) -> tuple[Text | NoText, str | None]:

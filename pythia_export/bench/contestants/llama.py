@@ -1,4 +1,7 @@
-"""llama.cpp by llama-cpp-python: a GGUF of the checkpoint in float16, or quantised by llama.cpp itself."""
+"""llama.cpp by llama-cpp-python: a GGUF of the checkpoint in float16, or quantised by llama.cpp itself.
+
+`variant` is the weights' type and, behind a comma, the cache's where that is not float16: "Q4_0, q8_0".
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,27 @@ def prepare(job: Job) -> None:
 
         config = NeoXConfig.from_dict(json.loads((Path(job.checkpoint) / "config.json").read_text()))
         write_gguf(config, [Path(path) for path in job.weights], whole)
-    if job.variant != "F16":
+    weights, _ = _types(job.variant)
+    out = job.folder(f"llama.cpp-{weights}.gguf")
+    if not out.is_file():
         settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{job.variant}")
+        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{weights}")
         settings.nthread = job.threads
-        out = job.folder(f"llama.cpp-{job.variant}.gguf")
         failed = llama_cpp.llama_model_quantize(bytes(whole), bytes(out), ctypes.byref(settings))
         if failed:
-            raise RuntimeError(f"llama.cpp could not quantise to {job.variant}")
+            raise RuntimeError(f"llama.cpp could not quantise to {weights}")
+
+
+def _types(variant: str) -> tuple[str, int]:
+    """The weights' type by its name, and the cache's by its number."""
+    weights, _, cache = variant.partition(", ")
+    return weights, getattr(llama_cpp, f"GGML_TYPE_{(cache or 'f16').upper()}")
 
 
 class LlamaCpp:
     def __init__(self, job: Job) -> None:
-        self.files = [job.folder(f"llama.cpp-{job.variant}.gguf")]
+        weights, self._cache = _types(job.variant)
+        self.files = [job.folder(f"llama.cpp-{weights}.gguf")]
         self._threads = job.threads
         self._model = self._open(job.room, every_logit=False)
 
@@ -61,9 +72,11 @@ class LlamaCpp:
         return np.ctypeslib.as_array(logits, shape=(self._model.n_vocab(),))
 
     def _open(self, room: int, every_logit: bool) -> llama_cpp.Llama:
+        """With flash attention, as llama.cpp itself decides for a CPU; llama-cpp-python turns it off by default."""
         return llama_cpp.Llama(
             str(self.files[0]), n_ctx=room, n_batch=BATCH, n_threads=self._threads, n_threads_batch=self._threads,
-            n_gpu_layers=0, logits_all=every_logit, verbose=False,
+            n_gpu_layers=0, logits_all=every_logit, verbose=False, flash_attn=True,
+            type_k=self._cache, type_v=self._cache,
         )  # fmt: skip
 
 
