@@ -38,6 +38,7 @@ from ..recipe.scheme import Bits
 from ..records import manifest
 from ..records.manifest import Difference, FileEntry, Requantized, Source
 from ..records.quantization import QUANTIZATION
+from ..report.words import rounded_again
 from ..tokenizer import tokenizer_files
 from ..weights.layout import Layout, layout_of
 from ..weights.names import DATA_FILE
@@ -207,7 +208,9 @@ class Import:
         scored, bits = summarise(found, windows.n_bytes / windows.ids.size), self.wanted.requantize
         assert bits is not None  # open_imported sees to it
         delta, kld = (Difference(mean=x.mean, low=x.low, high=x.high) for x in (scored.delta_nll, scored.kld))
-        return Requantized(bits=bits, linears=again, delta_nll=delta, kld=kld)
+        record = Requantized(bits=bits, linears=again, delta_nll=delta, kld=kld)
+        self.progress.note(f"rounded again: {rounded_again(record)}")
+        return record
 
     def record(self, requantized: Requantized | None) -> manifest.Imported:
         """What the manifest says of the quantised checkpoint."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..records.manifest import Origin
+from ..records.manifest import Origin, Requantized
 from ..records.parity import Alike, Exported, Mean, Parity, Part, Ratio, Share, Verdict
 from ..records.quantization import LinearRecord, Quantization
 
@@ -364,11 +364,15 @@ def imported_facts(origin: Origin) -> dict[str, str]:
         return {}
     by = "" if found.tool is None else f" by {found.tool}"
     facts = {"Imported from": f"{found.name} at {found.revision}: {found.format}{by}", "its commit": found.commit}
-    again = found.requantized
-    if again is not None:
-        cost = f"{signed(again.delta_nll.mean)} nats a token, {power(again.kld.mean)} of KL divergence"
-        facts["Rounded again"] = f"{len(again.linears)} linears, to {again.bits} bits: {cost} from the weights imported"
+    if found.requantized is not None:
+        facts["Rounded again"] = rounded_again(found.requantized)
     return facts
+
+
+def rounded_again(found: Requantized) -> str:
+    """Say which linears of an import were rounded again, and what that cost."""
+    cost = f"{signed(found.delta_nll.mean)} nats a token, {power(found.kld.mean)} of KL divergence"
+    return f"{len(found.linears)} linears, to {found.bits} bits: {cost} from the weights imported"
 
 
 def method_name(method: str) -> str:

@@ -82,7 +82,8 @@ def test_what_is_rounded_again_is_counted_and_its_cost_is_told(original, tmp_pat
     quantise(folder, "gptq_v2", order=lambda rng, n: rng.permutation(n), desc_act=True)
     done = run("import", folder, "--out", out, *TEXT, code=3)
     assert "does not fit" in done.output and "--requantize 8" in done.output
-    run("import", folder, "--out", out, *TEXT, "--requantize", "8")
+    done = run("import", folder, "--out", out, *TEXT, "--requantize", "8")
+    assert "rounded again: 4 linears, to 8 bits: +" in done.stderr
     again = Artifact.open(out).manifest.imported.requantized
     assert again.bits == 8 and len(again.linears) == 4
     assert 0 < again.kld.mean < 1e-2 and again.kld.low < again.kld.mean < again.kld.high
