@@ -6,10 +6,15 @@ the rate is a guess until something was measured.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from ..calibrate.end_to_end import EPOCHS, memory_needed
 from ..calibrate.observe import KEPT_BYTES
 from ..calibrate.sensitivity import TOKENS as SENSITIVITY_TOKENS
 from ..model.neox import NeoXConfig
+from ..proof.autoencoder import Autoencoder
+from ..proof.features import FEATURES
 from ..proof.inside import POSITIONS
 from ..recipe import Calibration, Quantize, Recipe, Verify
 from ..weights.layout import layout_of
@@ -19,8 +24,9 @@ ROUNDING = 200_000_000  # bytes of rows on their way through a beam, two threads
 LIBRARIES = 600_000_000  # bytes of Python, torch and ONNX Runtime before any work
 
 
-def peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
-    """Bytes: libraries, one layer or the head in float32 with its copies, Hessians, activations, logits."""
+def peak_memory(config: NeoXConfig, recipe: Recipe, looked: Sequence[Autoencoder] = ()) -> int:
+    """Bytes: libraries, one layer or the head in float32 with its copies, Hessians, activations, logits, and sparse
+    autoencoders."""
     d, ff = config.hidden_size, config.intermediate_size
     layer, ends = 12 * d * d, config.vocab_size * d
     peak = 4 * 3 * max(layer, ends)
@@ -33,7 +39,18 @@ def peak_memory(config: NeoXConfig, recipe: Recipe) -> int:
         peak += middles if middles <= KEPT_BYTES else 0
         peak = max(peak, training_memory(config, recipe))
     scored = 4 * d * recipe.verify.tokens * 2 + 4 * 6 * config.vocab_size * recipe.verify.sequence_length
-    return LIBRARIES + max(peak, scored + layout_of(recipe, config).nbytes)
+    return LIBRARIES + max(peak, scored + layout_of(recipe, config).nbytes + autoencoder_memory(looked))
+
+
+def autoencoder_memory(looked: Sequence[Autoencoder]) -> int:
+    """Return the bytes of the autoencoders that are in memory together, those of one layer, and of their features in
+    work: before and after the activation, of the original and of the artifact."""
+    if not looked:
+        return 0
+    layers: Counter[int] = Counter()
+    for one in looked:
+        layers[one.layer] += 4 * 2 * one.d_in * one.d_sae
+    return max(layers.values()) + 4 * 4 * FEATURES
 
 
 def training_memory(config: NeoXConfig, recipe: Recipe) -> int:

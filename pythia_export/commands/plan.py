@@ -112,7 +112,7 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
         files=_files(recipe, build_graph(config, places, recipe.export, scales).ByteSize(), places.nbytes),
         download_bytes=bytes_to_fetch if recipe.model.id not in (None, "demo") else None,
         revisions=source.revisions,
-        peak_memory_bytes=peak_memory(config, recipe),
+        peak_memory_bytes=peak_memory(config, recipe, looked),
         kv_cache_bytes=cache_bytes(
             config, recipe.export.cache_dtype, config.max_positions, recipe.export.static_scales
         ),

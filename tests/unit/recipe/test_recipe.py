@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from autoencoders import save_autoencoder
@@ -272,7 +273,14 @@ def test_survival_of_features_needs_autoencoders():
 def test_a_plan_looks_at_autoencoders_without_reading_them(tmp_path):
     save_autoencoder(tmp_path / "sae", "blocks.1.hook_resid_post", 512, 64)
     changes = {"verify.sae": str(tmp_path / "sae")}
-    assert "look inside: streams, patterns, heads, 1 autoencoders" in planning.plan(load_recipe("70m", changes)).steps
+    planned = planning.plan(load_recipe("70m", changes))
+    assert "look inside: streams, patterns, heads, 1 autoencoders" in planned.steps
+    (one,) = planning.autoencoders(tmp_path / "sae", geometry("EleutherAI/pythia-70m"), 4, weights=False)
+    wide = [replace(one, name=name, d_sae=2**20, layer=layer) for name, layer in (("a", 1), ("b", 1), ("c", 2))]
+    recipe, config = load_recipe("70m"), geometry("EleutherAI/pythia-70m")
+    both, apart = (planning.peak_memory(config, recipe, found) for found in (wide, wide[::2]))
+    assert both - apart == 4 * 2 * 512 * 2**20, "encoder and decoder in float32; those of one layer are held together"
+    assert apart > planning.peak_memory(config, recipe) + 2 * 2**30
     save_autoencoder(tmp_path / "sae", "blocks.1.hook_resid_post", 768, 64)
     with pytest.raises(SourceError, match="reads 768 numbers at .*; this model has 512 there"):
         planning.plan(load_recipe("70m", changes))
