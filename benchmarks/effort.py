@@ -2,9 +2,9 @@
 
     python benchmarks/effort.py [--grids 4:row 4:32 3:row 2:32] [--samples 256] [--tokens 131072] [--work FOLDER]
 
-Each grid is rounded by the defaults, as benchmarks/quality.py does: the 24 linears of the layers, embedding and head in
-float. That is scored, then trained end to end, and scored again on the same held-out text. With --work, what was
-rounded and trained is kept there and not made again, so that one grid can be timed apart from the scoring.
+Each grid is rounded as benchmarks/quality.py does: the 24 linears of the layers, embedding and head in float. Once by
+the defaults, once by `best`, as it is rounded and as it is once trained; all are scored on the same held-out text. With
+--work, what was made is kept there and not made again, so that one grid can be timed apart from the scoring.
 """
 
 from __future__ import annotations
@@ -68,31 +68,34 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = args.work or Path(scratch)
             folder.mkdir(exist_ok=True)
-            paths = {word: folder / f"{grid.replace(':', '-')}.{word}.bin" for word in ("rtn", "default", "best")}
+            words = ("rtn", "default", "rounded", "best")
+            paths = {word: folder / f"{grid.replace(':', '-')}.{word}.bin" for word in words}
             told = folder / f"{grid.replace(':', '-')}.json"
             seconds = json.loads(told.read_text()) if told.exists() else {}
             nearest = rounded.model_copy(update={"method": "rtn"})
-            for word, quantize in (("rtn", nearest), ("default", rounded)):
+            hard = rounded.model_copy(update={"effort": "best"})
+            for word, quantize in (("rtn", nearest), ("default", rounded), ("rounded", hard)):
                 if not paths[word].exists():
                     began = time.perf_counter()
+                    held = Compute(memory_gb=0.0 if word == "rounded" else 4.0)  # too little for training
                     with WeightsWriter(paths[word], layout(config, quantize, "float32")) as writer:
-                        quantize_stream(checkpoint, writer, None if word == "rtn" else ids)
+                        quantize_stream(checkpoint, writer, None if word == "rtn" else ids, held)
                     seconds[word] = time.perf_counter() - began
             if not paths["best"].exists():
-                shutil.copyfile(paths["default"], paths["best"])
+                shutil.copyfile(paths["rounded"], paths["best"])
                 training, result = train(checkpoint, paths["best"], places, ids, Compute())
                 if result is not None:
                     os.replace(result, paths["best"])
-                seconds["best"] = seconds.get("default", 0.0) + training.seconds
+                seconds["best"] = seconds.get("rounded", 0.0) + training.seconds
                 bar.print(f"{grid}: {training.to_json()}, {torch.get_num_threads()} threads")
             told.write_text(json.dumps(seconds))
             if score is None:
                 continue
             found = {word: score(WeightsReader(path, places)) for word, path in paths.items()}
-        for word in ("default", "best"):
+        for word, told_as in (("default", "default"), ("rounded", "best, not trained"), ("best", "best")):
             one, of = found[word], found["rtn"]
             print(
-                f"| {bits} | {'row' if group == -1 else group} | {word} | {_interval(one['dnll'])} | "
+                f"| {bits} | {'row' if group == -1 else group} | {told_as} | {_interval(one['dnll'])} | "
                 f"{_share(one['dnll']['value'], of['dnll']['value'], of['dnll']['low'] > 0)} | {one['kl']:.5f} | "
                 f"{_share(one['kl'], of['kl'])} | {seconds.get(word, float('nan')):.0f} s |",
                 flush=True,

@@ -27,6 +27,7 @@ from ..model.block import Block
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, NeoXConfig, layer_prefix, layer_tensors
 from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization, Training
 from ..rounding import native
+from ..rounding.attention import gptq_attention
 from ..rounding.columns import HUGE
 from ..rounding.coupled import gptq_coupled
 from ..rounding.gptq import WEIGHTS_AT_ONCE, Factor, correction, factor, gptq, row_errors
@@ -44,7 +45,7 @@ from .largest import Largest
 from .observe import Observed
 from .placed import Placed, Tensors
 from .problem import Mean, Problem, Step
-from .sensitivity import Sensitivity, expected_cost, measure_sensitivity
+from .sensitivity import Attention, Sensitivity, expected_cost, measure_sensitivity
 from .steps import steps
 
 
@@ -118,7 +119,8 @@ def _stream(
         if windows is not None and sensitivity is None and any(q.fisher for q in asked):
             sensitivity = Sensitivity(folder, None if journal is None else journal.sensitivity)
             if not sensitivity.digests:
-                measure_sensitivity(source, windows, sensitivity, compute)
+                attention = any(q.measures_attention for q in asked)
+                measure_sensitivity(source, windows, sensitivity, compute, attention=attention)
         stack.enter_context(torch.inference_mode())
         linears = sum(len(writer.layout.linears) for writer in writers)
         advance = stack.enter_context(progress.track("Quantising", linears, "linears"))
@@ -327,8 +329,12 @@ class _Quantisation:
                 elif problem.missing is not None:
                     target = W + correction(problem.missing, L, problem.tokens).to(W.dtype)
                 damp = L.damp
+                attention = self._attention_of(plan, problem)
                 # Of h_to_4h's many outputs, behind a GELU, only the diagonal is kept: their coupling gained nothing.
-                if G is None or G.ndim == 1:
+                if attention is not None:
+                    inputs, outputs = attention.inputs.to(problem.H), attention.outputs.to(W)
+                    result, damp = gptq_attention(target, inputs, outputs, scheme, quantize, scale_dtype)
+                elif G is None or G.ndim == 1:
                     result = gptq(target, L, scheme, quantize, scale_dtype)
                 else:
                     result = gptq_coupled(target, L, G, scheme, quantize, scale_dtype)
@@ -369,6 +375,12 @@ class _Quantisation:
         if self.sensitivity is None or plan.layer is None:
             return None
         return self.sensitivity.of(plan.layer, plan.name.removeprefix(f"{layer_prefix(plan.layer)}.")).to(self.device)
+
+    def _attention_of(self, plan: LinearPlan, problem: Problem) -> Attention | None:
+        """Return what was measured of q, k and v; it is about the mean, so a bias must make up for that."""
+        if self.sensitivity is None or plan.layer is None or not plan.name.endswith(QKV) or problem.mean is None:
+            return None
+        return self.sensitivity.attention(plan.layer) if self.quantize.measures_attention else None
 
 
 def _losses(

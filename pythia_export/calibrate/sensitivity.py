@@ -4,6 +4,12 @@
 the Fisher information, the Gauss-Newton Hessian of the KL divergence that rounding causes (Martens 2020, arXiv
 1412.1193, section 9). The layers are streamed twice, forwards for their inputs and backwards for the gradients, so that
 memory holds one layer, whatever the depth; the inputs of all layers lie on disk when they do not fit.
+
+An error in a row of q, k or v is the same at every place of a window, and attention brings the places together: a
+softmax feels only by what keys differ. So of QKV the gradient of a whole window's loss by the matrix can be measured
+too (`attention`), where place by place its parts are taken as independent. As labels are drawn independently, the mean
+of its square is the Fisher information with all terms between places (K-FAC-reduce, arXiv 2311.00636, takes the same
+sum; YAQA, 2505.22988, rounds by it).
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ import io
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +30,7 @@ from ..base.compute import DEFAULT, Compute
 from ..base.device import tensor_cores
 from ..base.errors import IntegrityError, NumericsError
 from ..model.block import DENSE, UP, Block, Rotary, final_norm, head
-from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, QKV, NeoXConfig, layer_tensors
+from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, NORMS, QKV, NeoXConfig, layer_tensors
 from ..rounding.gptq import row_errors
 from .activations import Activations, place
 from .observe import windows_a_chunk
@@ -32,13 +38,17 @@ from .placed import Placed, Tensors
 
 TOKENS = 8192  # of the calibration text: G only steers, and 32,768 gave the same losses
 LOGITS = 1 << 25  # computed at once
+LONGER_TOKENS, LONGER_BYTES = 1 << 17, 8 << 30  # with attention: as much text as there is, and as its inputs take
+IN_ATTENTION, OUT_ATTENTION = "attention.inputs", "attention.outputs"
+_LEAST = 1e-300
 RESIDUAL = "residual"  # what 4h_to_h writes, and dense too with a parallel residual: one gradient for both
 
 
 class Sensitivity:
     """G of every layer, a file each in `folder`: [heads, 3 * head_dim, 3 * head_dim] of QKV, whose heads do not meet,
     [1, hidden, hidden] of the residual stream behind the layer, and the diagonal [intermediate] of h_to_4h's. With a
-    sequential residual another [1, hidden, hidden], of dense's, in front of the MLP."""
+    sequential residual another [1, hidden, hidden], of dense's, in front of the MLP. Where attention was measured,
+    what a window's loss feels of q, k and v: `Attention`."""
 
     def __init__(self, folder: Path, digests: Mapping[str, str] | None = None) -> None:
         """`digests` are the files' SHA-256 by name, of an earlier process that put them there."""
@@ -69,6 +79,12 @@ class Sensitivity:
         own = linear in (QKV, UP) or self._path(layer, linear).name in self.digests
         return self.get(layer, linear if own else RESIDUAL)
 
+    def attention(self, layer: int) -> Attention | None:
+        """Return what was measured of q, k and v; None if it was not."""
+        if self._path(layer, IN_ATTENTION).name not in self.digests:
+            return None
+        return Attention(self.get(layer, IN_ATTENTION), self.get(layer, OUT_ATTENTION))
+
     def put(self, layer: int, kind: str, G: Tensor) -> None:
         path, content = self._path(layer, kind), io.BytesIO()
         np.save(content, G.cpu().numpy())
@@ -80,6 +96,26 @@ class Sensitivity:
 
     def _path(self, layer: int, kind: str) -> Path:
         return self.folder / f"{layer}.{kind}.npy"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Second moments of the gradient ``D = sum_t g_t (x_t - mean)^T`` of a window's loss by the matrices of q, k and v.
+
+    inputs: [3, hidden, hidden], ``E[D^T D]`` of mean diagonal 1, shrunk towards the moments of x by how few windows
+    there are. outputs: [3, heads, head_dim, head_dim], ``E[D D^T]`` by heads.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+def text_measured(config: NeoXConfig, windows: int, length: int, attention: bool) -> int:
+    """Return how many windows are measured of so many of `length` tokens."""
+    tokens = TOKENS
+    if attention:
+        tokens = max(TOKENS, min(LONGER_TOKENS, LONGER_BYTES // (4 * config.hidden_size * (config.num_layers + 1))))
+    return min(windows, max(1, tokens // length))
 
 
 def expected_cost(E: Tensor, H: Tensor, G: Tensor) -> float:
@@ -95,15 +131,23 @@ def expected_cost(E: Tensor, H: Tensor, G: Tensor) -> float:
     return float((G * by_block).sum(dtype=torch.float64)) / 2
 
 
-def measure_sensitivity(source: Tensors, ids: np.ndarray, found: Sensitivity, compute: Compute = DEFAULT) -> None:
-    """Put G of every layer into `found`, from the first windows of ids [N, S] that hold `TOKENS` tokens.
+def measure_sensitivity(
+    source: Tensors,
+    ids: np.ndarray,
+    found: Sensitivity,
+    compute: Compute = DEFAULT,
+    *,
+    attention: bool = False,
+) -> None:
+    """Put G of every layer into `found`, from the first windows of ids [N, S] that hold `TOKENS` tokens. With
+    `attention` also what `Attention` holds; that takes more text.
 
     Raises:
         NumericsError: a weight or an activation is NaN or infinite; names the tensor or the layer.
     """
     device, progress, source = compute.device, compute.progress, Placed(source, compute.device)
     config, table = source.config, source.tensor(f"{EMBEDDING}.weight")
-    ids = ids[: max(1, TOKENS // ids.shape[1])]
+    ids = ids[: text_measured(config, ids.shape[0], ids.shape[1], attention)]
     shape = (ids.shape[0], ids.shape[1], config.hidden_size)
     where = place(shape, config.num_layers + 1, replace(compute, scratch=found.folder))
     rotary, per_chunk = Rotary.of(config, ids.shape[1], torch.float32, device), windows_a_chunk(config, ids.shape[1])
@@ -137,9 +181,9 @@ def measure_sensitivity(source: Tensors, ids: np.ndarray, found: Sensitivity, co
         advance(1)
         gradient = x  # from here on the gradient at the layer's output
         for layer in reversed(range(config.num_layers)):
-            sums = _layer_back(config, read(layer), rotary, inputs.pop(), gradient)
+            sums = _layer_back(config, read(layer), rotary, inputs.pop(), gradient, attention)
             for kind, G in sums.items():
-                found.put(layer, kind, (G / ids.size).float())
+                found.put(layer, kind, (G if kind == IN_ATTENTION else G / ids.size).float())
             advance(1)
 
 
@@ -168,10 +212,11 @@ def _loss_gradient(source: Tensors, x: Activations) -> None:
 
 @torch.enable_grad()
 def _layer_back(
-    config: NeoXConfig, block: Block, rotary: Rotary, x: Activations, gradient: Activations
+    config: NeoXConfig, block: Block, rotary: Rotary, x: Activations, gradient: Activations, attention: bool
 ) -> dict[str, Tensor]:
     """Sums of g g^T over all tokens; `gradient` moves from the layer's output to its input."""
     d, heads = config.hidden_size, config.num_heads
+    windows = _Windows(block, x) if attention else None
     sums = {
         QKV: torch.zeros(heads, 3 * config.head_dim, 3 * config.head_dim, dtype=torch.float64, device=x.device),
         UP: torch.zeros(config.intermediate_size, dtype=torch.float64, device=x.device),
@@ -193,8 +238,50 @@ def _layer_back(
             sums[DENSE][0] += at_dense.T @ at_dense
         rows = behind.flatten(0, 1)
         sums[RESIDUAL][0] += rows.T @ rows
+        if windows is not None:
+            windows.add(x[i], of_qkv)
         by_head = of_qkv.flatten(0, 1).unflatten(1, (heads, -1)).transpose(0, 1)
         sums[QKV] += by_head.transpose(1, 2) @ by_head
         sums[UP] += of_up.flatten(0, 1).square().sum(0)
         gradient[i] = at_input_gradient
-    return sums
+    return sums if windows is None else sums | windows.found()
+
+
+class _Windows:
+    """Sums over windows of the squares of a window's gradient by the matrices of q, k and v (`Attention`)."""
+
+    def __init__(self, block: Block, x: Activations) -> None:
+        config, self._block = block.config, block
+        d, size, self._parts = config.hidden_size, config.head_dim, (config.num_heads, 3, config.head_dim)
+        self._inputs = torch.zeros(3, d, d, dtype=torch.float64, device=x.device)
+        self._outputs = torch.zeros(3, config.num_heads, size, size, dtype=torch.float64, device=x.device)
+        self._moments = torch.zeros(d, d, dtype=torch.float64, device=x.device)  # of what QKV reads
+        self._count = x.shape[0] * config.num_heads
+        with torch.no_grad():
+            of_windows = [self._read(part).flatten(0, 1).sum(0, dtype=torch.float64) for part in x]
+            self._mean = (torch.stack(of_windows).sum(0) / x.tokens).float()
+
+    def _read(self, x: Tensor) -> Tensor:
+        """Return what QKV reads."""
+        return self._block.normed(x, NORMS[0])
+
+    @torch.no_grad()
+    def add(self, x: Tensor, of_qkv: Tensor) -> None:
+        """`x` [B, S, hidden] before the layer, `of_qkv` [B, S, 3 * hidden] the gradient behind QKV."""
+        read = self._read(x) - self._mean
+        D = (of_qkv.transpose(1, 2) @ read).unflatten(1, self._parts).permute(2, 1, 0, 3, 4)  # [3, heads, B, size, d]
+        rows = D.flatten(1, 3)
+        self._inputs += rows.transpose(1, 2) @ rows
+        D = D.transpose(2, 3).flatten(3)  # [3, heads, size, B * d]
+        self._outputs += D @ D.transpose(2, 3)
+        self._moments += read.flatten(0, 1).T @ read.flatten(0, 1)
+
+    def found(self) -> dict[str, Tensor]:
+        """Each head of a window counts as a draw; as many draws of one place are taken as a place has inputs."""
+        d = len(self._moments)
+        share = self._count / (self._count + d)
+        whole, plain = (
+            x / x.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp(min=_LEAST)
+            for x in (self._inputs, self._moments)
+        )
+        return {IN_ATTENTION: whole.mul_(share).add_(plain, alpha=1 - share), OUT_ATTENTION: self._outputs}

@@ -63,7 +63,7 @@ def duration(config: NeoXConfig, recipe: Recipe, rates: Rates, features: int = 0
     work = cubic_operations(config, quantize)
     if recipe.uses_gptq and calibration is not None:
         work += observing_operations(config, quantize, calibration)
-        work += sensitivity_operations(config, calibration) if quantize.fisher else 0.0
+        work += sensitivity_operations(config, quantize, calibration) if quantize.fisher else 0.0
         work += training_operations(config, calibration) if training_memory(config, recipe) else 0.0
     scored = scoring_operations(config, recipe.verify.tokens, 2)
     scored += scoring_operations(config, min(EXPORT_TOKENS, 6 * recipe.verify.tokens), 1)
@@ -99,7 +99,7 @@ def _products(config: NeoXConfig, seconds: float) -> float:
 def _choices(quantize: Quantize, seconds: float) -> float:
     generator = torch.Generator().manual_seed(0)
     W, X = (torch.randn(n, 128, generator=generator) for n in (512, 1024))
-    settings = quantize.model_copy(update={"beam": max(2, quantize.beam)})
+    settings = quantize.model_copy(update={"beam": max(2, quantize.beam), "effort": "default"})
     H = factor((X.T @ X).double(), settings)
     a_second = _times_a_second(lambda: gptq(W, H, Scheme(), settings), seconds)
     return W.numel() * settings.beam * a_second

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..calibrate.end_to_end import EPOCHS, memory_needed
 from ..calibrate.observe import KEPT_BYTES
-from ..calibrate.sensitivity import TOKENS as SENSITIVITY_TOKENS
+from ..calibrate.sensitivity import text_measured
 from ..model.neox import NeoXConfig
 from ..proof.autoencoder import Autoencoder
 from ..proof.features import FEATURES
@@ -68,10 +68,13 @@ def training_operations(config: NeoXConfig, calibration: Calibration) -> float:
     return (EPOCHS + 1) * scoring_operations(config, tokens, 3)
 
 
-def sensitivity_operations(config: NeoXConfig, calibration: Calibration) -> float:
+def sensitivity_operations(config: NeoXConfig, quantize: Quantize, calibration: Calibration) -> float:
     """Return the cost of the backward pass: two forward passes plus a backward pass worth two."""
-    tokens = min(SENSITIVITY_TOKENS, calibration.samples * calibration.sequence_length)
-    return 4 * 2.0 * config.parameters * tokens
+    length, attention = calibration.sequence_length, quantize.measures_attention
+    windows = text_measured(config, calibration.samples, length, attention)
+    d = config.hidden_size
+    of_windows = config.num_layers * windows * 3 * 2.0 * d * d * (length + d) if attention else 0.0
+    return 4 * 2.0 * config.parameters * windows * length + of_windows
 
 
 def observing_operations(config: NeoXConfig, quantize: Quantize, calibration: Calibration) -> float:
@@ -100,11 +103,11 @@ def cubic_operations(config: NeoXConfig, quantize: Quantize) -> float:
 
 
 def choices(config: NeoXConfig, quantize: Quantize) -> float:
-    """Return how many codes a beam chooses: of each weight, in each of its roundings."""
+    """Return how many codes a beam chooses: of each weight, in each of its roundings, on each grid that is tried."""
     if quantize.method != "gptq" or quantize.beam == 1:
         return 0.0
     d = config.hidden_size
-    return float(quantize.beam) * d * (config.num_layers * 12 * d + config.vocab_size)
+    return float(quantize.beam) * len(quantize.stretches) * d * (config.num_layers * 12 * d + config.vocab_size)
 
 
 def scoring_operations(config: NeoXConfig, tokens: int, passes: int) -> float:

@@ -44,6 +44,9 @@ class Head(Section):
         return found
 
 
+_STRETCHES = (1.0, 0.9, 0.95, 1.05, 1.1)
+
+
 class Quantize(Section):
     method: Method = Field(
         "gptq",
@@ -56,7 +59,8 @@ class Quantize(Section):
     effort: Literal["fast", "default", "best"] = Field(
         "default",
         description="`fast` leaves out what takes longest (`beam`, `fisher`, `joint_hessian`, unless they are given); "
-        "`best` also trains the whole model to predict what the original does, where `calibration.memory_gb` holds it",
+        "`best` also tries grids of several widths for each row, rounds q, k and v by what attention makes of their "
+        "errors, and trains the whole model to predict what the original does, where `calibration.memory_gb` holds it",
         json_schema_extra={"label": "{} effort"},
     )
     act_order: bool = Field(True, description="round columns by falling Hessian diagonal; their stored order stays")
@@ -116,6 +120,16 @@ class Quantize(Section):
         LayerNorm and the head, are in canonical units. Round-to-nearest stays what its name says."""
         balanced = self.balance and self.method == "gptq"
         return self.products, balanced, balanced and self.linear(HEAD)[0] != "none"
+
+    @property
+    def stretches(self) -> tuple[float, ...]:
+        """What each row's scales are multiplied by, in turn; the rounding that costs least is taken."""
+        return _STRETCHES if self.effort == "best" and self.clip else (1.0,)
+
+    @property
+    def measures_attention(self) -> bool:
+        """Whether q, k and v are rounded by what attention makes of their errors."""
+        return self.effort == "best" and self.fisher
 
     @model_serializer(mode="wrap")
     def _as_recipes_were(self, dump: Any) -> Any:

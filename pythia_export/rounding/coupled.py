@@ -51,9 +51,14 @@ def gptq_coupled(
         E[:, low:high] = (W[taken] - part.dequantize().to(W.dtype)).unflatten(0, (blocks, high - low))
         parts.append(part)
         rows.append(taken)
-    back = torch.argsort(torch.cat(rows))
+    return joined(parts, torch.argsort(torch.cat(rows)))
+
+
+def joined(parts: list[Quantized], places: Tensor) -> Quantized:
+    """Return parts of a matrix as one; `places` [out] says where each row lies in the parts, one after another."""
+    scheme = parts[0].scheme
     zero = None if scheme.symmetric else torch.cat([p.zero_point for p in parts if p.zero_point is not None])
-    return Quantized(torch.cat([p.q for p in parts]), torch.cat([p.scale for p in parts]), zero, scheme).rows(back)
+    return Quantized(torch.cat([p.q for p in parts]), torch.cat([p.scale for p in parts]), zero, scheme).rows(places)
 
 
 def _row_factor(G: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ so columns are taken from the last place to the first, each from its weights and
 is GPTQ's (QuIP, arXiv 2307.13304, theorem 6, shows the equivalence for the L D L^T form); the cost is a third of one
 inversion, and no matrix beside H and L is held.
 
-Four things differ from the paper's code:
+Five things differ from the paper's code:
 
 - act-order keeps groups static: columns are visited by falling diag(H), but each is rounded to the grid of the group it
   is stored in, so nothing has to be permuted at run time;
@@ -18,6 +18,8 @@ Four things differ from the paper's code:
   far, not from columns that are stale inside a block;
 - the search for a scale weights each column by ``L_kk^2``, what its rounding error adds to the loss after all the
   compensation that is still to come, where others take diag(H);
+- what is left to make up for moves with the grid, which no search before the first column knows: with `effort =
+  "best"` each row is rounded on grids of several widths, and the one is taken by which its loss is least in the end;
 - a Hessian that is not positive definite climbs a damping ladder, recorded, and fails by name at its end.
 """
 
@@ -121,7 +123,7 @@ def gptq(
     """Quantise W [out, in] against a factored Hessian, onto the grid of `scheme`, whose scales have `scale_dtype`.
 
     Of the settings, `clip` searches each scale, and the best `beam` roundings of each row are carried on from column to
-    column; 1 is GPTQ.
+    column; 1 is GPTQ. The whole is done once with each of `stretches`, and each row takes the one of least loss.
 
     Computes in W's dtype, float32 or float64, on W's device, where the factor lies as well.
 
@@ -131,7 +133,8 @@ def gptq(
     if not torch.isfinite(W).all():
         raise NumericsError("a weight, or what it has to make up for, is NaN or infinite")
     L, importance = factor.L.to(W.dtype), factor.importance.to(W.dtype) if settings.clip else None
-    grid, beam = _Grid(scheme, scheme.columns(W.shape[1]), importance, scale_dtype), settings.beam
+    size, beam = scheme.columns(W.shape[1]), settings.beam
+    grids = [_Grid(scheme, size, importance, scale_dtype, stretch) for stretch in settings.stretches]
     threads = torch.get_num_threads()
     if W.device.type == "cpu":
         # Rows do not meet: a few at a time need little memory, and with many each thread has its own. One step of the
@@ -146,7 +149,7 @@ def gptq(
     try:
         with ThreadPoolExecutor(workers) as pool:
             run = pool.map if workers > 1 else map
-            parts = list(run(lambda part: _rows(part, L, factor, grid, beam), W.split(rows)))
+            parts = list(run(lambda part: _best_rows(part, L, factor, grids, beam), W.split(rows)))
     finally:
         torch.set_num_threads(threads)
     q, scale, zero = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -155,18 +158,26 @@ def gptq(
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where the groups of a row get their scales from; `size` columns have one."""
+    """Where the groups of a row get their scales from; `size` columns have one. What is found is stretched."""
 
     scheme: Scheme
     size: int
     importance: Tensor | None
     dtype: torch.dtype
+    stretch: float = 1.0
 
     def find(self, group: int, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point [out] of a group from its columns [columns, out]."""
         first = group * self.size
         weights = None if self.importance is None else self.importance[first : first + len(columns)]
-        return find_grid(columns.T, self.scheme, self.dtype, weights)
+        return self._stretched(*find_grid(columns.T, self.scheme, self.dtype, weights))
+
+    def _stretched(self, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a grid with its steps longer or shorter, as they are stored."""
+        if self.stretch == 1:
+            return scale, zero
+        stretched = (scale * self.stretch).to(self.dtype).float()
+        return torch.where(stretched.isfinite(), stretched, scale), zero
 
     def find_all(self, free: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """Scales and zero points [groups, out] of all groups; their columns [in, out] lie at `place` in `free`."""
@@ -178,7 +189,30 @@ class _Grid:
         short = -len(place) % size  # a GPU takes them in one go, the last one filled up by zeros, which change nothing
         groups = F.pad(free[place].T, (0, short)).unflatten(1, (-1, size)).transpose(0, 1)
         weights = None if self.importance is None else F.pad(self.importance, (0, short)).unflatten(0, (-1, size))
-        return find_grid(groups, self.scheme, self.dtype, weights)
+        return self._stretched(*find_grid(groups, self.scheme, self.dtype, weights))
+
+
+def _best_rows(W: Tensor, L: Tensor, factor: Factor, grids: list[_Grid], beam: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `_rows` of some rows, each on the grid by which its loss is least."""
+    best = _rows(W, L, factor, grids[0], beam)
+    if len(grids) == 1:
+        return best
+    least = _cost(W, L, factor, grids[0], best)
+    for grid in grids[1:]:
+        other = _rows(W, L, factor, grid, beam)
+        cost = _cost(W, L, factor, grid, other)
+        better = cost < least
+        least = torch.where(better, cost, least)
+        best = tuple(torch.where(better[:, None], a, b) for a, b in zip(other, best, strict=True))  # type: ignore[assignment]
+    return best
+
+
+def _cost(W: Tensor, L: Tensor, factor: Factor, grid: _Grid, found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Return ``|e L|^2`` [out] of each row, as far as it is of any input that is not dead."""
+    q, scale, zero = (x.to(W.dtype) for x in found)
+    wide = [x.repeat_interleave(grid.size, 1)[:, : W.shape[1]] for x in (scale, zero)]
+    E = torch.where(factor.dead, 0.0, W - (q - wide[1]) * wide[0])
+    return (E[:, factor.order] @ L).square().sum(1)
 
 
 def _rows(W: Tensor, L: Tensor, factor: Factor, grid: _Grid, beam: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -69,7 +69,7 @@ class Shared:
         self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pythia-export-sweep-")))
         self._texts: dict[str, Windows] = {}
         self._originals: dict[str, Reference] = {}
-        self._measured: dict[tuple[str, int, bool], Sensitivity] = {}
+        self._measured: dict[tuple[str, int, bool, bool], Sensitivity] = {}
         self._opening = time.perf_counter() - began  # seconds; the first job's record has them
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[Result]:
@@ -191,9 +191,15 @@ class Shared:
 
     def _sensitivity(self, text: str, quantize: Quantize) -> Sensitivity:
         """Measure the unquantised model once for all quantisations that take it in the same form."""
-        at = text, quantize.products, quantize.balance
+        at = text, quantize.products, quantize.balance, quantize.measures_attention
         if at not in self._measured:
             found = Sensitivity(Path(tempfile.mkdtemp(dir=self._scratch)))
-            measure_sensitivity(canonical(self.checkpoint, quantize), self._text(text).ids, found, self._compute)
+            measure_sensitivity(
+                canonical(self.checkpoint, quantize),
+                self._text(text).ids,
+                found,
+                self._compute,
+                attention=quantize.measures_attention,
+            )
             self._measured[at] = found
         return self._measured[at]

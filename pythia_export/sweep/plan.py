@@ -124,8 +124,9 @@ def need(file: SweepFile, member: Snapshot) -> Need:
         apart = [q for q in gptq if q.hessian != "original"]
         together = {q.form: q for q in gptq if q.hessian == "original"}
         work += sum(observing_operations(config, q, file.calibration) for q in (*apart, *together.values()))
-        if any(q.fisher for q in gptq):
-            work += sensitivity_operations(config, file.calibration)
+        if any(q.fisher for q in gptq):  # measured once, with attention where one asks for it
+            longest = max((q for q in gptq if q.fisher), key=lambda q: q.measures_attention)
+            work += sensitivity_operations(config, longest, file.calibration)
     seconds = TASK_SECONDS + work / (GPU_RATE if given.device == "cuda" else RATE * given.cores)
     return Need(
         given.memory_gb if given.memory_gb is not None else round(MARGIN * memory / 1e9, 1),

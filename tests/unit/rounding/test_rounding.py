@@ -130,6 +130,23 @@ def test_a_wider_beam_loses_less_and_the_widest_never_more_than_gptq(act_order):
     assert sixteen < 0.98 * four < 0.96 * one
 
 
+@pytest.mark.parametrize(
+    ("bits", "group_size", "symmetric", "act_order"), [(4, -1, True, True), (3, 16, False, False), (2, 16, True, True)]
+)
+def test_best_takes_for_each_row_the_width_of_grid_that_costs_least(bits, group_size, symmetric, act_order):
+    W, H = problem("correlated", 64, 48)
+    scheme = Scheme(bits=bits, group_size=group_size, symmetric=symmetric)
+    losses = []
+    for effort in ("default", "best"):
+        asked = Quantize(effort=effort, act_order=act_order)
+        L = factor(H.double(), asked)
+        E = W - gptq(W, L, scheme, asked).dequantize()
+        losses.append((E.double()[:, L.order] @ L.L).square().sum(1))
+    default, best = losses
+    assert (best <= default * (1 + 1e-6)).all()
+    assert best.sum() < 0.97 * default.sum()
+
+
 @pytest.mark.parametrize("rows", [1, 3, 700])
 def test_a_beam_takes_any_number_of_rows(rows):
     W, H = problem("dead", rows, 40)

@@ -1,0 +1,124 @@
+"""q, k and v rounded by what attention makes of their errors: the gradient of whole windows, and what it gains."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from models import InMemory, hugging_face, on_disk, small_config
+
+from pythia_export.base.compute import Compute
+from pythia_export.calibrate import quantize_stream
+from pythia_export.calibrate.sensitivity import Sensitivity, measure_sensitivity
+from pythia_export.model.block import Block, Rotary, final_norm, head
+from pythia_export.model.neox import EMBEDDING, QKV, NeoXConfig, layer_prefix
+from pythia_export.recipe import Override, Quantize, Scheme
+from pythia_export.rounding.attention import gptq_attention
+from pythia_export.rounding.gptq import factor, gptq
+from pythia_export.weights.layout import layout
+from pythia_export.weights.reader import WeightsReader
+from pythia_export.weights.writer import WeightsWriter
+
+DRAWN = np.random.default_rng(0)
+WINDOWS = DRAWN.integers(0, 96, (8, 32))
+
+
+def logits(source, config, ids: torch.Tensor) -> torch.Tensor:
+    x = source.tensor(f"{EMBEDDING}.weight").float()[ids]
+
+    def get(name: str) -> torch.Tensor:
+        return source.tensor(name).float()
+
+    rotary = Rotary.of(config, ids.shape[1], torch.float32)
+    for layer in range(config.num_layers):
+        x = Block(config, layer, get)(x, rotary)
+    return head(final_norm(x, config, get), get)
+
+
+def attending(config: NeoXConfig, by: float = 4) -> dict[str, torch.Tensor]:
+    """Return a model whose attention attends to something."""
+    tensors = on_disk(hugging_face(config))
+    for layer in range(config.num_layers):
+        tensors[f"{layer_prefix(layer)}.{QKV}.weight"] *= by
+    return tensors
+
+
+def test_it_is_the_fisher_information_of_the_matrices_with_all_terms_between_places(tmp_path):
+    """The oracle sums over every token that could be drawn at every place, with autograd by the matrix itself."""
+    config = small_config(layers=2)
+    tensors = attending(config)
+    original, ids = InMemory(config, tensors), WINDOWS[:1, :8]
+    found = Sensitivity(tmp_path)
+    draws = 400
+    measure_sensitivity(original, ids.repeat(draws, axis=0), found, attention=True)
+    got = found.attention(0)
+    assert got is not None
+
+    name = f"{layer_prefix(0)}.{QKV}.weight"
+    W = tensors[name].clone().requires_grad_()
+    with torch.no_grad():
+        x = tensors[f"{EMBEDDING}.weight"][torch.from_numpy(ids)]
+        read = Block(config, 0, tensors.__getitem__).inputs(x)[0][0]
+    mean = read.mean(0)
+    heads, size, d = config.num_heads, config.head_dim, config.hidden_size
+    inputs, outputs = torch.zeros(3, d, d), torch.zeros(3, heads, size, size)
+    bias = f"{layer_prefix(0)}.{QKV}.bias"
+    b = tensors[bias].clone().requires_grad_()
+    log_p = logits(InMemory(config, tensors | {name: W, bias: b}), config, torch.from_numpy(ids))[0].log_softmax(-1)
+    for place in range(ids.shape[1]):
+        for token in range(config.vocab_size):
+            of_w, of_b = torch.autograd.grad(log_p[place, token], (W, b), retain_graph=True)
+            D = (of_w - torch.outer(of_b, mean)).unflatten(0, (heads, 3, size)).transpose(0, 1)
+            p = log_p[place, token].exp().item()
+            inputs += p * torch.einsum("khoi,khoj->kij", D, D)
+            outputs += p * torch.einsum("khoi,khpi->khop", D, D)
+    moments = (read - mean).T @ (read - mean)
+    share = draws * heads / (draws * heads + d)
+    wanted = share * _unit(inputs) + (1 - share) * _unit(moments)
+    assert float((got.inputs - wanted).norm() / wanted.norm()) < 0.15
+    for k in range(3):
+        assert float((_unit(got.outputs[k]) - _unit(outputs[k])).norm() / _unit(outputs[k]).norm()) < 0.3, k
+    # Place by place, as GPTQ takes its inputs, they are something else.
+    assert min(float((_unit(inputs[k]) - _unit(moments)).norm() / _unit(moments).norm()) for k in range(3)) > 0.3
+
+
+def _unit(H: torch.Tensor) -> torch.Tensor:
+    return H / H.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+
+
+def test_rounding_attention_costs_less(tmp_path):
+    """Where what QKV reads has few directions, as it has in trained models."""
+    config = small_config(layers=2)
+    tensors = attending(config, by=8)
+    table, g = tensors[f"{EMBEDDING}.weight"], torch.Generator().manual_seed(0)
+    few = torch.randn(len(table), 6, generator=g) @ torch.randn(6, config.hidden_size, generator=g)
+    tensors[f"{EMBEDDING}.weight"] = table.std() * few + 0.3 * table
+    original = InMemory(config, tensors)
+    drawn = np.random.default_rng(1).integers(0, 96, (256 + 64, 32))
+    seen, unseen = drawn[:256], torch.from_numpy(drawn[256:])
+    rules = (Override(pattern=f"*.{QKV}", method="gptq", bits=4, group_size=-1),)
+    found = {}
+    for effort in ("default", "best"):
+        quantize = Quantize(method="none", embedding="float32", clip=False, beam=1, override=rules)
+        quantize = quantize.model_copy(update={"effort": effort})
+        places, path = layout(config, quantize, "float32"), tmp_path / effort
+        with WeightsWriter(path, places) as writer:
+            quantize_stream(original, writer, seen, Compute(memory_gb=0.0))  # too little for training
+        stored = WeightsReader(path, places)
+        with torch.no_grad():
+            log_p, log_q = (logits(x, config, unseen).log_softmax(-1) for x in (original, stored))
+        found[effort] = float(F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean())
+    assert found["best"] < 0.9 * found["default"]
+
+
+def test_q_k_and_v_are_each_rounded_by_their_own():
+    heads, size, n = 2, 4, 12
+    W, X = torch.randn(heads * 3 * size, n), torch.randn(3, 40, n)
+    inputs, outputs = X.transpose(1, 2) @ X, torch.eye(size).expand(3, heads, size, size)
+    scheme, settings = Scheme(bits=3, group_size=-1), Quantize()
+    found, damp = gptq_attention(W, inputs, outputs, scheme, settings)
+    for part in range(3):
+        rows = torch.cat([torch.arange(size) + (head * 3 + part) * size for head in range(heads)])
+        alone = gptq(W[rows], factor(inputs[part], settings), scheme, settings)
+        assert torch.equal(found.q[rows], alone.q) and torch.equal(found.scale[rows], alone.scale)
+    assert damp == settings.damp
