@@ -5,8 +5,9 @@ can leave, and rows that were computed elsewhere can join.
 
 A step of one token a row costs Python the same whatever the context. Ids, positions and logits have buffers that stay
 bound. Where no row has padding the mask is ones: its OrtValues are made ahead, some at a time, since after a run of
-the model whatever Python does is out of the processor's cache and costs several times what it does in a loop. Only
-where rows have padding the mask is copied, 8 bytes a column and row: ONNX Runtime takes no strides.
+the model whatever Python does is out of the processor's cache and costs several times what it does in a loop; the
+session keeps them for other texts. Only where rows have padding the mask is copied, 8 bytes a column and row: ONNX
+Runtime takes no strides.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _LINE = 64  # bytes of a line of a processor's cache
-_HUGE = 1 << 22  # bytes from which on NumPy asks for huge pages
+_LARGE = 1 << 16  # bytes from which on memory comes from the system, page by page
 _AHEAD = 32  # masks that are made at a time
+_MASKS = 4096  # that a session keeps
 LOGITS = "logits"
 
 
@@ -35,10 +37,27 @@ class Memory:
         self.device = device
         self.copies = device != "cpu"
         self._ort_value = ort.OrtValue
+        self._ones: dict[tuple[int, int], Any] = {}  # by rows and columns
+        self._flat = np.ones(0, np.int64)  # what all of those are parts of
 
     def value(self, array: np.ndarray) -> Any:
         """An OrtValue."""
         return self._ort_value.ortvalue_from_numpy(array, self.device)
+
+    def ones(self, rows: int, columns: int, ahead: int = 1) -> Any:
+        """An OrtValue of a mask of ones, [rows, columns]. It stays for other texts, and `ahead` are made at once."""
+        found = self._ones.get((rows, columns))
+        if found is not None:
+            return found
+        if self.copies:
+            return self.value(np.ones((rows, columns), np.int64))
+        if len(self._ones) >= _MASKS:
+            self._ones.clear()
+        if self._flat.size < rows * (columns + ahead):
+            self._flat = np.ones(2 * rows * (columns + ahead), np.int64)
+        made = {(rows, n): self.value(self._flat[: rows * n].reshape(rows, n)) for n in range(columns, columns + ahead)}
+        self._ones.update(made)
+        return made[rows, columns]
 
 
 class Buffer:
@@ -96,9 +115,7 @@ class Cache:
         self._present_of = present_of
         self._memory = memory
         self._mask = np.ones((batch, max_len), np.int64)  # ones, unless there is padding
-        self._flat = np.ones(batch * max_len, np.int64)  # the same for the graph, without strides
         self._inputs: dict[str, Any] = {}  # OrtValues that are bound
-        self._ones: dict[int, Any] = {}  # by length: OrtValues of a mask of ones
         self._pads = np.zeros(batch, np.int64)  # columns of padding of each row
         self._fed_pads: np.ndarray | None = None
         self._bound: object = None  # whose ids, positions and logits are bound
@@ -106,7 +123,8 @@ class Cache:
         self._keeps = 0  # what num_logits_to_keep is bound to
         self._arrays = {} if grows or memory.copies else dict(arrays)  # of every row; the first `batch` are bound
         self._bind_values({past: memory.value(array) for past, array in arrays.items()})
-        self._let_outputs_grow()
+        if grows:
+            self._let_outputs_grow()
 
     @property
     def mask(self) -> np.ndarray:
@@ -149,7 +167,8 @@ class Cache:
 
     def feed(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
         """Bind ids [B, T], their positions and the whole mask; after the run `advance` makes them part of the cache."""
-        self._let_outputs_grow()
+        if self.grows:
+            self._let_outputs_grow()
         new, end = ids.shape[1], self.length + ids.shape[1]
         self._fed_pads = None
         if mask is not None and not mask.all():
@@ -162,11 +181,12 @@ class Cache:
             positions = self.counts[:, None] + np.arange(new)
         fed = {"input_ids": np.ascontiguousarray(ids), "position_ids": positions}
         self.bind({name: self._memory.value(array) for name, array in fed.items()}, {})
-        self._bind_input("attention_mask", self._memory.value(self._whole_mask(end)))
+        self._bind_input("attention_mask", self._whole_mask(end) if self.padded else self._memory.ones(self.batch, end))
 
     def feed_single(self, tokens: Sequence[int], vocabulary: int) -> Buffer:
         """Do the same for one token a row; return the logits' buffer [B, 1, V], which stays the same."""
-        self._let_outputs_grow()
+        if self.grows:
+            self._let_outputs_grow()
         single, end = self._single, self.length + 1
         if single is None or single.rows != self.batch:
             single = self._single = Single(self._memory, self.batch, vocabulary)
@@ -174,14 +194,17 @@ class Cache:
             self.bind(single.inputs, single.outputs)
             self._bound = single
         self._fed_pads = None
-        single.ids.array[:, 0] = tokens
+        if self.batch == 1:
+            single.ids.array.fill(tokens[0])  # several times as fast as the other
+        else:
+            single.ids.array[:, 0] = tokens
         if self.padded:
             self._mask[: self.batch, self.length] = 1
             single.positions.array[:, 0] = self.counts
-            mask = self._memory.value(self._whole_mask(end))
+            mask = self._whole_mask(end)
         else:
             single.positions.array.fill(self.length)
-            mask = self._ones.pop(end, None) or self._made_ahead(end)
+            mask = self._memory.ones(self.batch, end, _AHEAD)
         if self._memory.copies:
             single.ids.written()
             single.positions.written()
@@ -278,14 +301,12 @@ class Cache:
         if not self.grows:
             bound = {past: self._memory.value(array[: self.batch]) for past, array in self._arrays.items()}
             self._bind_values(bound)
-        self._ones.clear()
         self._note_padding()
 
     def _note_padding(self) -> None:
         was, self.padded = self.padded, bool(self._pads[: self.batch].any())
         if was and not self.padded:
             self._mask[:] = 1
-            self._flat[:] = 1
 
     def _regrow(self, change: Callable[[np.ndarray, str], np.ndarray]) -> None:
         """Bind copies in place of what a graph allocated."""
@@ -304,33 +325,24 @@ class Cache:
     def _let_outputs_grow(self) -> None:
         """Bind as present what ONNX Runtime will allocate. Just before a run, and not after the last one: before 1.32
         an output that was taken from a binding is empty as soon as its name is bound again."""
-        if self.grows:
-            for present in self._present_of.values():
-                self.binding.bind_output(present, self._memory.device)
+        for present in self._present_of.values():
+            self.binding.bind_output(present, self._memory.device)
 
-    def _whole_mask(self, end: int) -> np.ndarray:
-        """[B, end], in one piece."""
-        flat = self._flat[: self.batch * end].reshape(self.batch, end)
-        if self.padded:
-            flat[:] = self._mask[: self.batch, :end]
-        return flat
-
-    def _made_ahead(self, end: int) -> Any:
-        """A mask of ones, [B, end]; those of the next steps are kept."""
-        if not self._memory.copies:
-            ahead = range(end + 1, min(end + _AHEAD, self.max_len + 1))
-            self._ones = {n: self._memory.value(self._whole_mask(n)) for n in ahead}
-        return self._memory.value(self._whole_mask(end))
+    def _whole_mask(self, end: int) -> Any:
+        """An OrtValue of the mask [B, end], in one piece."""
+        return self._memory.value(np.ascontiguousarray(self._mask[: self.batch, :end]))
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
     """Zeros where a line of the processor's cache begins; NumPy's own lie across lines, and every vector is read twice.
 
-    Large ones in small pages: NumPy asks for pages of 2 MB, a first prompt touches each of them, for its few tokens of
-    every head, and waits until all are cleared (of 410m's cache of 1,640 tokens 250 ms, against 5).
+    Large ones in small pages that are cleared when they are touched: a prompt touches few, for its few tokens of every
+    head. NumPy's are cleared at once where malloc has such memory left (0.3 ms of the demo's cache of 144 tokens); from
+    4 MB on they are pages of 2 MB, of which the first prompt touches each (of 410m's cache of 1,640 tokens 250 ms,
+    against 5).
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if sys.platform == "linux" and size >= _HUGE:
+    if sys.platform == "linux" and size >= _LARGE:
         memory = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
     else:
         memory = np.zeros(size + _LINE, np.uint8)

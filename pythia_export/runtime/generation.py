@@ -184,6 +184,8 @@ def _enter(session: Session, cache: Cache, prompts: Sequence[Sequence[int]]) -> 
 def _tokens(logits: np.ndarray, sampling: Sampling, rows: Sequence[_Row]) -> list[int]:
     """Return a token for each row of logits [B, V], which the session found to be finite."""
     if sampling.temperature == 0:
+        if len(logits) == 1:
+            return [int(logits.argmax())]  # several times as fast as by rows
         likeliest: list[int] = logits.argmax(axis=1).tolist()
         return likeliest
     return [row.token if row.ended else draw(logits[at], sampling, row.rng) for at, row in enumerate(rows)]
