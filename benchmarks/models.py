@@ -53,8 +53,8 @@ SIZES = ("demo", "14m", "31m", "70m", "160m", "410m", "1b")
 PROMPT, NEW = 128, 64
 CACHES = ("float32", "float16", "int8")
 OTHERS = (
-    "llama.cpp Q4_0", "llama.cpp Q4_0, q8_0 cache", "onnxruntime-genai", "transformers.exporters int4", "OpenVINO int4",
-    "OpenVINO (artifact)",
+    "llama.cpp Q4_0", "llama.cpp Q4_0, flash attention", "llama.cpp Q4_0, q8_0 cache", "onnxruntime-genai",
+    "transformers.exporters int4", "OpenVINO int4", "OpenVINO (artifact)",
 )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     state = json.loads(out.read_text()) if out.is_file() else {}
     if any(state.get(key) != value for key, value in identity.items()):
         state = identity | {"absent": {}, "versions": {}, "read": {}, "rounds": {}}
-    state["absent"] |= prepared.absent
+    state["absent"] = dict(prepared.absent)  # what failed before is tried again
     seconds: dict[str, float] = {}
     reader = _reader(folder)
     names = [name for name in prepared.jobs if name not in args.without and name not in state["absent"]]

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fill import commands, figures, hooks, house, python, recipe, records, sizes
+from fill import commands, figures, hooks, house, models, python, recipe, records, sizes
 
 ROOT = Path(__file__).parent.parent
 PLACE = re.compile(r"(<!-- fill: (?P<what>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -36,6 +36,7 @@ SOURCES: dict[str, Callable[..., str]] = {
     "sizes": sizes.needs,  # memory and time by size of the suite
     "copy": figures.copied,  # a named place of another page
     "rows": figures.rows,  # some rows of a named place
+    "models": models.models,  # every size beside the other runtimes, from benchmarks/models
     "speeds": figures.speeds,  # a named block of `bench`, as a table
     "verdict": figures.verdict,  # what `run` prints of a committed proof
 }

@@ -65,7 +65,8 @@ PEERS = (
     *(
         Contestant(f"llama.cpp {name}", "llama", kind, _LLAMA, "pip install llama-cpp-python gguf", prepares=True)
         for name, kind in (
-            ("F16", "F16"), ("Q8_0", "Q8_0"), ("Q4_0", "Q4_0"), ("Q4_0, q8_0 cache", "Q4_0, q8_0"),
+            ("F16", "F16"), ("Q8_0", "Q8_0"), ("Q4_0", "Q4_0"), ("Q4_0, flash attention", "Q4_0, f16"),
+            ("Q4_0, q8_0 cache", "Q4_0, q8_0"),
         )
     ),
 )  # fmt: skip
