@@ -65,7 +65,7 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, run in runs.items():
                 decode[name].append(run(1, args.context))
-                reading[name].append(run.nbytes(args.context) * _seconds_a_byte(threads))
+                reading[name].append(run.nbytes(args.context) * seconds_a_byte(threads))
             for name, run in runs.items():
                 prefill[name].append(run(args.prefill, args.prefill))
         stock = names[0]
@@ -84,7 +84,7 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-def _seconds_a_byte(threads: int) -> float:
+def seconds_a_byte(threads: int) -> float:
     """The time to look in vain for a byte in 64 MiB a thread, which no processor keeps."""
     size, done = 1 << 26, threading.Barrier(threads + 1)
     parts = [np.ones(size, np.uint8) for _ in range(threads)]

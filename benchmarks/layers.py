@@ -1,11 +1,12 @@
 """The layers as one node (pythia.DecoderLayers) beside the same graph called operator by operator.
 
-    python benchmarks/layers.py [--sizes demo 70m] [--weights DIR] [--threads 1 2] [--rounds 5] [--busy 0]
+    python benchmarks/layers.py [--sizes demo 70m] [--weights DIR] [--levels 4] [--threads 1 2] [--rounds 5]
+                                [--busy 0]
 
-Random weights, int4 in groups of 128 (the demo's shapes: 32), head int8, accuracy level 4, a float16 cache. Both
-sessions take turns. A decode figure is the median over rounds of 32 tokens each, a prefill figure over rounds of one
-call of 128 tokens whose last logits alone are wanted. `--busy 2` keeps that many other processes busy meanwhile.
-`--weights` keeps what was made.
+Random weights, int4 in groups of 128 (the demo's shapes: 32), head int8, a float16 cache. Both sessions take turns.
+A decode figure is the median over rounds of 32 tokens each, a prefill figure over rounds of one call of 128 tokens
+whose last logits alone are wanted. A speed-up is the median of the rounds' ratios, so that other work on the machine
+strikes both. `--busy 2` keeps that many other processes busy meanwhile. `--weights` keeps what was made.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 from graph import RandomWeights
 
 from pythia_export.base.compute import Compute
@@ -27,6 +29,7 @@ from pythia_export.base.machine import machine
 from pythia_export.base.native_library import instruction_set, kernels_path
 from pythia_export.calibrate import quantize_stream
 from pythia_export.graph.decoder import build_decoder
+from pythia_export.graph.levels import with_accuracy_level
 from pythia_export.graph.trunk import build_graph
 from pythia_export.model.neox import NeoXConfig
 from pythia_export.model.suite import geometry
@@ -45,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", default=["demo", "70m"])
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--levels", type=int, nargs="*", default=[4])
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--busy", type=int, default=0)
@@ -53,8 +57,8 @@ def main() -> None:
     if library is None:
         sys.exit("the kernels are not built: make kernels")
     print(f"{machine()}; {instruction_set(library)}; {args.busy} busy processes beside\n")
-    print("| shapes | threads | | by operators, us | one node, us | speed-up |")
-    print("|---" * 6 + "|")
+    print("| shapes | level | threads | | by operators, us | one node, us | speed-up |")
+    print("|---" * 7 + "|")
     with tempfile.TemporaryDirectory() as temporary:
         for size in args.sizes:
             folder = (args.weights or Path(temporary)) / size
@@ -63,8 +67,9 @@ def main() -> None:
                 continue
             others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]
             try:
-                for threads in args.threads:
-                    measure(size, config, quantize, folder, threads, args.rounds)
+                for level in args.levels:
+                    for threads in args.threads:
+                        measure(size, config, quantize, folder, level, threads, args.rounds)
             finally:
                 for other in others:
                     other.kill()
@@ -82,12 +87,19 @@ def made(size: str, folder: Path) -> tuple[NeoXConfig, Quantize]:
     return config, quantize
 
 
-def measure(size: str, config: NeoXConfig, quantize: Quantize, folder: Path, threads: int, rounds: int) -> None:
+def at_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
+    return model if level == 4 else with_accuracy_level(model, level)
+
+
+def measure(
+    size: str, config: NeoXConfig, quantize: Quantize, folder: Path, level: int, threads: int, rounds: int
+) -> None:
     export = Export(accuracy_level=4, kv_cache="float16")
     places = layout(config, quantize, "float32")
     sessions = {
         name: Session(
-            build(config, places, export).SerializeToString(), folder, config, kv_cache="shared",
+            with_accuracy_level(build(config, places, export), level).SerializeToString() if level != 4
+            else build(config, places, export).SerializeToString(), folder, config, kv_cache="shared",
             kv_dtype=export.cache_dtype, threads=threads,
         )
         for name, build in FORMS.items()
@@ -111,9 +123,11 @@ def measure(size: str, config: NeoXConfig, quantize: Quantize, folder: Path, thr
                 taken = (time.perf_counter() - began) / STEPS
                 times.setdefault((name, f"a token at {context:,}"), []).append(taken)
     for what in dict.fromkeys(what for _, what in times):
-        before, after = (statistics.median(times[name, what][1:]) * 1e6 for name in FORMS)
-        cells = f"{before:,.0f} | {after:,.0f} | {before / after:.2f}"
-        print(f"| {size} | {threads} | {what} | {cells} |", flush=True)
+        rounds_of = [times[name, what][1:] for name in FORMS]
+        before, after = (statistics.median(taken) * 1e6 for taken in rounds_of)
+        ratio = statistics.median(a / b for a, b in zip(*rounds_of, strict=True))
+        cells = f"{before:,.0f} | {after:,.0f} | {ratio:.2f}"
+        print(f"| {size} | {level} | {threads} | {what} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Matrices of pythia-410m's h_to_4h ([4096, 1024]) with random weights, one after another: 64 for few rows, so that none
 is in the cache when its turn comes again, 8 for many, which do not wait for weights. Both take turns; a figure is the
-median over rounds, for one matrix.
+median over rounds, for one matrix. "Of reading" is the time in which C's memchr reads as many bytes, codes and scales,
+with as many threads and between them, over ours.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 
 import numpy as np
 import onnxruntime
+from attention import seconds_a_byte
 from onnx import TensorProto, helper, numpy_helper
 
 from pythia_export.base.machine import machine
@@ -36,8 +38,9 @@ def main() -> None:
     if kernels_path() is None:
         sys.exit("the kernels are not built: make kernels")
     print(f"{columns} x {depth}; {machine()}\n")
-    print("| threads | bits | group | rows | ONNX Runtime, us | ours, us | of its | GMAC/s | GB/s of weights |")
-    print("|---" * 9 + "|")
+    print("| threads | bits | group | rows | ONNX Runtime, us | ours, us | of its | GMAC/s | GB/s of weights", end="")
+    print(" | of reading |")
+    print("|---" * 10 + "|")
     for threads in args.threads:
         for bits, group in GRIDS:
             for matrices, of_rows in ROWS.items():
@@ -46,10 +49,16 @@ def main() -> None:
                 ]
                 for rows in of_rows:
                     x = np.random.default_rng(0).standard_normal((rows, depth), np.float32)
-                    theirs, ours = (taken / matrices for taken in measure(both, x, args.rounds))
+                    theirs, ours, a_byte = measure(both, x, args.rounds, threads)
+                    theirs, ours = theirs / matrices, ours / matrices
+                    held = depth * columns * bits / 8 + 4 * depth * columns / group
                     work, read = depth * columns * rows / ours / 1e3, depth * columns * bits / 8 / ours / 1e3
+                    cell = f"{held * a_byte / ours:.2f}" if matrices == max(ROWS) else ""
                     times = f"{theirs:,.0f} | {ours:,.0f} | {ours / theirs:.2f}"
-                    print(f"| {threads} | {bits} | {group} | {rows} | {times} | {work:.0f} | {read:.1f} |", flush=True)
+                    print(
+                        f"| {threads} | {bits} | {group} | {rows} | {times} | {work:.0f} | {read:.1f} | {cell} |",
+                        flush=True,
+                    )
 
 
 def session(
@@ -83,15 +92,19 @@ def session(
     return onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
 
 
-def measure(sessions: list[onnxruntime.InferenceSession], x: np.ndarray, rounds: int) -> list[float]:
-    """Microseconds of each session."""
-    times: list[list[float]] = [[] for _ in sessions]
+def measure(
+    sessions: list[onnxruntime.InferenceSession], x: np.ndarray, rounds: int, threads: int
+) -> tuple[float, float, float]:
+    """Microseconds of both sessions, and in which a byte is read."""
+    times: list[list[float]] = [[], [], []]
     for _ in range(rounds + 1):  # the first round warms up
-        for session, taken in zip(sessions, times, strict=True):
+        for session, taken in zip(sessions, times, strict=False):
             began = time.perf_counter()
             session.run(None, {"A": x})
             taken.append((time.perf_counter() - began) * 1e6)
-    return [statistics.median(taken[1:]) for taken in times]
+        times[2].append(seconds_a_byte(threads) * 1e6)
+    theirs, ours, a_byte = (statistics.median(taken[1:]) for taken in times)
+    return theirs, ours, a_byte
 
 
 if __name__ == "__main__":

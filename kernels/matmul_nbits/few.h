@@ -231,8 +231,18 @@ void up_to(int64_t end, const Product& p, const Rounded& x, int64_t m, int64_t f
   if constexpr (kRows > 1) up_to<kBits, kBlock, kRows - 1>(end, p, x, m, from, to);
 }
 
+// Whether rows are fastest one after another: columns so short that their codes stay near meanwhile.
+inline bool one_by_one(const Product& p) {
+  const int64_t blocks = p.blocks();
+  return p.rows * blocks * p.block_bytes() <= 1024 && blocks <= kLanes && (blocks & (blocks - 1)) == 0;
+}
+
 template <int kBits, int kBlock>
 void few(const Product& p, const Rounded& x, int64_t from, int64_t to) {
+  if (one_by_one(p)) {
+    for (int64_t m = 0; m < p.rows; ++m) rows_of<kBits, kBlock, 1>(p, x, m, from, to);
+    return;
+  }
   const int64_t times = (p.rows + kRowsRead - 1) / kRowsRead;
   for (int64_t i = 0; i < times; ++i)
     up_to<kBits, kBlock>(p.rows * (i + 1) / times, p, x, p.rows * i / times, from, to);
