@@ -1,6 +1,8 @@
 // What every version of the product shares: how it is handed out.
 #include "product.h"
 
+#include "../team.h"
+
 namespace pythia {
 
 int64_t columns_for_a_task(const ProductSteps& steps, const Product& p, const Product* other) {
@@ -8,7 +10,10 @@ int64_t columns_for_a_task(const ProductSteps& steps, const Product& p, const Pr
   return (steps.worth(p) / a_column + kGrain) / kGrain * kGrain;
 }
 
-void product(const ProductSteps& steps, const Product& p, const Parallel& parallel) {
+void product(const ProductSteps& steps, const Product& p, const Parallel& threads) {
+  // Fewer multiplications take some ten microseconds. Beside other work the wait for a second thread takes longer.
+  constexpr double kWorthSharing = 1 << 20;
+  const Parallel& parallel = double(p.rows) * double(p.depth) * double(p.columns) < kWorthSharing ? kAlone : threads;
   struct Job {
     const ProductSteps& steps;
     const Product& p;
