@@ -12,7 +12,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sweep-demo check lint test test-fast test-long test-import test-fuzz test-lens test-ranges test-consumers test-tools test-slurm test-kill consumers hooks docs reference kernels \
+.PHONY: help demo sweep-demo check lint test test-fast test-long test-import test-fuzz test-lens test-ranges test-wheels test-consumers test-tools test-slurm test-kill consumers hooks docs reference kernels \
 	cuda wheels venv clean
 
 help: ## list these targets
@@ -167,6 +167,10 @@ cuda: $(STAMP) ## those for an NVIDIA GPU; installs nvcc if need be
 wheels: build/wheels-venv/.installed ## wheels of all five platforms, in dist
 	@echo "wheels  building for five platforms (minutes; C++'s own library is built for each, the first time)"
 	@PATH="$(abspath build/wheels-venv/bin):$$PATH" build/wheels-venv/bin/python packaging/wheels.py --out dist
+
+test-wheels: build/wheels-venv/.installed ## load the libraries of dist, under emulators
+	@echo "wheels  loading what is in dist (a host for each platform is compiled first)"
+	@build/wheels-venv/bin/python tests/platforms/load_wheels.py dist
 
 build/wheels-venv/.installed: packaging/requirements.txt
 	@$(PYTHON) -m venv build/wheels-venv

@@ -13,10 +13,12 @@ checkpoints are four times as large as everything else, and have a wheel of thei
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -102,17 +104,20 @@ def built(source: Path, out: Path, **environment: str) -> Path:
     return next(out.glob("*.whl"))
 
 
+def zig() -> Path:
+    return Path(__import__("ziglang").__file__).parent / ("zig.exe" if os.name == "nt" else "zig")
+
+
 def compiled(platform: Platform, build: Path) -> Path:
     """Return the library of a platform, compiled in `build` where it is not there as its sources are."""
-    zig = Path(__import__("ziglang").__file__).parent / ("zig.exe" if os.name == "nt" else "zig")
     build.mkdir(parents=True, exist_ok=True)
     for tool in ("ar", "ranlib"):  # CMake takes a program, no command
         script = build / f"zig-{tool}"
-        script.write_text(f'#!/bin/sh\nexec "{zig}" {tool} "$@"\n')
+        script.write_text(f'#!/bin/sh\nexec "{zig()}" {tool} "$@"\n')
         script.chmod(0o755)
     # Nothing of C++'s library is seen outside ours: another one may be in the process.
     hidden = f",--version-script={ROOT / 'packaging' / 'exported.map'}" if platform.system == "Linux" else ""
-    run("cmake", "-S", ROOT / "kernels", "-B", build, "-G", "Ninja", f"-DCMAKE_CXX_COMPILER={zig};c++",
+    run("cmake", "-S", ROOT / "kernels", "-B", build, "-G", "Ninja", f"-DCMAKE_CXX_COMPILER={zig()};c++",
         f"-DCMAKE_CXX_COMPILER_TARGET={platform.target}", f"-DCMAKE_SYSTEM_NAME={platform.system}",
         f"-DCMAKE_SYSTEM_PROCESSOR={platform.processor}", f"-DCMAKE_AR={build}/zig-ar",
         f"-DCMAKE_RANLIB={build}/zig-ranlib", f"-DCMAKE_SHARED_LINKER_FLAGS=-Wl,-s{hidden}")  # fmt: skip
@@ -136,8 +141,43 @@ def require_right(library: Path, platform: Platform) -> None:
     faults = [f"is for {machine.name}, not {platform.machine}"] if machine.name != platform.machine else []
     faults += [f"does not export {name}" for name in sorted(EXPORTED - exported)]
     faults += [f"loads {name}" for name in sorted(needs) if not re.fullmatch(platform.needs, name)]
+    if platform.system == "Darwin":
+        faults += macos_faults(read, library.read_bytes())
     if faults:
         sys.exit(f"{library} {', and '.join(faults)}")
+
+
+def macos_faults(read: lief.MachO.Binary, image: bytes) -> list[str]:
+    """Return why macOS on arm64 would not load a library: it is for a newer system, or its signature does not hold.
+
+    There a library must be signed, by nobody in particular ("ad hoc") at least: a hash of each of its pages. What is
+    changed after the linker, stripped for example, is killed where it is read. Apple's cs_blobs.h has the layout.
+    """
+    faults = []
+    oldest = read.build_version.minos if read.build_version else None
+    if oldest != [11, 0, 0]:
+        faults.append(f"is for macOS {oldest}, and its wheel's tag says 11.0")
+    if not read.has_code_signature:
+        return [*faults, "is not signed"]
+    place = read.code_signature.data_offset
+    blob = image[place : place + read.code_signature.data_size]
+    count = struct.unpack_from(">I", blob, 8)[0]
+    entries = [struct.unpack_from(">II", blob, 12 + 8 * i) for i in range(count)]
+    at = next((offset for kind, offset in entries if kind == 0), None)  # CSSLOT_CODEDIRECTORY
+    if at is None:
+        return [*faults, "is signed without a directory of its pages"]
+    flags, hashes = struct.unpack_from(">II", blob, at + 12)
+    pages, limit, width, kind, _, shift = struct.unpack_from(">IIBBBB", blob, at + 28)
+    if not flags & 2:  # CS_ADHOC
+        faults.append(f"is not signed ad hoc (flags {flags:#x})")
+    if (width, kind) != (32, 2) or limit != place:
+        return [*faults, f"has a signature of {limit} bytes of {place}, with hashes of kind {kind}"]
+    size = 1 << shift
+    for page in range(pages):
+        stored = blob[at + hashes + 32 * page :][:32]
+        if stored != hashlib.sha256(image[page * size : min(limit, (page + 1) * size)]).digest():
+            faults.append(f"was changed after it was signed, in page {page}")
+    return faults
 
 
 def assembled(plain: Path, library: Path, platform: Platform, scratch: Path) -> Path:
@@ -159,7 +199,7 @@ def bill(platform: Platform) -> dict[str, object]:
     """What of others is in the library, as CycloneDX: auditwheel lists what it copies, and it copies nothing here."""
     from importlib.metadata import version
 
-    zig = version("ziglang")
+    of_zig = version("ziglang")
     names = ["libc++", "libc++abi", "libunwind", *(["mingw-w64"] if platform.system == "Windows" else [])]
     return {
         "bomFormat": "CycloneDX",
@@ -167,10 +207,10 @@ def bill(platform: Platform) -> dict[str, object]:
         "version": 1,
         "metadata": {
             "component": {"type": "library", "name": platform.library, "bom-ref": "kernels"},
-            "tools": {"components": [{"type": "application", "name": "zig", "version": zig}]},
+            "tools": {"components": [{"type": "application", "name": "zig", "version": of_zig}]},
         },
         "components": [
-            {"type": "library", "name": name, "version": f"as in zig {zig}", "bom-ref": name, "scope": "required"}
+            {"type": "library", "name": name, "version": f"as in zig {of_zig}", "bom-ref": name, "scope": "required"}
             for name in [*names, "compiler-rt (zig's)"]
         ],
     }

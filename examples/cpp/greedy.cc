@@ -66,7 +66,7 @@ class Decoder {
     Ort::SessionOptions options;
     if (!kernels.empty()) options.RegisterCustomOpsLibrary(kernels.c_str());
     // Of a graph in memory nothing else says where its weights are.
-    options.AddConfigEntry("session.model_external_initializers_file_folder_path", folder.c_str());
+    options.AddConfigEntry("session.model_external_initializers_file_folder_path", folder.string().c_str());
     const std::string graph = settable(read(folder / "model.onnx"));
     session_ = Ort::Session(env, graph.data(), graph.size(), options);
     ends_ = end_tokens(read(folder / "config.json"));
