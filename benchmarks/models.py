@@ -4,6 +4,11 @@
     python benchmarks/models.py measure 410m --seconds 500
     python docs/generate.py                          # the tables of benchmarks/README.md, from benchmarks/models/
 
+llama.cpp is compiled once for the machine, some 15 minutes of one core:
+
+    python -m venv build/llama
+    CMAKE_ARGS=-DGGML_NATIVE=ON build/llama/bin/pip install --no-binary llama-cpp-python llama-cpp-python gguf
+
 "prepare" makes what takes long and needs no quiet: artifacts of the size's shapes with random weights (int4 in groups
 of 128, level 4; the demo's own weights, rounded to nearest), with caches of float32, float16 and int8, and every peer's
 own file, all below build/models. It skips what is there, so an interrupted one goes on.
@@ -13,8 +18,7 @@ over or every contestant has its rounds. Every process is written to benchmarks/
 command goes on where it stopped. A file of another machine or of other artifacts is begun anew.
 
 Prefill is of 128 tokens, decoding of 64 with 128 and with 1,500 tokens cached (448 on the demo). The read loop
-(benchmarks/read.cc) reads as many bytes as a token reads: all weights but the embedding, and the cache. llama.cpp is
-built for the machine by `CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python gguf`.
+(benchmarks/read.cc) reads as many bytes as a token reads: all weights but the embedding, and the cache.
 """
 
 from __future__ import annotations

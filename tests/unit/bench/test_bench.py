@@ -241,6 +241,7 @@ def test_negative_log_likelihood_of_short_and_broken_logits():
         pytest.param(LLAMA, "llama.cpp F16", "ppl_original", 1e-3, id="llama.cpp F16"),
         pytest.param(LLAMA, "llama.cpp Q8_0", "ppl_original", 2e-3, id="llama.cpp Q8_0"),
         pytest.param(LLAMA, "llama.cpp Q4_0", "ppl_original", 0.1, id="llama.cpp Q4_0"),
+        pytest.param(LLAMA, "llama.cpp Q4_0, q8_0 cache", "ppl_original", 0.1, id="llama.cpp Q4_0, q8_0 cache"),
     ],
 )
 def test_peers_in_interpreters_of_their_own(artifact, cost, python, peer, figure, within):

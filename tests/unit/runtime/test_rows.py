@@ -43,6 +43,19 @@ def test_a_token_a_row_in_the_buffer_of_the_step_before(session: Session) -> Non
     assert close(session.decode(cache, later[:, 3].tolist()), expected[:, 3], within) and (kept == third).all()
 
 
+def test_the_second_text_finds_its_masks(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step of one token reads is made once: ids, positions and logits for a text, masks for all of them."""
+    made, value = list[tuple[int, ...]](), session._memory.value
+    for _ in range(2):
+        cache = session.start(1, 20)
+        session.step(cache, tokens(1, 5), keep=1)
+        made.clear()
+        monkeypatch.setattr(session._memory, "value", lambda array: (made.append(array.shape), value(array))[1])
+        for _ in range(10):
+            session.decode(cache, [1])
+    assert made == [(1, 1), (1, 1), (1, 1, session.config.vocab_size)]
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_cache_cut_short_goes_on_from_there(session: Session, rows: int) -> None:
     ids, wrong, right = tokens(rows, 6), tokens(rows, 4, seed=1), tokens(rows, 3, seed=2)
