@@ -256,7 +256,7 @@ class _Windows:
         self._inputs = torch.zeros(3, d, d, dtype=torch.float64, device=x.device)
         self._outputs = torch.zeros(3, config.num_heads, size, size, dtype=torch.float64, device=x.device)
         self._moments = torch.zeros(d, d, dtype=torch.float64, device=x.device)  # of what QKV reads
-        self._count = x.shape[0] * config.num_heads
+        self._windows = x.shape[0]
         with torch.no_grad():
             of_windows = [self._read(part).flatten(0, 1).sum(0, dtype=torch.float64) for part in x]
             self._mean = (torch.stack(of_windows).sum(0) / x.tokens).float()
@@ -277,9 +277,10 @@ class _Windows:
         self._moments += read.flatten(0, 1).T @ read.flatten(0, 1)
 
     def found(self) -> dict[str, Tensor]:
-        """Each head of a window counts as a draw; as many draws of one place are taken as a place has inputs."""
+        """Return both; of the shares, that of the windows is as large as that of the places where as many windows were
+        seen as there are inputs."""
         d = len(self._moments)
-        share = self._count / (self._count + d)
+        share = self._windows / (self._windows + d)
         whole, plain = (
             x / x.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp(min=_LEAST)
             for x in (self._inputs, self._moments)

@@ -47,9 +47,9 @@ def test_it_is_the_fisher_information_of_the_matrices_with_all_terms_between_pla
     """The oracle sums over every token that could be drawn at every place, with autograd by the matrix itself."""
     config = small_config(layers=2)
     tensors = attending(config)
-    original, ids = InMemory(config, tensors), WINDOWS[:1, :8]
+    original, ids = InMemory(config, tensors), WINDOWS[:1, :6]
     found = Sensitivity(tmp_path)
-    draws = 400
+    draws = 300
     measure_sensitivity(original, ids.repeat(draws, axis=0), found, attention=True)
     got = found.attention(0)
     assert got is not None
@@ -73,7 +73,7 @@ def test_it_is_the_fisher_information_of_the_matrices_with_all_terms_between_pla
             inputs += p * torch.einsum("khoi,khoj->kij", D, D)
             outputs += p * torch.einsum("khoi,khpi->khop", D, D)
     moments = (read - mean).T @ (read - mean)
-    share = draws * heads / (draws * heads + d)
+    share = draws / (draws + d)
     wanted = share * _unit(inputs) + (1 - share) * _unit(moments)
     assert float((got.inputs - wanted).norm() / wanted.norm()) < 0.15
     for k in range(3):
@@ -94,7 +94,7 @@ def test_rounding_attention_costs_less(tmp_path):
     few = torch.randn(len(table), 6, generator=g) @ torch.randn(6, config.hidden_size, generator=g)
     tensors[f"{EMBEDDING}.weight"] = table.std() * few + 0.3 * table
     original = InMemory(config, tensors)
-    drawn = np.random.default_rng(1).integers(0, 96, (256 + 64, 32))
+    drawn = np.random.default_rng(1).integers(0, 96, (256 + 32, 32))
     seen, unseen = drawn[:256], torch.from_numpy(drawn[256:])
     rules = (Override(pattern=f"*.{QKV}", method="gptq", bits=4, group_size=-1),)
     found = {}
@@ -108,7 +108,7 @@ def test_rounding_attention_costs_less(tmp_path):
         with torch.no_grad():
             log_p, log_q = (logits(x, config, unseen).log_softmax(-1) for x in (original, stored))
         found[effort] = float(F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean())
-    assert found["best"] < 0.9 * found["default"]
+    assert found["best"] < 0.9 * found["default"], found
 
 
 def test_q_k_and_v_are_each_rounded_by_their_own():
