@@ -108,6 +108,7 @@ ort::Domain* domain(ort::Status** failed) {
   const Version* version = chosen();
   // Where there is no version the operator itself says so, instead of leaving the work to the function unnoticed.
   if (!*failed && (!version || version->product)) *failed = add<LinearNBits>(made);
+  if (!*failed && (!version || version->product)) *failed = add<Linear3Bits>(made);
   if (!*failed && (!version || version->product)) *failed = add<MatMulNBits>(made);
   if (!*failed && (!version || version->product)) *failed = add<DecoderLayers>(made);
   if (!*failed && (!version || version->product)) *failed = add<DecoderMask>(made);

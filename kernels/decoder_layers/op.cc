@@ -52,9 +52,9 @@ DecoderLayers::DecoderLayers(const ort::Api& api, const ort::KernelInfo* info, T
                  " and " + std::to_string(biases.size()) + " numbers; 4 for each layer were expected");
   count_ = bits.size() / kLinears, tensors_ = 4 * count_;
   for (size_t i = 0; i < bits.size(); ++i) {
-    if (bits[i] != 4 && bits[i] != 8 && !(bits[i] == 2 && layers_.exact))
+    if (bits[i] != 2 && bits[i] != 3 && bits[i] != 4 && bits[i] != 8)
       node_.refuse("bits is " + std::to_string(bits[i]) + " for " + kLinearNames[i % kLinears] + " of layer " +
-                   std::to_string(i / kLinears) + "; 4 or 8 was expected, or at accuracy level 0 2");
+                   std::to_string(i / kLinears) + "; 2, 3, 4 or 8 was expected");
     forms_.push_back({bits[i], zeros[i] != 0, biases[i] != 0});
     tensors_ += 2 + size_t(zeros[i] != 0) + size_t(biases[i] != 0);
   }
@@ -105,17 +105,27 @@ std::vector<LayerWeights> DecoderLayers::weights(const std::vector<Tensor>& tens
       p = {};
       p.bits = form.bits, p.exact = layers.exact;
       p.columns = i == kQkv ? 3 * layers.hidden : i == kUp ? layers.inner : layers.hidden;
-      const Tensor& codes = take(name + ".qweight", ort::kUint8, {p.columns, -1, -1});
+      const bool three = p.bits == 3;
+      const Tensor& codes = take(name + ".qweight", ort::kUint8, three ? std::vector<int64_t>{p.columns, -1, 3, -1} : std::vector<int64_t>{p.columns, -1, -1});
       if (i == kUp) layers.inner = p.columns = codes.shape[0];
       p.depth = i == kDown ? layers.inner : layers.hidden;
-      p.block = codes.shape[2] * 8 / p.bits;
-      if (p.block < 16 || p.block > 256 || (p.block & (p.block - 1)) || codes.shape[1] != p.blocks())
+      if (three) {  // scales, which come next, say how many blocks a column has
+        const std::vector<int64_t>& scales = tensors[next].shape;
+        const int64_t numbers = codes.shape[1] * codes.shape[3] * 8;
+        p.block = scales.size() == 2 && scales[1] > 0 && numbers % scales[1] == 0 ? numbers / scales[1] : 0;
+        if (p.block < 1 || p.numbers() != numbers || numbers % kNarrow || codes.shape[3] != p.plane()) p.block = 0;
+      } else {
+        p.block = codes.shape[2] * 8 / p.bits;
+      }
+      if (p.block < 16 || p.block > 256 || (p.block & (p.block - 1)) || (!three && codes.shape[1] != p.blocks()))
         node_.refuse(name + ".qweight of layer " + std::to_string(layer) + " is " + text(codes.shape) +
                      "; blocks of 16, 32, 64, 128 or 256 codes of " + std::to_string(p.bits) + " bits for " +
                      std::to_string(p.depth) + " inputs were expected");
       p.codes = codes.as<uint8_t>();
       p.scale = take(name + ".scales", ort::kFloat, {p.columns, p.blocks()}).as<float>();
       if (form.zeros) p.zero = take(name + ".zero_points", ort::kUint8, {p.columns, p.zero_bytes()}).as<uint8_t>();
+      if (three && p.zero && std::all_of(p.zero, p.zero + p.columns * p.zero_bytes(), [](uint8_t b) { return b == 0x44; }))
+        p.zero = nullptr;  // the middle: what a symmetric grid tells ONNX Runtime
       if (form.bias) p.bias = take(name + ".bias", ort::kFloat, {p.columns}).as<float>();
     }
   }

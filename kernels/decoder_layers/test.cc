@@ -34,10 +34,11 @@ struct Weights {
     for (int i = 0; i < kLinears; ++i) {
       Product& p = of.linear[i];
       p.exact = layers.exact;
-      p.bits = p.exact ? random.pick({2, 4, 8}) : random.pick({4, 8}), p.block = random.pick({16, 32, 64, 128, 256});
+      p.bits = random.pick({2, 3, 4, 8}), p.block = random.pick({16, 32, 64, 128, 256});
       p.depth = i == kDown ? layers.inner : layers.hidden;
       p.columns = i == kQkv ? 3 * layers.hidden : i == kUp ? layers.inner : layers.hidden;
-      p.codes = drawn(random, p.columns * p.blocks() * p.block_bytes());
+      if (p.bits == 3 && p.numbers() % kNarrow) p.bits = 4;
+      p.codes = drawn(random, p.columns * p.row_bytes());
       p.scale = drawn(random, p.columns * p.blocks(), 0.5f / float(1 << p.bits) / std::sqrt(float(p.depth)));
       if (random.upto(1)) p.zero = drawn(random, p.columns * p.zero_bytes());
       if (random.upto(3)) p.bias = drawn(random, p.columns, 0.1f);

@@ -1,4 +1,4 @@
-// Activations that stay floats: codes become floats in registers, of 2, 4 or 8 bits.
+// Activations that stay floats: codes become floats in registers, of 2, 4 or 8 bits; those of 3 bits as 4.
 //
 // A dword holds 32 / bits numbers of one column. Number k of all dwords of a vector is two shifts away, with its sign, since
 // the middle of the codes is what is taken off them. So for few rows x lies in that order, and no code of a weight moves. For
@@ -23,14 +23,16 @@ inline Ints flip(Ints v) {
   return bit_xor(v, broadcast(int32_t(kBits == 8 ? 0x80808080u : kBits == 4 ? 0x88888888u : 0xaaaaaaaau)));
 }
 
+inline int64_t bits_read(const Product& p) { return p.bits == 3 ? 4 : p.bits; }
+
 // x in the order of vectors of dwords, padded with zeros to whole ones, and the sum of each block.
 struct Turned {
   int64_t numbers, stride, blocks;  // numbers: in a dword
   float* x;                         // [rows, stride]
 
   Turned(const Product& p, const float* memory)
-      : numbers(32 / p.bits),
-        stride((p.blocks() * p.block + kLanes * numbers - 1) / (kLanes * numbers) * (kLanes * numbers)),
+      : numbers(32 / bits_read(p)),
+        stride((p.numbers() + kLanes * numbers - 1) / (kLanes * numbers) * (kLanes * numbers)),
         blocks(p.blocks()),
         x(const_cast<float*>(memory)) {}
 
@@ -63,25 +65,28 @@ inline void add_products(Ints w, const float* x, int64_t stride, Floats* sums) {
 
 template <int kBits, int kRows>
 void few_exact(const Product& p, const Turned& x, int64_t m, int64_t from, int64_t to) {
-  const int64_t blocks = x.blocks, dwords = p.block * kBits / 32, row_bytes = blocks * p.block_bytes();
+  const int64_t blocks = x.blocks, dwords = p.block * kBits / 32, block_bytes = dwords * 4, row_bytes = blocks * block_bytes;
+  uint8_t* wide = p.bits == 3 ? reinterpret_cast<uint8_t*>(scratch(kTask, size_t(row_bytes + 3) / 4)) : nullptr;
   // A vector holds blocks, or a block vectors.
   const int64_t held = dwords < kLanes ? kLanes / dwords : 1, taken = dwords < kLanes ? 1 : dwords / kLanes;
   const bool twice = prefetch_policy != PrefetchPolicy::kOnce;
+  const Widen widen(p, twice);
   int32_t place[kLanes];
   for (int64_t i = 0; i < kLanes; ++i) place[i] = int32_t(held > 1 ? i / dwords : 0);
   const Ints places = load(place);
   for (int64_t n = from; n < to; ++n) {
-    const uint8_t* weights = p.codes + n * row_bytes;
+    const uint8_t* weights = wide ? wide : p.codes + n * row_bytes;
+    if (wide) widen.columns(n, 1, wide);
     const float *scale = p.scale + n * blocks, *turned = x.x + m * x.stride;
     Floats sums[kRows];
     for (int r = 0; r < kRows; ++r) sums[r] = broadcast(0.0f);
     for (int64_t b = 0; b < blocks; b += held) {
       const int64_t here = blocks - b < held ? blocks - b : held;
-      const int64_t bytes = held > 1 ? here * p.block_bytes() : kLanes * 4;
+      const int64_t bytes = held > 1 ? here * block_bytes : kLanes * 4;
       Floats inner[kRows];
       for (int r = 0; r < kRows; ++r) inner[r] = broadcast(0.0f);
       for (int64_t t = 0; t < taken; ++t, weights += kLanes * 4, turned += x.numbers * kLanes) {
-        prefetch(uintptr_t(weights), twice);
+        if (!wide) prefetch(uintptr_t(weights), twice);
         const Ints w = flip<kBits>(bytes == kLanes * 4 ? load(weights) : load(weights, bytes));
         add_products<kBits, kRows>(w, turned, x.stride, inner);
       }
@@ -91,7 +96,7 @@ void few_exact(const Product& p, const Turned& x, int64_t m, int64_t from, int64
     for (int64_t b = 0; p.zero && b < blocks; b += kLanes) {
       const int64_t here = blocks - b < kLanes ? blocks - b : kLanes;
       float off[kLanes] = {};
-      for (int64_t i = 0; i < here; ++i) off[i] = float(p.middle() - p.zero_of(n, b + i)) * scale[b + i];
+      for (int64_t i = 0; i < here; ++i) off[i] = float((1 << (kBits - 1)) - p.zero_of(n, b + i)) * scale[b + i];
       for (int r = 0; r < kRows; ++r)
         sums[r] = fmadd(load_floats(off), load_up_to(x.sums(p, m + r) + b, here), sums[r]);
     }
@@ -125,7 +130,8 @@ inline void unpack(Ints w, Floats off, Floats scale, float* to) {
 // Inputs [begin, begin + kDeep) of columns n to n + kTile as floats, [kDeep, kTile]; columns beyond the last are the last.
 template <int kBits>
 void unpack(const Product& p, int64_t n, int64_t begin, int64_t end, float* panel) {
-  const int64_t blocks = p.blocks(), row_bytes = blocks * p.block_bytes();
+  const int64_t blocks = p.blocks(), block_bytes = p.block * kBits / 8, row_bytes = blocks * block_bytes;
+  const Widen widen(p, false);
   const int64_t first_byte = begin * kBits / 8, bytes = (end - begin) * kBits / 8;
   for (int64_t v = 0; v < kVectors; ++v) {
     int64_t column[kLanes];
@@ -136,23 +142,25 @@ void unpack(const Product& p, int64_t n, int64_t begin, int64_t end, float* pane
       apart[i] = int32_t((column[i] - first) * blocks);
     }
     const Ints scales_apart = load(apart);
+    alignas(64) uint8_t wide[kLanes][kDeep / 2];
+    for (int64_t i = 0; i < kLanes && p.bits == 3; ++i) widen(column[i], begin, end, wide[i]);
     int64_t block = -1;
     Floats scale = broadcast(0.0f), off = broadcast(0.0f);
     for (int64_t at = 0; at < bytes; at += kLanes * 4) {
       const int64_t left = bytes - at;
       Ints dwords[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
-        const uint8_t* from = p.codes + column[i] * row_bytes + first_byte + at;
+        const uint8_t* from = p.bits == 3 ? wide[i] + at : p.codes + column[i] * row_bytes + first_byte + at;
         dwords[i] = flip<kBits>(left >= kLanes * 4 ? load(from) : load(from, left));
       }
       transpose(dwords);
       for (int64_t i = 0; i < kLanes && 4 * i < left; ++i) {
-        const int64_t b = (first_byte + at + 4 * i) / p.block_bytes();
+        const int64_t b = (first_byte + at + 4 * i) / block_bytes;
         if (b != block) {
           block = b;
           scale = gather(p.scale + first * blocks + b, scales_apart);
           float zero[kLanes] = {};
-          for (int64_t j = 0; p.zero && j < kLanes; ++j) zero[j] = float(p.middle() - p.zero_of(column[j], b));
+          for (int64_t j = 0; p.zero && j < kLanes; ++j) zero[j] = float((1 << (kBits - 1)) - p.zero_of(column[j], b));
           off = load_floats(zero);
         }
         unpack<kBits>(dwords[i], off, scale, panel + (at + 4 * i) * 8 / kBits * kTile + v * kLanes);
@@ -211,7 +219,7 @@ void multiply_exact(const Product& p, const float* memory, int64_t from, int64_t
 }
 
 inline void multiply_exact(const Product& p, const float* memory, int64_t from, int64_t to) {
-  p.bits == 4   ? multiply_exact<4>(p, memory, from, to)
+  p.bits == 4 || p.bits == 3 ? multiply_exact<4>(p, memory, from, to)
   : p.bits == 8 ? multiply_exact<8>(p, memory, from, to)
                 : multiply_exact<2>(p, memory, from, to);
 }

@@ -6,6 +6,7 @@
 // be waited for holds up everything behind it. Both together took two fifths off the time of one row (Zen 5).
 #pragma once
 
+#include "narrow.h"
 #include "rounded.h"
 
 namespace pythia {
@@ -37,7 +38,8 @@ inline Floats load_up_to(const float* from, int64_t count) {
   return count < kLanes ? load_floats(from, count) : load_floats(from);
 }
 
-template <int kBits, int kBlock, int kRows>
+// kWide: codes of fewer bits, brought into the form of 4 a few columns at a time.
+template <int kBits, bool kWide, int kBlock, int kRows>
 struct Columns {
   // A vector holds blocks, or a block vectors.
   static constexpr int64_t kBytes = kBlock * kBits / 8;
@@ -50,13 +52,19 @@ struct Columns {
   bool twice;    // whether memory is prefetched long before as well
   Ints places[kLanes];  // of each vector of kLanes blocks, whose scale each lane wants
 
-  Floats zeros_alike() const { return broadcast(float(base(p) - p.middle())); }
+  Floats zeros_alike() const { return broadcast(float(base(p) - middle(p))); }
 
   // What is to be taken off codes of column n, in blocks b to b + here.
   Floats zeros(int64_t n, int64_t b, int64_t here) const {
     if (!p.zero) return zeros_alike();
     uint8_t bytes[kLanes] = {};
-    std::memcpy(bytes, p.zero + n * p.zero_bytes() + b * kBits / 8, size_t((here * kBits + 7) / 8));
+    const int64_t bits = kWide ? p.zero_bits() : kBits;
+    std::memcpy(bytes, p.zero + n * p.zero_bytes() + b * bits / 8, size_t((here * bits + 7) / 8));
+    if (kWide && bits == 2) {
+      uint8_t two[kLanes / 4];
+      std::memcpy(two, bytes, sizeof two);
+      widen_2(two, kLanes, 0, bytes, false);
+    }
     return to_float(sub(broadcast(base(p)), kBits == 4 ? unpack_nibbles(bytes) : widen_bytes(bytes)));
   }
 
@@ -82,7 +90,7 @@ struct Columns {
         Ints inner[kRows];
         for (int r = 0; r < kRows; ++r) inner[r] = broadcast(0);
         for (int64_t t = 0; t < kTaken; ++t, weights += kLanes * 4, codes += kReach<kBits>) {
-          prefetch(uintptr_t(weights), twice);
+          if (!kWide) prefetch(uintptr_t(weights), twice);
           const Ints w = load(weights);
           for (int r = 0; r < kRows; ++r) inner[r] = dot_nibbles<kBits>(inner[r], w, codes + r * stride);
         }
@@ -104,9 +112,12 @@ struct Columns {
     if constexpr (kRows == 1) from = short_columns(from, to);
     const int64_t row_bytes = x.blocks * kBytes;
     const uint8_t* weights = p.codes + from * row_bytes;
+    uint8_t* wide = kWide ? reinterpret_cast<uint8_t*>(scratch(kTask, size_t(row_bytes))) : nullptr;  // of 4 columns
+    const Widen widen(p, twice);
     for (int64_t n = from; n < to; n += 4) {
       const int64_t columns = to - n < 4 ? to - n : 4;
       Floats sums[4][kRows] = {};
+      if (kWide) widen.columns(n, columns, wide), weights = wide;
       for (int64_t c = 0; c < columns; ++c, weights += row_bytes) column(weights, n + c, sums[c]);
       put(sums, n, columns);
     }
@@ -133,7 +144,9 @@ struct Columns {
       return from;
     } else {
       constexpr int64_t kShare = kLanes / kBlocks, kGroup = kShare < 4 ? 4 : kShare;
-      if (p.zero && kBlocks * kBits % 8) return from;
+      if (p.zero && kBlocks * (kWide ? p.zero_bits() : kBits) % 8) return from;
+      alignas(64) uint8_t wide[kWide ? kGroup * kBlocks * kBytes : 1];
+      const Widen widen(p, twice);
       float again[2][kLanes];
       Ints own[kShare];  // where each column's blocks are in a vector
       for (int64_t c = 0; c < kShare; ++c) {
@@ -152,6 +165,7 @@ struct Columns {
       const uint8_t* weights = p.codes + from * kBlocks * kBytes;
       int64_t n = from;
       for (; n + kGroup <= to; n += kGroup) {
+        if (kWide) widen.columns(n, kGroup, wide), weights = wide;
         Floats scales = zero, owed = zero;
 #pragma GCC unroll 4
         for (int64_t four = 0; four < kGroup; four += 4) {
@@ -172,7 +186,7 @@ struct Columns {
               Ints inner = broadcast(0);
 #pragma GCC unroll 16
               for (int64_t t = 0; t < kTaken; ++t, weights += kLanes * 4) {
-                prefetch(uintptr_t(weights), twice);
+                if (!kWide) prefetch(uintptr_t(weights), twice);
                 const Ints w = load(weights);
                 const Ints* of = codes + (v * kTaken + t) * (kBits == 4 ? 2 : 1);
                 if (kBits == 8)
@@ -211,9 +225,9 @@ struct Columns {
   }
 };
 
-template <int kBits, int kBlock, int kRows>
+template <int kBits, bool kWide, int kBlock, int kRows>
 void rows_of(const Product& p, const Rounded& x, int64_t m, int64_t from, int64_t to) {
-  Columns<kBits, kBlock, kRows> columns{p, x, m, prefetch_policy != PrefetchPolicy::kOnce, {}};
+  Columns<kBits, kWide, kBlock, kRows> columns{p, x, m, prefetch_policy != PrefetchPolicy::kOnce, {}};
   for (int64_t v = 0; v < kLanes; ++v) {
     int32_t place[kLanes];
     for (int64_t i = 0; i < kLanes; ++i)
@@ -225,37 +239,37 @@ void rows_of(const Product& p, const Rounded& x, int64_t m, int64_t from, int64_
 
 constexpr int kRowsRead = kLanes == 16 ? 8 : 4;  // at once, as registers allow
 
-template <int kBits, int kBlock, int kRows = kRowsRead>
+template <int kBits, bool kWide, int kBlock, int kRows = kRowsRead>
 void up_to(int64_t end, const Product& p, const Rounded& x, int64_t m, int64_t from, int64_t to) {
-  if (end - m == kRows) return rows_of<kBits, kBlock, kRows>(p, x, m, from, to);
-  if constexpr (kRows > 1) up_to<kBits, kBlock, kRows - 1>(end, p, x, m, from, to);
+  if (end - m == kRows) return rows_of<kBits, kWide, kBlock, kRows>(p, x, m, from, to);
+  if constexpr (kRows > 1) up_to<kBits, kWide, kBlock, kRows - 1>(end, p, x, m, from, to);
 }
 
 // Whether rows are fastest one after another: columns so short that their codes stay near meanwhile.
 inline bool one_by_one(const Product& p) {
   const int64_t blocks = p.blocks();
-  return p.rows * blocks * p.block_bytes() <= 1024 && blocks <= kLanes && (blocks & (blocks - 1)) == 0;
+  return p.rows * p.row_bytes() <= 1024 && blocks <= kLanes && (blocks & (blocks - 1)) == 0;
 }
 
-template <int kBits, int kBlock>
+template <int kBits, bool kWide, int kBlock>
 void few(const Product& p, const Rounded& x, int64_t from, int64_t to) {
-  if (one_by_one(p)) {
-    for (int64_t m = 0; m < p.rows; ++m) rows_of<kBits, kBlock, 1>(p, x, m, from, to);
+  if (!kWide && one_by_one(p)) {  // what is brought into form serves several rows
+    for (int64_t m = 0; m < p.rows; ++m) rows_of<kBits, kWide, kBlock, 1>(p, x, m, from, to);
     return;
   }
   const int64_t times = (p.rows + kRowsRead - 1) / kRowsRead;
   for (int64_t i = 0; i < times; ++i)
-    up_to<kBits, kBlock>(p.rows * (i + 1) / times, p, x, p.rows * i / times, from, to);
+    up_to<kBits, kWide, kBlock>(p.rows * (i + 1) / times, p, x, p.rows * i / times, from, to);
 }
 
-template <int kBits>
+template <int kBits, bool kWide = false>
 void few(const Product& p, const Rounded& x, int64_t from, int64_t to) {
   switch (p.block) {
-    case 16: return few<kBits, 16>(p, x, from, to);
-    case 32: return few<kBits, 32>(p, x, from, to);
-    case 64: return few<kBits, 64>(p, x, from, to);
-    case 128: return few<kBits, 128>(p, x, from, to);
-    default: return few<kBits, 256>(p, x, from, to);
+    case 16: return few<kBits, kWide, 16>(p, x, from, to);
+    case 32: return few<kBits, kWide, 32>(p, x, from, to);
+    case 64: return few<kBits, kWide, 64>(p, x, from, to);
+    case 128: return few<kBits, kWide, 128>(p, x, from, to);
+    default: return few<kBits, kWide, 256>(p, x, from, to);
   }
 }
 

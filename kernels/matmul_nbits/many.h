@@ -23,7 +23,7 @@ void rows_of(const Product& p, const Rounded& x, const Panel<false>& panel, int6
       const int32_t total = x.sum[(m + r) * blocks + b];
       for (int v = 0; v < kVectors; ++v)
         inner[r][v] = panel.zero ? mul(load(panel.zero + b * kTile + v * kLanes), broadcast(total))
-                                 : broadcast(total * (base(p) - p.middle()));
+                                 : broadcast(total * (base(p) - middle(p)));
     }
     for (int64_t g = 0; g < groups; ++g, weights += kTile * 4, codes += 4) {
       Ints w[kVectors];

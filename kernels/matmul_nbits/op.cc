@@ -3,7 +3,7 @@
 
 namespace pythia {
 
-LinearNBits::LinearNBits(const ort::Api& api, const ort::KernelInfo* info, Types, const char* called)
+LinearNBits::LinearNBits(const ort::Api& api, const ort::KernelInfo* info, Types, const char* called, bool three)
     : node_(api, info, called),
       depth_(node_.attribute("K")),
       columns_(node_.attribute("N")),
@@ -11,13 +11,21 @@ LinearNBits::LinearNBits(const ort::Api& api, const ort::KernelInfo* info, Types
       block_(node_.attribute("block_size")),
       version_(chosen()) {
   if (!version_ || !version_->product) node_.refuse(kNoVersion);
-  if (bits_ != 4 && bits_ != 8) node_.refuse("bits is " + std::to_string(bits_) + "; 4 or 8 was expected");
+  if (three ? bits_ != 3 : bits_ != 2 && bits_ != 4 && bits_ != 8)
+    node_.refuse("bits is " + std::to_string(bits_) + (three ? "; 3 was expected" : "; 2, 4 or 8 was expected"));
   if (block_ < 16 || block_ > 256 || (block_ & (block_ - 1)))
     node_.refuse("block_size is " + std::to_string(block_) + "; 16, 32, 64, 128 or 256 was expected");
   constexpr int64_t kMost = int64_t(1) << 24;  // far from where sizes of tensors overflow
   if (depth_ < 1 || depth_ > kMost || columns_ < 1 || columns_ > kMost)
     node_.refuse("K is " + std::to_string(depth_) + " and N is " + std::to_string(columns_) + "; 1 to " +
                  std::to_string(kMost) + " was expected");
+  if (!three) return;
+  const int64_t level = node_.attribute("accuracy_level");
+  if (level != 0 && level != 4) node_.refuse("accuracy_level is " + std::to_string(level) + "; 0 or 4 was expected");
+  exact_ = level == 0;
+  const int64_t whole = (depth_ + block_ - 1) / block_ * block_;
+  if (whole % kNarrow)
+    node_.refuse("a row has " + std::to_string(whole) + " codes of 3 bits; a multiple of " + std::to_string(kNarrow) + " was expected");
 }
 
 void LinearNBits::compute(ort::KernelContext* context) const {
@@ -26,8 +34,9 @@ void LinearNBits::compute(ort::KernelContext* context) const {
   if (a.shape.empty() || a.shape.back() != depth_ || product(a.shape) == 0)
     node_.refuse("A is " + text(a.shape) + "; [..., " + std::to_string(depth_) + "] with at least one row was expected");
   Product p{};
-  p.rows = product(a.shape) / depth_, p.depth = depth_, p.columns = columns_, p.bits = bits_, p.block = block_;
-  const Tensor b = call.input(1, "B", {columns_, p.blocks(), p.block_bytes()});
+  p.rows = product(a.shape) / depth_, p.depth = depth_, p.columns = columns_, p.bits = bits_, p.block = block_, p.exact = exact_;
+  const Tensor b = bits_ == 3 ? call.input(1, "B", {columns_, p.numbers() / (8 * p.plane()), 3, p.plane()})
+                              : call.input(1, "B", {columns_, p.blocks(), p.row_bytes() / p.blocks()});
   // Flat or in rows: ONNX Runtime takes both.
   const auto either = [&](size_t i, const char* name, int64_t width) {
     const Tensor t = call.input(i, name);
@@ -49,7 +58,7 @@ void LinearNBits::infer(const Inference& in) {
     bool known = false;
     for (const Dimension& d : shape) known |= d.size >= 0 || !d.name.empty();
     if (!known) continue;
-    shape.back() = in.shape(1, 3)[0];  // of B the first is N
+    shape.back() = in.shape(1, in.rank(1))[0];  // of B the first is N
     return in.output(0, ort::kFloat, shape);
   }
 }

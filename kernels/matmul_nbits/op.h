@@ -21,12 +21,14 @@ class LinearNBits {
   static ort::ElementType output_type(Types, size_t) { return ort::kFloat; }
   static void infer(const Inference& inference);
 
-  LinearNBits(const ort::Api& api, const ort::KernelInfo* info, Types, const char* called = "pythia::LinearNBits");
+  LinearNBits(const ort::Api& api, const ort::KernelInfo* info, Types, const char* called = "pythia::LinearNBits",
+              bool three = false);
   void compute(ort::KernelContext* context) const;
 
  private:
   Node node_;
   int64_t depth_, columns_, bits_, block_;
+  bool exact_ = false;
   const Version* version_;
 };
 
@@ -37,6 +39,14 @@ class MatMulNBits : public LinearNBits {
   static constexpr const char* kName = "MatMulNBits";
   MatMulNBits(const ort::Api& api, const ort::KernelInfo* info, Types types)
       : LinearNBits(api, info, types, "pythia::MatMulNBits") {}
+};
+
+// Codes of 3 bits as narrow.h says, at accuracy level 0 too. Its function unpacks them, so it has a name of its own.
+class Linear3Bits : public LinearNBits {
+ public:
+  static constexpr const char* kName = "Linear3Bits";
+  Linear3Bits(const ort::Api& api, const ort::KernelInfo* info, Types types)
+      : LinearNBits(api, info, types, "pythia::Linear3Bits", true) {}
 };
 
 }  // namespace pythia

@@ -1,6 +1,7 @@
 // Weights of some columns, brought into the order of vectors: four numbers of one column in each lane.
 #pragma once
 
+#include "narrow.h"
 #include "rounded.h"
 
 namespace pythia {
@@ -16,8 +17,13 @@ struct Panel {
   int32_t* zero;   // [blocks, kTile], what the sum of x's codes is multiplied by (of signed codes: of 8 bits alone)
 
   Panel(const Product& p, int64_t n) {
-    const int64_t blocks = p.blocks(), numbers = blocks * p.block, row_bytes = blocks * p.block_bytes();
-    float* place = scratch(kTask, size_t(numbers * kTile / 4 + (p.zero ? 2 : 1) * blocks * kTile));
+    const int64_t blocks = p.blocks(), numbers = p.numbers(), block_bytes = p.bits == 8 ? p.block : p.block / 2;
+    const int64_t row_bytes = blocks * block_bytes;  // as they are read
+    const int64_t unpacked = is_narrow(p) ? kLanes * row_bytes / 4 : 0;
+    float* place = scratch(kTask, size_t(unpacked + numbers * kTile / 4 + (p.zero ? 2 : 1) * blocks * kTile));
+    uint8_t* wide = reinterpret_cast<uint8_t*>(place);
+    const Widen widen(p, false);
+    place += unpacked;
     codes = reinterpret_cast<uint8_t*>(place), scale = place + numbers * kTile / 4;
     zero = p.zero ? reinterpret_cast<int32_t*>(scale + blocks * kTile) : nullptr;
     const int32_t from = kSigned ? p.bits == 8 ? 128 : 0 : base(p);
@@ -28,6 +34,10 @@ struct Panel {
       for (int64_t i = 0; i < kLanes; ++i) {
         const int64_t column = first + i < p.columns ? i : p.columns - 1 - first;
         rows[i] = p.codes + (first + column) * row_bytes, floats_apart[i] = int32_t(column * blocks);
+        if (is_narrow(p)) {
+          widen.columns(first + column, 1, wide + i * row_bytes);
+          rows[i] = wide + i * row_bytes;
+        }
         if (zero)
           for (int64_t b = 0; b < blocks; ++b) zero[b * kTile + v * kLanes + i] = from - p.zero_of(first + column, b);
       }
@@ -36,16 +46,16 @@ struct Panel {
       for (int64_t at = 0; at < row_bytes; at += kLanes * 4) {
         const int64_t left = row_bytes - at;
         Ints dwords[kLanes];
-        for (int64_t i = 0; i < kLanes; ++i)  // what the next columns have here
+        for (int64_t i = 0; i < kLanes && !is_narrow(p); ++i)  // what the next columns have here
           _mm_prefetch(reinterpret_cast<const char*>(uintptr_t(rows[i]) + uintptr_t(at + kLanes * row_bytes)), _MM_HINT_T0);
         for (int64_t i = 0; i < kLanes; ++i)
           dwords[i] = left >= kLanes * 4 ? load(rows[i] + at) : load(rows[i] + at, left);
         transpose(dwords);
         for (int64_t i = 0; i < kLanes && 4 * i < left; ++i) {
-          if (p.bits == 4) {
+          if (p.bits != 8) {
             Ints even = low_nibbles(dwords[i]), odd = high_nibbles(dwords[i]);
             if (kSigned) {
-              const int64_t b = (at + 4 * i) / p.block_bytes();
+              const int64_t b = (at + 4 * i) / block_bytes;
               const Ints off = zero ? mul(load(zero + b * kTile + v * kLanes), broadcast(-0x01010101)) : broadcast(0x08080808);
               even = sub_bytes(even, off), odd = sub_bytes(odd, off);
             }

@@ -9,6 +9,18 @@ namespace pythia {
 
 namespace {
 
+int32_t code_of(const Product& p, int64_t n, int64_t k) {
+  const uint8_t* codes = p.codes + n * p.row_bytes();
+  if (p.bits != 3) return codes[k * p.bits / 8] >> (k * p.bits % 8) & ((1 << p.bits) - 1);
+  const int64_t plane = p.plane(), piece = k / (2 * plane) % 4, at = k % (2 * plane);
+  codes += k / (8 * plane) * 3 * plane + at / 2;
+  const int nibble = int(at % 2 * 4);
+  if (piece < 3) return codes[piece * plane] >> nibble & 7;
+  int32_t code = 0;
+  for (int i = 0; i < 3; ++i) code |= (codes[i * plane] >> (nibble + 3) & 1) << i;
+  return code;
+}
+
 void multiply(const Product& p, const float*, int64_t from, int64_t to) {
   const int64_t blocks = p.blocks();
   std::vector<int32_t> code(size_t(blocks * p.block));
@@ -35,11 +47,10 @@ void multiply(const Product& p, const float*, int64_t from, int64_t to) {
     for (int64_t n = from; n < to; ++n) {
       double sum = p.bias ? p.bias[n] : 0;
       for (int64_t b = 0; b < blocks; ++b) {
-        const uint8_t* codes = p.codes + (n * blocks + b) * p.block_bytes();
         double inner = 0;
         for (int64_t i = 0; i < p.block; ++i) {
           const int64_t k = b * p.block + i;
-          const int32_t w = codes[i * p.bits / 8] >> (i * p.bits % 8) & ((1 << p.bits) - 1);
+          const int32_t w = code_of(p, n, k);
           const double x = !p.exact ? code[size_t(k)] : k < p.depth ? p.x[m * p.depth + k] : 0;
           inner += x * (w - p.zero_of(n, b));
         }

@@ -99,6 +99,8 @@ struct Rounded {
   }
 };
 
+// The implied zero of codes as they are read, of fewer bits than 4 as 4; and what is taken off them beforehand.
+inline int32_t middle(const Product& p) { return p.bits == 8 ? 128 : 8; }
 inline int32_t base(const Product& p) { return p.bits == 8 && kCentred ? 128 : 0; }
 
 }  // namespace

@@ -10,12 +10,14 @@ bool check(const Version& version, Random& random, size_t i) {
   if (!version.product) return true;
   Product p{};
   p.exact = random.upto(2) == 0;
-  p.bits = p.exact ? random.pick({2, 4, 8}) : random.pick({4, 8}), p.block = random.pick({16, 32, 64, 128, 256});
+  p.bits = random.pick({2, 3, 4, 8}), p.block = random.pick({16, 32, 64, 128, 256});
   p.rows = random.pick({1, 2, 3, 4, 5, 6, 7, 9, 12, 15, 16, 17, 33, 70}), p.columns = random.pick({1, 3, 16, 31, 33, 64, 70});
   p.depth = random.pick({1, 16, 100, 256, 512, 1000, 2048});
+  if (p.bits == 3) p.depth = random.pick({128, 250, 256, 384, 512, 768, 1000, 2048});
+  if (p.bits == 3 && p.numbers() % kNarrow) p.bits = 4;
   // As long as what is read, and no longer.
   const size_t numbers = size_t(p.rows * p.depth), scales = size_t(p.columns * p.blocks());
-  const size_t bytes = scales * size_t(p.block_bytes()), zeros = size_t(p.columns * p.zero_bytes());
+  const size_t bytes = size_t(p.columns * p.row_bytes()), zeros = size_t(p.columns * p.zero_bytes());
   auto x = random.normal(numbers), scale = random.normal(scales, 0.1f), bias = random.normal(size_t(p.columns));
   std::unique_ptr<uint8_t[]> codes(new uint8_t[bytes]), zero(new uint8_t[zeros]);
   for (size_t j = 0; j < bytes; ++j) codes[j] = uint8_t(random.upto(255));

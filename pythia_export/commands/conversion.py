@@ -87,7 +87,9 @@ class Conversion:
         for note in self.checkpoint.notes():
             self.progress.note(note)
         asked, chosen = self.recipe.quantize, self.recipe.export
-        settled, notes = asked.settled(self.checkpoint.dtype, self.config.parallel_residual, chosen.dtype)
+        settled, notes = asked.settled(
+            self.checkpoint.dtype, self.config.parallel_residual, chosen.dtype, chosen.reads_three_bits
+        )
         for note in notes:
             self.progress.note(note)
         self.recipe = self.recipe.model_copy(update={"quantize": settled})

@@ -131,7 +131,11 @@ class Import:
         for note in self.of_tokenizer.notes():
             self.progress.note(note)
         model = self.wanted.original or self.wanted.model
-        self.recipe: Recipe = imported_recipe(model, quantize_section(self.quantised), changes)
+        recipe = imported_recipe(model, quantize_section(self.quantised), changes)
+        stored, notes = recipe.quantize.in_field(recipe.export.reads_three_bits)
+        for note in notes:
+            self.progress.note(note)
+        self.recipe: Recipe = recipe.model_copy(update={"quantize": stored})
         self.layout: Layout = layout_of(self.recipe, self.config)
         require_fit(self.config, self.layout, self.recipe.export)
         for warning in warnings(self.layout, self.recipe.export):

@@ -65,7 +65,9 @@ def plan(recipe: Recipe, *, timed: bool = False) -> Plan:
     """
     source = _source(recipe)
     config, bytes_to_fetch = source.config, 2 * source.config.parameters * source.revisions
-    settled, notes = recipe.quantize.settled(source.dtype, config.parallel_residual, recipe.export.dtype)
+    settled, notes = recipe.quantize.settled(
+        source.dtype, config.parallel_residual, recipe.export.dtype, recipe.export.reads_three_bits
+    )
     recipe = recipe.model_copy(update={"quantize": settled})
     places = layout_of(recipe, config)
     require_fit(config, places, recipe.export)

@@ -6,6 +6,7 @@ Names are those that ONNX Runtime's consumers expect: `input_ids`, `attention_ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,14 +18,15 @@ from ..recipe import Export
 from ..weights.layout import EMBEDDING_BLOCK, FUSED_IN, FUSED_OUT, Layout, LinearPlan, Slot
 from ..weights.names import DATA_FILE
 from .cache_scales import CacheScales, name_of
-from .ops import DOMAIN, LINEAR, LOWEST, MICROSOFT, OPSET, linear_nbits, rotary_attention
+from .ops import DOMAIN, LINEAR, LINEAR_3, LOWEST, MICROSOFT, OPSET, linear_3_bits, linear_nbits, rotary_attention
 from .taps import Taps
 
 KEEP = "num_logits_to_keep"  # the name that transformers.js and Hugging Face gave it
 ALL_LOGITS = 2**31 - 1
 LOGITS_LENGTH = "logits_length"
 STREAM = "stream"  # what the logit lens reads
-PACKED = ("MatMulNBits", LINEAR)  # operators with packed weights: ONNX Runtime's, and ours (once by the same name)
+PACKED = ("MatMulNBits", LINEAR, LINEAR_3)  # have packed weights: ONNX Runtime's, and ours (once by the same name)
+ROUNDING_BLOCKS = (32, 64, 128)  # those in which ONNX Runtime 1.32 rounds activations before products with 2 bits
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -78,9 +80,9 @@ class _Tape:
             self.initializers[name] = _external(self.layout.wholes.get(name) or self.layout.slots[name])
         return name
 
-    def constant(self, name: str, kind: int, dims: Sequence[int], values: Sequence[float]) -> str:
+    def constant(self, name: str, kind: int, dims: Sequence[int], values: Sequence[float] | bytes) -> str:
         if name not in self.initializers:
-            self.initializers[name] = helper.make_tensor(name, kind, dims, values)
+            self.initializers[name] = helper.make_tensor(name, kind, dims, values, raw=isinstance(values, bytes))
         return name
 
 
@@ -207,8 +209,10 @@ def _model(graph: onnx.GraphProto, functions: Sequence[onnx.FunctionProto]) -> o
 
 
 def _called(nodes: Sequence[onnx.NodeProto]) -> list[onnx.FunctionProto]:
-    """Return pythia.LinearNBits, where a node calls it."""
-    return [linear_nbits()] if any((n.domain, n.op_type) == (DOMAIN, LINEAR) for n in nodes) else []
+    """Return those of our products that a node calls."""
+    called = {node.op_type for node in nodes if node.domain == DOMAIN}
+    bodies = {LINEAR: linear_nbits, LINEAR_3: linear_3_bits}
+    return [body() for name, body in bodies.items() if name in called]
 
 
 def for_browsers(export: Export) -> bool:
@@ -426,21 +430,44 @@ def _linear(tape: _Tape, plan: LinearPlan, export: Export, path: str, x: str) ->
             weight = tape.node("Cast", f"{path}/Cast", [weight], to=_TYPES[export.dtype])
         product = tape.node("MatMul", f"{path}/MatMul", [x, weight])
         return tape.node("Add", f"{path}/Add", [product, bias]) if bias else product
-    zero_points = "" if plan.scheme.symmetric else tape.weight(f"{plan.name}.zero_points")
+    zero_points = _zero_points(tape, plan)
     inputs = [x, tape.weight(f"{plan.name}.qweight"), tape.weight(f"{plan.name}.scales"), zero_points, "", bias]
     while not inputs[-1]:
         inputs.pop()
-    bits = plan.scheme.stored_bits
-    ours = export.rotary == "custom" and export.target == "cpu" and export.accuracy_level == 4 and bits in (4, 8)
-    op, domain, level = (
-        (LINEAR, DOMAIN, {}) if ours else (PACKED[0], MICROSOFT, {"accuracy_level": export.accuracy_level})
-    )
+    level = {"accuracy_level": export.accuracy_level}
+    op, domain = PACKED[0], MICROSOFT
+    if plan.is_narrow:
+        op, domain = LINEAR_3, DOMAIN
+    elif export.rotary == "custom" and export.target == "cpu" and export.accuracy_level == 4 and has_kernel(plan):
+        op, domain, level = LINEAR, DOMAIN, {}
     product = tape.node(
-        op, f"{path}/MatMul", inputs, domain=domain, K=plan.shape[1], N=plan.shape[0], bits=bits,
+        op, f"{path}/MatMul", inputs, domain=domain, K=plan.shape[1], N=plan.shape[0], bits=plan.stored_bits,
         block_size=plan.block_size, **level,
     )  # fmt: skip
     length = LOGITS_LENGTH if plan.name == HEAD else "sequence_length"
     return tape.typed(product, _TYPES[export.dtype], plan.shape[0], length)
+
+
+def has_kernel(plan: LinearPlan) -> bool:
+    """Whether our kernel, at accuracy level 4, computes what ONNX Runtime's would."""
+    return plan.stored_bits != 2 or plan.block_size in ROUNDING_BLOCKS
+
+
+def zero_points_of(plan: LinearPlan) -> str:
+    """Return the name of a linear's zero points, empty where the operator's own are meant.
+
+    A symmetric grid of 3 bits has its zero at 4, which MatMulNBits is told: linears of one shape share the constant.
+    """
+    if not plan.scheme.symmetric:
+        return f"{plan.name}.zero_points"
+    return f"zero_points.3.{plan.zero_shape[0]}.{plan.zero_shape[1]}" if plan.is_narrow else ""
+
+
+def _zero_points(tape: _Tape, plan: LinearPlan) -> str:
+    name = zero_points_of(plan)
+    if name and plan.scheme.symmetric:
+        return tape.constant(name, TensorProto.UINT8, plan.zero_shape, bytes([0x44]) * math.prod(plan.zero_shape))
+    return tape.weight(name) if name else ""
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:

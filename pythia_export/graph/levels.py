@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from .decoder import PACKED
-from .ops import MICROSOFT
+from .ops import LINEAR_3, MICROSOFT
 from .trunk import TRUNK
 
 
@@ -24,7 +24,7 @@ def with_accuracy_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
         for attribute in node.attribute:
             if node.op_type == TRUNK and attribute.name == "accuracy_level":
                 attribute.i = level
-    kept = [function for function in copy.functions if function.name not in PACKED]
+    kept = [function for function in copy.functions if function.name not in PACKED or function.name == LINEAR_3]
     del copy.functions[:]
     copy.functions.extend(kept)
     return copy
@@ -36,4 +36,5 @@ def _set_level(nodes: Iterable[onnx.NodeProto], level: int) -> None:
             kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
             del node.attribute[:]
             node.attribute.extend([*kept, helper.make_attribute("accuracy_level", level)])
-            node.domain, node.op_type = MICROSOFT, PACKED[0]
+            if node.op_type != LINEAR_3:
+                node.domain, node.op_type = MICROSOFT, PACKED[0]

@@ -45,6 +45,7 @@ from ..model.neox import NeoXConfig
 DOMAIN = "pythia"
 MICROSOFT = "com.microsoft"
 LINEAR = "LinearNBits"
+LINEAR_3 = "Linear3Bits"
 OPSET = 21
 LOWEST = -3e4  # hides a position from softmax; twice it is still a finite float16, so a row of padding alone is not NaN
 _INPUTS = (
@@ -59,7 +60,7 @@ def linear_nbits() -> onnx.FunctionProto:
     """Return the function body of pythia.LinearNBits: ONNX Runtime's MatMulNBits at accuracy level 4.
 
     Inputs A [..., K] float32; B [N, ceil(K / block_size), block_size * bits / 8] uint8; scales [N * blocks] float32;
-    zero_points, optional; g_idx, always empty; bias [N] float32, optional. Attributes K, N, bits (4 or 8), block_size.
+    zero_points, optional; g_idx, always empty; bias [N] float32, optional. Attributes K, N, bits (2, 4, 8), block_size.
     Y [..., N] float32. Activations are rounded to int8, each block of a row by its own scale max|x| / 127. At
     another level it is another operator: nodes that compute in float are com.microsoft's. Its name is not that of the
     operator inside it, because tools that rename functions (onnx.compose.add_prefix) rename every call of that name.
@@ -68,6 +69,37 @@ def linear_nbits() -> onnx.FunctionProto:
         {LINEAR} <K, N, bits, block_size> (A, B, scales, zero_points, g_idx, bias) => (Y) {{
             Y = {MICROSOFT}.MatMulNBits <K: int = @K, N: int = @N, bits: int = @bits, block_size: int = @block_size,
                 accuracy_level: int = 4> (A, B, scales, zero_points, g_idx, bias)
+        }}""")
+
+
+def linear_3_bits() -> onnx.FunctionProto:
+    """Return the function body of pythia.Linear3Bits: ONNX Runtime's MatMulNBits over codes of 3 bits, unpacked to 4.
+
+    Inputs A [..., K]; B [N, chunks, 3, plane] uint8, packed as `weights/narrow.py` says; scales [N, blocks];
+    zero_points [N, ceil(blocks / 2)] uint8, two in a byte; g_idx, always empty; bias [N], optional. Attributes K, N,
+    bits (3), block_size, accuracy_level (0, or 4: activations are rounded to int8). Y [..., N].
+
+    Weights are constants, so ONNX Runtime unpacks them once, when a session opens. Each step of that leaves a copy
+    until all are unpacked, so the steps are few, and those that can be are short.
+    """
+    return parser.parse_function(f"""<opset_import: ["": {OPSET}, "{MICROSOFT}": 1], domain: "{DOMAIN}">
+        {LINEAR_3} <K, N, bits, block_size, accuracy_level> (A, B, scales, zero_points, g_idx, bias) => (Y) {{
+            three_bits = Constant <value: tensor = uint8 {{119}}> ()
+            three = BitwiseAnd (B, three_bits)
+            places = Constant <value: tensor = uint8[3, 1] {{3, 2, 1}}> ()
+            shifted = BitShift <direction: string = "RIGHT"> (B, places)
+            spare_bits = Constant <value: tensor = uint8[3, 1] {{17, 34, 68}}> ()
+            spare = BitwiseAnd (shifted, spare_bits)
+            bit_0, bit_1, bit_2 = Split <axis: int = 2, num_outputs: int = 3> (spare)
+            two_bits = BitwiseOr (bit_0, bit_1)
+            fourth = BitwiseOr (two_bits, bit_2)
+            four = Concat <axis: int = 2> (three, fourth)
+            rows_and_blocks = Shape (scales)
+            rest = Constant <value_ints: ints = [-1]> ()
+            in_blocks = Concat <axis: int = 0> (rows_and_blocks, rest)
+            codes = Reshape (four, in_blocks)
+            Y = {MICROSOFT}.MatMulNBits <K: int = @K, N: int = @N, bits: int = 4, block_size: int = @block_size,
+                accuracy_level: int = @accuracy_level> (A, codes, scales, zero_points, g_idx, bias)
         }}""")
 
 

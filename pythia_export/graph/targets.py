@@ -9,12 +9,11 @@ from ..model.hooks import hooks_of, tap_of
 from ..model.neox import EMBEDDING, NeoXConfig
 from ..recipe import Export
 from ..weights.layout import EMBEDDING_BLOCK, Layout
-from .decoder import for_browsers
+from .decoder import ROUNDING_BLOCKS, for_browsers
 
 CUDA_HEAD_DIM = 256  # of our kernel, and of ONNX Runtime's GroupQueryAttention
 FELT_WEIGHTS = 2**20  # as many cost at most a millisecond a token by the slow kernel: the demo's head has half of it
 SUMMED = ("attn.out", "mlp.out")  # taps that products = 2 does not compute: one product sums them
-ROUNDING_BLOCKS = (32, 64, 128)  # those in which ONNX Runtime 1.32 rounds activations before products with 2 bits
 WEB_BYTES = 2**31 - 1  # the longest ArrayBuffer that every browser makes; ONNX Runtime Web reads a file into one
 
 
@@ -92,10 +91,10 @@ def _slow(layout: Layout) -> list[str]:
     Others first unpack each block to float: one token through [50304, 1024] took 260 ms at 8 bits, 6.5 at 4, 2.6 at 8
     bits and level 4; through [4096, 128] 0.48, 0.09 and 0.04 (onnxruntime 1.31.1, two threads of an EPYC with AVX2).
     """
-    found = [p for p in layout.linears.values() if p.method != "none" and p.scheme.stored_bits != 4]
+    found = [p for p in layout.linears.values() if p.method != "none" and p.stored_bits != 4]
     if sum(math.prod(p.shape) for p in found) < FELT_WEIGHTS:
         return []
-    bits = " and ".join(str(b) for b in sorted({p.scheme.stored_bits for p in found}))
+    bits = " and ".join(str(b) for b in sorted({p.stored_bits for p in found}))
     which = found[0].name if len(found) == 1 else f"{len(found)} linears, {found[0].name} first,"
     return [
         f"{which} of {bits} bits at accuracy level 0: ONNX Runtime's CPU kernel decodes these ten (small) to a "
@@ -108,7 +107,7 @@ def _kept_in_float(layout: Layout) -> list[str]:
     found = [
         plan
         for plan in layout.linears.values()
-        if plan.method != "none" and plan.scheme.stored_bits == 2 and plan.block_size not in ROUNDING_BLOCKS
+        if plan.method != "none" and plan.stored_bits == 2 and plan.block_size not in ROUNDING_BLOCKS
     ]
     if not found:
         return []

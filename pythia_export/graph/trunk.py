@@ -33,7 +33,7 @@ from ..model.neox import LINEARS, NORMS, NeoXConfig, cache_parts, layer_prefix
 from ..recipe import Export
 from ..weights.layout import Layout, LinearPlan
 from .cache_scales import CacheScales
-from .decoder import PACKED, build_decoder
+from .decoder import PACKED, build_decoder, has_kernel, zero_points_of
 from .ops import DOMAIN, MICROSOFT, OPSET
 
 TRUNK, MASK = "DecoderLayers", "DecoderMask"
@@ -69,7 +69,7 @@ def is_served(config: NeoXConfig, layout: Layout, export: Export) -> bool:
         and export.accuracy_level == 4
         and not layout.fused
         and config.activation in _ACTIVATIONS
-        and all(plan.method != "none" and plan.scheme.stored_bits in (4, 8) for plan in _linears(config, layout))
+        and all(plan.method != "none" and has_kernel(plan) for plan in _linears(config, layout))
     )
 
 
@@ -83,7 +83,7 @@ def without_trunk(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         folded = node.domain == DOMAIN and node.op_type in bodies
-        nodes += _untyped(bodies[node.op_type].node, copy.graph) if folded else [node]
+        nodes += _untyped(bodies[node.op_type], node, copy.graph) if folded else [node]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     kept = [f for f in copy.functions if f.name not in bodies]
@@ -101,7 +101,9 @@ def _with_trunk(model: onnx.ModelProto, config: NeoXConfig, layout: Layout, expo
     made = {output for node in body for output in node.output}
     last = f"/layers.{config.num_layers - 1}/residual/Add/out0"
     parts = [f"{i}.{part}" for i in range(config.num_layers) for part in cache_parts(export.cache_dtype)]
-    inputs = [body[0].input[0], *_SHARED, *(f"past_key_values.{part}" for part in parts), *_weights(config, layout)]
+    weights = _weights(config, layout)
+    inputs = [body[0].input[0], *_SHARED, *(f"past_key_values.{part}" for part in parts), *weights.values()]
+    formal = [*inputs[: -len(weights)], *weights]
     outputs = [last, *(f"present.{part}" for part in parts)]
     assert {name for node in body for name in node.input if name} - made == set(inputs)
     linears = _linears(config, layout)
@@ -109,10 +111,10 @@ def _with_trunk(model: onnx.ModelProto, config: NeoXConfig, layout: Layout, expo
         TRUNK, inputs, outputs, name="/layers", domain=DOMAIN, num_heads=config.num_heads,
         rotary_dim=config.rotary_dim, accuracy_level=export.accuracy_level, epsilon=config.layer_norm_eps,
         parallel_residual=int(config.parallel_residual), activation=config.activation,
-        bits=[plan.scheme.stored_bits for plan in linears],
-        zero_points=[int(not plan.scheme.symmetric) for plan in linears], biases=[int(plan.bias) for plan in linears],
+        bits=[plan.stored_bits for plan in linears],
+        zero_points=[int(bool(zero_points_of(plan))) for plan in linears], biases=[int(plan.bias) for plan in linears],
     )  # fmt: skip
-    function = helper.make_function(DOMAIN, TRUNK, inputs, outputs, _typed(body), _opsets(), attributes=_ATTRIBUTES)
+    function = helper.make_function(DOMAIN, TRUNK, formal, outputs, _typed(body), _opsets(), attributes=_ATTRIBUTES)
     folded = _replaced(model, body, node)
     inner = made - set(outputs)
     function.value_info.extend(value for value in model.graph.value_info if value.name in inner)
@@ -165,17 +167,28 @@ def _typed(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
         copy.CopyFrom(node)
         made.append(copy)
         if node.op_type in PACKED:
+            if len(node.input) > 3 and node.input[3]:
+                copy.input[3] = _own(node.input[1])
             copy.output[0] = f"{node.name}/untyped"
             name = f"{node.name}{_TYPED}"
             made.append(helper.make_node("Cast", copy.output, node.output, name=name, to=onnx.TensorProto.FLOAT))
     return made
 
 
-def _untyped(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return copies of the nodes without those that were put in; `graph` gets the constants that it lacks."""
+def _own(codes: str) -> str:
+    """The name of a linear's zero points in the function, whose inputs all differ; of its packed codes' name."""
+    return codes.removesuffix(".qweight") + ".zero_points"
+
+
+def _untyped(function: onnx.FunctionProto, call: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return copies of a function's nodes without those that were put in, over the call's inputs.
+
+    `graph` gets the constants that it lacks.
+    """
+    given = dict(zip(function.input, call.input, strict=True))
     made: list[onnx.NodeProto] = []
     held = {tensor.name for tensor in graph.initializer}
-    for node in nodes:
+    for node in function.node:
         if node.name.endswith(_TYPED):
             made[-1].output[0] = node.output[0]
             continue
@@ -184,6 +197,7 @@ def _untyped(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto) -> list[on
             continue
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
+        copy.input[:] = [given.get(name, name) for name in node.input]
         made.append(copy)
     return made
 
@@ -192,16 +206,21 @@ def _opsets() -> list[onnx.OperatorSetIdProto]:
     return [helper.make_opsetid(*pair) for pair in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))]
 
 
-def _weights(config: NeoXConfig, layout: Layout) -> Iterable[str]:
-    """The names of all layers' weights, in the order in which the kernel reads them."""
+def _weights(config: NeoXConfig, layout: Layout) -> dict[str, str]:
+    """Return all layers' weights, in the order in which the kernel reads them: name in the function, and in the graph.
+
+    The two differ where linears share a constant.
+    """
+    found: dict[str, str] = {}
     for layer in range(config.num_layers):
         prefix = layer_prefix(layer)
         for norm in NORMS:
-            yield from (f"{prefix}.{norm}.weight", f"{prefix}.{norm}.bias")
+            found |= {name: name for name in (f"{prefix}.{norm}.weight", f"{prefix}.{norm}.bias")}
         for linear in LINEARS:
             plan = layout.linears[f"{prefix}.{linear}"]
-            yield from (f"{plan.name}.qweight", f"{plan.name}.scales")
-            if not plan.scheme.symmetric:
-                yield f"{plan.name}.zero_points"
+            found |= {name: name for name in (f"{plan.name}.qweight", f"{plan.name}.scales")}
+            if zero_points_of(plan):
+                found[_own(f"{plan.name}.qweight")] = zero_points_of(plan)
             if plan.bias:
-                yield f"{plan.name}.bias"
+                found[f"{plan.name}.bias"] = f"{plan.name}.bias"
+    return found

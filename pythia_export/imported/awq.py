@@ -18,7 +18,7 @@ from pydantic import AliasChoices, Field
 
 from ..base.errors import SourceError
 from ..records.record import Record, checked
-from ..weights.packing import pack_bits
+from ..weights.nibbles import pack_bits
 from .stored import FLOATS, SAVE_AGAIN, Arrays, Grid, Part, Stored, codes_of, stream_of
 
 METHODS = ("awq",)

@@ -15,7 +15,7 @@ import numpy as np
 from ..recipe import Scheme
 from ..recipe.scheme import Bits, GroupSize
 from ..weights.layout import LinearPlan
-from ..weights.packing import pack_bits
+from ..weights.packing import pack_codes, pack_zeros, shift_of
 from .stored import Grid, Stored
 
 BLOCKS = (256, 128, 64, 32, 16)
@@ -48,24 +48,25 @@ def nearest_scheme(grid: Grid, bits: Bits) -> Scheme:
 
 
 def operands(stored: Stored, plan: LinearPlan, groups: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Return what MatMulNBits reads: `qweight`, `scales` float32 and, for an asymmetric grid, `zero_points`."""
-    grid, bits, fan_in = stored.grid, plan.scheme.stored_bits, stored.fan_in
-    out, width = len(stored.stream), plan.blocks * plan.block_size
-    if grid.bits == bits:
+    """Return what the product reads: `qweight`, `scales` float32 and, for an asymmetric grid, `zero_points`."""
+    grid, bits, fan_in = stored.grid, plan.stored_bits, stored.fan_in
+    width = plan.blocks * plan.block_size
+    if grid.bits == bits != 3:
         packed = stored.stream[:, : fan_in * bits // 8]
+        if packed.shape[1] * 8 < width * bits:
+            packed = np.pad(packed, ((0, 0), (0, width * bits // 8 - packed.shape[1])))
+        packed = packed.reshape(plan.code_shape)
     else:
-        middle = np.uint8((1 << (bits - 1)) - (1 << (grid.bits - 1)) if grid.symmetric else 0)
-        packed = pack_bits(stored.codes() + middle, bits)
-    if packed.shape[1] * 8 < width * bits:
-        packed = np.pad(packed, ((0, 0), (0, width * bits // 8 - packed.shape[1])))
+        middle = np.uint8(shift_of(plan) + plan.scheme.middle - (1 << (grid.bits - 1)) if grid.symmetric else 0)
+        packed = pack_codes(np.pad(stored.codes() + middle, ((0, 0), (0, width - fan_in))), plan)
     firsts = np.arange(plan.blocks) * plan.block_size
     index = column_groups(grid, fan_in, groups)[firsts]
     found = {
-        "qweight": packed.reshape(out, plan.blocks, plan.block_size * bits // 8),
+        "qweight": packed,
         "scales": np.ascontiguousarray(stored.scale[:, index], np.float32),
     }
     if stored.zero_point is not None:
-        found["zero_points"] = pack_bits(np.ascontiguousarray(stored.zero_point[:, index]), bits)
+        found["zero_points"] = pack_zeros(np.ascontiguousarray(stored.zero_point[:, index]), plan)
     return found
 
 

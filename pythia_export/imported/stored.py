@@ -17,7 +17,7 @@ import torch
 
 from ..base.errors import IntegrityError
 from ..base.strict_json import shown
-from ..weights.packing import unpack_bits
+from ..weights.nibbles import unpack_bits
 
 Arrays = Mapping[str, np.ndarray]  # of one linear, by the last part of their names; floats as float32
 FLOATS = ("F16", "BF16", "F32")

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph.cache_scales import name_of, scales_of
-from ..graph.decoder import PACKED
+from ..graph.decoder import PACKED, ROUNDING_BLOCKS
 from ..graph.ops import DOMAIN
-from ..graph.targets import ROUNDING_BLOCKS
 from ..graph.trunk import without_trunk
 from ..model.block import Block, Rotary, See, attention, attention_pattern
 from ..model.neox import QKV, NeoXConfig, layer_prefix
@@ -49,7 +48,7 @@ class Activations:
             given = {attribute.name: attribute.i for attribute in node.attribute}
             size = given["block_size"]
             in_float = given["bits"] == 2 and size not in ROUNDING_BLOCKS  # of level 4 ONNX Runtime takes no notice
-            if in_float or (node.domain != DOMAIN and given.get("accuracy_level") != 4):
+            if in_float or given.get("accuracy_level", 4 if node.domain == DOMAIN else 0) != 4:
                 continue
             name = node.input[1].removesuffix(".qweight")
             prefix, _, short = name.rpartition(".")

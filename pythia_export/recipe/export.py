@@ -60,6 +60,11 @@ class Export(Section):
         return self.kv_cache or self.dtype
 
     @property
+    def reads_three_bits(self) -> bool:
+        """Whether our kernels, which read codes of 3 bits as they are stored, may run the graph."""
+        return self.target == "cpu" and self.rotary == "custom" and self.layout == "flat"
+
+    @property
     def static_scales(self) -> bool:
         """Whether the cache is of int8 by scales that the graph holds, as GroupQueryAttention has them."""
         return self.cache_dtype == "int8" and self.rotary == "gqa"

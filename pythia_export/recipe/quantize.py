@@ -53,7 +53,7 @@ class Quantize(Section):
         description="`gptq` needs [calibration]; `rtn` is round-to-nearest; `none` leaves weights in float; `imported` "
         "is what `import` writes down of weights that another tool has quantised",
     )
-    bits: Bits = Field(4, description="3 is rounded to 3 bits and stored in 4")
+    bits: Bits = Field(4, description="bits of a code; `three_bit_field` says in how many codes of 3 bits are stored")
     group_size: GroupSize = Field(128, description="inputs of a row that share a scale; -1 is the whole row")
     symmetric: bool = Field(True, description="false stores a zero point for each group")
     effort: Literal["fast", "default", "best"] = Field(
@@ -99,6 +99,12 @@ class Quantize(Section):
     bits_per_weight: float | None = Field(
         None, gt=0, le=9, description="budget of stored bits, scales and head included: 8 bits go where they save most"
     )
+    three_bit_field: Literal[3, 4] | None = Field(
+        None,
+        description="bits in which a code of 3 bits is stored; not given: 3 for target = `cpu` with rotary = `custom`, "
+        "otherwise 4. Without our kernels a session unpacks 3 to 4 when it opens. Rows whose length is no multiple of "
+        "128 keep 4",
+    )
     embedding: Literal["float32", "float16", "int8", "int4"] = Field("float16", description="type of the embedding")
     products: Literal[4, 2] = Field(
         4,
@@ -112,6 +118,7 @@ class Quantize(Section):
     def search_keys(cls) -> list[str]:
         """Return the keys that say how GPTQ searches for codes; the other ones say what is stored."""
         stored = {"method", *Scheme.model_fields, "bits_per_weight", "embedding", "products", "head", "override"}
+        stored.add("three_bit_field")
         return [key for key in cls.model_fields if key not in stored]
 
     @property
@@ -137,6 +144,8 @@ class Quantize(Section):
         found = dump(self)
         if found.get("effort") == "default":
             del found["effort"]
+        if found.get("three_bit_field", 0) is None:
+            del found["three_bit_field"]
         return found
 
     @model_validator(mode="before")
@@ -167,16 +176,27 @@ class Quantize(Section):
         return self
 
     @model_validator(mode="after")
+    def _products_stand_side_by_side(self) -> Self:
+        if self.three_bit_field == 3 and self.products == 2:
+            raise ValueError(
+                "three_bit_field = 3 with products = 2: two matrices stored side by side need codes in 4 bits"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _budget_is_measured(self) -> Self:
         if self.bits_per_weight is not None and self.method != "gptq":
             raise ValueError("bits_per_weight measures on calibration text: it needs method = 'gptq'")
         return self
 
-    def settled(self, weights: str, parallel_residual: bool, computed: str) -> tuple[Quantize, list[str]]:
+    def settled(
+        self, weights: str, parallel_residual: bool, computed: str, three_bits: bool = False
+    ) -> tuple[Quantize, list[str]]:
         """Return what is done of this for one checkpoint, and a sentence for each setting that is not as it was given.
 
         `weights` is the dtype of the checkpoint, `computed` that of the graph. Where nothing is quantised, embedding
-        and head keep every value. `joint_hessian` needs dense and 4h_to_h to add into one vector.
+        and head keep every value. `joint_hessian` needs dense and 4h_to_h to add into one vector. `three_bits` says
+        whether the graph is for what reads codes of 3 bits as they are stored.
 
         Raises:
             RecipeError: `imported`: there is nothing to do then.
@@ -199,7 +219,22 @@ class Quantize(Section):
             notes.append(
                 "joint_hessian is off: this model's residual is sequential, so dense cannot leave errors to 4h_to_h."
             )
-        return found, notes
+        found, note = found.in_field(three_bits)
+        return found, notes + note
+
+    def in_field(self, three_bits: bool) -> tuple[Quantize, list[str]]:
+        """Return this with the field in which codes of 3 bits are stored, and a sentence where that is one of 4.
+
+        `three_bits` says whether the graph is for what reads codes of 3 bits as they are stored.
+        """
+        if self.three_bit_field is not None or 3 not in (self.bits, self.head.bits, *(x.bits for x in self.override)):
+            return self, []
+        if three_bits and self.products == 4:
+            return self.model_copy(update={"three_bit_field": 3}), []
+        return self.model_copy(update={"three_bit_field": 4}), [
+            "Codes of 3 bits are stored in 4: the kernels that read 3 are for target = 'cpu' with rotary = 'custom', "
+            "layout = 'flat' and products = 4. three_bit_field = 3 stores 3 where products = 4."
+        ]
 
     def linear(self, name: str) -> tuple[Method, Scheme]:
         """Method and scheme of one linear, by its on-disk name without `.weight`."""

@@ -13,15 +13,11 @@ GroupSize = Literal[16, 32, 64, 128, 256, -1]
 
 
 class Scheme(Section):
-    """How one linear is stored. `bits` 3 is rounded to 3 bits and stored in 4."""
+    """How one linear is rounded."""
 
     bits: Bits = 4
     group_size: GroupSize = Field(128, description="inputs of a row that share a scale; -1 is the whole row")
     symmetric: bool = True
-
-    @property
-    def stored_bits(self) -> int:
-        return 4 if self.bits == 3 else self.bits
 
     @property
     def top(self) -> int:

@@ -27,13 +27,14 @@ TRUNK = "DecoderLayers"  # the one function that calls others of ours
 # What `graph/` writes, in every form: tests/unit/runtime/test_safe_graph.py holds the two to each other.
 WRITTEN = frozenset(
     {("", name) for name in (
-        "Abs", "Add", "Cast", "Clip", "Concat", "Constant", "Div", "Equal", "Expand", "Floor", "Gather",
+        "Abs", "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "Cast", "Clip", "Concat", "Constant", "Div", "Equal",
+        "Expand", "Floor", "Gather",
         "Gelu", "Greater", "LayerNormalization", "MatMul", "Min", "Mul", "Neg", "Range", "ReduceMax",
         "Relu", "Reshape", "Round", "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Squeeze", "Sub",
         "Tanh", "Transpose", "Unsqueeze", "Where",
     )}
     | {(MICROSOFT, name) for name in ("GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits")}
-    | {(OURS, name) for name in (TRUNK, "DecoderMask", "LinearNBits", "RotaryAttention")}
+    | {(OURS, name) for name in (TRUNK, "DecoderMask", "Linear3Bits", "LinearNBits", "RotaryAttention")}
 )  # fmt: skip
 OPERATORS = WRITTEN | {("", "CastLike"), ("", "Identity"), (OURS, "MatMulNBits")}  # these are in older artifacts
 TRUST = "If you know who made it: `generate --trust-graph`, or Artifact.open(path, trust_graph=True)."

@@ -5,6 +5,8 @@ fills it. Weights are stored as the graph wants them:
 
 - a quantised linear `N`: `N.qweight` uint8 [out, blocks, block_size * bits / 8], `N.scales` [out, blocks] and, when
   asymmetric, `N.zero_points` uint8 [out, ceil(blocks * bits / 8)]: the operands of com.microsoft.MatMulNBits;
+- of 3 bits, where the recipe wants them in 3, `N.qweight` is uint8 [out, chunks, 3, plane] (`packing.py`) and
+  `N.zero_points` as of 4 bits;
 - a linear left in float: `N.weight` [in, out], ready for MatMul (the head in float16, cast when the session opens);
 - the rows of the fused QKV are permuted from `[heads, 3, head_dim]` to `[3, heads, head_dim]`, so that the product is
   the packed `q | k | v` that attention operators read;
@@ -36,6 +38,7 @@ from ..model.neox import (
     linear_shape,
 )
 from ..recipe import Method, Quantize, Recipe, Scheme
+from .narrow import NARROW, narrow_shape
 
 PAGE, SMALL = 4096, 64
 EMBEDDING_BLOCK = 32
@@ -79,6 +82,31 @@ class LinearPlan:
     method: Method
     scheme: Scheme
     bias: bool
+    three_bits: bool = False  # codes of 3 bits are stored in 3, where rows allow it
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its codes have the 3 bits that they are stored in."""
+        return self.three_bits and self.scheme.bits == 3 and self.blocks * self.block_size % NARROW == 0
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits in which a code is stored."""
+        return 3 if self.is_narrow else 4 if self.scheme.bits == 3 else self.scheme.bits
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Shape of its packed codes."""
+        out, columns = self.shape[0], self.blocks * self.block_size
+        if self.is_narrow:
+            return (out, *narrow_shape(columns))
+        return (out, self.blocks, self.block_size * self.stored_bits // 8)
+
+    @property
+    def zero_shape(self) -> tuple[int, int]:
+        """Shape of its packed zero points, which are of 4 bits where codes are of 3."""
+        bits = 4 if self.is_narrow else self.stored_bits
+        return (self.shape[0], -(-self.blocks * bits // 8))
 
     @property
     def block_size(self) -> int:
@@ -136,13 +164,13 @@ class Layout:
 
 def linear_plans(config: NeoXConfig, quantize: Quantize) -> Iterator[LinearPlan]:
     """Every linear in streaming order: four a layer, then the head."""
+    three_bits = quantize.three_bit_field == 3
     for layer in range(config.num_layers):
         for linear in LINEARS:
             name = f"{layer_prefix(layer)}.{linear}"
-            yield LinearPlan(
-                name, layer, linear_shape(config, linear), *quantize.linear(name), has_bias(config, linear)
-            )
-    yield LinearPlan(HEAD, None, linear_shape(config, HEAD), *quantize.linear(HEAD), bias=False)
+            shape, bias = linear_shape(config, linear), has_bias(config, linear)
+            yield LinearPlan(name, layer, shape, *quantize.linear(name), bias, three_bits)
+    yield LinearPlan(HEAD, None, linear_shape(config, HEAD), *quantize.linear(HEAD), False, three_bits)
 
 
 def require_overrides_match(config: NeoXConfig, quantize: Quantize) -> None:
@@ -177,11 +205,10 @@ def _linear(plan: LinearPlan, dtype: str, head: str = "float16") -> Iterator[_Te
     if plan.method == "none":
         yield _Tensor(f"{plan.name}.weight", head if plan.name == HEAD else dtype, (fan_in, out))
     else:
-        bits = plan.scheme.stored_bits
-        yield _Tensor(f"{plan.name}.qweight", "uint8", (out, plan.blocks, plan.block_size * bits // 8))
+        yield _Tensor(f"{plan.name}.qweight", "uint8", plan.code_shape)
         yield _Tensor(f"{plan.name}.scales", dtype, (out, plan.blocks))
         if not plan.scheme.symmetric:
-            yield _Tensor(f"{plan.name}.zero_points", "uint8", (out, -(-plan.blocks * bits // 8)))
+            yield _Tensor(f"{plan.name}.zero_points", "uint8", plan.zero_shape)
     if plan.bias:
         yield _Tensor(f"{plan.name}.bias", dtype, (out,))
 
@@ -218,7 +245,7 @@ def _fused_plan(name: str, parts: list[LinearPlan]) -> LinearPlan:
     if name.endswith(FUSED_IN):
         return LinearPlan(name, a.layer, (a.shape[0] + b.shape[0], a.shape[1]), a.method, a.scheme, bias=True)
     whole = LinearPlan(name, a.layer, (a.shape[0], a.shape[1] + b.shape[1]), a.method, a.scheme, bias=True)
-    bytes_of_zeros = a.blocks * a.scheme.stored_bits % 8 == 0 or a.scheme.symmetric
+    bytes_of_zeros = a.blocks * a.stored_bits % 8 == 0 or a.scheme.symmetric
     blocks = {part.block_size for part in (a, b, whole)}
     if a.method != "none" and len(blocks) > 1:
         raise RecipeError(

@@ -4,8 +4,9 @@
     scales       float [out, blocks]
     zero_points  uint8 [out, ceil(blocks * bits / 8)]         low bits first
 
-A grid of 3 bits is stored in 4: codes keep their values, and a symmetric one is shifted by 4, since the operator's
-implied zero is 8. A group of a whole row repeats its scale in every block.
+A grid of 3 bits is stored in 4, or in 3 (`narrow.py`). In 4 codes keep their values, and a symmetric one is shifted by
+4, since the operator's implied zero is 8. In 3 nothing is shifted, and zero points are stored in 4 bits. A group of a
+whole row repeats its scale in every block.
 """
 
 from __future__ import annotations
@@ -19,73 +20,82 @@ from torch import Tensor
 from ..recipe import Scheme
 from ..rounding.grid import Quantized
 from ..rounding.rtn import rtn
+from .layout import LinearPlan
+from .narrow import pack_narrow, unpack_narrow
+from .nibbles import pack_bits, unpack_bits
 
 
-def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Pack uint8 codes < 2**bits along the last axis, low bits first; the tail is filled with zeros."""
-    per_byte = 8 // bits
-    short = -codes.shape[-1] % per_byte
-    if short:
-        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], short), np.uint8)], axis=-1)
-    split = codes.reshape(*codes.shape[:-1], -1, per_byte)
-    packed = np.zeros(split.shape[:-1], np.uint8)
-    for i in range(per_byte):
-        packed |= split[..., i] << (i * bits)
-    return packed
-
-
-def unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The first `count` codes of the last axis."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    codes = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
-    flat: np.ndarray = codes.reshape(*packed.shape[:-1], -1)[..., :count]
-    return flat
-
-
-def pack(quantized: Quantized, block_size: int, dtype: str) -> dict[str, np.ndarray]:
-    """`qweight`, `scales` and, for an asymmetric grid, `zero_points`. The group size is a multiple of the block's."""
+def pack(quantized: Quantized, plan: LinearPlan, dtype: str) -> dict[str, np.ndarray]:
+    """Return `qweight`, `scales` and, for an asymmetric grid, `zero_points`. The group size is a multiple of the
+    block's."""
     out, fan_in = quantized.q.shape
-    blocks = -(-fan_in // block_size)
-    scheme, columns = quantized.scheme, quantized.columns
-    whole_row, stored_bits = columns >= fan_in, scheme.stored_bits
-    if not whole_row and columns != block_size:
-        raise ValueError(f"groups of {columns} do not fit blocks of {block_size}")
-    shift = 2 ** (stored_bits - 1) - scheme.middle if scheme.symmetric else 0
-    codes = np.zeros((out, blocks * block_size), np.uint8)
-    codes[:, :fan_in] = quantized.q.numpy() + np.uint8(shift)
+    columns, blocks = quantized.columns, plan.blocks
+    whole_row = columns >= fan_in
+    if not whole_row and columns != plan.block_size:
+        raise ValueError(f"groups of {columns} do not fit blocks of {plan.block_size}")
+    codes = np.zeros((out, blocks * plan.block_size), np.uint8)
+    codes[:, :fan_in] = quantized.q.numpy() + np.uint8(shift_of(plan))
     group = np.zeros(blocks, np.int64) if whole_row else np.arange(blocks)
     parts = {
-        "qweight": pack_bits(codes.reshape(out, blocks, block_size), stored_bits),
+        "qweight": pack_codes(codes, plan),
         "scales": quantized.scale.numpy()[:, group].astype(dtype),
     }
     if quantized.zero_point is not None:
-        parts["zero_points"] = pack_bits(quantized.zero_point.numpy()[:, group], stored_bits)
+        parts["zero_points"] = pack_zeros(quantized.zero_point.numpy()[:, group], plan)
     return parts
 
 
-def unpack_codes(parts: dict[str, np.ndarray], fan_in: int, scheme: Scheme, block_size: int) -> Quantized:
+def pack_codes(codes: np.ndarray, plan: LinearPlan) -> np.ndarray:
+    """Return codes uint8 [out, blocks * block_size] as the linear stores them."""
+    packed = pack_narrow(codes) if plan.is_narrow else pack_bits(codes, plan.stored_bits)
+    return packed.reshape(plan.code_shape)
+
+
+def pack_zeros(zeros: np.ndarray, plan: LinearPlan) -> np.ndarray:
+    """Return zero points uint8 [out, blocks] as the linear stores them."""
+    return pack_bits(zeros, _zero_bits(plan))
+
+
+def shift_of(plan: LinearPlan) -> int:
+    """Return what is added to a code so that the operator's implied zero is the grid's."""
+    wide = plan.scheme.symmetric and not plan.is_narrow
+    return 2 ** (plan.stored_bits - 1) - plan.scheme.middle if wide else 0
+
+
+def _zero_bits(plan: LinearPlan) -> int:
+    return 4 if plan.is_narrow else plan.stored_bits
+
+
+def _codes(parts: dict[str, np.ndarray], plan: LinearPlan) -> np.ndarray:
+    """The codes as they are stored, [out, blocks, block_size]."""
+    packed = parts["qweight"]
+    codes = unpack_narrow(packed) if plan.is_narrow else unpack_bits(packed, plan.stored_bits, plan.block_size)
+    return codes.reshape(len(packed), plan.blocks, plan.block_size)
+
+
+def unpack_codes(parts: dict[str, np.ndarray], plan: LinearPlan) -> Quantized:
     """Return the codes and the grid that `pack` was given."""
-    (out, blocks), stored_bits = parts["scales"].shape, scheme.stored_bits
-    shift = 2 ** (stored_bits - 1) - scheme.middle if scheme.symmetric else 0
-    codes = unpack_bits(parts["qweight"], stored_bits, block_size).reshape(out, blocks * block_size)[:, :fan_in]
-    groups = 1 if scheme.columns(fan_in) >= fan_in else blocks
+    fan_in, scheme = plan.shape[1], plan.scheme
+    codes = _codes(parts, plan).reshape(-1, plan.blocks * plan.block_size)[:, :fan_in]
+    groups = 1 if scheme.columns(fan_in) >= fan_in else plan.blocks
     scale = torch.from_numpy(parts["scales"][:, :groups].astype(np.float32))
     zero = None
     if "zero_points" in parts:
-        zero = torch.from_numpy(unpack_bits(parts["zero_points"], stored_bits, blocks)[:, :groups].copy())
-    return Quantized(torch.from_numpy(codes - np.uint8(shift)), scale, zero, scheme)
+        zeros = unpack_bits(parts["zero_points"], _zero_bits(plan), plan.blocks)
+        zero = torch.from_numpy(zeros[:, :groups].copy())
+    return Quantized(torch.from_numpy(codes - np.uint8(shift_of(plan))), scale, zero, scheme)
 
 
-def unpack(parts: dict[str, np.ndarray], fan_in: int, scheme: Scheme, block_size: int) -> Tensor:
+def unpack(parts: dict[str, np.ndarray], plan: LinearPlan) -> Tensor:
     """The float32 matrix [out, in] that the packed operands stand for."""
-    (out, blocks), stored_bits = parts["scales"].shape, scheme.stored_bits
-    codes = unpack_bits(parts["qweight"], stored_bits, block_size).astype(np.float32)
+    codes = _codes(parts, plan).astype(np.float32)
     if "zero_points" in parts:
-        zero: Any = unpack_bits(parts["zero_points"], stored_bits, blocks).astype(np.float32)[..., None]
+        zeros = unpack_bits(parts["zero_points"], _zero_bits(plan), plan.blocks)
+        zero: Any = zeros.astype(np.float32)[..., None]
     else:
-        zero = np.float32(2 ** (stored_bits - 1))
+        zero = np.float32(plan.scheme.middle + shift_of(plan))
     dense = (codes - zero) * parts["scales"].astype(np.float32)[..., None]
-    return torch.from_numpy(dense.reshape(out, blocks * block_size)[:, :fan_in].copy())
+    return torch.from_numpy(dense.reshape(len(codes), -1)[:, : plan.shape[1]].copy())
 
 
 def round_rows(table: Tensor, scheme: Scheme, dtype: str) -> Quantized:

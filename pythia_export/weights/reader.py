@@ -50,7 +50,7 @@ class WeightsReader:
             rows = {x: self.stored(f"{EMBEDDING}.{x}") for x in ("qweight", "scales")}
             return unpack_rows(rows, self._hidden, scheme)
         if plan is not None and part == "weight" and plan.method != "none":
-            tensor = unpack(self._parts(plan), plan.shape[1], plan.scheme, plan.block_size)
+            tensor = unpack(self._parts(plan), plan)
         else:
             tensor = torch.from_numpy(self.stored(name).astype(np.float32))
             if plan is not None and part == "weight":
@@ -61,7 +61,7 @@ class WeightsReader:
 
     def quantized(self, plan: LinearPlan) -> Quantized:
         """Return codes and grid of a linear that is quantised, rows of QKV as on disk."""
-        found = unpack_codes(self._parts(plan), plan.shape[1], plan.scheme, plan.block_size)
+        found = unpack_codes(self._parts(plan), plan)
         return found.rows(torch.from_numpy(self._unpack_rows)) if plan.name.endswith(QKV) else found
 
     def _parts(self, plan: LinearPlan) -> dict[str, np.ndarray]:

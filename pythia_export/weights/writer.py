@@ -111,7 +111,7 @@ class WeightsWriter:
         rows = torch.from_numpy(self._qkv_rows) if plan.name.endswith(QKV) else None
         result = result.to(CPU)
         ordered = result if rows is None else result.rows(rows)
-        for part, array in pack(ordered, plan.block_size, self.layout.dtype).items():
+        for part, array in pack(ordered, plan, self.layout.dtype).items():
             self.put(f"{plan.name}.{part}", array)
 
     def plain(self, plan: LinearPlan, W: Tensor) -> np.ndarray:

@@ -162,7 +162,7 @@ def test_without_it_the_graph_is_the_one_operator_by_operator():
     [
         (Quantize(method="rtn"), Export()),
         (Quantize(method="none"), Export(accuracy_level=4)),
-        (Quantize(method="rtn", bits=2), Export(accuracy_level=4)),
+        (Quantize(method="rtn", bits=2, group_size=16), Export(accuracy_level=4)),
         (Quantize(method="rtn", products=2), Export(accuracy_level=4)),
         (Quantize(method="rtn"), Export(accuracy_level=4, rotary="gqa")),
         (Quantize(method="rtn"), Export(target="web")),
@@ -222,7 +222,7 @@ LAYER = "gpt_neox.layers.1"
         (attribute("accuracy_level", i=2), "accuracy_level is 2; 0 or 4 was expected"),
         (attribute("activation", s=b"tanh"), "activation is tanh; gelu, for example, was expected"),
         (attribute("bits", ints=[4] * 7), "bits, zero_points and biases have 7, 8 and 8 numbers; 4 for each layer"),
-        (attribute("bits", ints=[4] * 6 + [5, 4]), "bits is 5 for dense_h_to_4h of layer 1; 4 or 8 was expected"),
+        (attribute("bits", ints=[4] * 6 + [5, 4]), "bits is 5 for dense_h_to_4h of layer 1; 2, 3, 4 or 8 was expected"),
         (attribute("biases", ints=[0] + [1] * 7), "it has 51 inputs; 46 and 2 or 4 caches for each of 2 layers"),
         (
             reshaped(f"{LAYER}.post_attention_layernorm.weight", [64, 2]),

@@ -245,7 +245,7 @@ def test_a_version_that_is_not_there_is_an_error_and_not_the_function(monkeypatc
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({"bits": 2}, "bits is 2; 4 or 8 was expected"),
+        ({"bits": 3}, "bits is 3; 2, 4 or 8 was expected"),
         ({"block_size": 48}, "block_size is 48; 16, 32, 64, 128 or 256 was expected"),
         ({"K": 0}, "K is 0 and N is 40; 1 to 16777216 was expected"),
         ({"N": -1}, "K is 64 and N is -1; 1 to 16777216 was expected"),

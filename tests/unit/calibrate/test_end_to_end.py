@@ -19,9 +19,9 @@ from pythia_export.model.neox import EMBEDDING
 from pythia_export.recipe import Export, Quantize, Scheme
 from pythia_export.rounding.learned import Learned
 from pythia_export.rounding.rtn import rtn
-from pythia_export.weights.layout import layout
+from pythia_export.weights.layout import LinearPlan, layout
 from pythia_export.weights.names import DATA_FILE
-from pythia_export.weights.packing import pack, unpack_codes
+from pythia_export.weights.packing import pack, unpack, unpack_codes
 from pythia_export.weights.reader import WeightsReader
 from pythia_export.weights.writer import WeightsWriter
 
@@ -79,15 +79,19 @@ def test_the_divergence_on_unseen_text_falls(original, tmp_path, settings, monke
 
 
 def test_codes_and_grids_are_read_back_as_they_were_packed():
-    W = torch.randn(12, 96, generator=torch.Generator().manual_seed(0))
+    W = torch.randn(12, 256, generator=torch.Generator().manual_seed(0))
     for bits in (2, 3, 4, 8):
         for group, symmetric in ((32, True), (-1, True), (32, False)):
             scheme = Scheme(bits=bits, group_size=group, symmetric=symmetric)
             start = rtn(W, scheme)
-            block = 32
-            back = unpack_codes(pack(start, block, "float32"), 96, scheme, block)
-            assert torch.equal(back.q, start.q) and torch.equal(back.scale, start.scale)
-            assert torch.equal(back.dequantize(), start.dequantize())
+            for three_bits in (False, True):
+                plan = LinearPlan("x", 0, (12, 256), "rtn", scheme, False, three_bits)
+                parts = pack(start, plan, "float32")
+                assert parts["qweight"].size == 12 * 256 * plan.stored_bits // 8
+                back = unpack_codes(parts, plan)
+                assert torch.equal(back.q, start.q) and torch.equal(back.scale, start.scale)
+                assert torch.equal(back.dequantize(), start.dequantize())
+                assert torch.equal(unpack(parts, plan), start.dequantize())
 
 
 def test_what_is_learned_of_a_linear_has_the_gradient_of_its_matrix():

@@ -44,7 +44,7 @@ from pythia_export.report.words import gate_sentence
 from pythia_export.runtime import Session
 from pythia_export.weights.layout import Layout, packed_qkv_rows
 from pythia_export.weights.names import DATA_FILE
-from pythia_export.weights.packing import pack_bits, unpack_bits
+from pythia_export.weights.nibbles import pack_bits, unpack_bits
 from pythia_export.weights.reader import WeightsReader
 
 ASYMMETRIC = "gpt_neox.layers.1.mlp.dense_h_to_4h"

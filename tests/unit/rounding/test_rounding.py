@@ -19,7 +19,10 @@ from pythia_export.rounding import columns, native
 from pythia_export.rounding.gptq import factor, gptq
 from pythia_export.rounding.grid import zeros
 from pythia_export.rounding.rtn import rtn
-from pythia_export.weights.packing import pack, pack_bits, round_rows, unpack, unpack_bits
+from pythia_export.weights.layout import LinearPlan
+from pythia_export.weights.narrow import pack_narrow, unpack_narrow, widen
+from pythia_export.weights.nibbles import pack_bits, unpack_bits
+from pythia_export.weights.packing import pack, round_rows, unpack
 
 
 @pytest.mark.parametrize("kind", ["random", "correlated", "rank-deficient", "dead"])
@@ -315,6 +318,26 @@ def test_unpack_inverts_pack(bits, count, seed):
     assert (unpack_bits(pack_bits(codes, bits), bits, count) == codes).all()
 
 
+def test_golden_bytes_of_three_bits():
+    """The fourth piece of a chunk is in the top bits of the others: bit 0 in the first plane, 1 and 2 in the next."""
+    codes = np.zeros((1, 128), np.uint8)
+    codes[0, [0, 1, 32, 64]] = 1, 2, 3, 4  # the first codes of the first three pieces, and one beside
+    codes[0, [96, 97]] = 0b101, 0b010
+    packed = pack_narrow(codes)
+    assert packed.shape == (1, 1, 3, 16)
+    assert packed[0, 0, :, 0].tolist() == [0x21 | 0x08, 0x03 | 0x80, 0x04 | 0x08] and not packed[..., 1:].any()
+
+
+@given(
+    columns=st.sampled_from([128, 256, 384, 512, 768, 1024, 2560]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_codes_of_three_bits_come_back_and_take_three_bits(columns, seed):
+    codes = np.random.default_rng(seed).integers(0, 8, (3, columns), np.uint8)
+    packed = pack_narrow(codes)
+    assert packed.nbytes == codes.size * 3 // 8
+    assert (unpack_narrow(packed) == codes).all() and (widen(packed) == pack_bits(codes, 4)).all()
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(
@@ -325,9 +348,10 @@ def test_matmulnbits_computes_with_the_dequantised_matrix(bits, symmetric, group
     W, _ = problem("random", 12, n)
     scheme = Scheme(bits=bits, group_size=group_size, symmetric=symmetric)
     done, stored = rtn(W, scheme), 4 if bits == 3 else bits
-    block = group_size if group_size > 0 else 128 if n >= 128 else 32
-    parts = pack(done, block, "float32")
-    assert torch.equal(unpack(parts, n, scheme, block), done.dequantize())
+    plan = LinearPlan("x", 0, (12, n), "rtn", scheme, False)
+    block = plan.block_size
+    parts = pack(done, plan, "float32")
+    assert torch.equal(unpack(parts, plan), done.dequantize())
 
     names = [k for k in ("qweight", "scales", "zero_points") if k in parts]
     types = {"qweight": TensorProto.UINT8, "scales": TensorProto.FLOAT, "zero_points": TensorProto.UINT8}

@@ -64,7 +64,9 @@ def forms():
 
 def test_the_list_of_operators_is_what_the_exporter_writes():
     written = set()
-    whole = Quantize(method="rtn", head={"method": "rtn"})
+    whole = Quantize(
+        method="rtn", three_bit_field=3, head={"method": "rtn"}, override=[{"pattern": "*mlp*", "bits": 3}]
+    )
     graph = build_graph(small_config(), layout(small_config(), whole, "float32"), Export(accuracy_level=4))
     contents = read_graph(graph.SerializeToString(), "here")
     require_ours(contents, "here")
