@@ -129,6 +129,8 @@ def label(quantize: Quantize) -> str:
         words += ["head", *_scheme(quantize.head, bool(quantize.override))]
     if quantize.embedding != plain.embedding:
         words.append(f"embedding {quantize.embedding}")
+    if quantize.three_bit_field is not None:
+        words.append(_setting("three_bit_field", quantize.three_bit_field))
     if quantize.override:
         told = json.dumps([rule.model_dump(exclude_none=True) for rule in quantize.override])
         words.append(f"override {hashlib.sha256(told.encode()).hexdigest()[:6]}")

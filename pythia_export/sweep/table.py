@@ -6,7 +6,7 @@ of the 95 % interval, clustered by document, and are null where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,9 +43,17 @@ _SNAPSHOT = {
 
 def _column_type(annotation: Any) -> pa.DataType:
     """Return the column type of a key: that of its Python type, or of the values that it may have."""
-    parts = get_args(annotation) or (annotation,)
-    (kind,) = {part if isinstance(part, type) else type(part) for part in parts} - {type(None)}
+    (kind,) = {part if isinstance(part, type) else type(part) for part in _parts(annotation)} - {type(None)}
     return _ARROW[kind]
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """Yield the types and values that an annotation is made of."""
+    inner = get_args(annotation)
+    if not inner:
+        yield annotation
+    for part in inner:
+        yield from _parts(part)
 
 
 # Every key of [quantize] that is one value, from the schema; bits_per_weight is what was reached.

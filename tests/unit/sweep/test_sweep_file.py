@@ -415,6 +415,7 @@ def job(**changed) -> Job:
 def test_a_label_says_what_differs_from_the_defaults():
     """Labels are a column of results.parquet: they stay."""
     assert label(Quantize()) == "int4 group 128"
+    assert label(Quantize(bits=3, three_bit_field=4)) == "int3 group 128 three bit field 4"
     off = Quantize(act_order=False, clip=False, damp=0.02, beam=1, hessian="original", error_correction=False)
     expected = "int4 group 128 no act order no clip no error correction original's hessian damp 0.02 beam 1"
     assert label(off) == expected
