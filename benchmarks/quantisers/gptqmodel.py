@@ -24,6 +24,7 @@ rounded.quantize(samples, batch_size=8, calibration_sort=None)
 model = AutoModelForCausalLM.from_pretrained(asked["model"], dtype="float32")
 for name, linear in rounded.model.named_modules():
     if hasattr(linear, "qweight"):
+        linear.post_init()
         linear.scales = linear.scales.float()
         model.get_submodule(name).weight.data = linear.dequantize_weight().T.float().contiguous()
 keep(model, asked)

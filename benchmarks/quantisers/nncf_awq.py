@@ -1,4 +1,4 @@
-"""NNCF's side of `quantisers.py`, in an interpreter that has it: AWQ, scale estimation and GPTQ; 4 bits alone."""
+"""NNCF's side of `quantisers.py`, in an interpreter that has it: AWQ and scale estimation; 4 bits alone."""
 
 from __future__ import annotations
 
