@@ -53,7 +53,7 @@ class Quantize(Section):
         description="`gptq` needs [calibration]; `rtn` is round-to-nearest; `none` leaves weights in float; `imported` "
         "is what `import` writes down of weights that another tool has quantised",
     )
-    bits: Bits = Field(4, description="bits of a code; `three_bit_field` says in how many codes of 3 bits are stored")
+    bits: Bits = Field(4, description="bits of a code; one of 3 bits is stored in `three_bit_field` bits")
     group_size: GroupSize = Field(128, description="inputs of a row that share a scale; -1 is the whole row")
     symmetric: bool = Field(True, description="false stores a zero point for each group")
     effort: Literal["fast", "default", "best"] = Field(
@@ -101,9 +101,9 @@ class Quantize(Section):
     )
     three_bit_field: Literal[3, 4] | None = Field(
         None,
-        description="bits in which a code of 3 bits is stored; not given: 3 for target = `cpu` with rotary = `custom`, "
-        "otherwise 4. Without our kernels a session unpacks 3 to 4 when it opens. Rows whose length is no multiple of "
-        "128 keep 4",
+        description="bits that a code of 3 bits takes where it is stored; by default 3 for target = `cpu` with "
+        "rotary = `custom`, otherwise 4. Without our kernels a session unpacks 3 to 4 when it opens. Rows whose length "
+        "is no multiple of 128 keep 4",
     )
     embedding: Literal["float32", "float16", "int8", "int4"] = Field("float16", description="type of the embedding")
     products: Literal[4, 2] = Field(
