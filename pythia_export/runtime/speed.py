@@ -21,9 +21,13 @@ _LATER = ("LinearNBits", "DecoderLayers", "DecoderMask", "Linear3Bits")
 
 
 def speed_here(artifact: Artifact) -> tuple[Speed, str]:
-    """`speed` and `why` of a session that opened the artifact here and now; nothing is loaded."""
-    speed, why, _ = speed_of(artifact.file(MODEL).read_bytes(), provider_of(artifact), True)
-    return speed, why
+    """`speed` and `why` of a session that opened the artifact here and now; nothing is loaded.
+
+    Of a library that no session would open, `why` says what is wrong with it.
+    """
+    speed, why, library = speed_of(artifact.file(MODEL).read_bytes(), provider_of(artifact), True)
+    fault = None if library is None else library_fault(library)
+    return speed, why if fault is None else f"{why}, which cannot be loaded: {fault}"
 
 
 def provider_of(artifact: Artifact) -> Provider:

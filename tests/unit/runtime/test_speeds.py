@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -13,7 +15,7 @@ from pythia_export.graph.decoder import build_decoder
 from pythia_export.graph.trunk import build_graph
 from pythia_export.model.neox import cache_parts
 from pythia_export.recipe import Export, Quantize
-from pythia_export.runtime import Session
+from pythia_export.runtime import Session, speed_here
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,8 @@ def test_a_library_that_does_not_load_is_an_error_and_not_a_slower_run(exported,
     with pytest.raises(EnvironmentProblem, match="cannot be loaded") as refused:
         open_session(exported)
     assert "make kernels" in refused.value.hint
+    here = SimpleNamespace(recipe=SimpleNamespace(export=Export()), file=lambda name: exported.folder / name)
+    assert "which cannot be loaded" in speed_here(here)[1], "inspect, which opens no session, says so too"
     assert open_session(exported, native=False).speed == "function"
 
 
