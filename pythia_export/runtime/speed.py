@@ -27,7 +27,7 @@ def speed_here(artifact: Artifact) -> tuple[Speed, str]:
     """
     speed, why, library = speed_of(artifact.file(MODEL).read_bytes(), provider_of(artifact), True)
     fault = None if library is None else library_fault(library)
-    return speed, why if fault is None else f"{why}, which cannot be loaded: {fault}"
+    return speed, why if fault is None else f"{why}, which cannot be loaded: it {fault}"
 
 
 def provider_of(artifact: Artifact) -> Provider:
