@@ -3,10 +3,10 @@
     python benchmarks/quantisers.py --work FOLDER [--grids 4:row 4:32 3:row 3:32 2:32] [--tools NAME ...]
 
 Each tool runs in an interpreter that has it, at the best settings that its script in `quantisers/` names: AutoRound
-with 1,000 iterations (`--iters`), GPTQModel with and without GPTAQ, llm-compressor's GPTQ, NNCF with AWQ and scale
-estimation (4 bits alone). `make test-import` and `make consumers` install them, in `build/importers` and
-`build/consumers`. All compute in float32, on symmetric grids, the 24 linears of the demo's layers; embedding and head
-stay in float.
+with 1,000 iterations a layer and with its default of 200, GPTQModel with and without GPTAQ, llm-compressor's GPTQ, NNCF
+with AWQ and scale estimation (4 bits alone). `make test-import` and `make consumers` install them, in `build/importers`
+and `build/consumers`. All compute in float32, on symmetric grids, the 24 linears of the demo's layers; embedding and
+head stay in float.
 
 What is compared is what the tool's own model computes: the final LayerNorm's output of every held-out window. Our code
 makes predictions and divergences of it, and pairs them by token, errors clustered by document. What was made is kept in
@@ -50,7 +50,8 @@ OURS: dict[str, dict[str, Any]] = {
 }
 # A tool's script, its interpreter below `build`, its own settings.
 PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "AutoRound": ("autoround.py", "importers/venv-autoround", {}),
+    "AutoRound": ("autoround.py", "importers/venv-autoround", {"iters": 1000}),
+    "AutoRound, 200 iterations": ("autoround.py", "importers/venv-autoround", {"iters": 200}),
     "GPTQModel": ("gptqmodel.py", "importers/venv-gptqmodel", {"gptaq": False}),
     "GPTQModel, GPTAQ": ("gptqmodel.py", "importers/venv-gptqmodel", {"gptaq": True}),
     "llm-compressor": ("llm_compressor.py", "importers/venv-compressed-tensors", {}),
@@ -65,7 +66,6 @@ def main() -> None:
     parser.add_argument("--grids", nargs="*", default=["4:row", "4:32", "3:row", "3:32", "2:32"], metavar="BITS:GROUP")
     parser.add_argument("--tools", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="where the interpreters are")
-    parser.add_argument("--iters", type=int, default=1000, help="of AutoRound, a layer")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--json", type=Path)
@@ -146,7 +146,7 @@ def _peer(
     script, interpreter, settings = peer
     job = {
         "model": str(checkpoint.pulled.folder), "calibration": str((args.work / "calibration.npy").resolve()),
-        "held_out": str((args.work / "held_out.npy").resolve()), "bits": bits, "group": group, "iters": args.iters,
+        "held_out": str((args.work / "held_out.npy").resolve()), "bits": bits, "group": group,
         "out": str(out.resolve()), **settings,
     }  # fmt: skip
     python = args.build.resolve() / interpreter / "bin" / "python"

@@ -5,6 +5,7 @@ A plain file that is read and written a chunk at a time, not a memory map: the p
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,14 @@ from torch import Tensor
 from ..base.compute import Compute
 from ..base.device import CPU, free_bytes
 from ..base.errors import ResourceError
+from ..model.neox import NeoXConfig
 
 Shape = tuple[int, int, int]
 Place = Path | torch.device  # a folder on the disk, or the memory of a device
+KEPT_BYTES = 1 << 28  # of what a layer's last two products read, in memory
+# The disk is the faster way to them as long as no more threads compute them anew: a wide layer takes a thread longer.
+# At 100 GFLOP/s a thread and half a GB/s there and back, with the attention over 2,048 tokens.
+WIDTH_A_THREAD = 256
 SHARE_OF_GPU = 0.5  # of what is free; the rest is for a layer, its Hessians and what rounding takes
 
 
@@ -71,6 +77,10 @@ class Activations:
                 hint="Free disk space, raise `calibration.memory_gb`, or calibrate on fewer samples.",
             ) from e
 
+    def drop(self, index: int) -> None:
+        """Give up a chunk's memory; a file's place is written again."""
+        self._chunks[index] = None
+
     def _offset(self, part: slice) -> int:
         start: int = part.start
         return 4 * start * self.shape[1] * self.shape[2]
@@ -85,3 +95,47 @@ def place(shape: Shape, copies: int, compute: Compute) -> Place:
     if needed <= compute.memory_gb * 1e9:
         return CPU
     return compute.scratch if compute.scratch is not None else Path(tempfile.gettempdir())
+
+
+class Middles:
+    """What dense and 4h_to_h of the layer at hand read, until they read it again: chunks [n, length, hidden] and
+    [n, length, intermediate], of the same windows as those of `like`."""
+
+    def __init__(self, config: NeoXConfig, like: Activations, place: Place) -> None:
+        windows, length, _ = like.shape
+        chunk = like.slices[0].stop
+        self._mixed, self._up = (
+            Activations((windows, length, width), chunk, place, like.device)
+            for width in (config.hidden_size, config.intermediate_size)
+        )
+        self._have: set[int] = set()
+
+    def keep(self, index: int, mixed: Tensor, up: Tensor) -> None:
+        """Keep a chunk, if the disk takes it."""
+        try:
+            self._mixed[index], self._up[index] = mixed, up
+        except ResourceError:  # others have filled it meanwhile: what is not kept is computed again
+            return
+        self._have.add(index)
+
+    def take(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Return a chunk, which is given up; None if it was not kept."""
+        if index not in self._have:
+            return None
+        self._have.remove(index)
+        found = self._mixed[index], self._up[index]
+        self._mixed.drop(index)
+        self._up.drop(index)
+        return found
+
+
+def place_of_middles(config: NeoXConfig, tokens: int, compute: Compute) -> Place | None:
+    """Return where `Middles` are kept: in memory if they are few, else in files where that is faster than to compute
+    them twice and the disk has room, else nowhere."""
+    needed = 4 * tokens * (config.hidden_size + config.intermediate_size)
+    if needed <= KEPT_BYTES:
+        return compute.device
+    if compute.device.type != "cpu" or torch.get_num_threads() * WIDTH_A_THREAD > config.hidden_size:
+        return None
+    folder = compute.scratch if compute.scratch is not None else Path(tempfile.gettempdir())
+    return folder if shutil.disk_usage(folder).free > 2 * needed else None

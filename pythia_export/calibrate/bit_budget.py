@@ -26,7 +26,7 @@ from ..records.quantization import Allocation
 from ..rounding.columns import HUGE
 from ..rounding.rtn import rtn
 from ..weights.layout import Layout, LinearPlan, layout
-from .activations import place
+from .activations import place, place_of_middles
 from .balance import canonical
 from .largest import Largest
 from .observe import Observed
@@ -120,7 +120,8 @@ def _saved(
             measure_sensitivity(source, ids, sensitivity, compute)
         table = source.tensor(f"{EMBEDDING}.weight")
         where = place((*ids.shape, config.hidden_size), 1, compute)
-        observed = Observed(config, ids, table, None, where, quantize)
+        middles = place_of_middles(config, ids.size, compute)
+        observed = Observed(config, ids, table, None, where, middles, quantize)
         del table
         with compute.progress.track("Weighing bits", config.num_layers, "layers") as advance:
             for layer in range(config.num_layers):

@@ -36,7 +36,7 @@ from ..rounding.rtn import rtn
 from ..weights.layout import LinearPlan
 from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
-from .activations import place
+from .activations import place, place_of_middles
 from .balance import canonical, centre
 from .end_to_end import train
 from .interruption import finishing_layers
@@ -179,7 +179,8 @@ class _Layers:
             where = place(shape, 2 if correct else 1, compute)
             # The artifact's own embedding is what every layer will read.
             x = table if self.original else stored[0]
-            self.observed = Observed(self.config, windows, x, table if correct else None, where, quantize)
+            middles = place_of_middles(self.config, windows.size, compute)
+            self.observed = Observed(self.config, windows, x, table if correct else None, where, middles, quantize)
 
     def quantise(self, layer: int) -> None:
         """Observe a layer, round it, write it, and move the text past it."""

@@ -14,10 +14,9 @@ from ..base.device import tensor_cores
 from ..model.block import Block, Rotary, Weights, final_norm
 from ..model.neox import NeoXConfig
 from ..recipe import Quantize
-from .activations import Activations, Place
+from .activations import Activations, Middles, Place
 from .problem import Moments, Problem
 
-KEPT_BYTES = 1 << 28  # of what a layer's last two products read
 CHUNK_FLOATS, CHUNK_TOKENS = 1 << 24, 8192  # of the widest activation, and of windows of tokens, computed at once
 
 
@@ -35,20 +34,20 @@ class Observed:
         embedding: Tensor,
         source: Tensor | None,
         place: Place,
+        middles: Place | None,
         quantize: Quantize,
     ) -> None:
         """`embedding` is the table as it will be stored, on the device that computes, `source` the original one where
-        error correction wants it; with `quantize.joint_hessian` dense counts on 4h_to_h."""
+        error correction wants it. `middles`: where what a layer's last two products read is kept, None if it is
+        computed twice. With `quantize.joint_hessian` dense counts on 4h_to_h."""
         self.config, self.tokens, self.device = config, int(ids.size), embedding.device
         # The order of columns is nothing to a solution.
         self.joint = quantize.model_copy(update={"act_order": False}) if quantize.joint_hessian else None
         self.rotary = Rotary.of(config, ids.shape[1], torch.float32, self.device)
         self.x = self._embedded(ids, embedding, place)
         self.wanted = None if source is None else self._embedded(ids, source, place)
-        # What dense and 4h_to_h of the layer at hand read, by chunks: where it is little, it is not computed twice.
-        self.middles: list[tuple[Tensor, Tensor]] = []
+        self.middles = None if middles is None else Middles(config, self.x, middles)
         self.halfway = False  # x is between attention and MLP of a sequential layer
-        self.keeps_middles = 4 * ids.size * (config.hidden_size + config.intermediate_size) <= KEPT_BYTES
 
     def _embedded(self, ids: np.ndarray, table: Tensor, place: Place) -> Activations:
         per_chunk = windows_a_chunk(self.config, ids.shape[1])
@@ -70,13 +69,13 @@ class Observed:
                 if self.halfway:
                     y = block.after_mlp(x)
                 else:
-                    y = block.output(x, *self.middles[i]) if self.middles else block(x, self.rotary)
+                    middle = None if self.middles is None else self.middles.take(i)
+                    y = block(x, self.rotary) if middle is None else block.output(x, *middle)
                 self.x[i] = y
                 if measure and self.wanted is not None:
                     wanted = self.wanted[i]
                     error += float((y - wanted).square().sum(dtype=torch.float64))
                     energy += float(wanted.square().sum(dtype=torch.float64))
-        self.middles.clear()
         self.halfway = False
         return error / max(energy, 1e-300) if measure else None
 

@@ -61,8 +61,8 @@ def _second_stage(observed: Observed, block: Block) -> Iterator[Step]:
     with tensor_cores(observed.device):
         for i, x in enumerate(observed.x):
             mixed, up = block.middle(x, observed.rotary)
-            if observed.keeps_middles:
-                observed.middles.append((mixed, up))
+            if observed.middles is not None:
+                observed.middles.keep(i, mixed, up)
             of_mixed.add(mixed, mixed)
             of_up.add(up, up)
             if observed.wanted is not None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from ..calibrate.activations import KEPT_BYTES
 from ..calibrate.end_to_end import EPOCHS, memory_needed
-from ..calibrate.observe import KEPT_BYTES
 from ..calibrate.sensitivity import text_measured
 from ..model.neox import NeoXConfig
 from ..proof.autoencoder import Autoencoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_counting_on_4h_to_h_is_the_joint_problem_with_4h_to_h_eliminated(tokens
     A = torch.tensor(rng.normal(size=(out, d)))
     H_dd, C, H_uu = H[:d, :d], H[:d, d:], H[d:, d:]
     settings = Quantize(damp=damp, max_damp=1.0)
-    observed = Observed(config, WINDOWS[:1], torch.zeros(96, 128), None, CPU, settings)
+    observed = Observed(config, WINDOWS[:1], torch.zeros(96, 128), None, CPU, None, settings)
     observed.tokens = tokens
     # `lacking` is E[lack up^T] - B H_up: that of B, with what A writes still in it
     got_H, got_missing = _counting_on_down(observed, 0, H_dd, missing[:, :d], A, H_uu, C, missing[:, d:] + A @ C)
@@ -314,17 +315,35 @@ def test_activations_on_disk_change_nothing(tmp_path, monkeypatch):
 
 
 def test_what_is_kept_of_a_layer_changes_nothing(tmp_path, monkeypatch):
-    from pythia_export.calibrate import observe
+    """In memory, in files, on a disk that is full from some chunk on, or computed again."""
+    from pythia_export.calibrate import activations, observe
 
-    original, found = source(2), []
+    original, found, read = source(2), {}, Counter[str]()
     monkeypatch.setattr(observe, "CHUNK_TOKENS", 2 * WINDOWS.shape[1])  # of many chunks
-    for kept in (0, observe.KEPT_BYTES):
-        monkeypatch.setattr(observe, "KEPT_BYTES", kept)
-        folder = tmp_path / str(kept)
+    take, write = activations.Middles.take, activations.Activations.__setitem__
+    ways = {"memory": (1 << 28, 1), "file": (0, 0), "full": (0, 0), "nowhere": (0, 1 << 20)}
+    for way, (kept, width) in ways.items():
+        monkeypatch.setattr(activations, "KEPT_BYTES", kept)
+        monkeypatch.setattr(activations, "WIDTH_A_THREAD", width)
+
+        def counted(middles, index, way=way):
+            taken = take(middles, index)
+            read[way] += taken is not None
+            return taken
+
+        def filled(held, index, chunk, way=way):
+            if way == "full" and held.shape[2] == original.config.intermediate_size and index == 1:
+                raise ResourceError("the disk is full")
+            write(held, index, chunk)
+
+        monkeypatch.setattr(activations.Middles, "take", counted)
+        monkeypatch.setattr(activations.Activations, "__setitem__", filled)
+        folder = tmp_path / way
         folder.mkdir()
         export_model(original, folder, Quantize(bits=4, beam=1), Export(), WINDOWS)
-        found.append((folder / "model.onnx_data").read_bytes())
-    assert found[0] == found[1]
+        found[way] = (folder / "model.onnx_data").read_bytes()
+    assert len(set(found.values())) == 1
+    assert read["file"] == read["memory"] > read["full"] > read["nowhere"] == 0
 
 
 # Bits where they matter
