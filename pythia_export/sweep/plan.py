@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..commands.footprint import (
+    inside_operations,
     observing_operations,
     peak_memory,
     rounding_operations,
@@ -14,6 +15,7 @@ from ..commands.footprint import (
 )
 from ..model import suite
 from ..model.mean import is_mean, terms
+from ..proof.autoencoder import autoencoders
 from ..records.record import Json
 from .folder import Folder
 from .jobs import label, versions
@@ -72,7 +74,7 @@ def plan(file: SweepFile, folder: Folder | None = None) -> Plan:
     """`folder` is where it was run before, if it was.
 
     Raises:
-        RecipeError, SourceError: as `snapshots` and `SweepFile.recipe`.
+        RecipeError, SourceError: as `snapshots`, `SweepFile.recipe` and `need`.
     """
     members, left_out = snapshots(file.sweep)
     by_name: dict[str, list[Snapshot]] = {}
@@ -110,12 +112,18 @@ def _fetched(own: list[Snapshot]) -> int:
 
 
 def need(file: SweepFile, member: Snapshot) -> Need:
-    """Memory and time of a task of this snapshot, by its size; or what the sweep's file says."""
-    given, config = file.resources, member.config
+    """Memory and time of a task of this snapshot, by its size and its autoencoders; or what the sweep's file says.
+
+    Raises:
+        SourceError, RecipeError, IntegrityError: as `autoencoders`.
+    """
+    given, config, sae = file.resources, member.config, file.verify.sae
     recipes = [file.recipe(member.model, quantize) for quantize in file.quantize]
+    products = {recipe.quantize.products for recipe in recipes} if sae is not None else ()
+    looked = {count: autoencoders(sae, config, count, weights=False) for count in products}
     # Two sets of hidden states are held, the original's and the quantised weights'.
     states = 4 * config.hidden_size * file.verify.tokens
-    memory = max(peak_memory(config, recipe) for recipe in recipes) + states
+    memory = max(peak_memory(config, r, looked.get(r.quantize.products, ())) for r in recipes) + states
     work = scoring_operations(config, file.verify.tokens, len(recipes) + 1)
     work += sum(rounding_operations(config, recipe.quantize) for recipe in recipes)
     gptq = [recipe.quantize for recipe in recipes if recipe.uses_gptq]
@@ -127,6 +135,10 @@ def need(file: SweepFile, member: Snapshot) -> Need:
         if any(q.fisher for q in gptq):  # measured once, with attention where one asks for it
             longest = max((q for q in gptq if q.fisher), key=lambda q: q.measures_attention)
             work += sensitivity_operations(config, longest, file.calibration)
+    if file.verify.inside or sae is not None:
+        for recipe in recipes:
+            features = sum(one.d_in * one.d_sae for one in looked.get(recipe.quantize.products, ()))
+            work += inside_operations(config, recipe.verify, features)
     seconds = TASK_SECONDS + work / (GPU_RATE if given.device == "cuda" else RATE * given.cores)
     return Need(
         given.memory_gb if given.memory_gb is not None else round(MARGIN * memory / 1e9, 1),

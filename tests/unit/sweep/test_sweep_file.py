@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from autoencoders import save_autoencoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import small_config
@@ -127,6 +128,19 @@ def test_the_whole_suite_is_counted(tmp_path):
     assert rows["pythia-70m"].fetch_bytes == 154 * 2 * rows["pythia-70m"].parameters
     assert rows["pythia-12b"].memory_gb > rows["pythia-6.9b"].memory_gb > rows["pythia-14m"].memory_gb > 0.5
     assert rows["pythia-12b"].hours > 10 * rows["pythia-410m"].hours
+
+
+def test_autoencoders_are_part_of_the_memory_and_time_of_a_task(tmp_path):
+    save_autoencoder(tmp_path / "sae", "blocks.1.hook_resid_post", 512, 2**16)
+
+    def planned(**verify):
+        raw = {"sweep": {"models": ["70m"], "revisions": "main"}, "quantize": {"method": "rtn"}}
+        (row,) = plan(parse(raw | {"verify": {"source": "python-stdlib"} | verify}, tmp_path)).rows
+        return row
+
+    without, inside, features = planned(), planned(inside=True), planned(sae="sae")
+    assert inside.memory_gb == without.memory_gb and features.memory_gb > inside.memory_gb + 4 * 2 * 512 * 2**16 / 1e9
+    assert without.hours < inside.hours < features.hours
 
 
 def test_what_a_mean_fetches_is_counted_once():
