@@ -127,8 +127,12 @@ def _invalid(path: Path, by: Signer, error: Exception) -> PythiaExportError:
             hint="Verify with the public key of who signed, or get the artifact again from whom you expected.",
         )
     if type(error).__name__ == "InvalidSignature":
-        said = "it was changed after it was signed"
-    return IntegrityError(f"{path} is no valid signature by {who}: {shown(said or type(error).__name__)}", hint=_AGAIN)
+        why = "it was changed after it was signed"
+    elif isinstance(error, LookupError | TypeError | AttributeError):  # JSON, of something else
+        why = "it lacks what every signature has"
+    else:
+        why = shown(said or type(error).__name__)
+    return IntegrityError(f"{path} is no valid signature by {who}: {why}", hint=_AGAIN)
 
 
 def _differences(artifact: Artifact, path: Path) -> list[str]:
@@ -139,11 +143,15 @@ def _differences(artifact: Artifact, path: Path) -> list[str]:
     lines = [f"{shown(name)}: signed, and not here" for name in sorted(signed.keys() - here.keys())]
     lines += [f"{name}: here, and not signed" for name in sorted(here.keys() - signed.keys())]
     lines += [
-        f"{name}: sha256 {here[name][:12]}... is here, {shown(signed[name][:12])}... was signed"
+        f"{name}: sha256 {here[name][:12]}... is here, {_short(signed[name])} was signed"
         for name in sorted(here.keys() & signed.keys())
         if here[name] != signed[name]
     ]
     return lines
+
+
+def _short(digest: str) -> str:
+    return f"{digest[:12]}..." if digest.isalnum() else shown(digest)  # the file may be anybody's
 
 
 def _sha256s(artifact: Artifact) -> dict[str, str]:

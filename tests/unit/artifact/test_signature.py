@@ -96,7 +96,8 @@ def test_a_signature_is_of_every_file_and_of_the_manifest(made, keys):
 def test_other_bytes_are_named(folder, keys):
     """An artifact that is whole and not what was signed: its manifest agrees with its files."""
     other = folder / "config.json"
-    data = other.read_bytes() + b"\n"
+    before = other.read_bytes()
+    data = before + b"\n"
     other.write_bytes(data)
     (folder / "new.txt").write_text("x")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -109,7 +110,8 @@ def test_other_bytes_are_named(folder, keys):
         require_signature(opened, keys[1])
     said = str(raised.value)
     assert "a valid signature of other bytes" in said and "new.txt: here, and not signed" in said
-    assert f"config.json: sha256 {hashlib.sha256(data).hexdigest()[:12]}... is here" in said
+    then, now = (hashlib.sha256(x).hexdigest()[:12] for x in (before, data))
+    assert f"config.json: sha256 {now}... is here, {then}... was signed" in said
     assert "manifest.json: sha256" in said and said.count("\n") == 3 and "--sign" in raised.value.hint
 
 
@@ -127,8 +129,9 @@ def test_a_signature_by_another_is_none(folder, keys, tmp_path):
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff\xfe", b'{"dsseEnvelope": 3}', b"x" * 10_000_001])
 def test_what_is_no_signature_is_refused(folder, keys, data):
     (folder / SIGNATURE).write_bytes(data)
-    with pytest.raises(IntegrityError, match=r"model\.sig"):
+    with pytest.raises(IntegrityError, match=r"model\.sig") as raised:
         require_signature(Artifact.open(folder), keys[1])
+    assert "verificationMaterial" not in str(raised.value), "no key of the file's own form"
 
 
 def test_a_statement_that_was_changed_after_signing_is_refused(folder, keys):
