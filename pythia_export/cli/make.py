@@ -262,7 +262,9 @@ def import_(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of [verify] or [export]. May be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set a key of [verify], [export] or [calibration]. May be repeated."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     no_pickle: NoPickle = False,

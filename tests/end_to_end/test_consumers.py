@@ -21,6 +21,7 @@ import onnx
 import onnxruntime
 import pytest
 from models import hugging_face, save_checkpoint, small_config
+from packers import quantise
 from places import ROOT, TESTS
 from processes import script
 from tokenizers import AddedToken, Tokenizer
@@ -31,10 +32,11 @@ from pythia_export.artifact import Artifact
 from pythia_export.bench.line_up import chosen, interpreters_for
 from pythia_export.bench.run import bench
 from pythia_export.commands.export import export as export_graph
+from pythia_export.commands.import_checkpoint import Wanted, import_checkpoint
 from pythia_export.commands.quantize import quantize as quantize_recipe
 from pythia_export.commands.run import run
 from pythia_export.commands.verify import verify
-from pythia_export.recipe import parse_recipe
+from pythia_export.recipe import Model, parse_recipe
 from pythia_export.runtime import Session, generate, generate_batch
 from pythia_export.tokenizer import open_folder, tokenizer_files
 
@@ -207,6 +209,19 @@ def test_an_int8_cache_with_fixed_scales_in_our_runtime_and_in_cpp(int8_cache, p
     assert [list(generate(session, tokenizer, row, NEW)) for row in ids] == expected
     assert generate_batch(session, tokenizer, ids, NEW) == expected
     assert continued(program, int8_cache, ids, native=False) == expected
+
+
+@pytest.mark.skipif(not GENAI.is_file(), reason="no onnxruntime-genai: make test-consumers")
+def test_what_gptq_made_runs_with_an_int8_cache_in_genai(tmp_path):
+    folder = shutil.copytree(ROOT / "demo" / "main", tmp_path / "demo-gptq")
+    quantise(folder, "gptq", nearest=True)
+    text = {"source": "python-stdlib", "sequence_length": 64}
+    changes = {"export": {"rotary": "gqa", "kv_cache": "int8"}, "calibration": text | {"samples": 16}}
+    changes["verify"] = text | {"tokens": 256}
+    flat = {f"{section}.{key}": str(value) for section, keys in changes.items() for key, value in keys.items()}
+    import_checkpoint(Wanted(Model(path=folder)), tmp_path / "artifact", flat)
+    expected = by_onnxruntime(tmp_path / "artifact")
+    assert by([GENAI, HERE / "genai_run.py"], tmp_path / "artifact") == {"alone": expected, "together": expected}
 
 
 @needs_transformers

@@ -37,6 +37,16 @@ class Rounded:
         scale = (rng.uniform(0.5, 1.5, shape) * 0.5 / 2**bits).astype(np.float16)
         return cls(rng.integers(0, 2**bits, (out, fan_in)), scale, zero, groups, bits)
 
+    @classmethod
+    def nearest(cls, weight: np.ndarray, bits: int, size: int) -> Rounded:
+        """The weight [out, in] itself, rounded to nearest: symmetric, a scale for `size` columns."""
+        out, fan_in = weight.shape
+        middle, parts = 2 ** (bits - 1), weight.reshape(out, -1, size)
+        scale = (np.abs(parts).max(2) / (middle - 1)).astype(np.float16)
+        q = np.clip(np.rint(parts / scale[..., None].astype(np.float32)) + middle, 0, 2 * middle - 1).astype(np.int64)
+        groups = np.arange(fan_in) // size
+        return cls(q.reshape(out, fan_in), scale, np.full(scale.shape, middle), groups, bits)
+
     def dense(self) -> np.ndarray:
         """[out, in] float32, a column at a time."""
         columns = [
@@ -114,8 +124,11 @@ def packed(form: str, of: Rounded, symmetric: bool) -> dict[str, torch.Tensor]:
     return gptq(of, less=0 if form == "gptq_v2" else 1, g_idx=form != "auto_gptq")
 
 
-def quantise(folder: Path, form: str, bits=4, size=32, symmetric=True, head=False, order=None, **more) -> dict:
-    """Put random codes of a format in the place of a checkpoint's linears; returns each, by name without `.weight`."""
+def quantise(
+    folder: Path, form: str, bits=4, size=32, symmetric=True, head=False, order=None, nearest=False, **more
+) -> dict:
+    """Put codes of a format in the place of a checkpoint's linears, random ones or the `nearest`; returns each, by name
+    without `.weight`."""
     path = folder / "model.safetensors"
     found, made = load_file(path), {}
     config = json.loads((folder / "config.json").read_text())
@@ -123,8 +136,11 @@ def quantise(folder: Path, form: str, bits=4, size=32, symmetric=True, head=Fals
         base = name.removesuffix(".weight")
         if found[name].ndim != 2 or base == name or "embed_in" in name or ("embed_out" in name and not head):
             continue
-        out, fan_in = found.pop(name).shape
-        made[base] = Rounded.random(out, fan_in, bits, size, symmetric, len(made), order)
+        weight = found.pop(name)
+        if nearest:
+            made[base] = Rounded.nearest(weight.float().numpy(), bits, size)
+        else:
+            made[base] = Rounded.random(*weight.shape, bits, size, symmetric, len(made), order)
         found |= {f"{base}.{part}": tensor for part, tensor in packed(form, made[base], symmetric).items()}
     config["quantization_config"] = settings(form, bits, size, symmetric, **more)
     if head and form == "compressed-tensors":

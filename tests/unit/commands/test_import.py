@@ -7,6 +7,7 @@ import re
 import shutil
 
 import numpy as np
+import onnxruntime
 import pytest
 from models import hugging_face, save_checkpoint
 from packers import quantise
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from pythia_export.artifact import Artifact
 from pythia_export.cli import app
 from pythia_export.model.neox import NeoXConfig
+from pythia_export.runtime import Session
 
 DEMO = ROOT / "demo" / "main"
 TEXT = ["--set", "verify.source=python-stdlib", "--set", "verify.sequence_length=32", "--tokens", "128"]
@@ -64,6 +66,45 @@ def test_an_import_is_proved_against_the_original_and_says_where_it_is_from(orig
     run("export", out, "--out", again, "--rotary", "gqa")
     assert Artifact.open(again).manifest.imported == imported
     assert "gptqmodel 5.6.12" in run("inspect", out).stdout.replace("\n", " ")
+
+
+def test_a_cache_of_int8_with_fixed_scales_comes_with_an_import_and_logits_agree(original, tmp_path):
+    folder, out, floats = shutil.copytree(original, tmp_path / "gptq"), tmp_path / "artifact", tmp_path / "floats"
+    made = quantise(folder, "gptq", nearest=True)
+    int8 = ["--set", "export.rotary=gqa", "--set", "export.kv_cache=int8"]
+    text = {"source": "python-stdlib", "samples": "16", "sequence_length": "32"}
+    text = [word for key, value in text.items() for word in ("--set", f"calibration.{key}={value}")]
+    run("import", folder, "--original", original, "--out", out, *TEXT, *int8, *text)
+    opened = Artifact.open(out)
+    assert opened.parity.passed and opened.manifest.layout.kv_dtype == "int8"
+    for name, rounded in made.items():
+        assert np.array_equal(opened.weights().tensor(f"{name}.weight").numpy(), rounded.dense())
+    run("export", out, "--out", floats, "--kv-cache", "float32")
+    ids = np.array([opened.tokenizer().encode("import os\nimport sys\n\ndef main(argv):\n    return 0\n").ids])
+    ours, theirs = (stepped(onnxruntime.InferenceSession(str(at / "model.onnx")), ids) for at in (out, floats))
+    moved = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    assert 0 < moved < 0.02, "the cache is read, and it holds what floats hold"
+    assert np.allclose(stepped(Session.open(opened), ids), ours, atol=1e-5)
+
+
+def stepped(session, ids):
+    """Logits [1, T, vocabulary] of a bare session or ours: half of the ids at once, then one at a time by the cache."""
+    half, found = ids.shape[1] // 2, []
+    pieces = [ids[:, :half], *(ids[:, at : at + 1] for at in range(half, ids.shape[1]))]
+    if isinstance(session, Session):
+        cache = session.start(1, ids.shape[1])
+        return np.concatenate([session.step(cache, piece) for piece in pieces], 1)
+    kinds = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
+    inputs = [x for x in session.get_inputs() if x.name.startswith("past")]
+    past = {x.name: np.zeros((1, x.shape[1], 0, x.shape[3]), kinds[x.type]) for x in inputs}
+    outputs, seen = ["logits", *(name.replace("past_key_values", "present") for name in past)], 0
+    for piece in pieces:
+        positions, seen = np.arange(seen, seen + piece.shape[1])[None], seen + piece.shape[1]
+        feeds = {"input_ids": piece, "attention_mask": np.ones((1, seen), np.int64), "position_ids": positions}
+        logits, *present = session.run(outputs, feeds | past)
+        past = dict(zip(past, present, strict=True))
+        found.append(logits)
+    return np.concatenate(found, 1)
 
 
 def test_without_the_original_nothing_is_said_of_what_quantisation_cost(quantised, tmp_path):
