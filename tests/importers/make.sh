@@ -20,7 +20,8 @@ for tool in compressed-tensors autoround gptqmodel; do
     cmp -s "$script" "$folder/made/$tool/made-by.py" && continue
     echo "importers  quantising with $tool"
     rm -rf "$folder/made/$tool" && mkdir -p "$folder/made/$tool"
-    OMP_NUM_THREADS=1 "$venv/bin/python" "$script" "$folder/tiny" "$folder/made/$tool" >"$folder/$tool.log" 2>&1 ||
+    # GPTQModel writes a log file into the folder where it is called.
+    (cd "$folder" && OMP_NUM_THREADS=1 "$venv/bin/python" "$script" "$folder/tiny" "$folder/made/$tool") >"$folder/$tool.log" 2>&1 ||
         { tail -20 "$folder/$tool.log" >&2; exit 1; }
     cp "$script" "$folder/made/$tool/made-by.py"
 done
