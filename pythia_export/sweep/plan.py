@@ -119,8 +119,8 @@ def need(file: SweepFile, member: Snapshot) -> Need:
     """
     given, config, sae = file.resources, member.config, file.verify.sae
     recipes = [file.recipe(member.model, quantize) for quantize in file.quantize]
-    products = {recipe.quantize.products for recipe in recipes} if sae is not None else ()
-    looked = {count: autoencoders(sae, config, count, weights=False) for count in products}
+    products = {recipe.quantize.products for recipe in recipes}
+    looked = {n: autoencoders(sae, config, n, weights=False) for n in products} if sae is not None else {}
     # Two sets of hidden states are held, the original's and the quantised weights'.
     states = 4 * config.hidden_size * file.verify.tokens
     memory = max(peak_memory(config, r, looked.get(r.quantize.products, ())) for r in recipes) + states
