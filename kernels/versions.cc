@@ -11,6 +11,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
 #endif
 
 namespace pythia {
@@ -77,6 +83,21 @@ bool has_amx() {
 }
 bool has_avx512() { return has(kFma | kF16c, kAvx2 | kAvx512f, kZmm); }
 bool has_avx2() { return has(kFma | kF16c, kAvx2, kYmm); }
+#elif defined(__aarch64__)
+// The dot product of Armv8.2. Every processor of a Mac has it.
+bool has_dot() {
+#if defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;  // Documentation/arch/arm64/elf_hwcaps.rst
+  return getauxval(AT_HWCAP) & kAsimdDp;
+#elif defined(_WIN32)
+  constexpr DWORD kDotProduct = 43;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+  return IsProcessorFeaturePresent(kDotProduct);
+#elif defined(__APPLE__)
+  return true;
+#else
+  return false;
+#endif
+}
 #endif
 }  // namespace
 
@@ -97,6 +118,8 @@ const Version kVersions[] = {
     {"avx512vnni", has_vnni, PYTHIA_OF(avx512, &avx512vnni::product_steps)},
     {"avx512", has_avx512, PYTHIA_OF(avx512, &avx2::product_steps)},
     {"avx2", has_avx2, PYTHIA_OF(avx2, &avx2::product_steps)},
+#elif defined(__aarch64__)
+    {"neondot", has_dot, PYTHIA_OF(base, &neondot::product_steps)},
 #endif
     {PYTHIA_BASE, always, PYTHIA_OF(base, nullptr)},
 #if defined(PYTHIA_WIDE) && defined(PYTHIA_X86)

@@ -21,10 +21,10 @@ constexpr int64_t kReach = kLanes * 32 / kBits;
 constexpr uintptr_t kSoon = 1 << 12, kLater = 1 << 15;  // bytes of codes
 inline void prefetch(uintptr_t at, bool twice, uintptr_t soon = kSoon, uintptr_t later = kLater) {
   if (twice) {
-    _mm_prefetch(reinterpret_cast<const char*>(at + soon), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(at + later), _MM_HINT_T1);
+    ask_for<kFirst>(at + soon);
+    ask_for<kSecond>(at + later);
   } else {
-    _mm_prefetch(reinterpret_cast<const char*>(at + soon), _MM_HINT_NTA);
+    ask_for<kFirstAlone>(at + soon);
   }
 }
 
@@ -198,9 +198,9 @@ struct Columns {
             }
             sums[c] = sum;
           }
-          __m128 y = reduce_add(sums);
-          if (p.bias) y = _mm_add_ps(y, _mm_loadu_ps(p.bias + n + four));
-          _mm_storeu_ps(p.y + m * p.columns + n + four, y);
+          Four y = reduce_add(sums);
+          if (p.bias) y = add(y, load_four(p.bias + n + four));
+          store(p.y + m * p.columns + n + four, y);
         }
       }
       return n;
@@ -211,15 +211,15 @@ struct Columns {
   void put(const Floats (*sums)[kRows], int64_t n, int64_t columns) const {
     for (int r = 0; r < kRows; ++r) {
       const Floats four[4] = {sums[0][r], sums[1][r], sums[2][r], sums[3][r]};
-      __m128 y = reduce_add(four);
+      Four y = reduce_add(four);
       float* out = p.y + (m + r) * p.columns + n;
       if (columns == 4) {
-        if (p.bias) y = _mm_add_ps(y, _mm_loadu_ps(p.bias + n));
-        _mm_storeu_ps(out, y);
+        if (p.bias) y = add(y, load_four(p.bias + n));
+        store(out, y);
         continue;
       }
       alignas(16) float apart[4];
-      _mm_store_ps(apart, y);
+      store(apart, y);
       for (int64_t c = 0; c < columns; ++c) out[c] = apart[c] + (p.bias ? p.bias[n + c] : 0);
     }
   }

@@ -31,12 +31,12 @@ inline Vector read(const uint8_t* from) {
 }
 
 inline void fetch(const uint8_t* at, bool twice) {
-  const char* soon = reinterpret_cast<const char*>(uintptr_t(at) + (1 << 12));
+  const uintptr_t soon = uintptr_t(at) + (1 << 12);
   if (twice) {
-    _mm_prefetch(soon, _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(uintptr_t(at) + (1 << 15)), _MM_HINT_T1);
+    ask_for<kFirst>(soon);
+    ask_for<kSecond>(uintptr_t(at) + (1 << 15));
   } else {
-    _mm_prefetch(soon, _MM_HINT_NTA);
+    ask_for<kFirstAlone>(soon);
   }
 }
 

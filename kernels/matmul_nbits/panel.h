@@ -47,7 +47,7 @@ struct Panel {
         const int64_t left = row_bytes - at;
         Ints dwords[kLanes];
         for (int64_t i = 0; i < kLanes && !is_narrow(p); ++i)  // what the next columns have here
-          _mm_prefetch(reinterpret_cast<const char*>(uintptr_t(rows[i]) + uintptr_t(at + kLanes * row_bytes)), _MM_HINT_T0);
+          ask_for<kFirst>(uintptr_t(rows[i]) + uintptr_t(at + kLanes * row_bytes));
         for (int64_t i = 0; i < kLanes; ++i)
           dwords[i] = left >= kLanes * 4 ? load(rows[i] + at) : load(rows[i] + at, left);
         transpose(dwords);

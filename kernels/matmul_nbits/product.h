@@ -63,6 +63,9 @@ extern const ProductSteps product_steps;
 namespace avx512vnni {
 extern const ProductSteps product_steps;
 }
+namespace neondot {
+extern const ProductSteps product_steps;
+}
 namespace amx {
 extern const ProductSteps product_steps;
 }

@@ -87,7 +87,7 @@ struct Rounded {
  private:
   int64_t rows_of(const Product& p) const { return order == kTiled ? (p.rows + 15) / 16 * 16 : p.rows; }
 
-  void put(const Product& p, int64_t m, int64_t k, __m128i code) {
+  void put(const Product& p, int64_t m, int64_t k, Bytes code) {
     int8_t* to = codes + m * stride + k;
     if (order == kTiled) to = codes + m / 16 * 16 * stride + k / step * 16 * step + m % 16 * step + k % step;
     if (p.bits == 8) return store_bytes(to, code);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from places import SUPPORT
 
 from pythia_export.graph.ops import DOMAIN, LINEAR, MICROSOFT, OPSET, linear_nbits
 
-SETS = ("amx", "avx512vnni", "avx2", "reference")
+ARM = platform.machine() in ("aarch64", "arm64", "ARM64")
+SETS = ("neondot", "reference") if ARM else ("amx", "avx512vnni", "avx2", "reference")
 CONSTANT = ("B", "scales", "zero_points", "g_idx", "bias")
 NODE = "/layers.0/dense/MatMul"
 
