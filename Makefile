@@ -172,7 +172,7 @@ test-wheels: build/wheels-venv/.installed ## load the libraries of dist, under e
 	@echo "wheels  loading what is in dist (a host for each platform is compiled first)"
 	@build/wheels-venv/bin/python tests/platforms/load_wheels.py dist
 
-test-arm64: $(STAMP) kernels ## artifacts in ONNX Runtime for arm64, by the wheel in dist, emulated
+test-arm64: $(STAMP) kernels ## artifacts in ONNX Runtime for arm64, emulated
 	@echo "arm64   products and decoders in ONNX Runtime's arm64 build (Debian's Python for arm64 is fetched first)"
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/platforms/arm64.py dist
 
