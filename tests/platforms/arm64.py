@@ -1,6 +1,6 @@
 """Run artifacts in ONNX Runtime's own arm64 build, with the library of the arm64 wheel, under an emulator.
 
-    python tests/platforms/arm64.py dist          (`make test-arm64`, after `make wheels`)
+    python tests/platforms/arm64.py dist          (`make test-arm`, after `make wheels`)
 
 Debian's Python for arm64 and the arm64 wheels of onnxruntime and numpy are unpacked into build/arm64; nothing is
 installed. Products must have the bits that AVX2 gives here: they make the same sums in the same order. Attention does
