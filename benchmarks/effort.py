@@ -63,7 +63,8 @@ def main() -> None:
 
     for grid in args.grids:
         bits, group = (-1 if part == "row" else int(part) for part in grid.split(":"))
-        rounded = Quantize(bits=bits, group_size=group, head={"method": "none"}, embedding="float32")
+        asked: dict[str, Any] = {"bits": bits, "group_size": group, "head": {"method": "none"}, "embedding": "float32"}
+        rounded, hard = Quantize(**asked), Quantize(**asked, effort="best")
         places = layout(config, rounded, "float32")
         with tempfile.TemporaryDirectory() as scratch:
             folder = args.work or Path(scratch)
@@ -73,7 +74,6 @@ def main() -> None:
             told = folder / f"{grid.replace(':', '-')}.json"
             seconds = json.loads(told.read_text()) if told.exists() else {}
             nearest = rounded.model_copy(update={"method": "rtn"})
-            hard = rounded.model_copy(update={"effort": "best"})
             for word, quantize in (("rtn", nearest), ("default", rounded), ("rounded", hard)):
                 if not paths[word].exists():
                     began = time.perf_counter()

@@ -4,6 +4,9 @@ GPTQ rounds a matrix at a time, and knows of the rest of the model by second-ord
 between the predictions of both models is taken itself, through all layers, and scales, biases and LayerNorms
 follow its gradient; so do embedding and head where they are stored in float. Only values change: no format, no graph.
 
+The text is the calibration windows, and some more that the original writes itself (`drawn`): of the calibration text
+alone a model learns much by heart.
+
 GPTQ's result is the start, and stays where training does not help: the last eighth of the calibration windows is not
 trained on, and says what share of what was learned is kept, perhaps none. GPTQ has seen these windows, so the
 comparison favours it.
@@ -37,6 +40,7 @@ from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
 from .activations import Activations, place
 from .divergence import LOGITS, divergence
+from .drawn import draw, drawing_memory, windows_drawn
 from .placed import Tensors
 
 HELD_OUT = 8  # every so many windows one is not trained on
@@ -59,8 +63,22 @@ def memory_needed(layout: Layout, length: int, windows: int) -> int:
     weights = 9 * codes + 20 * floats  # a byte, the matrix and its gradient; with Adam's moments
     layers = _backward(config, length)
     layers = layers * config.num_layers if _kept(config, length) else layers
-    inputs = 4 * length * d * (_batch(length) * (config.num_layers + 1) + windows)
-    return weights + 12 * vocab * d + layers + inputs + 16 * LOGITS
+    text = windows + windows_drawn(config, _trained_on(windows), length)
+    inputs = 4 * length * d * (_batch(length) * (config.num_layers + 1) + text)
+    training = weights + 12 * vocab * d + layers + inputs + 16 * LOGITS
+    return max(training, drawing_memory(config, _trained_on(windows), length))
+
+
+def windows_read(config: NeoXConfig, windows: int, length: int) -> tuple[int, int]:
+    """Return how many windows training reads, each time over the text, with so many calibration windows of `length`
+    tokens; and how many of them are drawn."""
+    drawn = windows_drawn(config, _trained_on(windows), length)
+    return _trained_on(windows) + drawn, drawn
+
+
+def _trained_on(windows: int) -> int:
+    """Return how many of so many calibration windows are trained on."""
+    return windows - max(1, windows // HELD_OUT)
 
 
 def _backward(config: NeoXConfig, length: int) -> int:
@@ -102,13 +120,14 @@ def train(
     if reason is not None:
         progress.note(f"Not trained end to end: {reason}.")
         return Training(done=False, reason=reason), None
-    held_out = max(1, len(windows) // HELD_OUT)
+    given = _trained_on(len(windows))
     with torch.inference_mode(False), torch.enable_grad():
-        ids = torch.from_numpy(np.array(windows)).to(compute.device)
+        drawn = draw(source, windows[:given], compute)
+        text = np.concatenate((windows[:given], drawn, windows[given:]))
+        ids, judged = torch.from_numpy(text).to(compute.device), range(given + len(drawn), len(text))
         student = _Student(path, layout, windows.shape[1], compute)
-        teacher = _Teacher(source, windows, compute)
-        steps = _train(student, teacher, ids, len(windows) - held_out, compute)
-        judged = range(len(windows) - held_out, len(windows))
+        teacher = _Teacher(source, text, compute)
+        steps = _train(student, teacher, ids, judged.start, compute)
         before = _mean(student.divergence(ids, teacher, judged, 0.0))
         tried = {share: _mean(student.divergence(ids, teacher, judged, share)) for share in SHARES}
     share = min(tried, key=lambda s: tried[s])
@@ -124,8 +143,9 @@ def train(
         done=True,
         reason=None,
         steps=steps,
-        windows=len(windows) - held_out,
-        held_out=held_out,
+        windows=given,
+        drawn=len(drawn),
+        held_out=len(judged),
         before=before,
         after=min(before, after),
         kept=kept,

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..calibrate.activations import KEPT_BYTES
-from ..calibrate.end_to_end import EPOCHS, memory_needed
+from ..calibrate.end_to_end import EPOCHS, memory_needed, windows_read
 from ..calibrate.sensitivity import text_measured
 from ..model.neox import NeoXConfig
 from ..proof.autoencoder import Autoencoder
@@ -63,9 +63,11 @@ def training_memory(config: NeoXConfig, recipe: Recipe) -> int:
 
 
 def training_operations(config: NeoXConfig, calibration: Calibration) -> float:
-    """Return the cost of training end to end: a pass forwards, one worth two backwards, and the original's logits."""
-    tokens = calibration.samples * calibration.sequence_length
-    return (EPOCHS + 1) * scoring_operations(config, tokens, 3)
+    """Return the cost of training end to end: a pass forwards, one worth two backwards, and the original's logits. To
+    draw a token takes as long as two passes."""
+    length = calibration.sequence_length
+    read, drawn = windows_read(config, calibration.samples, length)
+    return scoring_operations(config, length, 1) * ((3 * EPOCHS + 1) * read + 2 * drawn)
 
 
 def sensitivity_operations(config: NeoXConfig, quantize: Quantize, calibration: Calibration) -> float:

@@ -59,8 +59,9 @@ class Quantize(Section):
     effort: Literal["fast", "default", "best"] = Field(
         "default",
         description="`fast` leaves out what takes longest (`beam`, `fisher`, `joint_hessian`, unless they are given); "
-        "`best` also tries grids of several widths for each row, rounds q, k and v by what attention makes of their "
-        "errors, and trains the whole model to predict what the original does, where `calibration.memory_gb` holds it",
+        "`best` also searches further (`beam` = 64, unless it is given), tries grids of several widths for each row, "
+        "rounds q, k and v by what attention makes of their errors, and trains the whole model to predict what the "
+        "original does, where `calibration.memory_gb` holds it",
         json_schema_extra={"label": "{} effort"},
     )
     act_order: bool = Field(True, description="round columns by falling Hessian diagonal; their stored order stays")
@@ -134,6 +135,11 @@ class Quantize(Section):
         return _STRETCHES if self.effort == "best" and self.clip else (1.0,)
 
     @property
+    def passes(self) -> int:
+        """In how many passes coupled rows are rounded: those of one pass do not make up for each other."""
+        return 32 if self.effort == "best" else 8
+
+    @property
     def measures_attention(self) -> bool:
         """Whether q, k and v are rounded by what attention makes of their errors."""
         return self.effort == "best" and self.fisher
@@ -150,9 +156,11 @@ class Quantize(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fast_leaves_out(cls, given: Any) -> Any:
+    def _effort_says_how_far_to_search(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("effort") == "fast":
             return {"beam": 1, "fisher": False, "joint_hessian": False} | given
+        if isinstance(given, dict) and given.get("effort") == "best":
+            return {"beam": 64} | given
         return given
 
     @model_validator(mode="after")

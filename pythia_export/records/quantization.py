@@ -83,6 +83,8 @@ class Training(Record):
     """Batches that were trained on."""
     windows: Count = 0
     """Calibration windows that were trained on."""
+    drawn: Count = 0
+    """Windows that the original wrote itself, trained on as well."""
     held_out: Count = 0
     """Calibration windows that were kept apart, to judge by."""
     before: Figure | None = None

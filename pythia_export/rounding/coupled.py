@@ -19,7 +19,6 @@ from ..recipe import Quantize, Scheme
 from .gptq import Factor, gptq
 from .grid import Quantized
 
-PASSES = 8
 DAMP = 0.05  # G is estimated from fewer tokens than H and only steers; the loss does not fail without it
 
 
@@ -41,7 +40,7 @@ def gptq_coupled(
     starts = torch.arange(blocks, device=W.device)[:, None] * size
     E = torch.zeros(blocks, size, W.shape[1], dtype=W.dtype, device=W.device)  # rows at their places
     parts, rows = [], []
-    edges = torch.linspace(0, size, min(PASSES, size) + 1).round().int().tolist()
+    edges = torch.linspace(0, size, min(settings.passes, size) + 1).round().int().tolist()
     for low, high in reversed(list(zip(edges, edges[1:], strict=False))):
         taken = (starts + order[:, low:high]).flatten()
         owed = L[:, high:, low:high].transpose(1, 2) @ E[:, high:]

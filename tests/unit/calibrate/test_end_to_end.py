@@ -75,7 +75,7 @@ def test_the_divergence_on_unseen_text_falls(original, tmp_path, settings, monke
     (before, nothing), (after, told) = found["default"], found["best"]
     assert nothing is None and after < 0.8 * before
     assert told["done"] and told["kept"] > 0 and told["after"] < told["before"]
-    assert (told["windows"], told["held_out"]) == (168, 24)
+    assert (told["windows"], told["drawn"], told["held_out"]) == (168, 504, 24)
 
 
 def test_codes_and_grids_are_read_back_as_they_were_packed():
@@ -220,6 +220,7 @@ def test_a_run_that_was_killed_when_it_had_trained_goes_on_from_there(original, 
 def test_fast_leaves_out_what_is_not_asked_for_and_old_records_stay_equal():
     fast = Quantize(effort="fast", fisher=True)
     assert (fast.beam, fast.fisher, fast.joint_hessian) == (1, True, False)
+    assert (Quantize(effort="best").beam, Quantize(effort="best", beam=8).beam, Quantize().beam) == (64, 8, 16)
     assert "effort" not in Quantize().model_dump() and Quantize(effort="best").model_dump()["effort"] == "best"
     with pytest.raises(ValueError, match="needs method = 'gptq'"):
         Quantize(effort="best", method="rtn")
