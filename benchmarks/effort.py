@@ -1,6 +1,7 @@
 """What `effort = "best"` gives beside the default, on the same start: quality with paired intervals, and time.
 
     python benchmarks/effort.py [--grids 4:row 4:32 3:row 2:32] [--samples 256] [--tokens 131072] [--work FOLDER]
+         [--efforts default best]
 
 Each grid is rounded as benchmarks/quality.py does: the 24 linears of the layers, embedding and head in float. Once by
 the defaults, once by `best`, as it is rounded and as it is once trained; all are scored on the same held-out text. With
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--grids", nargs="*", default=["4:row", "4:32", "3:row", "2:32"], metavar="BITS:GROUP")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=131072)
+    parser.add_argument("--efforts", nargs="*", choices=["default", "best"], default=["default", "best"])
     parser.add_argument("--work", type=Path)
     parser.add_argument("--make", action="store_true", help="round and train only, and say how long it took")
     args = parser.parse_args()
@@ -69,19 +71,20 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = args.work or Path(scratch)
             folder.mkdir(exist_ok=True)
-            words = ("rtn", "default", "rounded", "best")
-            paths = {word: folder / f"{grid.replace(':', '-')}.{word}.bin" for word in words}
+            rows = {"default": "default"} if "default" in args.efforts else {}
+            rows |= {"rounded": "best, not trained", "best": "best"} if "best" in args.efforts else {}
+            paths = {word: folder / f"{grid.replace(':', '-')}.{word}.bin" for word in ("rtn", *rows)}
             told = folder / f"{grid.replace(':', '-')}.json"
             seconds = json.loads(told.read_text()) if told.exists() else {}
             nearest = rounded.model_copy(update={"method": "rtn"})
             for word, quantize in (("rtn", nearest), ("default", rounded), ("rounded", hard)):
-                if not paths[word].exists():
+                if word in paths and not paths[word].exists():
                     began = time.perf_counter()
                     held = Compute(memory_gb=0.0 if word == "rounded" else 4.0)  # too little for training
                     with WeightsWriter(paths[word], layout(config, quantize, "float32")) as writer:
                         quantize_stream(checkpoint, writer, None if word == "rtn" else ids, held)
                     seconds[word] = time.perf_counter() - began
-            if not paths["best"].exists():
+            if "best" in paths and not paths["best"].exists():
                 shutil.copyfile(paths["rounded"], paths["best"])
                 training, result = train(checkpoint, paths["best"], places, ids, Compute())
                 if result is not None:
@@ -92,7 +95,7 @@ def main() -> None:
             if score is None:
                 continue
             found = {word: score(WeightsReader(path, places)) for word, path in paths.items()}
-        for word, told_as in (("default", "default"), ("rounded", "best, not trained"), ("best", "best")):
+        for word, told_as in rows.items():
             one, of = found[word], found["rtn"]
             print(
                 f"| {bits} | {'row' if group == -1 else group} | {told_as} | {_interval(one['dnll'])} | "
@@ -100,6 +103,8 @@ def main() -> None:
                 f"{_share(one['kl'], of['kl'])} | {seconds.get(word, float('nan')):.0f} s |",
                 flush=True,
             )
+        if len(args.efforts) < 2:
+            continue
         change = score.difference(found["best"]["nll"], found["default"]["nll"])
         print(
             f"| {bits} | {'row' if group == -1 else group} | best - default | {_interval(change)} | | | | |", flush=True

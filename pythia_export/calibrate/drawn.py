@@ -31,9 +31,9 @@ def windows_drawn(config: NeoXConfig, windows: int, length: int) -> int:
     return max(0, min(TIMES * windows, TOKENS // length - windows))
 
 
-def drawing_memory(config: NeoXConfig, windows: int, length: int) -> int:
-    """Return the bytes that drawing takes: the model, keys and values, and logits."""
-    at_once = min(windows_drawn(config, windows, length), _at_once(config, length))
+def drawing_memory(config: NeoXConfig, count: int, length: int) -> int:
+    """Return the bytes that drawing so many windows takes: the model, keys and values, and logits."""
+    at_once = min(count, _at_once(config, length))
     return 4 * config.parameters + at_once * (_cached(config, length) + 8 * config.vocab_size) if at_once else 0
 
 
@@ -46,10 +46,9 @@ def _cached(config: NeoXConfig, length: int) -> int:
 
 
 @torch.no_grad()
-def draw(source: Tensors, windows: np.ndarray, compute: Compute) -> np.ndarray:
-    """Return what `source` writes [drawn, S] beside windows [N, S]; the same each time, on one machine."""
-    length, config = windows.shape[1], source.config
-    count, at_once = windows_drawn(config, *windows.shape), _at_once(config, length)
+def draw(source: Tensors, windows: np.ndarray, count: int, compute: Compute) -> np.ndarray:
+    """Return what `source` writes [count, S] beside windows [N, S]; the same each time, on one machine."""
+    length, config, at_once = windows.shape[1], source.config, _at_once(source.config, windows.shape[1])
     generator, opening = np.random.default_rng(0), min(OPENING, length // 2)
     rows, first = np.arange(count) % len(windows), generator.integers(0, length - opening + 1, count)
     drawn = np.zeros((count, length), dtype=np.int64)

@@ -11,8 +11,8 @@ GPTQ's result is the start, and stays where training does not help: the last eig
 trained on, and says what share of what was learned is kept, perhaps none. GPTQ has seen these windows, so the
 comparison favours it.
 
-The whole model is in memory: `memory_needed` bytes. Where the recipe's `calibration.memory_gb` is less, nothing is
-trained, and that is recorded.
+The whole model is in memory: `Text.nbytes`. Where the recipe's `calibration.memory_gb` is less, nothing is drawn; where
+that is too little still, nothing is trained, and that is recorded.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,31 @@ KEPT_BYTES = 1 << 30  # of activations
 SHARES = (1.0, 0.5, 0.25)  # of what was learned, that are tried on windows that were not trained on
 
 
-def memory_needed(layout: Layout, length: int, windows: int) -> int:
-    """Return the bytes that training takes, with windows of `length` tokens: parameters, gradients and Adam's moments,
-    what one layer's backward pass holds, the inputs of all layers, logits, and the original's outputs."""
+@dataclass(frozen=True)
+class Text:
+    """Windows that training reads: of the calibration text and of the original's own, and those that it is judged by.
+    nbytes: what training with them takes."""
+
+    given: int
+    drawn: int
+    held_out: int
+    nbytes: int
+
+
+def text_read(layout: Layout, windows: int, length: int, budget: float) -> Text:
+    """Return what is read with so many calibration windows of `length` tokens, at least two. Nothing is drawn where
+    `budget` bytes are too few for that."""
+    held_out = max(1, windows // HELD_OUT)
+    drawn = windows_drawn(layout.config, windows - held_out, length)
+    nbytes = max(_memory(layout, windows + drawn, length), drawing_memory(layout.config, drawn, length))
+    if drawn and nbytes > budget:
+        drawn, nbytes = 0, _memory(layout, windows, length)
+    return Text(windows - held_out, drawn, held_out, nbytes)
+
+
+def _memory(layout: Layout, windows: int, length: int) -> int:
+    """Return the bytes of parameters, gradients and Adam's moments, what one layer's backward pass holds, the inputs of
+    all layers, logits, and the original's outputs on so many windows."""
     config = layout.config
     d, vocab = config.hidden_size, config.vocab_size
     codes = sum(p.shape[0] * p.shape[1] for p in layout.linears.values() if p.method == "gptq")
@@ -63,22 +86,8 @@ def memory_needed(layout: Layout, length: int, windows: int) -> int:
     weights = 9 * codes + 20 * floats  # a byte, the matrix and its gradient; with Adam's moments
     layers = _backward(config, length)
     layers = layers * config.num_layers if _kept(config, length) else layers
-    text = windows + windows_drawn(config, _trained_on(windows), length)
-    inputs = 4 * length * d * (_batch(length) * (config.num_layers + 1) + text)
-    training = weights + 12 * vocab * d + layers + inputs + 16 * LOGITS
-    return max(training, drawing_memory(config, _trained_on(windows), length))
-
-
-def windows_read(config: NeoXConfig, windows: int, length: int) -> tuple[int, int]:
-    """Return how many windows training reads, each time over the text, with so many calibration windows of `length`
-    tokens; and how many of them are drawn."""
-    drawn = windows_drawn(config, _trained_on(windows), length)
-    return _trained_on(windows) + drawn, drawn
-
-
-def _trained_on(windows: int) -> int:
-    """Return how many of so many calibration windows are trained on."""
-    return windows - max(1, windows // HELD_OUT)
+    inputs = 4 * length * d * (_batch(length) * (config.num_layers + 1) + windows)
+    return weights + 12 * vocab * d + layers + inputs + 16 * LOGITS
 
 
 def _backward(config: NeoXConfig, length: int) -> int:
@@ -101,11 +110,15 @@ def why_not(layout: Layout, windows: np.ndarray, compute: Compute) -> str | None
         return "no linear is rounded by GPTQ"
     if len(windows) < 2:
         return "there is one calibration window; one to train on and one to judge by are needed"
-    needed = memory_needed(layout, windows.shape[1], len(windows))
-    budget = max(int(compute.memory_gb * 1e9), free_bytes(compute.device) // 2)
+    budget = _budget(compute)
+    needed = text_read(layout, len(windows), windows.shape[1], budget).nbytes
     if needed > budget:
         return f"the whole model takes {needed / 1e9:.1f} GB; calibration.memory_gb allows {budget / 1e9:.1f} GB"
     return None
+
+
+def _budget(compute: Compute) -> int:
+    return max(int(compute.memory_gb * 1e9), free_bytes(compute.device) // 2)
 
 
 def train(
@@ -120,11 +133,11 @@ def train(
     if reason is not None:
         progress.note(f"Not trained end to end: {reason}.")
         return Training(done=False, reason=reason), None
-    given = _trained_on(len(windows))
+    read = text_read(layout, len(windows), windows.shape[1], _budget(compute))
     with torch.inference_mode(False), torch.enable_grad():
-        drawn = draw(source, windows[:given], compute)
-        text = np.concatenate((windows[:given], drawn, windows[given:]))
-        ids, judged = torch.from_numpy(text).to(compute.device), range(given + len(drawn), len(text))
+        given, kept_apart = np.split(windows, [read.given])
+        text = np.concatenate((given, draw(source, given, read.drawn, compute), kept_apart))
+        ids, judged = torch.from_numpy(text).to(compute.device), range(read.given + read.drawn, len(text))
         student = _Student(path, layout, windows.shape[1], compute)
         teacher = _Teacher(source, text, compute)
         steps = _train(student, teacher, ids, judged.start, compute)
@@ -143,9 +156,9 @@ def train(
         done=True,
         reason=None,
         steps=steps,
-        windows=given,
-        drawn=len(drawn),
-        held_out=len(judged),
+        windows=read.given,
+        drawn=read.drawn,
+        held_out=read.held_out,
         before=before,
         after=min(before, after),
         kept=kept,

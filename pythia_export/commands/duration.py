@@ -23,7 +23,7 @@ from .footprint import (
     observing_operations,
     scoring_operations,
     sensitivity_operations,
-    training_memory,
+    trained_on,
     training_operations,
 )
 
@@ -64,7 +64,8 @@ def duration(config: NeoXConfig, recipe: Recipe, rates: Rates, features: int = 0
     if recipe.uses_gptq and calibration is not None:
         work += observing_operations(config, quantize, calibration)
         work += sensitivity_operations(config, quantize, calibration) if quantize.fisher else 0.0
-        work += training_operations(config, calibration) if training_memory(config, recipe) else 0.0
+        training = trained_on(config, recipe)
+        work += training_operations(config, training, calibration.sequence_length) if training is not None else 0.0
     scored = scoring_operations(config, recipe.verify.tokens, 2)
     scored += scoring_operations(config, min(EXPORT_TOKENS, 6 * recipe.verify.tokens), 1)
     if recipe.verify.look_inside:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..calibrate.activations import KEPT_BYTES
-from ..calibrate.end_to_end import EPOCHS, memory_needed, windows_read
+from ..calibrate.end_to_end import EPOCHS, Text, text_read
 from ..calibrate.sensitivity import text_measured
 from ..model.neox import NeoXConfig
 from ..proof.autoencoder import Autoencoder
@@ -37,7 +37,8 @@ def peak_memory(config: NeoXConfig, recipe: Recipe, looked: Sequence[Autoencoder
         # The head: weights, what they are moved to, codes twice. A layer: weights, H of 4h_to_h and its factor.
         peak = max(4 * 3 * ends + ROUNDING, 4 * 4 * layer + 4 * 3 * ff * ff) + activations
         peak += middles if middles <= KEPT_BYTES else 0
-        peak = max(peak, training_memory(config, recipe))
+        training = trained_on(config, recipe)
+        peak = max(peak, training.nbytes if training is not None else 0)
     scored = 4 * d * recipe.verify.tokens * 2 + 4 * 6 * config.vocab_size * recipe.verify.sequence_length
     return LIBRARIES + max(peak, scored + layout_of(recipe, config).nbytes + autoencoder_memory(looked))
 
@@ -53,21 +54,21 @@ def autoencoder_memory(looked: Sequence[Autoencoder]) -> int:
     return max(layers.values()) + 4 * 4 * FEATURES
 
 
-def training_memory(config: NeoXConfig, recipe: Recipe) -> int:
-    """Return the bytes that training end to end takes; 0 where nothing is trained."""
+def trained_on(config: NeoXConfig, recipe: Recipe) -> Text | None:
+    """Return the text of training end to end, and the memory that it takes; None where nothing is trained."""
     text = recipe.calibration
     if recipe.quantize.effort != "best" or text is None or text.samples < 2:
-        return 0
-    needed = memory_needed(layout_of(recipe, config), text.sequence_length, text.samples)
-    return needed if needed <= text.memory_gb * 1e9 else 0
+        return None
+    budget = text.memory_gb * 1e9
+    found = text_read(layout_of(recipe, config), text.samples, text.sequence_length, budget)
+    return found if found.nbytes <= budget else None
 
 
-def training_operations(config: NeoXConfig, calibration: Calibration) -> float:
+def training_operations(config: NeoXConfig, text: Text, length: int) -> float:
     """Return the cost of training end to end: a pass forwards, one worth two backwards, and the original's logits. To
     draw a token takes as long as two passes."""
-    length = calibration.sequence_length
-    read, drawn = windows_read(config, calibration.samples, length)
-    return scoring_operations(config, length, 1) * ((3 * EPOCHS + 1) * read + 2 * drawn)
+    passes = (3 * EPOCHS + 1) * (text.given + text.drawn) + 2 * text.drawn
+    return passes * scoring_operations(config, length, 1)
 
 
 def sensitivity_operations(config: NeoXConfig, quantize: Quantize, calibration: Calibration) -> float:
