@@ -12,7 +12,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help demo sweep-demo check lint test test-fast test-long test-import test-fuzz test-lens test-ranges test-wheels test-arm test-consumers test-tools test-slurm test-kill consumers hooks docs reference kernels \
+.PHONY: help demo sweep-demo check lint test test-fast test-long test-import test-fuzz test-lens test-ranges test-wheels test-arm test-windows test-consumers test-tools test-slurm test-kill consumers hooks docs reference kernels \
 	cuda wheels venv clean
 
 help: ## list these targets
@@ -175,6 +175,10 @@ test-wheels: build/wheels-venv/.installed ## load the libraries of dist, under e
 test-arm: $(STAMP) kernels ## artifacts in ONNX Runtime for arm64, emulated
 	@echo "arm64   products and decoders in ONNX Runtime's arm64 build (Debian's Python for arm64 is fetched first)"
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/platforms/arm64.py dist
+
+test-windows: $(STAMP) build/wheels-venv/.installed consumers ## artifacts in ONNX Runtime for Windows, by wine
+	@echo "windows decoders in ONNX Runtime's Windows build, under wine"
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/platforms/windows.py dist build/wheels-venv/lib/python3*/site-packages/ziglang/zig
 
 build/wheels-venv/.installed: packaging/requirements.txt
 	@$(PYTHON) -m venv build/wheels-venv

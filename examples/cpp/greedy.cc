@@ -4,7 +4,8 @@
 //
 // FOLDER holds model.onnx and its weights. Each line of the input is a prompt's token ids; each line of the output is
 // their continuation by COUNT tokens, or fewer where the text ends: at any of the end tokens of FOLDER's config.json.
-// KERNELS is the library of native operators, if wanted.
+// KERNELS is the library of native operators, if wanted. MinGW's headers lack two annotations that ONNX Runtime's header
+// has on Windows: there compile with "-D_Return_type_success_(x)=" and "-D_Frees_ptr_opt_=".
 #include <algorithm>
 #include <cstdint>
 #include <exception>

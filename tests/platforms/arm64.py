@@ -18,17 +18,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import onnx
+from written import CONFIG, ROOT, write_decoders, write_products
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "kernels")]
-
-from models import InMemory, export_model, hugging_face, on_disk, small_config  # noqa: E402
-from native import LIBRARY  # noqa: E402
-from test_decoder_layers import BATCH, LENGTH, MASK, PROMPT  # noqa: E402
-from test_narrow import product  # noqa: E402
-
-from pythia_export.recipe import Export, Quantize  # noqa: E402
+from native import LIBRARY  # isort: skip
+from test_decoder_layers import BATCH, LENGTH, MASK, PROMPT  # isort: skip
 
 QEMU = next(filter(None, map(shutil.which, ("qemu-aarch64-static", "qemu-aarch64"))), None)
 PLACE = ROOT / "build" / "arm64"
@@ -37,7 +30,6 @@ PACKAGES = (
     "zlib1g", "libssl3", "libexpat1", "libbz2-1.0", "liblzma5", "libffi8", "libuuid1", "libcrypt1",
 )  # fmt: skip
 WHEELS = ("onnxruntime==1.32.0", "numpy==2.4.6", "flatbuffers", "packaging", "protobuf", "sympy", "mpmath")
-ROWS = (1, 2, 5, 16, 33)
 # Of logits, relative to the largest. Where activations are rounded to int8, a last bit can move one by a whole step.
 BOUNDS = {0: 1e-5, 4: 2e-2}
 # ONNX Runtime reads what a processor can do from here, and a kernel of another processor answers. A Neoverse N1.
@@ -87,38 +79,6 @@ def prepared() -> None:
     (PLACE / "done").touch()
 
 
-def write_models(folder: Path) -> dict[str, int]:
-    """Write products and decoders; return each decoder's accuracy level."""
-    for bits, block, depth in [
-        (2, 32, 768),
-        (2, 64, 250),
-        (3, 16, 250),
-        (3, 128, 768),
-        (4, 32, 1024),
-        (4, 128, 768),
-        (8, 64, 250),
-    ]:
-        for symmetric in (True, False):
-            x, model, _ = product(depth, 37, bits, block, 4, symmetric)
-            del model.functions[:]  # so that nothing but our kernel can run it
-            name = f"{bits} bits, blocks of {block}, {'symmetric' if symmetric else 'with zero points'}"
-            onnx.save(model, folder / f"{name}.onnx")
-            np.savez(folder / f"{name}.npz", A=x, rows=ROWS)
-    levels = {}
-    config = small_config()
-    source = InMemory(config, on_disk(hugging_face(config)))
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (BATCH, LENGTH))
-    for bits in (2, 3, 4, 8):
-        for level in BOUNDS:
-            scheme = {"method": "rtn", "bits": bits, "group_size": 32}
-            name = f"decoder of {bits} bits at level {level}"
-            (folder / name).mkdir()
-            export_model(source, folder / name, Quantize(**scheme, head=scheme), Export(accuracy_level=level))
-            np.savez(folder / name / "text.npz", ids=ids, mask=MASK, prompt=PROMPT)
-            levels[name] = level
-    return levels
-
-
 def answers(python: list[str], library: Path, folder: Path, **environment: str) -> dict[str, np.ndarray]:
     out = folder / "answers.npz"
     line = [*python, Path(__file__).with_name("run_models.py"), library, folder, out]
@@ -137,7 +97,11 @@ def main(dist: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "models"
         folder.mkdir()
-        levels = write_models(folder)
+        write_products(folder)
+        levels = write_decoders(folder)
+        ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (BATCH, LENGTH))
+        for name in levels:
+            np.savez(folder / name / "text.npz", ids=ids, mask=MASK, prompt=PROMPT)
         library = zipfile.ZipFile(wheels[-1]).extract("pythia_export/_kernels/libpythia_kernels.so", scratch)
         here = answers([sys.executable], LIBRARY, folder, PYTHIA_KERNELS_ISA="avx2")
         emulated = [QEMU, "-cpu", "max", "-L", str(PLACE / "root"), str(PLACE / "root/usr/bin/python3.11")]
