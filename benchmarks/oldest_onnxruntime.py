@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-VERSIONS = ("1.19.2", "1.20.1", "1.21.1", "1.22.1", "1.23.2")
+VERSIONS = ("1.19.2", "1.20.1", "1.21.1", "1.22.1", "1.23.2", "1.24.1", "1.30.0")
 NEEDS = ("flatbuffers", "protobuf", "coloredlogs", "humanfriendly")
 # By a label: [quantize], [export].
 INT4 = {"method": "rtn", "bits": 4, "group_size": 32, "head": {"method": "rtn", "bits": 4, "group_size": 32}}
@@ -63,7 +63,9 @@ def export(folder: Path, quantize: dict, export: dict) -> None:
 
     from pythia_export.recipe import Export, Quantize
 
-    config = small_config(layers=2)
+    config = small_config(
+        layers=2, size="70m"
+    )  # heads that GroupQueryAttention rotates by itself, as most of the suite has
     source = InMemory(config, on_disk(hugging_face(config)))
     folder.mkdir()
     made = export_model(source, folder, Quantize(**quantize), Export(**export))

@@ -138,15 +138,12 @@ def rotary_attention(
         body = _rotate(config) + _by_head(config) + _PAST + _GROWING + _attend(config, dtype, cache)
     elif config.rotary_dim % 16 == 0:
         # GroupQueryAttention rotates by itself only where its tables' width is a multiple of 8.
-        packed = "qkv_shaped" if called else "qkv"
-        body = (
-            (_shaped(config) if called else "")
-            + f"""
-        attention, present_key, present_value = com.microsoft.GroupQueryAttention <
+        attended = "attended" if called else "attention"
+        body = f"""
+        {attended}, present_key, present_value = com.microsoft.GroupQueryAttention <
             num_heads: int = @num_heads, kv_num_heads: int = @num_heads, do_rotary: int = 1{quantised}>
-            ({packed}, "", "", past_key, past_value, seqlens_k, total_length, cos, sin, "", attention_bias{scaled})
-        """
-        )
+            (qkv, "", "", past_key, past_value, seqlens_k, total_length, cos, sin, "", attention_bias{scaled})
+        """ + (_shaped(config) if called else "")
     else:
         body = (
             _rotate(config)
@@ -194,13 +191,17 @@ def _rotate(config: NeoXConfig) -> str:
 
 
 def _shaped(config: NeoXConfig) -> str:
-    """qkv as it is, [B, T, 3 * hidden], by the T of position_ids, whose numbers GroupQueryAttention does not need."""
+    """attention as it is, [B, T, hidden], by the T of position_ids, whose numbers GroupQueryAttention does not need.
+
+    Not its input: of one whose last dimension is computed, ONNX Runtime before 1.31 takes the output to be as wide,
+    and refuses the product that follows.
+    """
     return f"""
         tokens = Shape <start: int = 1, end: int = 2> (position_ids)
         rows = Constant <value_ints: ints = [0]> ()
-        packed_width = Constant <value_ints: ints = [{3 * config.hidden_size}]> ()
-        qkv_shape = Concat <axis: int = 0> (rows, tokens, packed_width)
-        qkv_shaped = Reshape (qkv, qkv_shape)
+        width = Constant <value_ints: ints = [{config.hidden_size}]> ()
+        attention_shape = Concat <axis: int = 0> (rows, tokens, width)
+        attention = Reshape (attended, attention_shape)
     """
 
 

@@ -17,6 +17,9 @@ from .graph import OURS, without_function
 
 Provider = Literal["cpu", "cuda"]
 OLDEST = (1, 24)  # what older ones make of our graphs: docs/guides/consumers.md, "The oldest ONNX Runtime"
+# For a cache of int8 with fixed scales. Seen: 1.24 refuses the graph, 1.25 and 1.26 fail at the first step, and 1.27
+# gives other logits without a word.
+OLDEST_FOR_SCALES = (1, 28)
 _EXECUTION_PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],  # the CPU computes shapes
@@ -82,6 +85,12 @@ def require_provider(provider: Provider, probe: bytes) -> None:
 def open_graph(
     ort: Any, graph: bytes, folder: Path, threads: int | None, provider: Provider, library: Path | None
 ) -> Any:
+    if b"k_quant_type" in graph and _version(ort.__version__) < OLDEST_FOR_SCALES:
+        raise EnvironmentProblem(
+            f"{folder}: a cache of int8 with fixed scales needs ONNX Runtime 1.28 or newer; {ort.__version__} is "
+            "installed",
+            hint="pip install --upgrade onnxruntime, or export with --kv-cache float32.",
+        )
     options = ort.SessionOptions()
     if library is not None:
         if fault := library_fault(library):

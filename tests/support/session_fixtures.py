@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from models import InMemory, hugging_face, on_disk, small_config
-from sessions import VOCAB, export_and_publish
+from sessions import VOCAB, export_and_publish, needs_fixed_scales
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pythia_export.artifact import Artifact
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import Session
 
+WITH_SCALES = Export(rotary="gqa", kv_cache="int8")
 EXPORTS = [Export(rotary=rotary) for rotary in ("custom", "gqa", "onnx")]
-EXPORTS += [Export(kv_cache=kept) for kept in ("float16", "int8")] + [Export(rotary="gqa", kv_cache="int8")]
+EXPORTS += [Export(kv_cache=kept) for kept in ("float16", "int8")]
+EXPORTS += [pytest.param(WITH_SCALES, marks=needs_fixed_scales)]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
+import pytest
 from models import Exported, InMemory, export_model, small_config
 from tokenizers import Tokenizer
 
@@ -14,6 +16,7 @@ from pythia_export.artifact import Staging
 from pythia_export.graph.decoder import kv_cache
 from pythia_export.recipe import Export, Quantize
 from pythia_export.records.manifest import Origin
+from pythia_export.runtime.onnxruntime import OLDEST_FOR_SCALES
 
 VOCAB = 300
 QUANTIZE = {"method": "rtn", "bits": 8, "group_size": 32, "head": {"method": "rtn", "bits": 8, "group_size": 32}}
@@ -50,6 +53,10 @@ def export_and_publish(
 
 def tokens(rows: int, length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(1, VOCAB, (rows, length))
+
+
+OLD_RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST_FOR_SCALES
+needs_fixed_scales = pytest.mark.skipif(OLD_RUNTIME, reason="this ONNX Runtime runs no int8 cache with fixed scales")
 
 
 def close(a: np.ndarray, b: np.ndarray, rounding: float = 2e-5) -> bool:

@@ -10,9 +10,10 @@ import onnxruntime
 import pytest
 from models import hugging_face, save_checkpoint, small_config
 from places import ROOT
+from sessions import needs_fixed_scales
 
 from pythia_export.artifact import Artifact
-from pythia_export.base.errors import IntegrityError, RecipeError
+from pythia_export.base.errors import EnvironmentProblem, IntegrityError, RecipeError
 from pythia_export.commands.cache_scales import MARGIN
 from pythia_export.commands.export import add_taps
 from pythia_export.commands.export import export as export_graph
@@ -25,6 +26,7 @@ from pythia_export.graph.cache_scales import scales_of, unit_scales
 from pythia_export.recipe import Recipe, parse_recipe
 from pythia_export.runtime import Session, TapSession
 
+pytestmark = needs_fixed_scales
 CONFIG = small_config(layers=2, vocab=4096)
 TEXT = {"source": "python-stdlib", "sequence_length": 32}
 INT8 = {"rotary": "gqa", "kv_cache": "int8"}
@@ -67,6 +69,13 @@ def test_scales_are_the_largest_keys_and_values_of_the_calibration_text_and_a_ma
         past = name.replace("cache.", "past_key_values.").removesuffix("_scale")
         assert np.allclose(scale, peaks[past] * MARGIN / 127, rtol=1e-6), name
     assert "kv_scales" not in floats.manifest.layout.to_json()
+
+
+def test_a_runtime_that_computes_something_else_with_them_is_refused(artifact, monkeypatch):
+    """ONNX Runtime 1.27 opens such a graph, and its logits are others."""
+    monkeypatch.setattr(onnxruntime, "__version__", "1.27.0")
+    with pytest.raises(EnvironmentProblem, match=r"needs ONNX Runtime 1\.28 or newer; 1\.27\.0 is installed"):
+        Session.open(artifact)
 
 
 def test_what_they_were_measured_on_is_recorded_and_the_artifact_proved_anew(artifact):

@@ -12,6 +12,7 @@ import pytest
 from models import hugging_face, save_checkpoint
 from packers import quantise
 from places import ROOT
+from sessions import needs_fixed_scales
 from typer.testing import CliRunner
 
 from pythia_export.artifact import Artifact
@@ -68,6 +69,7 @@ def test_an_import_is_proved_against_the_original_and_says_where_it_is_from(orig
     assert "gptqmodel 5.6.12" in run("inspect", out).stdout.replace("\n", " ")
 
 
+@needs_fixed_scales
 def test_a_cache_of_int8_with_fixed_scales_comes_with_an_import_and_logits_agree(original, tmp_path):
     folder, out, floats = shutil.copytree(original, tmp_path / "gptq"), tmp_path / "artifact", tmp_path / "floats"
     made = quantise(folder, "gptq", nearest=True)

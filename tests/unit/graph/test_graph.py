@@ -16,6 +16,7 @@ from pythia_export.base.errors import RecipeError
 from pythia_export.graph.cache_scales import unit_scales
 from pythia_export.graph.decoder import PACKED, build_decoder, kv_cache
 from pythia_export.graph.levels import with_accuracy_level
+from pythia_export.graph.ops import rotary_attention
 from pythia_export.graph.targets import WEB_BYTES, require_fit, warnings
 from pythia_export.model.neox import NeoXConfig
 from pythia_export.recipe import Export, Quantize, load_recipe, recipe_names
@@ -351,3 +352,12 @@ def test_every_shipped_recipe_builds_a_valid_graph_without_weights(name, tmp_pat
     elements = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
     expected = onnx.TensorProto.FLOAT16 if recipe.export.dtype == "float16" else onnx.TensorProto.FLOAT
     assert elements["past_key_values.0.key"] == expected
+
+
+def test_attention_of_a_function_reads_what_the_function_is_given():
+    """Of a computed shape ONNX Runtime before 1.31 infers another width, and opens no graph (make test-ranges)."""
+    body = rotary_attention(small_config(size="70m"), standard=False)
+    (attention,) = (node for node in body.node if node.op_type == "GroupQueryAttention")
+    assert attention.input[0] == body.input[0] == "qkv"
+    read = {name for node in body.node for name in node.input}
+    assert set(body.input) <= read, "onnxslim removes what a body does not read"

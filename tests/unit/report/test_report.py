@@ -250,7 +250,7 @@ def test_dots_stand_where_the_losses_are():
             assert 0 < float(c.attrib["cx"]) < width and 0 < float(c.attrib["cy"]) < height
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     value=st.floats(0.5, 3), below=st.floats(0, 0.3), above=st.floats(0, 2), limit=st.none() | st.floats(1.0001, 4),
     losses=st.lists(st.tuples(st.floats(1e-12, 10), st.floats(0, 10)), min_size=1, max_size=5),

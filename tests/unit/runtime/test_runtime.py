@@ -92,7 +92,9 @@ def test_a_row_of_a_left_padded_batch_is_that_row_alone(session: Session) -> Non
     assert cache.mask.sum(1).tolist() == [n + steps for n in lengths]
     for row, n in enumerate(lengths):
         alone = session.logits(np.concatenate([prompts[row : row + 1, 9 - n :], later[row : row + 1]], 1))
-        assert close(np.concatenate(batch, 1)[row], alone[0, n - 1 :])
+        # A float16 in the cache may be the next one: older runtimes sum in another order, alone and in a batch.
+        rounding = 2e-4 if session.kv_dtype == np.float16 else 2e-5
+        assert close(np.concatenate(batch, 1)[row], alone[0, n - 1 :], rounding)
 
 
 def test_logits_of_the_last_token_alone_are_those_among_all(session: Session) -> None:
