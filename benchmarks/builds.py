@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(config, Path(folder))
         for _ in range(args.rounds):
-            for name, root in (("before", args.before.resolve()), ("now", ROOT)):
+            for name, root in (("now", ROOT), ("before", args.before.resolve())):
                 command = [sys.executable, __file__, str(root), "--in-process", folder, *sys.argv[2:]]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 found[name].append(json.loads(done.stdout))

@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py                 # every grid: RTN beside the defaults
     python benchmarks/quality.py --ingredients   # one grid: plain GPTQ, each ingredient added, each left out
+    python benchmarks/quality.py --ends          # head and embedding alone, the layers in float
          [--revision main] [--samples 256] [--tokens 131072] [--bits 4] [--group -1] [--json FILE]
 
 Each grid quantises the linears of the six layers (embedding and head stay in float), through the same stream and
@@ -63,6 +64,18 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
 }
 
 
+LAYERS = {"override": [{"pattern": "gpt_neox.layers.*", "method": "none"}]}  # in float
+ENDS: dict[str, dict[str, Any]] = {
+    f"head, {method}, {bits} bits, group {group}": LAYERS | {"head": {"method": key, "bits": bits, "group_size": group}}
+    for bits, group in ((8, 128), (4, 128), (4, 32), (3, 32))
+    for method, key in (("RTN", "rtn"), ("GPTQ", "gptq"))
+} | {f"embedding, {kind}": LAYERS | {"embedding": kind} for kind in ("float16", "int8", "int4")}
+ENDS["the layers, 4 bits, group 128"] = {}
+ENDS["the layers, and as they ship: embedding float16, head int8"] = {
+    "embedding": "float16", "head": {"method": "gptq"},
+}  # fmt: skip
+
+
 class Scorer:
     """Losses and divergence of anything that has the checkpoint's tensors, against the checkpoint itself."""
 
@@ -100,6 +113,7 @@ class Scorer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ingredients", action="store_true")
+    parser.add_argument("--ends", action="store_true")
     parser.add_argument("--grids", nargs="*", default=GRIDS, metavar="BITS:GROUP")
     parser.add_argument("--budget", type=float, nargs="*", help="bits a weight to be spent on the grid, RTN beside it")
     parser.add_argument("--revision", default="main")
@@ -118,7 +132,7 @@ def main() -> None:
     score = Scorer(checkpoint, held_out.ids, held_out.documents)
 
     def quantised(**settings: Any) -> dict[str, Any]:
-        quantize = Quantize(head={"method": "none"}, embedding="float32", **settings)
+        quantize = Quantize(**{"head": {"method": "none"}, "embedding": "float32"} | settings)
         ids = calibration.ids if quantize.method == "gptq" else None
         with tempfile.TemporaryDirectory() as folder:
             path, began = Path(folder) / DATA_FILE, time.perf_counter()
@@ -136,7 +150,9 @@ def main() -> None:
     print(f"demo {args.revision}: {scored:,} held-out tokens of {documents} documents, perplexity ", end="")
     print(f"{np.exp(score.original.mean()):.3f}; calibrated on {calibration.ids.size:,} tokens; {machine()}\n")
     bar = Console(stderr=True)
-    if args.ingredients or args.budget:
+    if args.ends:
+        rows = _ends(quantised, score, bar)
+    elif args.ingredients or args.budget:
         grid = {"bits": args.bits, "group_size": args.group}
         cases: dict[str, dict[str, Any]] = dict(INGREDIENTS)
         if args.budget:
@@ -166,6 +182,21 @@ def _grids(quantised: Any, score: Scorer, grids: list[str], bar: Console) -> lis
             flush=True,
         )
         rows.append({"bits": bits, "group_size": group, "rtn": _plain(nearest), "done": _plain(done), "change": change})
+    return rows
+
+
+def _ends(quantised: Any, score: Scorer, bar: Console) -> list[dict[str, Any]]:
+    print("| rounded | dNLL | KL | beside RTN's dNLL | time |\n|---|---|---|---|---|")
+    rows, nearest = [], None
+    for name, settings in track(ENDS.items(), "ends", console=bar):
+        done = quantised(**settings)
+        beside = score.difference(done["nll"], nearest["nll"]) if nearest is not None and "GPTQ" in name else None
+        nearest = done if "RTN" in name else None
+        told = "" if beside is None else _interval(beside)
+        print(
+            f"| {name} | {_interval(done['dnll'])} | {done['kl']:.5f} | {told} | {done['seconds']:.0f} s |", flush=True
+        )
+        rows.append({"name": name, **_plain(done)})
     return rows
 
 

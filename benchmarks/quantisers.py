@@ -18,10 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -83,33 +83,33 @@ def main() -> None:
     np.save(args.work / "held_out.npy", held_out.ids)
     clusters = held_out.documents[:, 1:].ravel()
 
-    original = _outputs(checkpoint, checkpoint, held_out.ids)
+    original = outputs(checkpoint, checkpoint, held_out.ids)
     table = checkpoint.tensor(f"{HEAD}.weight").float()
     print(f"{args.checkpoint}: {clusters.size:,} held-out tokens of {held_out.documents.max() + 1} documents; ", end="")
     print(f"calibrated on {calibration.size:,} tokens; {machine()}\n")
-    print("| bits | group | | dNLL | KL | KL beside ours | seconds |\n|---|---|---|---|---|---|---|")
+    print("| bits | group | | dNLL | KL | KL beside ours | processor seconds |\n|---|---|---|---|---|---|---|")
     rows = []
     for grid in args.grids:
         bits, group = (-1 if part == "row" else int(part) for part in grid.split(":"))
-        scored: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for tool in args.tools:
             if tool == "NNCF" and bits != 4:
                 continue
             kept = args.work / f"{grid.replace(':', '-')}.{tool.replace(', ', '-').replace(' ', '-')}.npy"
             if not kept.exists():
-                began = time.perf_counter()
+                began = _processor_seconds()
                 if tool in OURS:
                     _ours(checkpoint, calibration, held_out.ids, bits, group, OURS[tool], kept)
                 else:
                     _peer(PEERS[tool], checkpoint, args, bits, group, kept)
-                kept.with_suffix(".json").write_text(json.dumps({"seconds": time.perf_counter() - began}))
-            scored[tool] = _scored(np.load(kept), original, table, held_out.ids)
-        for tool, (nll, divergence) in scored.items():
+                kept.with_suffix(".json").write_text(json.dumps({"seconds": _processor_seconds() - began}))
+            found[tool] = scored(np.load(kept), original, table, held_out.ids)
+        for tool, (nll, divergence) in found.items():
             seconds = json.loads(
                 (args.work / f"{grid.replace(':', '-')}.{tool.replace(', ', '-').replace(' ', '-')}.json").read_text()
             )["seconds"]
             loss, apart = clustered_mean(nll, clusters), clustered_mean(divergence, clusters)
-            beside = clustered_mean(divergence - scored["ours"][1], clusters) if "ours" in scored else None
+            beside = clustered_mean(divergence - found["ours"][1], clusters) if "ours" in found else None
             told = (
                 ""
                 if beside is None or tool == "ours"
@@ -136,7 +136,14 @@ def _ours(
         path = Path(folder) / "weights.bin"
         with WeightsWriter(path, places) as writer:
             quantize_stream(checkpoint, writer, calibration if quantize.method == "gptq" else None)
-        np.save(out, _outputs(WeightsReader(path, places), checkpoint, held_out))
+        np.save(out, outputs(WeightsReader(path, places), checkpoint, held_out))
+
+
+def _processor_seconds() -> float:
+    """Return what this process and those that it has waited for took of the processors so far."""
+    return sum(
+        x.ru_utime + x.ru_stime for x in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def _peer(
@@ -155,13 +162,14 @@ def _peer(
         capture_output=True,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        cwd=args.work,  # GPTQModel leaves logs where it runs
     )
     if done.returncode:
         sys.exit(f"{script}: {done.stdout[-2000:]}{done.stderr[-4000:]}")
 
 
 @torch.no_grad()
-def _outputs(weights: Tensors, checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
+def outputs(weights: Tensors, checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
     """Return the final LayerNorm's output [N, S, hidden]."""
     config = checkpoint.config
     rotary, found = Rotary.of(config, ids.shape[1], torch.float32), []
@@ -178,7 +186,7 @@ def _outputs(weights: Tensors, checkpoint: Checkpoint, ids: np.ndarray) -> np.nd
     return np.concatenate(found)
 
 
-def _scored(
+def scored(
     outputs: np.ndarray, original: np.ndarray, head: torch.Tensor, ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return, for each token that is predicted, by how much its loss is higher, and the divergence; float64."""

@@ -190,3 +190,43 @@ def test_a_massive_activation_of_the_first_token_costs_the_others_nothing(tmp_pa
         exported = export_model(model, tmp_path / str(size), Quantize(group_size=32), Export(), windows)
         found[size] = divergence(wanted, logits(exported.reader(), TINY, held_out))
     assert found[1e4] == pytest.approx(found[1.0], rel=0.1), found
+
+
+def _one_token(t: dict[str, torch.Tensor]) -> None:
+    """All tokens look alike: no input of any linear varies."""
+    t[f"{EMBEDDING}.weight"][:] = t[f"{EMBEDDING}.weight"][0]
+
+
+def _no_gains(t: dict[str, torch.Tensor]) -> None:
+    for layer in range(TINY.num_layers):
+        for norm in NORMS:
+            t[f"gpt_neox.layers.{layer}.{norm}.weight"][:] = 0
+
+
+def _no_weights(t: dict[str, torch.Tensor]) -> None:
+    for name, tensor in t.items():
+        if "layers" in name and tensor.ndim == 2:
+            tensor[:] = 0
+
+
+def _huge_units(t: dict[str, torch.Tensor]) -> None:
+    """Products that float32 holds, of numbers near either end of it: a LayerNorm's channel, v, q against k."""
+    prefix, d = "gpt_neox.layers.0", TINY.head_dim
+    t[f"{prefix}.{NORMS[0]}.weight"][3] *= 1e30
+    t[f"{prefix}.{NORMS[0]}.bias"][3] *= 1e30
+    t[f"{prefix}.{QKV}.weight"][:, 3] *= 1e-30
+    for rows, by in ((slice(0, d), 1e18), (slice(d, 2 * d), 1e-18), (slice(2 * d, 3 * d), 1e18)):
+        t[f"{prefix}.{QKV}.weight"][rows] *= by
+        t[f"{prefix}.{QKV}.bias"][rows] *= by
+    t[f"{prefix}.attention.dense.weight"][:, :d] *= 1e-18
+
+
+@pytest.mark.parametrize("export", [Export(), Export(target="cuda", dtype="float16")], ids=["float32", "float16"])
+@pytest.mark.parametrize("damage", [_one_token, _no_gains, _no_weights, _huge_units])
+def test_inputs_that_do_not_vary_and_units_at_the_ends_of_float32_cost_no_more_than_rounding_does(
+    damage, export, tmp_path
+):
+    sick = source()
+    damage(sick.tensors)
+    exported = export_model(sick, tmp_path, Quantize(group_size=32), export, WINDOWS)
+    assert divergence(logits(sick, TINY), logits(exported.reader(), TINY)) < 0.02
