@@ -69,7 +69,7 @@ ENDS: dict[str, dict[str, Any]] = {
     f"head, {method}, {bits} bits, group {group}": LAYERS | {"head": {"method": key, "bits": bits, "group_size": group}}
     for bits, group in ((8, 128), (4, 128), (4, 32), (3, 32))
     for method, key in (("RTN", "rtn"), ("GPTQ", "gptq"))
-} | {f"embedding, {kind}": LAYERS | {"embedding": kind} for kind in ("float16", "int8", "int4")}
+} | {f"embedding, {kind}": LAYERS | {"method": "rtn", "embedding": kind} for kind in ("float16", "int8", "int4")}
 ENDS["the layers, 4 bits, group 128"] = {}
 ENDS["the layers, and as they ship: embedding float16, head int8"] = {
     "embedding": "float16", "head": {"method": "gptq"},
