@@ -30,7 +30,7 @@ void round(const Product& p, float* memory, int64_t from, int64_t to) {
 void multiply(const Product& p, const float* memory, int64_t from, int64_t to) {
   if (p.exact) return multiply_exact(p, memory, from, to);
   const Rounded x = rounded(p, memory);
-  if (p.rows <= kFew) return p.bits == 8 ? few<8>(p, x, from, to) : is_narrow(p) ? few<4, true>(p, x, from, to) : few<4>(p, x, from, to);
+  if (p.rows <= kFew) return p.bits == 8 ? few<8>(p, x, from, to) : is_narrow(p) ? few<4, kWidened>(p, x, from, to) : few<4>(p, x, from, to);
   for (int64_t n = from; n < to; n += kTile) p.bits == 8 ? many<8>(p, x, n) : many<4>(p, x, n);
 }
 

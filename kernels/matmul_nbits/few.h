@@ -38,9 +38,31 @@ inline Floats load_up_to(const float* from, int64_t count) {
   return count < kLanes ? load_floats(from, count) : load_floats(from);
 }
 
-// kWide: codes of fewer bits, brought into the form of 4 a few columns at a time.
-template <int kBits, bool kWide, int kBlock, int kRows>
+// How codes are read: as they are stored; of fewer bits than 4, a few columns at a time brought into the form of 4
+// (narrow.h); or of 3 bits vector by vector, where a plane is one vector or two.
+enum Form { kStored, kWidened, kThrees, kThreesOfTwo };
+
+// What is multiplied of a vector in the form of 4 bits: each byte's low half, and its high one.
+struct Halves {
+  Ints low, high;
+};
+
+// Vector i of the form of 4 bits, of codes of 3 bits that begin at `column` with a chunk (narrow.h).
+template <int kPer>  // vectors of a plane
+inline Halves threes(const uint8_t* column, int64_t i, bool twice) {
+  constexpr int64_t kPlane = kPer * kLanes * 4;
+  const uint8_t* at = column + i / (4 * kPer) * (3 * kPlane) + i % kPer * kLanes * 4;
+  const int64_t piece = i / kPer % 4;
+  if (piece < 3) prefetch(uintptr_t(at + piece * kPlane), twice);
+  const Ints v = piece < 3 ? load(at + piece * kPlane) : gather_tops(load(at), load(at + kPlane), load(at + 2 * kPlane));
+  return {low_threes(v), high_threes(v)};
+}
+
+template <int kBits, Form kForm, int kBlock, int kRows>
 struct Columns {
+  static constexpr bool kWide = kForm == kWidened;
+  static constexpr bool kThree = kForm == kThrees || kForm == kThreesOfTwo;
+  static constexpr int kPer = kForm == kThreesOfTwo ? 2 : 1;
   // A vector holds blocks, or a block vectors.
   static constexpr int64_t kBytes = kBlock * kBits / 8;
   static constexpr int64_t kHeld = kBlock < kReach<kBits> ? kReach<kBits> / kBlock : 1;
@@ -58,7 +80,7 @@ struct Columns {
   Floats zeros(int64_t n, int64_t b, int64_t here) const {
     if (!p.zero) return zeros_alike();
     uint8_t bytes[kLanes] = {};
-    const int64_t bits = kWide ? p.zero_bits() : kBits;
+    const int64_t bits = kForm != kStored ? p.zero_bits() : kBits;
     std::memcpy(bytes, p.zero + n * p.zero_bytes() + b * bits / 8, size_t((here * bits + 7) / 8));
     if (kWide && bits == 2) {
       uint8_t two[kLanes / 4];
@@ -108,8 +130,62 @@ struct Columns {
     for (int r = 0; r < kRows; ++r) to[r] = sums[r];
   }
 
+  // The same of codes of 3 bits, for one row: no code is written before it is multiplied. `begin` is what `beginnings` gives.
+  Floats column_of_threes(const uint8_t* weights, int64_t n, const uint8_t* begin) const {
+    constexpr int64_t kVectorsOf = 4 * kPer;  // a chunk in the form of 4 bits
+    const int64_t blocks = x.blocks;
+    const int8_t* codes = x.codes + m * x.stride;
+    Floats sum = broadcast(0.0f);
+    for (int64_t b = 0; b < blocks; b += kLanes) {
+      const int64_t here = blocks - b < kLanes ? blocks - b : kLanes;
+      const float* scale = p.scale + n * blocks + b;
+      prefetch(uintptr_t(scale), twice, kSoon / kBytes * sizeof(float), kLater / kBytes * sizeof(float));
+      const Floats of_w = load_up_to(scale, here), zero = zeros(n, b, here);
+      const Floats scales = mul(of_w, load_up_to(x.scale + m * blocks + b, here));
+      sum = fmadd(mul(of_w, load_up_to(x.owed + m * blocks + b, here)), zero, sum);
+      for (int64_t v = 0; v < here / kHeld; v += kVectorsOf / kTaken, weights += kVectorsOf * kLanes * 3) {
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < kVectorsOf; i += kTaken, begin += kLanes * 4) {
+          Ints inner = load(begin);
+#pragma GCC unroll 8
+          for (int64_t t = 0; t < kTaken; ++t, codes += kReach<kBits>) {
+            const Halves w = threes<kPer>(weights, i + t, twice);
+            inner = dot_short<4>(dot_short<4>(inner, w.low, load(codes)), w.high, load(codes + kStep));
+          }
+          sum = fmadd(to_float(widened<kBits>(inner)), permute(scales, places[v + i / kTaken]), sum);
+        }
+      }
+    }
+    return sum;
+  }
+
+  // What sums of products begin with, so that codes of 3 bits count as 4 more each where their zero point is implied: that
+  // of 4 bits, as narrow.h has it.
+  const uint8_t* beginnings() const {
+    const int64_t count = x.blocks / kHeld;
+    uint8_t* all = reinterpret_cast<uint8_t*>(scratch(kTask, size_t(count * kLanes)));
+    const int8_t* codes = x.codes + m * x.stride;
+    const Ints fours = broadcast(p.zero ? 0 : 0x04040404);
+    for (int64_t v = 0; v < count; ++v) {
+      Ints begin = broadcast(0);
+      for (int64_t t = 0; t < 2 * kTaken; ++t, codes += kStep) begin = dot_short<4>(begin, fours, load(codes));
+      store(all + v * kLanes * 4, begin);
+    }
+    return all;
+  }
+
   void operator()(int64_t from, int64_t to) const {
-    if constexpr (kRows == 1) from = short_columns(from, to);
+    const uint8_t* begin = kThree ? beginnings() : nullptr;
+    if constexpr (kRows == 1) from = short_columns(from, to, begin);
+    if constexpr (kThree) {
+      for (int64_t n = from; n < to; n += 4) {
+        const int64_t columns = to - n < 4 ? to - n : 4;
+        Floats sums[4][kRows] = {};
+        for (int64_t c = 0; c < columns; ++c) sums[c][0] = column_of_threes(p.codes + (n + c) * p.row_bytes(), n + c, begin);
+        put(sums, n, columns);
+      }
+      return;
+    }
     const int64_t row_bytes = x.blocks * kBytes;
     const uint8_t* weights = p.codes + from * row_bytes;
     uint8_t* wide = kWide ? reinterpret_cast<uint8_t*>(scratch(kTask, size_t(row_bytes))) : nullptr;  // of 4 columns
@@ -124,13 +200,13 @@ struct Columns {
   }
 
   // One row's outputs of short columns; returns the first column that is not done.
-  int64_t short_columns(int64_t from, int64_t to) const {
+  int64_t short_columns(int64_t from, int64_t to, const uint8_t* begin) const {
     switch (x.blocks) {
-      case 1: return together<1>(from, to);
-      case 2: return together<2>(from, to);
-      case 4: return together<4>(from, to);
-      case 8: return together<8>(from, to);
-      case 16: return together<16>(from, to);
+      case 1: return together<1>(from, to, begin);
+      case 2: return together<2>(from, to, begin);
+      case 4: return together<4>(from, to, begin);
+      case 8: return together<8>(from, to, begin);
+      case 16: return together<16>(from, to, begin);
       default: return from;
     }
   }
@@ -138,13 +214,13 @@ struct Columns {
   // Columns of kBlocks blocks: what is worked out of scales serves as many as share a vector of them, and x stays in
   // registers. The same sums as `column` gives.
   template <int kBlocks>
-  int64_t together(int64_t from, int64_t to) const {
+  int64_t together(int64_t from, int64_t to, [[maybe_unused]] const uint8_t* begin) const {
     constexpr int64_t kVectorsOf = kBlocks * kBytes / (kLanes * 4), kCodes = kVectorsOf * (kBits == 4 ? 2 : 1);
-    if constexpr (kBlocks > kLanes || kBlocks % kHeld || kCodes > 16) {
+    if constexpr (kBlocks > kLanes || kBlocks % kHeld || kCodes > 16 || (kThree && kVectorsOf % (4 * kPer))) {
       return from;
     } else {
       constexpr int64_t kShare = kLanes / kBlocks, kGroup = kShare < 4 ? 4 : kShare;
-      if (p.zero && kBlocks * (kWide ? p.zero_bits() : kBits) % 8) return from;
+      if (p.zero && kBlocks * (kForm != kStored ? p.zero_bits() : kBits) % 8) return from;
       alignas(64) uint8_t wide[kWide ? kGroup * kBlocks * kBytes : 1];
       const Widen widen(p, twice);
       float again[2][kLanes];
@@ -162,7 +238,8 @@ struct Columns {
       Ints codes[kCodes];
       for (int64_t i = 0; i < kCodes; ++i) codes[i] = load(x.codes + m * x.stride + i * kStep);
       Floats zero = zeros_alike();
-      const uint8_t* weights = p.codes + from * kBlocks * kBytes;
+      constexpr int64_t kColumnBytes = kThree ? kBlocks * kBytes / 4 * 3 : kBlocks * kBytes;
+      const uint8_t* weights = p.codes + from * kColumnBytes;
       int64_t n = from;
       for (; n + kGroup <= to; n += kGroup) {
         if (kWide) widen.columns(n, kGroup, wide), weights = wide;
@@ -183,12 +260,18 @@ struct Columns {
             Floats sum = permute_first(owed, own[at], kBlocks);
 #pragma GCC unroll 16
             for (int64_t v = 0; v < kVectorsOf / kTaken; ++v) {
-              Ints inner = broadcast(0);
+              Ints inner = kThree ? load(begin + v * kLanes * 4) : broadcast(0);
 #pragma GCC unroll 16
-              for (int64_t t = 0; t < kTaken; ++t, weights += kLanes * 4) {
-                if (!kWide) prefetch(uintptr_t(weights), twice);
-                const Ints w = load(weights);
+              for (int64_t t = 0; t < kTaken; ++t) {
                 const Ints* of = codes + (v * kTaken + t) * (kBits == 4 ? 2 : 1);
+                if constexpr (kThree) {
+                  const Halves w = threes<kPer>(weights, v * kTaken + t, twice);
+                  inner = dot_short<4>(dot_short<4>(inner, w.low, of[0]), w.high, of[1]);
+                  continue;
+                }
+                const uint8_t* at = weights + (v * kTaken + t) * kLanes * 4;
+                if (!kWide) prefetch(uintptr_t(at), twice);
+                const Ints w = load(at);
                 if (kBits == 8)
                   inner = dot_short<8>(inner, w, of[0]);
                 else
@@ -196,6 +279,7 @@ struct Columns {
               }
               sum = fmadd(to_float(widened<kBits>(inner)), permute(scales, places[at * (kVectorsOf / kTaken) + v]), sum);
             }
+            weights += kColumnBytes;
             sums[c] = sum;
           }
           Four y = reduce_add(sums);
@@ -225,9 +309,9 @@ struct Columns {
   }
 };
 
-template <int kBits, bool kWide, int kBlock, int kRows>
+template <int kBits, Form kForm, int kBlock, int kRows>
 void rows_of(const Product& p, const Rounded& x, int64_t m, int64_t from, int64_t to) {
-  Columns<kBits, kWide, kBlock, kRows> columns{p, x, m, prefetch_policy != PrefetchPolicy::kOnce, {}};
+  Columns<kBits, kForm, kBlock, kRows> columns{p, x, m, prefetch_policy != PrefetchPolicy::kOnce, {}};
   for (int64_t v = 0; v < kLanes; ++v) {
     int32_t place[kLanes];
     for (int64_t i = 0; i < kLanes; ++i)
@@ -239,10 +323,20 @@ void rows_of(const Product& p, const Rounded& x, int64_t m, int64_t from, int64_
 
 constexpr int kRowsRead = kLanes == 16 ? 8 : 4;  // at once, as registers allow
 
-template <int kBits, bool kWide, int kBlock, int kRows = kRowsRead>
+template <int kBits, Form kForm, int kBlock, int kRows = kRowsRead>
 void up_to(int64_t end, const Product& p, const Rounded& x, int64_t m, int64_t from, int64_t to) {
-  if (end - m == kRows) return rows_of<kBits, kWide, kBlock, kRows>(p, x, m, from, to);
-  if constexpr (kRows > 1) up_to<kBits, kWide, kBlock, kRows - 1>(end, p, x, m, from, to);
+  if (end - m == kRows) return rows_of<kBits, kForm, kBlock, kRows>(p, x, m, from, to);
+  if constexpr (kRows > 1) up_to<kBits, kForm, kBlock, kRows - 1>(end, p, x, m, from, to);
+}
+
+// One row of 3 bits; false where chunks do not go into as many blocks as a vector has scales of.
+template <Form kForm, int kBlock>
+bool one_of_threes(const Product& p, const Rounded& x, int64_t from, int64_t to) {
+  constexpr int64_t kPer = kForm == kThreesOfTwo ? 2 : 1;
+  if constexpr (kBlock < 32 * kPer) return false;
+  if (p.bits != 3 || p.rows != 1 || p.plane() != kPer * kLanes * 4) return false;
+  rows_of<4, kForm, kBlock, 1>(p, x, 0, from, to);
+  return true;
 }
 
 // Whether rows are fastest one after another: columns so short that their codes stay near meanwhile.
@@ -251,25 +345,29 @@ inline bool one_by_one(const Product& p) {
   return p.rows * p.row_bytes() <= 1024 && blocks <= kLanes && (blocks & (blocks - 1)) == 0;
 }
 
-template <int kBits, bool kWide, int kBlock>
+template <int kBits, Form kForm, int kBlock>
 void few(const Product& p, const Rounded& x, int64_t from, int64_t to) {
-  if (!kWide && one_by_one(p)) {  // what is brought into form serves several rows
-    for (int64_t m = 0; m < p.rows; ++m) rows_of<kBits, kWide, kBlock, 1>(p, x, m, from, to);
+  if constexpr (kForm == kWidened) {
+    if (one_of_threes<kThrees, kBlock>(p, x, from, to)) return;
+    if constexpr (kLanes == 8)
+      if (one_of_threes<kThreesOfTwo, kBlock>(p, x, from, to)) return;
+  } else if (one_by_one(p)) {  // what is brought into form serves several rows
+    for (int64_t m = 0; m < p.rows; ++m) rows_of<kBits, kForm, kBlock, 1>(p, x, m, from, to);
     return;
   }
   const int64_t times = (p.rows + kRowsRead - 1) / kRowsRead;
   for (int64_t i = 0; i < times; ++i)
-    up_to<kBits, kWide, kBlock>(p.rows * (i + 1) / times, p, x, p.rows * i / times, from, to);
+    up_to<kBits, kForm, kBlock>(p.rows * (i + 1) / times, p, x, p.rows * i / times, from, to);
 }
 
-template <int kBits, bool kWide = false>
+template <int kBits, Form kForm = kStored>
 void few(const Product& p, const Rounded& x, int64_t from, int64_t to) {
   switch (p.block) {
-    case 16: return few<kBits, kWide, 16>(p, x, from, to);
-    case 32: return few<kBits, kWide, 32>(p, x, from, to);
-    case 64: return few<kBits, kWide, 64>(p, x, from, to);
-    case 128: return few<kBits, kWide, 128>(p, x, from, to);
-    default: return few<kBits, kWide, 256>(p, x, from, to);
+    case 16: return few<kBits, kForm, 16>(p, x, from, to);
+    case 32: return few<kBits, kForm, 32>(p, x, from, to);
+    case 64: return few<kBits, kForm, 64>(p, x, from, to);
+    case 128: return few<kBits, kForm, 128>(p, x, from, to);
+    default: return few<kBits, kForm, 256>(p, x, from, to);
   }
 }
 

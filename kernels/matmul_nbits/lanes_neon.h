@@ -55,6 +55,22 @@ inline Ints low_nibbles(Ints v) {
 inline Ints high_nibbles(Ints v) {
   return bytewise(v, [](uint8x16_t of) { return vshrq_n_u8(of, 4); });
 }
+inline Ints low_threes(Ints v) {
+  return bytewise(v, [](uint8x16_t of) { return vandq_u8(of, vdupq_n_u8(7)); });
+}
+inline Ints high_threes(Ints v) {
+  return bytewise(v, [](uint8x16_t of) { return vandq_u8(vshrq_n_u8(of, 4), vdupq_n_u8(7)); });
+}
+inline int32x4_t tops_of_half(int32x4_t a, int32x4_t b, int32x4_t c) {
+  const uint8x16_t first = vandq_u8(vshrq_n_u8(vreinterpretq_u8_s32(a), 3), vdupq_n_u8(0x11));
+  const uint8x16_t second = vandq_u8(vshrq_n_u8(vreinterpretq_u8_s32(b), 2), vdupq_n_u8(0x22));
+  const uint8x16_t third = vandq_u8(vshrq_n_u8(vreinterpretq_u8_s32(c), 1), vdupq_n_u8(0x44));
+  return vreinterpretq_s32_u8(vorrq_u8(vorrq_u8(first, second), third));
+}
+// Codes of 3 bits from the top bits of three vectors' nibbles.
+inline Ints gather_tops(Ints a, Ints b, Ints c) {
+  return {tops_of_half(a.low, b.low, c.low), tops_of_half(a.high, b.high, c.high)};
+}
 inline Floats gather(const float* p, Ints offsets) {
   int32_t at[kLanes];
   float found[kLanes];

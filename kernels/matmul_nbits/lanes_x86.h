@@ -27,6 +27,14 @@ inline Ints broadcast(int32_t x) { return _mm512_set1_epi32(x); }
 inline Floats broadcast(float x) { return _mm512_set1_ps(x); }
 inline Ints low_nibbles(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 inline Ints high_nibbles(Ints v) { return low_nibbles(_mm512_srli_epi32(v, 4)); }
+inline Ints low_threes(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(7)); }
+inline Ints high_threes(Ints v) { return low_threes(_mm512_srli_epi32(v, 4)); }
+// Codes of 3 bits from the top bits of three vectors' nibbles; what is in their own top bits is nothing.
+inline Ints gather_tops(Ints a, Ints b, Ints c) {
+  constexpr int kChoose = 0xca;  // by each bit of the first
+  const Ints two = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x11), _mm512_srli_epi32(a, 3), _mm512_srli_epi32(b, 2), kChoose);
+  return _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x44), _mm512_srli_epi32(c, 1), two, kChoose);
+}
 inline Floats gather(const float* p, Ints offsets) { return _mm512_i32gather_ps(offsets, p, 4); }
 inline Floats to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
 inline Ints mul(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
@@ -101,6 +109,14 @@ inline Ints broadcast(int32_t x) { return _mm256_set1_epi32(x); }
 inline Floats broadcast(float x) { return _mm256_set1_ps(x); }
 inline Ints low_nibbles(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline Ints high_nibbles(Ints v) { return low_nibbles(_mm256_srli_epi32(v, 4)); }
+inline Ints low_threes(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(7)); }
+inline Ints high_threes(Ints v) { return low_threes(_mm256_srli_epi32(v, 4)); }
+inline Ints gather_tops(Ints a, Ints b, Ints c) {
+  const Ints first = _mm256_and_si256(_mm256_srli_epi32(a, 3), _mm256_set1_epi8(0x11));
+  const Ints second = _mm256_and_si256(_mm256_srli_epi32(b, 2), _mm256_set1_epi8(0x22));
+  const Ints third = _mm256_and_si256(_mm256_srli_epi32(c, 1), _mm256_set1_epi8(0x44));
+  return _mm256_or_si256(_mm256_or_si256(first, second), third);
+}
 inline Floats gather(const float* p, Ints offsets) { return _mm256_i32gather_ps(p, offsets, 4); }
 inline Floats to_float(Ints v) { return _mm256_cvtepi32_ps(v); }
 inline Ints mul(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
