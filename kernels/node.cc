@@ -135,20 +135,20 @@ void Node::refuse(const std::string& what) const { throw Refusal(place_ + ": " +
 
 void Node::check(ort::Status* status, const char* doing) const { pythia::check(*api_, status, place_, doing); }
 
-bool Call::has(size_t i) const {
-  size_t count = 0;
-  node_.check(node_.api().KernelContext_GetInputCount(context_, &count), "counting inputs");
-  if (i >= count) return false;
+const ort::Value* Call::value(size_t i) const {
+  if (!count_) node_.check(node_.api().KernelContext_GetInputCount(context_, &count_), "counting inputs");
+  if (i >= count_) return nullptr;
   const ort::Value* value = nullptr;
   node_.check(node_.api().KernelContext_GetInput(context_, i, &value), "reading an input");
-  return value != nullptr;
+  return value;
 }
 
+bool Call::has(size_t i) const { return value(i) != nullptr; }
+
 Tensor Call::input(size_t i, const char* name) const {
-  if (!has(i)) node_.refuse("the input " + std::string(name) + " is missing");
-  const ort::Value* value = nullptr;
-  node_.check(node_.api().KernelContext_GetInput(context_, i, &value), name);
-  return node_.tensor_of(value, name);
+  const ort::Value* of = value(i);
+  if (!of) node_.refuse("the input " + std::string(name) + " is missing");
+  return node_.tensor_of(of, name);
 }
 
 Tensor Call::input(size_t i, const char* name, const std::vector<int64_t>& shape) const {

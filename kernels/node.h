@@ -74,8 +74,11 @@ class Call {
   void* stream() const;       // of the GPU that computes this node; null on a CPU
 
  private:
+  const ort::Value* value(size_t input) const;  // null where it is left out
+
   const Node& node_;
   ort::KernelContext* context_;
+  mutable size_t count_ = 0;  // inputs, once they were counted: a node with layers of caches has hundreds
 };
 
 // What is known of a node's tensors before any run: ONNX Runtime asks for the outputs' types and shapes from it.

@@ -111,6 +111,7 @@ ort::Domain* domain(ort::Status** failed) {
   if (!*failed && (!version || version->product)) *failed = add<Linear3Bits>(made);
   if (!*failed && (!version || version->product)) *failed = add<MatMulNBits>(made);
   if (!*failed && (!version || version->product)) *failed = add<DecoderLayers>(made);
+  if (!*failed && (!version || version->product)) *failed = add<Decoder>(made);
   if (!*failed && (!version || version->product)) *failed = add<DecoderMask>(made);
 #endif
   return made;

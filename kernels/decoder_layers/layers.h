@@ -34,10 +34,17 @@ struct Layers {
 // Fewer multiplications than this are over before another thread has woken up.
 constexpr double kWorthWaking = 8e6;
 
-// Every layer, one after another. `y` [batch * fresh, hidden] is x, and becomes the output. `attention` has what all
-// layers share; what is a layer's own in it is not read. Work is shared with `parallel` from `worth` multiplications on.
+// What comes behind the layers: the last tokens of each row are normalised, and no others are computed to the end.
+struct Ending {
+  const float *scale, *shift;  // [hidden]
+  int64_t kept;                // tokens of a row, 1 to fresh
+};
+
+// Every layer, one after another, of x [batch * fresh, hidden]; y is as large, or with an ending [batch * kept, hidden].
+// `attention` has what all layers share; what is a layer's own in it is not read. Work is shared with `parallel` from
+// `worth` multiplications on.
 void run_layers(const Layers&, const std::vector<LayerWeights>&, const std::vector<LayerCache>&,
-                const Attention& attention, float* y, const Version&, const Parallel& parallel,
-                double worth = kWorthWaking);
+                const Attention& attention, const float* x, float* y, const Ending*, const Version&,
+                const Parallel& parallel, double worth = kWorthWaking);
 
 }  // namespace pythia

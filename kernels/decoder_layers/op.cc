@@ -3,7 +3,6 @@
 #include "op.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "../rotary_attention/op.h"
 
@@ -19,16 +18,18 @@ std::string named(ort::ElementType type) {
     case ort::kFloat16: return "float16";
     case ort::kInt8: return "int8";
     case ort::kUint8: return "uint8";
+    case ort::kInt64: return "int64";
     default: return "type " + std::to_string(type);
   }
 }
 
 }  // namespace
 
-DecoderLayers::DecoderLayers(const ort::Api& api, const ort::KernelInfo* info, Types)
-    : node_(api, info, "pythia::DecoderLayers"),
+DecoderLayers::DecoderLayers(const ort::Api& api, const ort::KernelInfo* info, Types, const char* called, size_t endings)
+    : node_(api, info, called),
       heads_(node_.attribute("num_heads")),
       rotary_dim_(node_.attribute("rotary_dim")),
+      endings_(endings),
       version_(chosen()) {
   if (!version_ || !version_->product) node_.refuse(kNoVersion);
   if (heads_ < 1) node_.refuse("num_heads is " + std::to_string(heads_) + "; 1 or more was expected");
@@ -58,16 +59,16 @@ DecoderLayers::DecoderLayers(const ort::Api& api, const ort::KernelInfo* info, T
     forms_.push_back({bits[i], zeros[i] != 0, biases[i] != 0});
     tensors_ += 2 + size_t(zeros[i] != 0) + size_t(biases[i] != 0);
   }
-  const size_t inputs = node_.inputs(), caches = inputs - std::min(inputs, kFirst + tensors_);
+  const size_t inputs = node_.inputs(), others = kFirst + tensors_ + endings_, caches = inputs - std::min(inputs, others);
   if (caches != 2 * count_ && caches != 4 * count_)
-    node_.refuse("it has " + std::to_string(inputs) + " inputs; " + std::to_string(kFirst + tensors_) +
+    node_.refuse("it has " + std::to_string(inputs) + " inputs; " + std::to_string(others) +
                  " and 2 or 4 caches for each of " + std::to_string(count_) + " layers were expected");
   parts_ = caches / count_;
   for (size_t i = 0; i < caches; ++i)
     cache_names_.push_back("past_key_values." + std::to_string(i / parts_) + "." + kPartNames[i % parts_]);
 
   std::vector<Tensor> found;
-  for (size_t i = kFirst + caches; i < inputs; ++i) {
+  for (size_t i = kFirst + caches; i < inputs - endings_; ++i) {
     std::optional<Tensor> tensor = node_.constant(i);
     if (!tensor) return;
     found.push_back(std::move(*tensor));
@@ -156,9 +157,28 @@ void DecoderLayers::compute(ort::KernelContext* context) const {
   a.cos = shared.cos.as<float>(), a.sin = shared.sin.as<float>(), a.position = shared.position.as<int64_t>();
   a.bias = shared.bias.as<float>(), a.bias_batch = shared.bias.shape[0] == 1 ? 0 : T * a.total;
   const std::vector<LayerCache> caches = grow_caches(call, a);
-  float* y = static_cast<float*>(call.output(0, x.shape));
-  std::memcpy(y, x.data, size_t(B * T * layers.hidden) * sizeof(float));
-  run_layers(layers, constant_.empty() ? given : constant_, caches, a, y, *version_, call.parallel());
+  Ending ending{};
+  if (endings_) ending = ending_of(call, layers.hidden, T);
+  float* y = static_cast<float*>(call.output(0, {B, endings_ ? ending.kept : T, layers.hidden}));
+  run_layers(layers, constant_.empty() ? given : constant_, caches, a, x.as<float>(), y, endings_ ? &ending : nullptr,
+             *version_, call.parallel());
+}
+
+Ending DecoderLayers::ending_of(const Call& call, int64_t hidden, int64_t fresh) const {
+  const auto of_type = [&](size_t i, const char* name, ort::ElementType type, const std::vector<int64_t>& shape) {
+    const Tensor t = call.input(kFirst + parts_ * count_ + tensors_ + i, name, shape);
+    if (t.type != type) node_.refuse(std::string(name) + " is of " + named(t.type) + "; " + named(type) + " was expected");
+    return t;
+  };
+  const int64_t keep = *of_type(Decoder::kKeep, "num_logits_to_keep", ort::kInt64, {}).as<int64_t>();
+  const int64_t told = *of_type(Decoder::kNew, "the number of new tokens", ort::kInt64, {1}).as<int64_t>();
+  if (keep < 0) node_.refuse("num_logits_to_keep is " + std::to_string(keep) + "; 0 or more was expected");
+  if (told != fresh)
+    node_.refuse("the number of new tokens is " + std::to_string(told) + " and x has " + std::to_string(fresh) +
+                 "; the same number was expected");
+  return {of_type(Decoder::kScale, "final_layer_norm.weight", ort::kFloat, {hidden}).as<float>(),
+          of_type(Decoder::kShift, "final_layer_norm.bias", ort::kFloat, {hidden}).as<float>(),
+          keep == 0 ? fresh : std::min(keep, fresh)};
 }
 
 std::vector<LayerCache> DecoderLayers::grow_caches(const Call& call, Attention& a) const {
@@ -197,6 +217,17 @@ std::vector<LayerCache> DecoderLayers::grow_caches(const Call& call, Attention& 
 
 void DecoderLayers::infer(const Inference& in) {
   in.output(0, ort::kFloat, in.shape(kX, 3));
+  infer_caches(in);
+}
+
+void Decoder::infer(const Inference& in) {
+  std::vector<Dimension> kept = in.shape(kX, 3);
+  kept[1] = {};
+  in.output(0, ort::kFloat, kept);
+  infer_caches(in);
+}
+
+void DecoderLayers::infer_caches(const Inference& in) {
   for (size_t i = kFirst; i < in.inputs(); ++i) {  // caches come before weights, the first of which is a vector
     const size_t rank = in.rank(i);
     if (rank < 3) break;

@@ -29,6 +29,7 @@ struct Attention {
   float* key_scale;         // [batch, heads, room] for int8, otherwise null
   float* value_scale;
   float* out;               // [batch, fresh, heads * head_dim]
+  int64_t unread;           // so many of a row's first tokens nobody reads `out` of; it need not be written there
 };
 
 // Slow and obvious, in double; the other versions (../versions.h) are one source, cpu.cc.

@@ -534,7 +534,7 @@ struct Prefill {
 template <typename C>
 void prefill(const Attention& a, const Parallel& parallel) {
   Prefill<C> job{a};
-  const int64_t tiles = (a.fresh + kQueries - 1) / kQueries;
+  const int64_t tiles = (a.fresh + kQueries - 1) / kQueries - a.unread / kQueries;
   parallel(size_t(a.batch * a.heads), Prefill<C>::cache, &job);
   parallel(size_t(a.batch * a.heads * tiles), Prefill<C>::run, &job);
 }

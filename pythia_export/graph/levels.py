@@ -9,7 +9,7 @@ from onnx import helper
 
 from .decoder import PACKED
 from .ops import LINEAR_3, MICROSOFT
-from .trunk import TRUNK
+from .trunk import TRUNKS
 
 
 def with_accuracy_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
@@ -18,11 +18,11 @@ def with_accuracy_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
     copy.CopyFrom(model)
     _set_level(copy.graph.node, level)
     for function in copy.functions:
-        if function.name == TRUNK:
+        if function.name in TRUNKS:
             _set_level(function.node, level)
     for node in copy.graph.node:
         for attribute in node.attribute:
-            if node.op_type == TRUNK and attribute.name == "accuracy_level":
+            if node.op_type in TRUNKS and attribute.name == "accuracy_level":
                 attribute.i = level
     kept = [function for function in copy.functions if function.name not in PACKED or function.name == LINEAR_3]
     del copy.functions[:]

@@ -1,5 +1,5 @@
-"""A decoder in few nodes: pythia.DecoderLayers, whose function is all layers as `decoder.py` writes them, and
-pythia.DecoderMask, whose function is what `decoder.py` makes of attention_mask.
+"""A decoder in few nodes: pythia.Decoder, whose function is all layers and the final normalisation as `decoder.py`
+writes them, and pythia.DecoderMask, whose function is what `decoder.py` makes of attention_mask.
 
 A node costs ONNX Runtime about a microsecond, and each of its operators hands work out to threads anew. A small model
 spends most of a token on that. So a graph for a CPU calls all its layers by one name. Where our library is registered,
@@ -8,10 +8,14 @@ its kernel computes them. Elsewhere ONNX Runtime inlines the function, and runs 
 - Inputs: x [B, T, hidden] float32; then what pythia.RotaryAttention reads: cos, sin, position_ids, seqlens_k,
   total_length, attention_bias; then the caches, layer by layer: past_key, past_value, and of int8 past_key_scale,
   past_value_scale; then the weights, layer by layer: scale and shift of both normalisations, and of each linear its
-  codes, scales, zero points and bias, as far as it has them.
-- Outputs: x after the last layer, and the caches, grown.
+  codes, scales, zero points and bias, as far as it has them; then num_logits_to_keep [] int64, T [1] int64, and scale
+  and shift of the final normalisation.
+- Outputs: the last tokens normalised, [B, kept, hidden], all where num_logits_to_keep is 0; and the caches, grown. The
+  kernel computes nothing behind the last layer's attention for tokens that are not kept.
 - Attributes: num_heads, rotary_dim, accuracy_level, epsilon, parallel_residual (1 or 0), activation; and for every
   linear of every layer `bits`, and 1 or 0 in `zero_points` and `biases`.
+
+Older artifacts have pythia.DecoderLayers instead, which lacks the final normalisation and its four inputs.
 
 pythia.DecoderMask: attention_mask [B, total] int64 and the number of new tokens [1] int64 become seqlens_k [B] int32,
 total_length [] int32 and attention_bias [B, 1, T, total] float32, as pythia.RotaryAttention has them.
@@ -29,17 +33,19 @@ from collections.abc import Iterable
 import onnx
 from onnx import helper
 
-from ..model.neox import LINEARS, NORMS, NeoXConfig, cache_parts, layer_prefix
+from ..model.neox import FINAL_NORM, LINEARS, NORMS, NeoXConfig, cache_parts, layer_prefix
 from ..recipe import Export
 from ..weights.layout import Layout, LinearPlan
 from .cache_scales import CacheScales
-from .decoder import PACKED, build_decoder, has_kernel, zero_points_of
+from .decoder import KEEP, PACKED, build_decoder, has_kernel, zero_points_of
 from .ops import DOMAIN, MICROSOFT, OPSET
 
-TRUNK, MASK = "DecoderLayers", "DecoderMask"
+TRUNK, MASK = "Decoder", "DecoderMask"
+TRUNKS = (TRUNK, "DecoderLayers")  # the second is in older artifacts
 _SHARED = ("rotary.cos", "rotary.sin", "position_ids", "/mask/last/Expand/out0", "/mask/total/Reshape/out0",
            "/mask/bias/Expand/out0")  # fmt: skip
 _NEW = "/mask/new"  # the node that counts new tokens, for the mask and for who reads the last of them
+_IN_TRUNK = ("/layers.", "/last/", "/final_layer_norm/")  # names of nodes
 _TYPED, _CONSTANT = "/typed", "/constant"
 _ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "mish")  # that the kernel has
 _ATTRIBUTES = ("num_heads", "rotary_dim", "accuracy_level", "epsilon", "parallel_residual", "activation", "bits",
@@ -77,7 +83,7 @@ def without_trunk(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy that calls operator by operator; the same graph where it does already."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    bodies = {f.name: f for f in copy.functions if f.name in (TRUNK, MASK)}
+    bodies = {f.name: f for f in copy.functions if f.name in (*TRUNKS, MASK)}
     for function in bodies.values():
         copy.graph.value_info.extend(function.value_info)
     nodes: list[onnx.NodeProto] = []
@@ -97,15 +103,17 @@ def _linears(config: NeoXConfig, layout: Layout) -> list[LinearPlan]:
 
 
 def _with_trunk(model: onnx.ModelProto, config: NeoXConfig, layout: Layout, export: Export) -> onnx.ModelProto:
-    body = [node for node in model.graph.node if node.name.startswith("/layers.")]
+    body = [node for node in model.graph.node if node.name.startswith(_IN_TRUNK)]
     made = {output for node in body for output in node.output}
-    last = f"/layers.{config.num_layers - 1}/residual/Add/out0"
     parts = [f"{i}.{part}" for i in range(config.num_layers) for part in cache_parts(export.cache_dtype)]
     weights = _weights(config, layout)
-    inputs = [body[0].input[0], *_SHARED, *(f"past_key_values.{part}" for part in parts), *weights.values()]
-    formal = [*inputs[: -len(weights)], *weights]
-    outputs = [last, *(f"present.{part}" for part in parts)]
-    assert {name for node in body for name in node.input if name} - made == set(inputs)
+    ending = [KEEP, f"{_NEW}/out0", f"{FINAL_NORM}.weight", f"{FINAL_NORM}.bias"]
+    first = [body[0].input[0], *_SHARED, *(f"past_key_values.{part}" for part in parts)]
+    inputs, formal = [*first, *weights.values(), *ending], [*first, *weights, *ending]
+    outputs = [body[-1].output[0], *(f"present.{part}" for part in parts)]
+    constants = _constants(model, body, inputs)
+    read = {name for node in body for name in node.input if name} - made - {tensor.name for tensor in constants}
+    assert read == set(inputs)
     linears = _linears(config, layout)
     node = helper.make_node(
         TRUNK, inputs, outputs, name="/layers", domain=DOMAIN, num_heads=config.num_heads,
@@ -114,7 +122,8 @@ def _with_trunk(model: onnx.ModelProto, config: NeoXConfig, layout: Layout, expo
         bits=[plan.stored_bits for plan in linears],
         zero_points=[int(bool(zero_points_of(plan))) for plan in linears], biases=[int(plan.bias) for plan in linears],
     )  # fmt: skip
-    function = helper.make_function(DOMAIN, TRUNK, formal, outputs, _typed(body), _opsets(), attributes=_ATTRIBUTES)
+    nodes = [*_as_nodes(constants, "/last"), *_typed(body)]
+    function = helper.make_function(DOMAIN, TRUNK, formal, outputs, nodes, _opsets(), attributes=_ATTRIBUTES)
     folded = _replaced(model, body, node)
     inner = made - set(outputs)
     function.value_info.extend(value for value in model.graph.value_info if value.name in inner)
@@ -127,26 +136,26 @@ def _with_trunk(model: onnx.ModelProto, config: NeoXConfig, layout: Layout, expo
 
 def _with_mask(model: onnx.ModelProto) -> onnx.ModelProto:
     body = [node for node in model.graph.node if node.name.startswith("/mask/") and node.name != _NEW]
-    names = {node.name for node in body}
-    others = {name for node in model.graph.node if node.name not in names for name in node.input}
     inputs, outputs = ["attention_mask", f"{_NEW}/out0"], list(_SHARED[3:])
     node = helper.make_node(MASK, inputs, outputs, name="/mask", domain=DOMAIN)
     folded = _replaced(model, body, node)
-    read = {name for each in body for name in each.input}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    made = [
-        helper.make_node("Constant", [], [tensor.name], name=f"/mask/{tensor.name}{_CONSTANT}", value=tensor)
-        for tensor in constants
-    ]
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in read or tensor.name in others]
-    del folded.graph.initializer[:]
-    folded.graph.initializer.extend(kept)
-    folded.functions.insert(0, helper.make_function(DOMAIN, MASK, inputs, outputs, [*made, *body], _opsets()[:1]))
+    nodes = [*_as_nodes(_constants(model, body, inputs), "/mask"), *body]
+    folded.functions.insert(0, helper.make_function(DOMAIN, MASK, inputs, outputs, nodes, _opsets()[:1]))
     return folded
 
 
+def _constants(model: onnx.ModelProto, body: list[onnx.NodeProto], inputs: list[str]) -> list[onnx.TensorProto]:
+    """Return the constants that `body` reads from the graph, and that a function over `inputs` is not given."""
+    read = {name for node in body for name in node.input} - set(inputs)
+    return [tensor for tensor in model.graph.initializer if tensor.name in read]
+
+
+def _as_nodes(constants: list[onnx.TensorProto], path: str) -> list[onnx.NodeProto]:
+    return [helper.make_node("Constant", [], [x.name], name=f"{path}/{x.name}{_CONSTANT}", value=x) for x in constants]
+
+
 def _replaced(model: onnx.ModelProto, body: list[onnx.NodeProto], node: onnx.NodeProto) -> onnx.ModelProto:
-    """Return a copy with `node` where the first of `body` was."""
+    """Return a copy with `node` where the first of `body` was, without constants that nobody reads any more."""
     names = {each.name for each in body}
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -156,6 +165,10 @@ def _replaced(model: onnx.ModelProto, body: list[onnx.NodeProto], node: onnx.Nod
             copy.graph.node.append(node)
         elif each.name not in names:
             copy.graph.node.append(each)
+    read = {name for each in copy.graph.node for name in each.input}
+    kept = [tensor for tensor in copy.graph.initializer if tensor.name in read]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(kept)
     return copy
 
 

@@ -23,7 +23,7 @@ from .protobuf import Malformed
 
 KEEP = "num_logits_to_keep"
 MICROSOFT, OURS = "com.microsoft", "pythia"
-TRUNK = "DecoderLayers"  # the one function that calls others of ours
+TRUNKS = ("Decoder", "DecoderLayers")  # the functions that call others of ours; the second is in older artifacts
 # What `graph/` writes, in every form: tests/unit/runtime/test_safe_graph.py holds the two to each other.
 WRITTEN = frozenset(
     {("", name) for name in (
@@ -34,9 +34,10 @@ WRITTEN = frozenset(
         "Tanh", "Transpose", "Unsqueeze", "Where",
     )}
     | {(MICROSOFT, name) for name in ("GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits")}
-    | {(OURS, name) for name in (TRUNK, "DecoderMask", "Linear3Bits", "LinearNBits", "RotaryAttention")}
+    | {(OURS, name) for name in (TRUNKS[0], "DecoderMask", "Linear3Bits", "LinearNBits", "RotaryAttention")}
 )  # fmt: skip
-OPERATORS = WRITTEN | {("", "CastLike"), ("", "Identity"), (OURS, "MatMulNBits")}  # these are in older artifacts
+# These are in older artifacts.
+OPERATORS = WRITTEN | {("", "CastLike"), ("", "Identity"), (OURS, "MatMulNBits"), (OURS, TRUNKS[1])}
 TRUST = "If you know who made it: `generate --trust-graph`, or Artifact.open(path, trust_graph=True)."
 _DEEPEST = 8  # graphs within graphs
 _EXTERNAL = 1  # TensorProto.DataLocation
@@ -125,7 +126,7 @@ def require_ours(graph: Graph, where: str, operators: Collection[tuple[str, str]
     graph.unusual += [
         f"function {name} that calls {called} of {OURS}"
         for name, domain, called in graph.within
-        if domain == OURS and (name != TRUNK or called == TRUNK)
+        if domain == OURS and (name not in TRUNKS or called in TRUNKS)
     ]
     if graph.unusual:
         raise IntegrityError(

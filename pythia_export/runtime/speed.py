@@ -17,7 +17,7 @@ Speed = Literal["native", "function", "stock"]
 _OURS = b"\x3a\x06pythia"
 # Operators that libraries had not from the first, and which ONNX Runtime would leave to the graph's function unsaid.
 # Without RotaryAttention nothing opens (onnxruntime.py).
-_LATER = ("LinearNBits", "DecoderLayers", "DecoderMask", "Linear3Bits")
+_LATER = ("LinearNBits", "DecoderLayers", "DecoderMask", "Linear3Bits", "Decoder")
 
 
 def speed_here(artifact: Artifact) -> tuple[Speed, str]:

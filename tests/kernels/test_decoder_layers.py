@@ -1,4 +1,5 @@
-"""pythia.DecoderLayers in ONNX Runtime: the kernel against Hugging Face, and against the function in its place."""
+"""pythia.Decoder in ONNX Runtime: the kernel against Hugging Face, and against the function in its place. And
+pythia.DecoderLayers, which older artifacts have."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from oracles import relative
 from pythia_export.graph.decoder import build_decoder
 from pythia_export.graph.levels import with_accuracy_level
 from pythia_export.graph.trunk import MASK as MASK_NODE
-from pythia_export.graph.trunk import TRUNK, build_graph, without_trunk
+from pythia_export.graph.trunk import TRUNK, TRUNKS, build_graph, without_trunk
 from pythia_export.recipe import Export, Quantize
 from pythia_export.runtime import Session
 from pythia_export.weights.layout import layout
@@ -51,15 +52,38 @@ def exported(
 
 def trunk_node(model: onnx.ModelProto) -> onnx.NodeProto | None:
     """Return the node that is all layers."""
-    return next((node for node in model.graph.node if node.op_type == TRUNK), None)
+    return next((node for node in model.graph.node if node.op_type in TRUNKS), None)
 
 
-def opened(graph: Exported, export: Export, native: bool = True, threads: int = 1, plain: bool = False) -> Session:
+def older(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph as it was when the layers' node had not the final normalisation in it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    node = trunk_node(copy)
+    function = next(f for f in copy.functions if f.name == TRUNK)
+    ending = [each for each in function.node if each.name.startswith(("/last/", "/final_layer_norm/"))]
+    kept = [each for each in function.node if each not in ending]
+    copy.graph.initializer.extend(each.attribute[0].t for each in ending if each.op_type == "Constant")
+    node.op_type = function.name = TRUNKS[1]
+    node.output[0] = function.output[0] = kept[-1].output[0]
+    del node.input[-4:], function.input[-4:], function.node[:]
+    function.node.extend(kept)
+    nodes = list(copy.graph.node)
+    at = nodes.index(node) + 1
+    del copy.graph.node[:]
+    copy.graph.node.extend([*nodes[:at], *(each for each in ending if each.op_type != "Constant"), *nodes[at:]])
+    return copy
+
+
+def opened(
+    graph: Exported, export: Export, native: bool = True, threads: int = 1, plain: bool = False, old: bool = False
+) -> Session:
     served = export.model_copy(update={"accuracy_level": 4})
     model = build_decoder(graph.config, graph.places, export)
     if not plain:
         model = with_accuracy_level(build_graph(graph.config, graph.places, served), export.accuracy_level)
-        assert trunk_node(model) is not None
+        model = older(model) if old else model
+        assert trunk_node(model).op_type == TRUNKS[old]
     return Session(
         model.SerializeToString(),
         graph.folder,
@@ -115,6 +139,39 @@ def test_the_kernel_gives_what_the_function_gives(level, cache, tmp_path):
 
 
 @pytest.mark.parametrize("level", [0, 4])
+@pytest.mark.parametrize("native", [True, False])
+def test_an_older_artifacts_node_without_the_final_normalisation_runs_as_before(native, level, tmp_path):
+    graph, ids, _ = exported(tmp_path, Quantize(method="rtn", group_size=32))
+    export = Export(accuracy_level=level)
+    old, new = (opened(graph, export, native, old=old) for old in (True, False))
+    assert old.speed == ("native" if native else "function")
+    assert relative(logits_of(old, ids), logits_of(new, ids), MASK) <= (1e-5 if level == 0 else 2e-2)
+    served = build_graph(graph.config, graph.places, LEVEL_4)
+    assert list(without_trunk(older(served)).graph.node) == list(without_trunk(served).graph.node)
+
+
+@pytest.mark.parametrize("config", [{}, {"parallel_residual": False}])
+@pytest.mark.parametrize("level", [0, 4])
+def test_the_last_tokens_alone_get_the_logits_that_they_get_among_all(level, config, tmp_path):
+    """For the others nothing is computed behind the last layer's attention; what is cached is the same."""
+    graph, ids, _ = exported(tmp_path, Quantize(method="rtn", group_size=32), **config)
+    export = Export(accuracy_level=level)
+    session, function = (opened(graph, export, native) for native in (True, False))
+    near = 1e-5 if level == 0 else 2e-2
+    for keep in (1, 3, PROMPT, PROMPT + 5):
+        cache, whole, by_function = (x.start(BATCH, LENGTH) for x in (session, session, function))
+        got = session.step(cache, ids[:, :PROMPT], MASK[:, :PROMPT], keep=keep)
+        wanted = session.step(whole, ids[:, :PROMPT], MASK[:, :PROMPT])
+        kept = min(keep, PROMPT)
+        assert got.shape == (BATCH, kept, graph.config.vocab_size)
+        assert relative(got, wanted[:, -kept:], MASK[:, :PROMPT][:, -kept:]) <= near
+        other = function.step(by_function, ids[:, :PROMPT], MASK[:, :PROMPT], keep=keep)
+        assert relative(got, other, MASK[:, :PROMPT][:, -kept:]) <= near
+        steps = [session.step(x, ids[:, PROMPT:], MASK[:, PROMPT:]) for x in (cache, whole)]
+        assert np.array_equal(*steps), "keys and values are those of all tokens"
+
+
+@pytest.mark.parametrize("level", [0, 4])
 def test_threads_change_nothing(level, tmp_path):
     graph, ids, _ = exported(tmp_path, Quantize(method="rtn"), size="410m")
     export = Export(accuracy_level=level)
@@ -147,7 +204,7 @@ def test_without_it_the_graph_is_the_one_operator_by_operator():
     for export in (LEVEL_4, Export(accuracy_level=4, kv_cache="int8")):
         places = layout(config, Quantize(method="rtn"), "float32")
         plain, folded = build_decoder(config, places, export), build_graph(config, places, export)
-        assert len(folded.graph.node) <= 10 < len(plain.graph.node)
+        assert len(folded.graph.node) <= 6 < len(plain.graph.node)
         back = without_trunk(folded)
         assert list(back.graph.node) == list(plain.graph.node) and list(back.functions) == list(plain.functions)
         names = [sorted(tensor.name for tensor in m.graph.initializer) for m in (back, plain)]
@@ -223,7 +280,7 @@ LAYER = "gpt_neox.layers.1"
         (attribute("activation", s=b"tanh"), "activation is tanh; gelu, for example, was expected"),
         (attribute("bits", ints=[4] * 7), "bits, zero_points and biases have 7, 8 and 8 numbers; 4 for each layer"),
         (attribute("bits", ints=[4] * 6 + [5, 4]), "bits is 5 for dense_h_to_4h of layer 1; 2, 3, 4 or 8 was expected"),
-        (attribute("biases", ints=[0] + [1] * 7), "it has 51 inputs; 46 and 2 or 4 caches for each of 2 layers"),
+        (attribute("biases", ints=[0] + [1] * 7), "it has 55 inputs; 50 and 2 or 4 caches for each of 2 layers"),
         (
             reshaped(f"{LAYER}.post_attention_layernorm.weight", [64, 2]),
             "post_attention_layernorm.weight of layer 1 is [64, 2]; [128] was expected",
@@ -267,6 +324,25 @@ def test_bad_input_is_an_error_that_names_node_input_found_and_expected(name, ma
     session.run(None, feeds)
     with pytest.raises(Exception, match=re.escape(f"pythia::{TRUNK} /layers: {words}")):
         session.run(None, feeds | {name: make(feeds[name])})
+
+
+@pytest.mark.parametrize(
+    ("keep", "new", "words"),
+    [
+        (-1, LENGTH - PROMPT, "num_logits_to_keep is -1; 0 or more was expected"),
+        (-(2**63), LENGTH - PROMPT, f"num_logits_to_keep is {-(2**63)}; 0 or more was expected"),
+        (1, LENGTH, f"the number of new tokens is {LENGTH} and x has {LENGTH - PROMPT}; the same number was expected"),
+    ],
+)
+def test_an_ending_that_makes_no_sense_is_an_error(keep, new, words, tmp_path):
+    graph, ids, _ = exported(tmp_path, Quantize(method="rtn"))
+    model = build_graph(graph.config, graph.places, LEVEL_4)
+    next(x for x in model.graph.initializer if x.name == "num_logits_to_keep").int64_data[:] = [keep]
+    model.graph.initializer.append(helper.make_tensor("told", TensorProto.INT64, [1], [new]))
+    trunk_node(model).input[-3] = "told"
+    session = node_session(model, graph.folder)
+    with pytest.raises(Exception, match=re.escape(f"pythia::{TRUNK} /layers: {words}")):
+        session.run(None, graph.feeds(ids[:, PROMPT:], MASK[:, PROMPT:]))
 
 
 def mask_session(native: bool) -> onnxruntime.InferenceSession:

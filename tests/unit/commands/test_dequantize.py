@@ -176,7 +176,7 @@ def test_the_program_of_the_documentation_reads_the_same_weights(quantize, level
     publish(tmp_path / "plain-graph", quantize)
     export_again(tmp_path / "plain-graph", tmp_path / "a", accuracy_level=level)
     called = {node.op_type for node in onnx.load(tmp_path / "a" / "model.onnx", load_external_data=False).graph.node}
-    assert ("DecoderLayers" in called) is (level == 4)
+    assert ("Decoder" in called) is (level == 4)
     dequantize(tmp_path / "a", tmp_path / "plain")
     (program,) = re.findall(r"```python\n(.*?)```", FORMAT.read_text(), re.DOTALL)
     monkeypatch.setattr(sys, "argv", ["read.py", str(tmp_path / "a")])

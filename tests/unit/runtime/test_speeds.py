@@ -144,7 +144,7 @@ def test_the_kernels_say_for_which_instructions_they_run(exported, monkeypatch):
 
 
 @needs_library
-@pytest.mark.parametrize("lacking", ["DecoderLayers", "DecoderMask", "LinearNBits"])
+@pytest.mark.parametrize("lacking", ["Decoder", "DecoderMask", "LinearNBits"])
 def test_a_library_older_than_the_artifact_is_told_and_not_called_native(exported, lacking, tmp_path, monkeypatch):
     """It registers that operator under another name, so that ONNX Runtime has the function alone."""
     name, other = lacking.encode() + b"\0", lacking[:-1].encode() + b"_\0"
