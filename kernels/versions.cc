@@ -27,6 +27,7 @@ namespace pythia {
   void rotate(const Rotary&, const Parallel&);                   \
   void normalize(const Normalization&);                          \
   void activate(Activation, float*, int64_t);                    \
+  double exponentials(const float*, int64_t, float, float*);     \
   bool beam(const Beam&);                                        \
   void widen(const uint16_t*, float*, int64_t);                  \
   void narrow(const float*, uint16_t*, int64_t);                 \
@@ -110,7 +111,7 @@ bool has_dot() {
 #endif
 
 #define PYTHIA_OF(isa, product) \
-  isa::attend, isa::rotate, product, isa::normalize, isa::activate, isa::beam, isa::widen, isa::narrow
+  isa::attend, isa::rotate, product, isa::normalize, isa::activate, isa::exponentials, isa::beam, isa::widen, isa::narrow
 
 const Version kVersions[] = {
 #ifdef PYTHIA_X86
@@ -129,7 +130,7 @@ const Version kVersions[] = {
     {"wide", always, PYTHIA_OF(wide, nullptr)},
 #endif
     {"reference", always, attend_reference, rotate_reference, &reference_product, normalize_reference, activate_reference,
-     beam_reference, reference::widen, reference::narrow},
+     exponentials_reference, beam_reference, reference::widen, reference::narrow},
 };
 const size_t kVersionCount = sizeof kVersions / sizeof *kVersions;
 

@@ -20,6 +20,7 @@ struct Version {
   const ProductSteps* product;  // null: there is ONNX Runtime's own alone
   void (*normalize)(const Normalization&);
   void (*activate)(Activation, float* x, int64_t count);
+  double (*exponentials)(const float* x, int64_t count, float by, float* y);
   bool (*beam)(const Beam&);
   void (*widen)(const uint16_t* half, float* to, int64_t count);
   void (*narrow)(const float* from, uint16_t* half, int64_t count);

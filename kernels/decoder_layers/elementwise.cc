@@ -105,5 +105,31 @@ void activate(Activation which, float* x, int64_t n) {
   }
 }
 
+double exponentials(const float* x, int64_t n, float by, float* y) {
+  Floats largest = broadcast(x[0]);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) largest = max(load(x + i), largest);
+  float most = reduce_max(largest);
+  for (; i < n; ++i) most = x[i] > most ? x[i] : most;
+  constexpr int64_t kRun = 64 * kLanes;  // as many float32 sums of a lane lose little
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = min(begin + kRun, n);
+    Floats sum = {};
+    for (i = begin; i + kLanes <= end; i += kLanes) {
+      const Floats e = exp((load(x + i) - most) * by);
+      store(y + i, e);
+      sum += e;
+    }
+    total += double(reduce_add(sum));
+    if (i == end) continue;
+    float rest[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) rest[lane] = i + lane < end ? x[i + lane] : most;
+    store(rest, exp((load(rest) - most) * by));
+    for (int64_t lane = 0; i + lane < end; ++lane) y[i + lane] = rest[lane], total += double(rest[lane]);
+  }
+  return total;
+}
+
 }  // namespace PYTHIA_ISA
 }  // namespace pythia

@@ -1,4 +1,5 @@
-// What a layer does beside products and attention: two normalisations of one vector, and the activation of its MLP.
+// What a layer does beside products and attention: two normalisations of one vector, and the activation of its MLP. And what
+// a draw (../draw/draw.h) does of all logits: y[i] = e^((x[i] - max x) * by), by at most 1e30; it returns their sum.
 #pragma once
 
 #include <cstdint>
@@ -23,5 +24,6 @@ constexpr const char* kActivations[] = {"gelu", "gelu_tanh", "relu", "relu2", "s
 // In double; the other versions (../versions.h) are one source, elementwise.cc.
 void normalize_reference(const Normalization&);
 void activate_reference(Activation, float* x, int64_t count);
+double exponentials_reference(const float* x, int64_t count, float by, float* y);
 
 }  // namespace pythia

@@ -36,4 +36,11 @@ void activate_reference(Activation which, float* values, int64_t count) {
   }
 }
 
+double exponentials_reference(const float* x, int64_t count, float by, float* y) {
+  double most = double(x[0]), total = 0;
+  for (int64_t i = 1; i < count; ++i) most = std::fmax(most, double(x[i]));
+  for (int64_t i = 0; i < count; ++i) y[i] = float(std::exp((double(x[i]) - most) * double(by))), total += double(y[i]);
+  return total;
+}
+
 }  // namespace pythia

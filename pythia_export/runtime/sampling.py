@@ -1,4 +1,6 @@
-"""From logits to a token: greedy, or temperature, then top-k, then top-p, then one draw. Pure numpy.
+"""From logits to a token: greedy, or temperature, then top-k, then top-p, then one draw.
+
+A draw is native where the kernels are built (drawing.py), else NumPy's.
 
 Top-p is nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751): the smallest set of tokens whose probabilities sum
 to p or more.
@@ -14,6 +16,7 @@ import numpy as np
 
 from ..base.errors import NumericsError, RecipeError
 from ..model.generation import Generation
+from .drawing import native_draw
 
 _LEAST = (1e-1, 1e-3, 1e-5)  # weights, beside the likeliest's, down to which tokens are sorted
 
@@ -113,7 +116,11 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
 
 def draw(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
     """One token id from finite `logits` [V], by a temperature above 0."""
-    weights, u = _weights(logits, sampling), rng.random()
+    u = rng.random()
+    native = native_draw(logits, sampling.temperature, sampling.top_k, sampling.top_p, u)
+    if native is not None:
+        return native
+    weights = _weights(logits, sampling)
     tokens, p = _drawable(logits, weights, sampling)
     if tokens is None:  # as far down as the draw goes, in the same order
         u *= float(weights.sum())

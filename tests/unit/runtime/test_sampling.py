@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import needs_library
 
 from pythia_export.base.errors import NumericsError, RecipeError
-from pythia_export.runtime.sampling import Sampling, choose, distribution, probabilities
+from pythia_export.runtime.drawing import native_draw
+from pythia_export.runtime.sampling import Sampling, choose, distribution, draw, probabilities
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32))
 
@@ -151,3 +153,25 @@ def test_logits_that_are_not_finite_are_an_error(bad: float, temperature: float)
     logits[3] = bad
     with pytest.raises(NumericsError, match="1 of 5 logits .* token 3"):
         choose(logits, Sampling(temperature), np.random.default_rng(0))
+
+
+@needs_library
+@pytest.mark.parametrize("settings", [{}, {"top_k": 40}, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.5}])
+def test_the_librarys_draw_is_numpys(settings, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    sampling = Sampling(0.8, **settings)
+    rows = rng.gumbel(0, 2, (300, 5000)).astype(np.float32)
+    native = [draw(row, sampling, np.random.default_rng(i)) for i, row in enumerate(rows)]
+    calls = []
+    monkeypatch.setattr("pythia_export.runtime.sampling.native_draw", lambda *given: calls.append(given))
+    by_numpy = [draw(row, sampling, np.random.default_rng(i)) for i, row in enumerate(rows)]
+    assert len(calls) == len(rows), "the library was asked"
+    assert sum(a != b for a, b in zip(native, by_numpy, strict=True)) <= 3, "but where float32 rounds over a boundary"
+
+
+@needs_library
+@pytest.mark.parametrize("logits", [np.zeros(9, np.float64), np.zeros(18, np.float32)[::2]])
+def test_what_the_library_does_not_read_is_drawn_by_numpy(logits) -> None:
+    assert native_draw(logits, 1.0, None, None, 0.5) is None
+    assert draw(logits, Sampling(1.0), np.random.default_rng(0)) in range(9)
+    assert native_draw(np.zeros(9, np.float32), 1.0, None, None, 0.5) == 4
