@@ -46,8 +46,20 @@ DOMAIN = "pythia"
 MICROSOFT = "com.microsoft"
 LINEAR = "LinearNBits"
 LINEAR_3 = "Linear3Bits"
+UNPACK_3 = "Unpack3Bits"
 OPSET = 21
 LOWEST = -3e4  # hides a position from softmax; twice it is still a finite float16, so a row of padding alone is not NaN
+# Codes of 3 bits, B [N, chunks, 3, plane], as codes of 4, two in a byte: `four` [N, chunks, 4, plane].
+_FOUR = """three_bits = Constant <value: tensor = uint8 {119}> ()
+            three = BitwiseAnd (B, three_bits)
+            places = Constant <value: tensor = uint8[3, 1] {3, 2, 1}> ()
+            shifted = BitShift <direction: string = "RIGHT"> (B, places)
+            spare_bits = Constant <value: tensor = uint8[3, 1] {17, 34, 68}> ()
+            spare = BitwiseAnd (shifted, spare_bits)
+            bit_0, bit_1, bit_2 = Split <axis: int = 2, num_outputs: int = 3> (spare)
+            two_bits = BitwiseOr (bit_0, bit_1)
+            fourth = BitwiseOr (two_bits, bit_2)
+            four = Concat <axis: int = 2> (three, fourth)"""
 _INPUTS = (
     "qkv, past_key, past_value, cos, sin, position_ids, seqlens_k, total_length, attention_bias",
     "past_key_scale, past_value_scale",
@@ -84,22 +96,45 @@ def linear_3_bits() -> onnx.FunctionProto:
     """
     return parser.parse_function(f"""<opset_import: ["": {OPSET}, "{MICROSOFT}": 1], domain: "{DOMAIN}">
         {LINEAR_3} <K, N, bits, block_size, accuracy_level> (A, B, scales, zero_points, g_idx, bias) => (Y) {{
-            three_bits = Constant <value: tensor = uint8 {{119}}> ()
-            three = BitwiseAnd (B, three_bits)
-            places = Constant <value: tensor = uint8[3, 1] {{3, 2, 1}}> ()
-            shifted = BitShift <direction: string = "RIGHT"> (B, places)
-            spare_bits = Constant <value: tensor = uint8[3, 1] {{17, 34, 68}}> ()
-            spare = BitwiseAnd (shifted, spare_bits)
-            bit_0, bit_1, bit_2 = Split <axis: int = 2, num_outputs: int = 3> (spare)
-            two_bits = BitwiseOr (bit_0, bit_1)
-            fourth = BitwiseOr (two_bits, bit_2)
-            four = Concat <axis: int = 2> (three, fourth)
+            {_FOUR}
             rows_and_blocks = Shape (scales)
             rest = Constant <value_ints: ints = [-1]> ()
             in_blocks = Concat <axis: int = 0> (rows_and_blocks, rest)
             codes = Reshape (four, in_blocks)
             Y = {MICROSOFT}.MatMulNBits <K: int = @K, N: int = @N, bits: int = 4, block_size: int = @block_size,
                 accuracy_level: int = @accuracy_level> (A, codes, scales, zero_points, g_idx, bias)
+        }}""")
+
+
+def unpack_3_bits() -> onnx.FunctionProto:
+    """Return the function body of pythia.Unpack3Bits, which graphs for a browser call: a byte for each code.
+
+    B and zero_points are as pythia.Linear3Bits has them, and scales [N, blocks] say how many blocks there are. Codes
+    [N, K] and zeros [N, blocks], uint8. All are constants, so ONNX Runtime computes them once.
+    """
+    return parser.parse_function(f"""<opset_import: ["": {OPSET}], domain: "{DOMAIN}">
+        {UNPACK_3} (B, scales, zero_points) => (codes, zeros) {{
+            {_FOUR}
+            low_bits = Constant <value: tensor = uint8 {{15}}> ()
+            half = Constant <value: tensor = uint8 {{4}}> ()
+            last = Constant <value_ints: ints = [-1]> ()
+            in_rows = Constant <value_ints: ints = [0, -1]> ()
+            low = BitwiseAnd (four, low_bits)
+            high = BitShift <direction: string = "RIGHT"> (four, half)
+            low_apart = Unsqueeze (low, last)
+            high_apart = Unsqueeze (high, last)
+            in_turn = Concat <axis: int = -1> (low_apart, high_apart)
+            codes = Reshape (in_turn, in_rows)
+            zero_low = BitwiseAnd (zero_points, low_bits)
+            zero_high = BitShift <direction: string = "RIGHT"> (zero_points, half)
+            zero_low_apart = Unsqueeze (zero_low, last)
+            zero_high_apart = Unsqueeze (zero_high, last)
+            zeros_in_turn = Concat <axis: int = -1> (zero_low_apart, zero_high_apart)
+            zeros_and_padding = Reshape (zeros_in_turn, in_rows)
+            first = Constant <value_ints: ints = [0]> ()
+            second_axis = Constant <value_ints: ints = [1]> ()
+            blocks = Shape <start: int = 1, end: int = 2> (scales)
+            zeros = Slice (zeros_and_padding, first, blocks, second_axis)
         }}""")
 
 
