@@ -73,7 +73,8 @@ HEAD = """# Ends of ranges, and neighbours
 - **quick tests**: those of `make test-fast` that are in `tests/unit`. **hub**: a real client of the hub against a hub
   on loopback, reading and pushing.
 - **`run demo`**: the embedded checkpoint is quantised, exported and proved. **same bytes**: `model.onnx_data` is, byte
-  for byte, the one of the environment called newest.
+  for byte, the one of the environment called newest. **another text**: the demo is calibrated on the standard library
+  of the Python that runs it, so another Python gives other bytes.
 - **both in one process**: transformers generates the same text from the dequantised weights; TransformerLens's bridge
   over our driver gives the same logits; llm-compressor quantises a model, and `import` makes an artifact of it.
 """
@@ -163,19 +164,22 @@ def _run(python: Path, slug: str, of: Environment) -> dict[str, str]:
             found["failed"] = f"{found.get('failed', '')}{title}: see {log.relative_to(ROOT)}; "
         print(f"{slug}  {title}: {found[title]}  ({time.perf_counter() - began:.0f} s)", flush=True)
     weights = artifact / "model.onnx_data"
-    found["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    if weights.is_file():
+        found["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+        found["text"] = json.loads((artifact / "manifest.json").read_text())["calibration"]["sha256"]
     return found
 
 
 def page(found: dict[str, dict[str, str]], beside: dict[str, dict[str, str]]) -> str:
     columns = ["Python", *SHOWN, "quick tests", "hub", "`run demo`", "same bytes", "both in one process"]
     rows = [["", *found], ["---"] * (1 + len(found))]
-    usual = found.get("newest", {}).get("weights")
+    usual = found.get("newest", {})
     for column in columns:
         cells = []
         for of in found.values():
             if column == "same bytes" and "weights" in of:
-                cells.append("yes" if of["weights"] == usual else "no")
+                same = "yes" if of["weights"] == usual.get("weights") else "no"
+                cells.append(same if of.get("text") == usual.get("text") else "another text")
             elif "missing" in of:
                 cells.append(of["missing"] if column == "`run demo`" else of.get(column, ""))
             else:
