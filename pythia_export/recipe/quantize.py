@@ -136,7 +136,7 @@ class Quantize(Section):
 
     @property
     def passes(self) -> int:
-        """In how many passes coupled rows are rounded: those of one pass do not make up for each other."""
+        """Return in how many passes coupled rows are rounded: those of one pass do not make up for each other."""
         return 32 if self.effort == "best" else 8
 
     @property

@@ -13,7 +13,7 @@ from ..base.native_library import kernels_path, library_fault
 
 @cache
 def _function() -> Callable[..., int] | None:
-    """The library's function; None where there is none, or it is older than this. NumPy does without."""
+    """Return the library's function; None where there is none, or the library is older than it. NumPy draws then."""
     path = kernels_path()
     if path is None or library_fault(path) is not None:
         return None
@@ -43,5 +43,6 @@ def native_draw(logits: np.ndarray, temperature: float, top_k: int | None, top_p
     if function is None or logits.dtype != np.float32 or not logits.flags.c_contiguous:
         return None
     at = logits.__array_interface__["data"][0]
-    token = function(at, logits.size, temperature, top_k or 0, 1.0 if top_p is None else top_p, u)
+    most = min(top_k or 0, logits.size)  # ctypes would take a number beyond 64 bits by its last 64
+    token = function(at, logits.size, temperature, most, 1.0 if top_p is None else top_p, u)
     return None if token < 0 else token

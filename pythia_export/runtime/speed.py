@@ -21,7 +21,7 @@ _LATER = ("LinearNBits", "DecoderLayers", "DecoderMask", "Linear3Bits", "Decoder
 
 
 def speed_here(artifact: Artifact) -> tuple[Speed, str]:
-    """`speed` and `why` of a session that opened the artifact here and now; nothing is loaded.
+    """Return `speed` and `why` of a session that opened the artifact here and now; nothing is loaded.
 
     Of a library that no session would open, `why` says what is wrong with it.
     """

@@ -112,7 +112,7 @@ def _fetched(own: list[Snapshot]) -> int:
 
 
 def need(file: SweepFile, member: Snapshot) -> Need:
-    """Memory and time of a task of this snapshot, by its size and its autoencoders; or what the sweep's file says.
+    """Return memory and time of a task of this snapshot, by its size and autoencoders; or what the sweep's file says.
 
     Raises:
         SourceError, RecipeError, IntegrityError: as `autoencoders`.

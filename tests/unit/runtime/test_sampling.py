@@ -175,3 +175,9 @@ def test_what_the_library_does_not_read_is_drawn_by_numpy(logits) -> None:
     assert native_draw(logits, 1.0, None, None, 0.5) is None
     assert draw(logits, Sampling(1.0), np.random.default_rng(0)) in range(9)
     assert native_draw(np.zeros(9, np.float32), 1.0, None, None, 0.5) == 4
+
+
+@needs_library
+def test_a_top_k_beyond_64_bits_leaves_out_no_token() -> None:
+    flat = np.zeros(9, np.float32)
+    assert native_draw(flat, 1.0, 2**64 + 1, None, 0.5) == native_draw(flat, 1.0, None, None, 0.5) == 4
