@@ -36,8 +36,8 @@ SOURCES: dict[str, Callable[..., str]] = {
     "sizes": sizes.needs,  # memory and time by size of the suite
     "copy": figures.copied,  # a named place of another page
     "rows": figures.rows,  # some rows of a named place
+    "fastest": models.fastest,  # the same in one line for each size
     "models": models.models,  # every size beside the other runtimes, from benchmarks/models
-    "speeds": figures.speeds,  # a named block of `bench`, as a table
     "verdict": figures.verdict,  # what `run` prints of a committed proof
 }
 

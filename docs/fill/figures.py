@@ -6,8 +6,6 @@ import io
 import re
 from pathlib import Path
 
-from .markdown import table
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,19 +35,6 @@ def verdict(folder: str) -> str:
     terminal.print(text.verdict(parity, quantization))
     lines = terminal.file.getvalue().rstrip().splitlines()
     return "```text\n" + "\n".join(line.rstrip() for line in lines) + "\n```"
-
-
-def speeds(page: str, name: str) -> str:
-    """Return what `bench` printed as one table: tokens per second, memory, size."""
-    upper, lower, *_ = copied(page, name).strip().removeprefix("```text\n").split("\n\n")
-    _machine, above, below, *rows = map(_cells, upper.splitlines())
-    sizes = {row[0]: row[3:5] for row in map(_cells, lower.splitlines()[1:])}
-    columns = [f"{what.lower()} {tokens}" for what, tokens in zip(above, below, strict=True)]
-    return table(["tokens per second", *columns, "memory", "size"], [[*row, *sizes[row[0]]] for row in rows])
-
-
-def _cells(line: str) -> list[str]:
-    return re.split(r"\s{2,}", line.strip())
 
 
 def rows(page: str, name: str, *wanted: str) -> str:

@@ -52,6 +52,27 @@ def models(threads: str, what: str) -> str:
     return f"{table(head, rows)}\n\n{'; '.join(machines)}. Medians of {fewest} or more runs.\n"
 
 
+def fastest(threads: str) -> str:
+    """Return one line for each size: the fastest of our caches, and each other runtime's fastest."""
+    found = [state for size in SIZES if (state := _state(size)) is not None and threads in _threads(state)]
+    contestants = {
+        "pythia-export": OURS, "llama.cpp Q4_0": LLAMA, "onnxruntime-genai": OTHERS[:1], "OpenVINO": OTHERS[2:],
+    }  # fmt: skip
+    rows = []
+    for state in found:
+        cells = [state["size"]]
+        for place in (0, None):
+            speeds = [
+                max((_median(state, name, threads, _speed(state, place)) or 0 for name in names), default=0)
+                for names in contestants.values()
+            ]
+            cells += [_shown(speed or None) for speed in speeds]
+        rows.append(cells)
+    first, *others = contestants
+    head = ["tokens per second", f"decode at 128: {first}", *others, f"prefill of 128: {first}", *others]
+    return f"{table(head, rows)}\n"
+
+
 def _state(size: str) -> dict[str, Any] | None:
     file = FILES / f"{size}.json"
     return json.loads(file.read_text()) if file.is_file() else None
