@@ -23,11 +23,11 @@ from torch import Tensor
 from ..base.compute import DEFAULT, Compute
 from ..base.device import described, memory_of
 from ..base.errors import NumericsError, PythiaExportError
-from ..model.block import Block
+from ..model.block import DENSE, Block
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, NeoXConfig, layer_prefix, layer_tensors
 from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization, Training
 from ..rounding import native
-from ..rounding.attention import gptq_attention
+from ..rounding.attention import Basis, gptq_attention
 from ..rounding.columns import HUGE
 from ..rounding.coupled import gptq_coupled
 from ..rounding.gptq import WEIGHTS_AT_ONCE, Factor, correction, factor, gptq, row_errors
@@ -235,7 +235,7 @@ class _Layers:
         for one in self.made:
             plan = one.layout.linears[HEAD]
             needed = problem if plan.method != "none" else None
-            one.out.linear(plan, W, one.quantized(plan, W, needed, factors))
+            one.out.linear(plan, W, one.quantized(plan, W, needed, factors)[0])
 
     def _weights(self, layer: int) -> dict[str, Tensor]:
         return {spec.name: self.source.tensor(spec.name).float() for spec in layer_tensors(self.config, layer)}
@@ -272,12 +272,16 @@ class _Quantisation:
         """Round one linear; from here on `weights` has what the artifact will compute with, in the original's place."""
         name = f"{layer_prefix(layer)}.{linear}"
         plan, W = self.layout.linears[name], weights[f"{name}.weight"]
-        result = self.quantized(plan, W, problem, factors)
+        result, basis = self.quantized(plan, W, problem, factors)
         self.out.linear(plan, W, result)
         rounded = self.out.stored(plan, W) if result is None else result.dequantize()
         weights[f"{name}.weight"] = rounded
         if plan.bias:
             bias = weights[f"{name}.bias"]
+            if basis is not None and problem is not None:  # what is wanted of q, k and v, and what dense reads, with it
+                bias, problem = basis.of_qkv(bias), problem.in_basis(basis.of_qkv)
+                dense = f"{layer_prefix(layer)}.{DENSE}.weight"
+                weights[dense] = basis.of_dense(weights[dense])
             if problem is not None and plan.method == "gptq" and f"{name}.bias" in self.layout.slots:
                 bias = problem.bias(bias, rounded)
             weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
@@ -313,13 +317,14 @@ class _Quantisation:
 
     def quantized(
         self, plan: LinearPlan, W: Tensor, problem: Problem | None, factors: Factors | None = None
-    ) -> Quantized | None:
-        """Round one linear as its plan says, and record how well that went."""
+    ) -> tuple[Quantized | None, Basis | None]:
+        """Round one linear as its plan says, and record how well that went. Of QKV, where attention was measured, also
+        return the basis of its heads."""
         if plan.method == "none":
-            return None
+            return None, None
         began, scheme, quantize = time.perf_counter(), plan.scheme, self.quantize
         scale_dtype = getattr(torch, self.layout.dtype)
-        target, damp, G = W, None, self._sensitivity_of(plan)
+        target, damp, G, basis = W, None, self._sensitivity_of(plan), None
         try:
             result = nearest = rtn(W, scheme, scale_dtype)
             if plan.method == "gptq":
@@ -334,7 +339,11 @@ class _Quantisation:
                 # Of h_to_4h's many outputs, behind a GELU, only the diagonal is kept: their coupling gained nothing.
                 if attention is not None:
                     inputs, outputs = attention.inputs.to(problem.H), attention.outputs.to(W)
-                    result, damp = gptq_attention(target, inputs, outputs, scheme, quantize, scale_dtype)
+                    turned = self.layout.config.rotary_dim
+                    result, basis, damp = gptq_attention(
+                        target, inputs, outputs, scheme, quantize, scale_dtype, turned=turned
+                    )
+                    target = basis.of_qkv(target)
                 elif G is None or G.ndim == 1:
                     result = gptq(target, L, scheme, quantize, scale_dtype)
                 else:
@@ -355,7 +364,7 @@ class _Quantisation:
             seconds=round(time.perf_counter() - began, 3),
         )
         self.linears.append(record)
-        return result
+        return result, basis
 
     def _factor(self, problem: Problem, factors: Factors | None) -> Factor:
         found = None if factors is None else factors.get(self.damping)

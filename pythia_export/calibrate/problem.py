@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class Problem:
     missing: Tensor | None = None
     mean: Tensor | None = None
     shift: Tensor | None = None
+
+    def in_basis(self, rows: Callable[[Tensor], Tensor]) -> Problem:
+        """Return the problem of outputs that `rows` maps, as far as `bias` asks; it maps [out, in] and [out]."""
+        return replace(self, W=rows(self.W), shift=None if self.shift is None else rows(self.shift))
 
     def bias(self, bias: Tensor, rounded: Tensor) -> Tensor:
         """The bias with which the rounded weights give the wanted outputs on average."""
