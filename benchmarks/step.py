@@ -107,7 +107,8 @@ def python(artifact: Artifact, session: Session, threads: int) -> None:
     object.__setattr__(session.config, "eos_token_ids", ())  # to go on to the end of the context
     print("| | a token, us | ONNX Runtime's run | Python's share |\n|---|---|---|---|")
     samplings = {
-        "greedy": Sampling(), "temperature 1": Sampling(1.0, seed=0), "and top_p 0.9": Sampling(1.0, top_p=0.9, seed=0)
+        "greedy": Sampling(), "temperature 1": Sampling(1.0, seed=0), "and top_p 0.9": Sampling(1.0, top_p=0.9, seed=0),
+        "temperature 1, top_k 40": Sampling(1.0, top_k=40, seed=0),
     }  # fmt: skip
     for name, sampling in samplings.items():
         with runs_timed(session) as inside:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ..base.native_library import kernels_path, library_fault
 
 
 @cache
-def _function() -> Callable[..., int] | None:
+def _function() -> Callable[..., Any] | None:
     """Return the library's function; None where there is none, or the library is older than it. NumPy draws then."""
     path = kernels_path()
     if path is None or library_fault(path) is not None:
@@ -33,16 +34,46 @@ def _function() -> Callable[..., int] | None:
     return found
 
 
-def native_draw(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None, u: float) -> int | None:
-    """Return the token that `u`, drawn from [0, 1), stands for among finite `logits` [V]; None where NumPy has to say.
+class _Nothing:
+    """What no array is a view of."""
 
-    It is NumPy's, unless `u` is as near to where another token begins as float32 rounds: of a flat distribution over
-    4,096 tokens that was one draw in some thousands.
+
+class NativeDraws:
+    """Draws of the library by one temperature (above 0), top_k and top_p; where NumPy has to say, they are None.
+
+    A token is NumPy's, unless the number drawn is as near to where another token begins as float32 rounds: of a flat
+    distribution over 4,096 tokens that was one draw in some thousands.
     """
-    function = _function()
-    if function is None or logits.dtype != np.float32 or not logits.flags.c_contiguous:
-        return None
-    at = logits.__array_interface__["data"][0]
-    most = min(top_k or 0, logits.size)  # ctypes would take a number beyond 64 bits by its last 64
-    token = function(at, logits.size, temperature, most, 1.0 if top_p is None else top_p, u)
-    return None if token < 0 else token
+
+    def __init__(self, temperature: float, top_k: int | None, top_p: float | None) -> None:
+        self._function = _function()
+        self._temperature = temperature
+        self._top_k = top_k or 0
+        self._top_p = 1.0 if top_p is None else top_p
+        self._known: object = _Nothing  # whose address is known: after a run of the model it takes NumPy 3 us to say it
+        self._form: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
+        self._address = self._count = self._row = self._most = 0
+
+    def __call__(self, logits: np.ndarray, at: int, u: float) -> int | None:
+        """Return the token that `u`, drawn from [0, 1), stands for in row `at` of finite `logits` [B, V]."""
+        known = logits.base is self._known and (logits.shape, logits.strides) == self._form
+        if not known and not self._find(logits):
+            return None
+        address = self._address + at * self._row
+        assert self._function is not None
+        token: int = self._function(address, self._count, self._temperature, self._most, self._top_p, u)
+        return None if token < 0 else token
+
+    def _find(self, logits: np.ndarray) -> bool:
+        """Find where `logits` begin: where they are the whole of what they are a view of, for the next time too."""
+        self._known = _Nothing
+        if self._function is None or logits.dtype != np.float32 or not logits.flags.c_contiguous:
+            return False
+        self._address, (_, self._count), self._row = logits.ctypes.data, logits.shape, logits.strides[0]
+        self._most = (
+            self._top_k if self._top_k < self._count else 0
+        )  # ctypes would take one beyond 64 bits by its last 64
+        base = logits.base
+        if isinstance(base, np.ndarray) and base.size == logits.size and base.flags.c_contiguous:
+            self._known, self._form = base, (logits.shape, logits.strides)
+        return True

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from ..base.errors import RecipeError
 from ..model.neox import cache_bytes
 from .cache import Cache
-from .sampling import Sampling, draw
+from .sampling import Draws, Sampling, ahead
 from .session import Session
 from .speculation import Draft, Drawn, Speculation
 from .text import StreamDecoder, encode_prompt
@@ -45,6 +45,7 @@ class _Row:
     prompt: Sequence[int]
     text: StreamDecoder
     rng: np.random.Generator
+    numbers: Iterator[float]  # what `rng` gives, for draws without a draft
     left: int
     token: int = 0
     ended: bool = False
@@ -86,7 +87,7 @@ def continued(
         )
     generators = sampling.generators(len(prompts))
     rows = [
-        _Row(index, prompt, StreamDecoder(tokenizer, stop), rng, max_new_tokens)
+        _Row(index, prompt, StreamDecoder(tokenizer, stop), rng, ahead(rng), max_new_tokens)
         for index, (prompt, rng) in enumerate(zip(prompts, generators, strict=True))
     ]
     if draft is not None:
@@ -111,6 +112,7 @@ def _in_turn(session: Session, rows: Sequence[_Row], room: int, sampling: Sampli
     ends = frozenset(session.config.eos_token_ids)
     cache = session.start(places, room)
     moves = cache.movable and session.moves_rows
+    draws = Draws(sampling) if sampling.temperature > 0 else None
     active: list[_Row] = []
     while waiting or active:
         if waiting and (not active or (moves and _room(cache, waiting[0], places - len(active), places))):
@@ -125,7 +127,7 @@ def _in_turn(session: Session, rows: Sequence[_Row], room: int, sampling: Sampli
             stepped = active
             logits = session.decode(cache, [row.token for row in active])
         ended = False
-        for row, token in zip(stepped, _tokens(logits, sampling, stepped), strict=True):
+        for row, token in zip(stepped, _tokens(logits, draws, stepped), strict=True):
             if row.ended:
                 continue
             row.token, row.left = token, row.left - 1
@@ -181,14 +183,14 @@ def _enter(session: Session, cache: Cache, prompts: Sequence[Sequence[int]]) -> 
     return logits
 
 
-def _tokens(logits: np.ndarray, sampling: Sampling, rows: Sequence[_Row]) -> list[int]:
-    """Return a token for each row of logits [B, V], which the session found to be finite."""
-    if sampling.temperature == 0:
+def _tokens(logits: np.ndarray, draws: Draws | None, rows: Sequence[_Row]) -> list[int]:
+    """Return a token for each row of finite logits [B, V]; the likeliest, where there are no `draws`."""
+    if draws is None:
         if len(logits) == 1:
             return [int(logits.argmax())]  # several times as fast as by rows
         likeliest: list[int] = logits.argmax(axis=1).tolist()
         return likeliest
-    return [row.token if row.ended else draw(logits[at], sampling, row.rng) for at, row in enumerate(rows)]
+    return [row.token if row.ended else draws.token(logits, at, next(row.numbers)) for at, row in enumerate(rows)]
 
 
 def _without_ended(cache: Cache, active: list[_Row], moves: bool) -> list[_Row]:

@@ -9,6 +9,7 @@ to p or more.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,9 +17,10 @@ import numpy as np
 
 from ..base.errors import NumericsError, RecipeError
 from ..model.generation import Generation
-from .drawing import native_draw
+from .drawing import NativeDraws
 
 _LEAST = (1e-1, 1e-3, 1e-5)  # weights, beside the likeliest's, down to which tokens are sorted
+_AHEAD = 32  # numbers drawn at a time
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,29 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
 
 def draw(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
     """One token id from finite `logits` [V], by a temperature above 0."""
-    u = rng.random()
-    native = native_draw(logits, sampling.temperature, sampling.top_k, sampling.top_p, u)
-    if native is not None:
-        return native
+    return Draws(sampling).token(logits[None], 0, rng.random())
+
+
+class Draws:
+    """Draws by one sampling, of a temperature above 0. Numbers in, tokens out: whoever asks has the generator."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._native = NativeDraws(sampling.temperature, sampling.top_k, sampling.top_p)
+
+    def token(self, logits: np.ndarray, at: int, u: float) -> int:
+        """Return the token id that `u`, drawn from [0, 1), stands for in row `at` of finite `logits` [B, V]."""
+        native = self._native(logits, at, u)
+        return _draw(logits[at], self._sampling, u) if native is None else native
+
+
+def ahead(rng: np.random.Generator) -> Iterator[float]:
+    """Yield what `rng.random()` gives, call after call. Some are drawn at a time: a call costs a microsecond or two."""
+    while True:
+        yield from rng.random(_AHEAD).tolist()
+
+
+def _draw(logits: np.ndarray, sampling: Sampling, u: float) -> int:
     weights = _weights(logits, sampling)
     tokens, p = _drawable(logits, weights, sampling)
     if tokens is None:  # as far down as the draw goes, in the same order

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from native import needs_library
 
 from pythia_export.base.errors import NumericsError, RecipeError
-from pythia_export.runtime.drawing import native_draw
-from pythia_export.runtime.sampling import Sampling, choose, distribution, draw, probabilities
+from pythia_export.runtime.drawing import NativeDraws
+from pythia_export.runtime.sampling import Draws, Sampling, ahead, choose, distribution, draw, probabilities
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32))
 
@@ -155,29 +155,56 @@ def test_logits_that_are_not_finite_are_an_error(bad: float, temperature: float)
         choose(logits, Sampling(temperature), np.random.default_rng(0))
 
 
+SETTINGS = [{}, {"top_k": 40}, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.5}, {"top_k": 400}]
+
+
 @needs_library
-@pytest.mark.parametrize("settings", [{}, {"top_k": 40}, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.5}])
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_the_librarys_draw_is_numpys(settings, monkeypatch) -> None:
     rng = np.random.default_rng(0)
     sampling = Sampling(0.8, **settings)
     rows = rng.gumbel(0, 2, (300, 5000)).astype(np.float32)
     native = [draw(row, sampling, np.random.default_rng(i)) for i, row in enumerate(rows)]
     calls = []
-    monkeypatch.setattr("pythia_export.runtime.sampling.native_draw", lambda *given: calls.append(given))
+    monkeypatch.setattr(NativeDraws, "__call__", lambda *given: calls.append(given))
     by_numpy = [draw(row, sampling, np.random.default_rng(i)) for i, row in enumerate(rows)]
     assert len(calls) == len(rows), "the library was asked"
     assert sum(a != b for a, b in zip(native, by_numpy, strict=True)) <= 3, "but where float32 rounds over a boundary"
 
 
 @needs_library
-@pytest.mark.parametrize("logits", [np.zeros(9, np.float64), np.zeros(18, np.float32)[::2]])
+@pytest.mark.parametrize("logits", [np.zeros((1, 9), np.float64), np.zeros((1, 18), np.float32)[:, ::2]])
 def test_what_the_library_does_not_read_is_drawn_by_numpy(logits) -> None:
-    assert native_draw(logits, 1.0, None, None, 0.5) is None
-    assert draw(logits, Sampling(1.0), np.random.default_rng(0)) in range(9)
-    assert native_draw(np.zeros(9, np.float32), 1.0, None, None, 0.5) == 4
+    assert NativeDraws(1.0, None, None)(logits, 0, 0.5) is None
+    assert draw(logits[0], Sampling(1.0), np.random.default_rng(0)) in range(9)
+    assert NativeDraws(1.0, None, None)(np.zeros((1, 9), np.float32), 0, 0.5) == 4
 
 
 @needs_library
 def test_a_top_k_beyond_64_bits_leaves_out_no_token() -> None:
-    flat = np.zeros(9, np.float32)
-    assert native_draw(flat, 1.0, 2**64 + 1, None, 0.5) == native_draw(flat, 1.0, None, None, 0.5) == 4
+    flat = np.zeros((1, 9), np.float32)
+    assert NativeDraws(1.0, 2**64 + 1, None)(flat, 0, 0.5) == NativeDraws(1.0, None, None)(flat, 0, 0.5) == 4
+
+
+def test_what_was_drawn_from_one_buffer_is_not_taken_for_another() -> None:
+    """Where a buffer begins is asked once. Rows, parts and other arrays of the same shape still are themselves."""
+    draws = Draws(Sampling(1.0))
+    buffer = np.full((3, 1, 9), -100, np.float32)
+    for row, token in enumerate((2, 5, 7)):
+        buffer[row, 0, token] = 100
+    other = np.full((3, 9), -100, np.float32)
+    other[:, 1] = 100
+    for _ in range(2):
+        assert [draws.token(buffer[:, 0], at, 0.5) for at in range(3)] == [2, 5, 7]
+        assert draws.token(buffer[1:2, 0], 0, 0.5) == 5
+        assert [draws.token(buffer[::-1, 0], at, 0.5) for at in range(3)] == [7, 5, 2]
+        assert draws.token(other, 2, 0.5) == 1
+        assert draws.token(other.copy(), 0, 0.5) == 1
+    buffer[:] = buffer[::-1].copy()
+    assert [draws.token(buffer[:, 0], at, 0.5) for at in range(3)] == [7, 5, 2], "what it holds now"
+
+
+def test_numbers_drawn_ahead_are_those_of_one_call_after_another() -> None:
+    numbers = ahead(np.random.default_rng([7, 0]))
+    rng = np.random.default_rng([7, 0])
+    assert [next(numbers) for _ in range(100)] == [rng.random() for _ in range(100)]
