@@ -21,8 +21,8 @@ from ..checkpoint import pull as pull_checkpoint
 from ..corpus import Windows, calibration_windows, verify_windows
 from ..corpus.overlap import require_held_out
 from ..graph.consumers import config_json
-from ..graph.decoder import build_decoder
 from ..graph.targets import require_fit, warnings
+from ..graph.trunk import build_graph
 from ..imported import Imported, open_imported, write_imported
 from ..imported.write import quantize_section
 from ..model.generation import GENERATION
@@ -178,7 +178,7 @@ class Import:
                 text = self.text_for_scales
                 measured = measured_scales(self.config, self.layout, chosen, folder, text, self.progress)
                 scales, self.kv_scales = measured.scales, measured.record
-            model = build_decoder(self.config, self.layout, chosen, scales=scales)
+            model = build_graph(self.config, self.layout, chosen, scales)
             save_graph(model, folder)
             write_configs(folder, self.config, self.recipe, self.quantised.generation)
         return model

@@ -121,6 +121,11 @@ def open_graph(
             raise EnvironmentProblem(
                 f"{library} registers no operator of ours with ONNX Runtime {ort.__version__}: {e}", hint=_REBUILD
             ) from e
+        if library is not None and f"{OURS}::" in str(e):  # an operator of the library, with what it found and expected
+            raise EnvironmentProblem(
+                f"{library} does not run the graph of {folder}: {_of_operator(e)}",
+                hint=f"A library that is older than the artifact says so. {_REBUILD}",
+            ) from e
         if is_memory(e):
             raise ResourceError(
                 f"{folder}: no memory to open the graph: {e}",
@@ -137,6 +142,11 @@ def open_graph(
             "installed; or choose the CPU explicitly.",
         )
     return session
+
+
+def _of_operator(error: Exception) -> str:
+    """Return what an operator of ours said, without ONNX Runtime's words before it."""
+    return str(error)[str(error).index(f"{OURS}::") :]
 
 
 def is_memory(error: Exception) -> bool:

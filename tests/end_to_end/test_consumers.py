@@ -253,8 +253,8 @@ def test_what_transformers_5_exports_to_int4_is_measured_beside_the_artifact(fol
     assert found.absent == []
     rows = {row.name: row for row in found.rows}
     ours = next(row for name, row in rows.items() if name.startswith("pythia-export"))
-    for name, within in (("transformers.exporters int4", 0.4), ("OpenVINO int4", 0.1)):
-        assert rows[name].medians.perplexity == pytest.approx(ours.medians.perplexity, rel=within)
+    for name in ("transformers.exporters int4", "OpenVINO int4"):
+        assert rows[name].medians.perplexity == pytest.approx(ours.medians.perplexity, rel=0.1)
         assert rows[name].versions["transformers"] == "5.24.0" and rows[name].versions["nncf"]
 
 

@@ -2,7 +2,8 @@
 
 Both are what transformers' documentation shows: `OnnxConfig(ort_fusions="cpu")` or `OpenVINOConfig`, with a quantizer
 of `mode=INT4_SYM`, whose other settings stay NNCF's own: groups of 128, embedding and head in 8 bits. The graph takes a
-cache and any number of tokens.
+cache and any number of tokens. Of ONNX it is opset 21: in 20, which is transformers' default, NNCF adds each bias twice
+(findings/nncf-int4-adds-a-bias-twice.sh).
 
 ONNX Runtime runs the one, with its cache passed from call to call; OpenVINO the other, with its cache inside.
 """
@@ -36,7 +37,8 @@ def prepare(job: Job) -> None:
     traced, inputs = decompose_prefill_decode(model, sample, multi_token_decode=True)["decode"]
     weights = NNCFWeightCompressionConfig(mode=nncf.CompressWeightsMode.INT4_SYM)
     if job.variant == "onnx":
-        chosen = OnnxConfig(dynamic=True, ort_fusions="cpu", quantizer=NNCFOnnxQuantizer(weights))
+        quantizer = NNCFOnnxQuantizer(weights)
+        chosen = OnnxConfig(opset_version=21, dynamic=True, ort_fusions="cpu", quantizer=quantizer)
         exported = OnnxExporter().export(traced, inputs, config=chosen)
     else:
         chosen = OpenVINOConfig(dynamic=True, quantizer=NNCFOpenVINOQuantizer(weights))

@@ -69,6 +69,15 @@ def test_an_import_is_proved_against_the_original_and_says_where_it_is_from(orig
     assert "gptqmodel 5.6.12" in run("inspect", out).stdout.replace("\n", " ")
 
 
+def test_an_import_has_the_graph_that_its_own_export_has(quantised, tmp_path):
+    """At level 4 the layers of a graph are one node for the native kernels, whoever rounded the weights."""
+    out, again = tmp_path / "artifact", tmp_path / "again"
+    run("import", quantised[0], "--out", out, *TEXT, "--set", "export.accuracy_level=4")
+    run("export", out, "--out", again)
+    assert (out / "model.onnx").read_bytes() == (again / "model.onnx").read_bytes()
+    assert b"Decoder" in (out / "model.onnx").read_bytes()
+
+
 @needs_fixed_scales
 def test_a_cache_of_int8_with_fixed_scales_comes_with_an_import_and_logits_agree(original, tmp_path):
     folder, out, floats = shutil.copytree(original, tmp_path / "gptq"), tmp_path / "artifact", tmp_path / "floats"

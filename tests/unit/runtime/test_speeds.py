@@ -164,6 +164,22 @@ def test_a_library_older_than_the_artifact_is_told_and_not_called_native(exporte
     assert Session(before, exported.folder, exported.config, kv_cache="shared").speed == "native"
 
 
+@needs_library
+def test_what_a_librarys_operator_refuses_is_no_fault_of_the_artifact(exported):
+    """As a library from before 2 bits refuses them: here bits are those that this library does not know."""
+    model = build_decoder(exported.config, exported.places, Export(accuracy_level=4))
+    changed = [
+        a for node in model.graph.node if node.op_type == "LinearNBits" for a in node.attribute if a.name == "bits"
+    ]
+    for attribute in changed:
+        attribute.i = 5
+    with pytest.raises(
+        EnvironmentProblem, match=r"does not run the graph.*: pythia::LinearNBits.* bits is 5; "
+    ) as refused:
+        Session(model.SerializeToString(), exported.folder, exported.config, kv_cache="shared")
+    assert changed and "older than the artifact" in refused.value.hint and "make kernels" in refused.value.hint
+
+
 def test_a_library_that_does_not_load_is_an_error_and_not_a_slower_run(exported, tmp_path, monkeypatch):
     broken = tmp_path / "libpythia_kernels.so"
     broken.write_bytes(b"no library")
