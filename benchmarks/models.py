@@ -17,6 +17,8 @@ own file, all below build/models. It skips what is there, so an interrupted one 
 over or every contestant has its rounds. Every process is written to benchmarks/models/SIZE.json when it ends; the same
 command goes on where it stopped. A file of another machine or of other artifacts is begun anew.
 
+At 410m and 1b an artifact of 3 bits takes part too, rounded as the others are.
+
 Prefill is of 128 tokens, decoding of 64 with 128 and with 1,500 tokens cached (448 on the demo). The read loop
 (benchmarks/read.cc) reads as many bytes as a token reads: all weights but the embedding, and the cache.
 """
@@ -49,13 +51,15 @@ from pythia_export.commands.export import export
 from pythia_export.commands.quantize import quantize
 from pythia_export.model.neox import EMBEDDING, cache_bytes, tensors
 from pythia_export.model.suite import geometry
-from pythia_export.recipe import load_recipe, parse_recipe
+from pythia_export.recipe import Recipe, load_recipe, parse_recipe
 from pythia_export.weights.layout import layout
 
 ROOT = Path(__file__).parent.parent
 SIZES = ("demo", "14m", "31m", "70m", "160m", "410m", "1b")
 PROMPT, NEW = 128, 64
 CACHES = ("float32", "float16", "int8")
+THREE = "pythia-export 3 bits, float16 cache"
+WITH_THREE = ("410m", "1b")
 OTHERS = (
     "llama.cpp Q4_0", "llama.cpp Q4_0, flash attention", "llama.cpp Q4_0, q8_0 cache", "onnxruntime-genai",
     "transformers.exporters int4", "OpenVINO int4", "OpenVINO (artifact)",
@@ -118,6 +122,8 @@ def prepare(size: str, folder: Path, pythons: list[Path]) -> None:
     ours = interpreters_for([Contestant("ours", "ours", "")], [])["ours"]
     for cache in CACHES:
         jobs[f"pythia-export, {cache} cache"] = (str(ours), asdict(replace(job, artifact=str(artifacts[cache]))))
+    if size in WITH_THREE:
+        jobs[THREE] = (str(ours), asdict(replace(job, artifact=str(artifacts["3 bits"]))))
     peers = [peer for peer in PEERS if peer.name in OTHERS]
     for name, python in interpreters_for(peers, pythons).items():
         peer = next(peer for peer in peers if peer.name == name)
@@ -172,15 +178,22 @@ def _artifacts(size: str, checkpoint: Path, folder: Path) -> dict[str, Path]:
         "verify": {"source": "python-stdlib", "tokens": 128, "sequence_length": 64},
     }  # fmt: skip
     recipe = load_recipe("demo", {"quantize.method": "rtn"}) if size == "demo" else parse_recipe(raw)
-    weights = folder / "weights"
+    forms = {cache: {"kv_cache": cache} for cache in CACHES} | {"gqa": {"rotary": "gqa"}}
+    found = _exported(recipe, folder / "weights", {name: (folder / f"artifact-{name}", f) for name, f in forms.items()})
+    if size in WITH_THREE:
+        narrow = parse_recipe(raw | {"quantize": {"method": "rtn", "group_size": 128, "bits": 3}})
+        form = {"3 bits": (folder / "artifact-3", {"kv_cache": "float16"})}
+        found |= _exported(narrow, folder / "weights-3", form)
+    return found
+
+
+def _exported(recipe: Recipe, weights: Path, forms: dict[str, tuple[Path, dict]]) -> dict[str, Path]:
     if not weights.is_dir():
         quantize(recipe, weights)
-    forms = {cache: {"kv_cache": cache} for cache in CACHES} | {"gqa": {"rotary": "gqa"}}
-    found = {name: folder / f"artifact-{name}" for name in forms}
-    for name, form in forms.items():
-        if not found[name].is_dir():
-            export(weights, found[name], **form)
-    return found
+    for out, form in forms.values():
+        if not out.is_dir():
+            export(weights, out, **form)
+    return {name: out for name, (out, _) in forms.items()}
 
 
 # By turns

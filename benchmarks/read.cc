@@ -1,7 +1,9 @@
 // How often a second can this machine read so many bytes? read BYTES THREADS prints it.
 //
 // Each thread adds up its part of one array, over and over for a tenth of a second; the median of five such spans.
-// Nothing is shared and nobody waits, so it is the most that a step which has to read as many bytes could do.
+// Nothing is shared and nobody waits, so it is the most that a step which has to read as many bytes could do. The array is in
+// pages of 2 MB where the system has them: in small ones, scattered over memory, one thread reads half as fast, and slower than
+// weights are read from a file that was written in large pieces.
 
 #include <algorithm>
 #include <atomic>
@@ -9,8 +11,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <thread>
 #include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace {
 
@@ -25,7 +32,7 @@ uint64_t sum(const uint64_t* data, size_t count) {
   return total;
 }
 
-double passes_per_second(const std::vector<uint64_t>& data, unsigned threads) {
+double passes_per_second(const uint64_t* data, size_t size, unsigned threads) {
   using Clock = std::chrono::steady_clock;
   std::atomic<uint64_t> kept{0};
   std::vector<double> found(threads);
@@ -33,11 +40,11 @@ double passes_per_second(const std::vector<uint64_t>& data, unsigned threads) {
   const auto began = Clock::now();
   for (unsigned t = 0; t < threads; ++t)
     team.emplace_back([&, t] {
-      const size_t from = data.size() * t / threads, to = data.size() * (t + 1) / threads;
+      const size_t from = size * t / threads, to = size * (t + 1) / threads;
       size_t passes = 0;
       std::chrono::duration<double> spent{};
       do {
-        kept += sum(data.data() + from, to - from);
+        kept += sum(data + from, to - from);
         ++passes;
         spent = Clock::now() - began;
       } while (spent.count() < 0.1);
@@ -54,10 +61,17 @@ double passes_per_second(const std::vector<uint64_t>& data, unsigned threads) {
 
 int main(int count, char** given) {
   if (count != 3) return 2;
-  const std::vector<uint64_t> data(std::strtoull(given[1], nullptr, 10) / 8, 1);
+  constexpr size_t kPage = size_t(2) << 20;
+  const size_t bytes = std::strtoull(given[1], nullptr, 10), whole = (bytes + kPage - 1) / kPage * kPage;
+  void* data = std::aligned_alloc(kPage, whole);
+  if (!data) return 1;
+#ifdef __linux__
+  madvise(data, whole, MADV_HUGEPAGE);
+#endif
+  std::memset(data, 1, whole);
   const unsigned threads = std::strtoul(given[2], nullptr, 10);
   std::vector<double> spans;
-  for (int i = 0; i < 5; ++i) spans.push_back(passes_per_second(data, threads));
+  for (int i = 0; i < 5; ++i) spans.push_back(passes_per_second(static_cast<uint64_t*>(data), bytes / 8, threads));
   std::sort(spans.begin(), spans.end());
   std::printf("%.3f\n", spans[2]);
 }

@@ -14,6 +14,7 @@ FILES = Path(__file__).parents[2] / "benchmarks" / "models"
 SIZES = ("demo", "14m", "31m", "70m", "160m", "410m", "1b")
 OURS = ("pythia-export, float32 cache", "pythia-export, float16 cache", "pythia-export, int8 cache")
 LLAMA = ("llama.cpp Q4_0", "llama.cpp Q4_0, flash attention", "llama.cpp Q4_0, q8_0 cache")
+NARROW = "pythia-export 3 bits, float16 cache"  # not among ours where the best is compared: other weights
 OTHERS = ("onnxruntime-genai", "transformers.exporters int4", "OpenVINO int4", "OpenVINO (artifact)")
 
 
@@ -25,7 +26,9 @@ def models(threads: str, what: str) -> str:
     found = [state for size in SIZES if (state := _state(size)) is not None and threads in _threads(state)]
     if not found:
         return "Not measured yet.\n"
-    columns = [name for name in (*OURS, *LLAMA, *OTHERS) if any(_rounds(state, name, threads) for state in found)]
+    columns = [
+        name for name in (*OURS, NARROW, *LLAMA, *OTHERS) if any(_rounds(state, name, threads) for state in found)
+    ]
     place = {"early": 0, "late": -1}.get(what)
     rows = []
     for state in found:
@@ -36,7 +39,7 @@ def models(threads: str, what: str) -> str:
         cells = [f"{state['size']}{at}", *(_shown(speeds[name]) for name in columns)]
         cells.append(f"{ours / llama:.2f}" if ours and llama else "")
         if place is not None:
-            cells += _beside_reading(state, threads, speeds, state["contexts"][place])
+            cells += _beside_reading(state, threads, speeds, state["contexts"][place], llama)
         rows.append(cells)
     head = [
         f"tokens/s, {threads} threads" if threads != "1" else "tokens/s, 1 thread",
@@ -44,7 +47,7 @@ def models(threads: str, what: str) -> str:
         "best ours / llama.cpp",
     ]
     if place is not None:
-        head += ["read loop, float16 cache", "our share of it", "our share with int8"]
+        head += ["read loop, float16 cache", "our share of it", "our share with int8", "read loop, int8 / llama.cpp"]
     machines = sorted({state["machine"] for state in found})
     fewest = min(
         len(_rounds(state, name, threads)) for state in found for name in columns if _rounds(state, name, threads)
@@ -97,16 +100,19 @@ def _median(state: dict[str, Any], name: str, threads: str, speed: Callable[[dic
     return statistics.median(map(speed, rounds)) if rounds else None
 
 
-def _beside_reading(state: dict[str, Any], threads: str, speeds: dict[str, float | None], tokens: int) -> list[str]:
+def _beside_reading(
+    state: dict[str, Any], threads: str, speeds: dict[str, float | None], tokens: int, llama: float
+) -> list[str]:
+    """Return the read loop, our shares of it, and how many times as fast as llama.cpp that loop is."""
     rounds = state["read"].get(threads, [])
     if not rounds:
-        return ["", "", ""]
+        return ["", "", "", ""]
     read = {dtype: statistics.median(x[f"cache at {tokens}, {dtype}"] for x in rounds) for dtype in ("float16", "int8")}
     shares = [
         f"{100 * speed / read[dtype]:.0f} %" if (speed := speeds.get(f"pythia-export, {dtype} cache")) else ""
         for dtype in ("float16", "int8")
     ]
-    return [_shown(read["float16"]), *shares]
+    return [_shown(read["float16"]), *shares, f"{read['int8'] / llama:.2f}" if llama else ""]
 
 
 def _shown(speed: float | None) -> str:

@@ -12,7 +12,7 @@ bool check(const Version& version, Random& random, size_t i) {
   p.exact = random.upto(2) == 0;
   p.bits = random.pick({2, 3, 4, 8}), p.block = random.pick({16, 32, 64, 128, 256});
   p.rows = random.pick({1, 2, 3, 4, 5, 6, 7, 9, 12, 15, 16, 17, 33, 70}), p.columns = random.pick({1, 3, 16, 31, 33, 64, 70});
-  p.depth = random.pick({1, 16, 100, 256, 512, 1000, 2048});
+  p.depth = random.pick({1, 16, 100, 256, 512, 768, 1000, 2048});
   if (p.bits == 3) p.depth = random.pick({128, 250, 256, 384, 512, 768, 1000, 2048});
   if (p.bits == 3 && p.numbers() % kNarrow) p.bits = 4;
   // As long as what is read, and no longer.

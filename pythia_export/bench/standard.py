@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from ..artifact import Artifact
+from ..disk import copy_weights
 from ..graph.decoder import build_decoder
 from ..recipe import Export
 from ..weights.layout import layout_of
@@ -21,7 +21,7 @@ def write_standard(artifact: Artifact, folder: Path) -> Path:
     export = Export(rotary="onnx", dtype=kept.dtype, target=kept.target, accuracy_level=kept.accuracy_level)
     recipe = artifact.recipe.model_copy(update={"export": export})
     folder.mkdir()
-    shutil.copyfile(artifact.folder / data_name(artifact.recipe), folder / DATA_FILE)
+    copy_weights(artifact.folder / data_name(artifact.recipe), folder / DATA_FILE)
     model = build_decoder(artifact.config, layout_of(recipe, artifact.config), export)
     (folder / MODEL).write_bytes(model.SerializeToString())
     return folder / MODEL

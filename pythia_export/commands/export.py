@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..artifact import Artifact, Staging
 from ..base.errors import RecipeError
 from ..base.progress import SILENT, Progress
 from ..corpus import Windows, calibration_windows
-from ..disk import held
+from ..disk import copy_weights, held
 from ..graph.cache_scales import read_scales
 from ..graph.targets import require_fit, require_taps, warnings
 from ..graph.trunk import build_graph
@@ -63,7 +62,7 @@ def export(
             for name in kept:
                 to = staging.folder / (DATA_FILE if name == data_name(source.recipe) else name)
                 to.parent.mkdir(exist_ok=True)
-                shutil.copyfile(source.folder / name, to)
+                copy_weights(source.folder / name, to)
                 advance(1)
         measured = None
         if text is not None:

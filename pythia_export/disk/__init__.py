@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .copy import copy_weights
 from .lock import held, lock_folder
 from .siblings import clean_up, is_alive, is_stale, owner, sibling, siblings
 from .sigterm import unwinding_on_sigterm
@@ -10,6 +11,7 @@ from .write import DISK_FULL, exchange, explained, fsync, raise_disk_full, write
 __all__ = [
     "DISK_FULL",
     "clean_up",
+    "copy_weights",
     "exchange",
     "explained",
     "fsync",
