@@ -16,8 +16,9 @@ from pythia_export.calibrate.sensitivity import Sensitivity, measure_sensitivity
 from pythia_export.model.block import DENSE, Block, Rotary, final_norm, head
 from pythia_export.model.neox import EMBEDDING, QKV, NeoXConfig, layer_prefix
 from pythia_export.recipe import Override, Quantize, Scheme
-from pythia_export.rounding.attention import beside, gptq_attention, nearest_basis
+from pythia_export.rounding.attention import Basis, beside, gptq_attention, nearest_basis
 from pythia_export.rounding.gptq import factor, gptq
+from pythia_export.rounding.rtn import rtn
 from pythia_export.weights.layout import layout
 from pythia_export.weights.reader import WeightsReader
 from pythia_export.weights.writer import WeightsWriter
@@ -170,3 +171,43 @@ def test_a_head_of_zeros_keeps_its_basis_and_without_balance_all_do():
     settings = Quantize(balance=False)  # whoever compares q, k and v with the original's
     _, kept, _ = gptq_attention(W, inputs, outputs, Scheme(bits=4, group_size=-1), settings, turned=0)
     assert torch.equal(kept.rows, torch.eye(size).expand(heads, 3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ({}, {"products": 2, "group_size": 32}),
+        ({"parallel_residual": False}, {}),
+        ({}, {"override": (Override(pattern=f"*.{DENSE}", method="none"),)}),
+        ({}, {"override": (Override(pattern=f"*.{DENSE}", method="rtn", bits=8, group_size=32),)}),
+        ({"rotary_pct": 1.0}, {}),
+    ],
+    ids=["two products", "sequential", "dense in float", "dense to nearest", "all turns"],
+)
+def test_all_that_reads_a_head_follows_it_into_its_basis(family, settings, tmp_path, monkeypatch):
+    """In a basis far away, at 8 bits: what did not follow would cost far more than rounding."""
+    config = replace(small_config(layers=2), **family)
+    heads, size, turned = config.num_heads, config.head_dim, config.rotary_dim
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.eye(size).repeat(heads, 3, 1, 1)
+    A = torch.eye(size) + 0.1 * torch.randn(heads, 2, size, size, generator=generator)
+    rows[:, 0, turned:, turned:] = A[:, 0, turned:, turned:].mT
+    rows[:, 1, turned:, turned:] = torch.linalg.inv(A[:, 0, turned:, turned:])
+    rows[:, 2] = torch.linalg.inv(A[:, 1])
+    basis = Basis(rows, A[:, 1])
+
+    def elsewhere(W, inputs, outputs, scheme, settings, scale_dtype, *, turned):
+        return rtn(basis.of_qkv(W), scheme), basis, 0.01
+
+    monkeypatch.setattr("pythia_export.calibrate.loop.gptq_attention", elsewhere)
+    original, seen = InMemory(config, attending(config)), DRAWN.integers(0, 96, (32, 32))
+    quantize = Quantize(effort="best", bits=8, embedding="float32", beam=1, clip=False, **settings)
+    places, path = layout(config, quantize, "float32"), tmp_path / "weights"
+    with WeightsWriter(path, places) as writer:
+        quantize_stream(original, writer, seen, Compute(memory_gb=0.0))
+    with torch.no_grad():
+        log_p, log_q = (
+            logits(x, config, torch.from_numpy(WINDOWS)).log_softmax(-1)
+            for x in (original, WeightsReader(path, places))
+        )
+    assert float(F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean()) < 4e-4
