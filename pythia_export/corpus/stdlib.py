@@ -47,7 +47,8 @@ def _is_held_out(name: str) -> bool:
 def stdlib_documents(split: Split) -> Iterator[tuple[str, str]]:
     """Yield ``(name, text)`` of one half of the running interpreter's standard library, in a fixed order."""
     for name, path in _sources(Path(sysconfig.get_path("stdlib"))):
-        if _is_held_out(name) == (split == "heldout"):
+        # Debian's sitecustomize.py is a link into /etc, and leads nowhere where that was not copied.
+        if _is_held_out(name) == (split == "heldout") and path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
             if text.strip():
                 yield name, text

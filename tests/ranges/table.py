@@ -74,7 +74,9 @@ HEAD = """# Ends of ranges, and neighbours
   on loopback, reading and pushing.
 - **`run demo`**: the embedded checkpoint is quantised, exported and proved. **same bytes**: `model.onnx_data` is, byte
   for byte, the one of the environment called newest. **another text**: the demo is calibrated on the standard library
-  of the Python that runs it, so another Python gives other bytes.
+  of the Python that runs it, so another Python gives other bytes. **no**: of the stages of calibration the first that
+  differs between torch 2.6 and 2.13 is the backward pass of attention (`scaled_dot_product_attention` on the CPU),
+  whose gradients weigh the rows (`fisher`). A small model rounded with `fisher = false` has the same bytes with both.
 - **both in one process**: transformers generates the same text from the dequantised weights; TransformerLens's bridge
   over our driver gives the same logits; llm-compressor quantises a model, and `import` makes an artifact of it.
 """

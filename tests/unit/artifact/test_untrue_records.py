@@ -157,8 +157,8 @@ def test_a_manifest_with_names_that_no_file_system_takes_is_refused(tmp_path):
         (folder / "manifest.json").write_text(json.dumps(manifest | {"files": manifest["files"] | {name: entry}}))
         with pytest.raises(IntegrityError, match="longer than file systems take"):
             Artifact.open(folder)
-    with pytest.raises(SourceError, match="File name too long"):
-        Artifact.open("a" * 300)
+    with pytest.raises(SourceError, match="File name too long|no such directory"):
+        Artifact.open("a" * 300)  # from Python 3.14 on such a folder is none, without an error
 
 
 def test_a_proof_to_compare_with_is_held_to_the_same(tmp_path):

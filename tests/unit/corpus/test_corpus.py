@@ -226,6 +226,14 @@ def test_windows_longer_than_the_context_and_foreign_tokens_are_refused(tmp_path
         windows(path, tokenizer, config=NeoXConfig(300, 128, 6, 4, 512))
 
 
+def test_a_link_that_leads_nowhere_is_no_module(tmp_path, monkeypatch):
+    (tmp_path / "here.py").write_text("x = 1\n")
+    (tmp_path / "sitecustomize.py").symlink_to(tmp_path / "etc" / "sitecustomize.py")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    names = [name for half in ("train", "heldout") for name, _ in stdlib_documents(half)]
+    assert "here.py" in names and "sitecustomize.py" not in names
+
+
 @pytest.mark.slow
 def test_the_two_halves_of_the_standard_library_share_no_module(tokenizer):
     train, held_out = ({name for name, _ in stdlib_documents(half)} for half in ("train", "heldout"))

@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import struct
-import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +25,7 @@ from pythia_export.model.suite import geometry
 REPO = "someone/small-neox"
 
 PULL = """
-import json, sys
+import json, sys, time
 from pythia_export.checkpoint import Accept, evict, open_checkpoint, pull
 from pythia_export.base.errors import PythiaExportError
 from pythia_export.base.progress import SILENT
@@ -50,7 +49,7 @@ def there(opened):
 settings = json.loads(sys.argv[1])
 for asked in sys.argv[2:]:
     repo, revision = asked.split("@")
-    said, bars = [], {}
+    said, bars, began = [], {}, time.monotonic()
     try:
         accept = Accept(**settings.get("accept", {}))
         pulled = pull(Model(id=repo, revision=revision), accept=accept, progress=Heard())
@@ -65,7 +64,7 @@ for asked in sys.argv[2:]:
         if settings.get("evict"):
             got["freed"] = evict(pulled)
     except PythiaExportError as e:
-        got = {"error": str(e), "hint": e.hint, "code": e.exit_code, "notes": said}
+        got = {"error": str(e), "hint": e.hint, "code": e.exit_code, "notes": said, "seconds": time.monotonic() - began}
     print(json.dumps(got))
 """
 
@@ -227,10 +226,9 @@ def test_what_the_hub_lacks_is_named(hub, tmp_path):
 
 
 def test_an_unreachable_hub_is_a_source_error_at_once_that_names_the_cache(tmp_path):
-    began = time.monotonic()
     (failed,) = pulls(f"{REPO}@main", hub="http://127.0.0.1:9", home=tmp_path)
     assert failed["code"] == 3 and REPO in failed["error"] and "--offline" in failed["hint"]
-    assert time.monotonic() - began < 20, "it was asked again and again"
+    assert failed["seconds"] < 20, "it was asked again and again"
 
 
 def test_a_step_with_the_weights_of_another_is_refused_before_it_is_fetched(hub, tmp_path, made):

@@ -64,7 +64,8 @@ def found(sources, windows) -> records.Inside:
 def by_hugging_face(source: InMemory, ids: np.ndarray):
     """Residual streams, what the lens makes of each, and attention patterns: lists by boundary or by layer."""
     model = hugging_face(CONFIG)
-    model.load_state_dict(source.tensors, strict=False)
+    head = "embed_out" if hasattr(model, "embed_out") else "lm_head"  # transformers 4, and 5
+    model.load_state_dict({k.replace("embed_out", head): v for k, v in source.tensors.items()}, strict=False)
     model.config._attn_implementation = "eager"
     streams: list[torch.Tensor] = []
     for layer in model.gpt_neox.layers:
@@ -72,7 +73,9 @@ def by_hugging_face(source: InMemory, ids: np.ndarray):
     model.gpt_neox.embed_in.register_forward_hook(lambda _, __, out: streams.append(out))
     with torch.no_grad():
         patterns = model(torch.from_numpy(ids), output_attentions=True).attentions
-        lens = [model.embed_out(model.gpt_neox.final_layer_norm(x)).double().log_softmax(-1).numpy() for x in streams]
+        lens = [
+            getattr(model, head)(model.gpt_neox.final_layer_norm(x)).double().log_softmax(-1).numpy() for x in streams
+        ]
     return [x.double().numpy() for x in streams], lens, [p.double().numpy() for p in patterns]
 
 
