@@ -1,5 +1,6 @@
 #include "team.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <new>
@@ -43,9 +44,10 @@ class Team {
   static void join(void* self, size_t) {
     Team& team = *static_cast<Team*>(self);
     if (std::this_thread::get_id() != team.leader_) {
+      const uint32_t mine = 1 + team.joined_.fetch_add(1, std::memory_order_relaxed);
       Wait wait;
       while (!team.closed_.load(std::memory_order_acquire))
-        if (team.take())
+        if (team.take(mine))
           wait = {};
         else
           wait();
@@ -60,19 +62,27 @@ class Team {
   }
 
  private:
-  // Works on one task of the phase, if there is one.
-  bool take() {
-    uint64_t now = next_.load(std::memory_order_relaxed);
-    if (uint32_t(now) >= now >> 32) return false;
-    now = next_.fetch_add(1, std::memory_order_acquire);
-    if (uint32_t(now) >= now >> 32) return false;
-    try {
-      fn_(data_, uint32_t(now));
-    } catch (...) {  // tasks do no more than work in memory that they ask for
-      failed_.store(true, std::memory_order_relaxed);
+  static constexpr uint32_t kParts = 8;
+
+  // Works on one task of the phase, if there is one: the next of the thread's own part, since what it prefetched at the end of
+  // one task is the beginning of the next; else the last of another part.
+  bool take(uint32_t mine) {
+    for (uint32_t i = 0; i < kParts; ++i) {
+      std::atomic<uint64_t>& part = parts_[(mine + i) % kParts].left;
+      uint64_t now = part.load(std::memory_order_relaxed);
+      while (uint32_t(now) < now >> 32) {
+        const uint64_t then = i == 0 ? now + 1 : now - (uint64_t(1) << 32);
+        if (!part.compare_exchange_weak(now, then, std::memory_order_acquire, std::memory_order_relaxed)) continue;
+        try {
+          fn_(data_, i == 0 ? uint32_t(now) : uint32_t(now >> 32) - 1);
+        } catch (...) {  // tasks do no more than work in memory that they ask for
+          failed_.store(true, std::memory_order_relaxed);
+        }
+        done_.fetch_add(1, std::memory_order_release);
+        return true;
+      }
     }
-    done_.fetch_add(1, std::memory_order_release);
-    return true;
+    return false;
   }
 
   static void share(void* self, size_t n, void (*fn)(void*, size_t), void* data) {
@@ -80,8 +90,10 @@ class Team {
     Team& team = *static_cast<Team*>(self);
     team.fn_ = fn, team.data_ = data;
     team.done_.store(0, std::memory_order_relaxed);
-    team.next_.store(uint64_t(n) << 32, std::memory_order_release);
-    while (team.take()) {
+    const uint64_t parts = std::min(1 + team.joined_.load(std::memory_order_relaxed), kParts);
+    for (uint64_t i = parts; i-- > 0;)
+      team.parts_[i].left.store(n * (i + 1) / parts << 32 | n * i / parts, std::memory_order_release);
+    while (team.take(0)) {
     }
     Wait wait;
     while (team.done_.load(std::memory_order_acquire) < n) wait();
@@ -91,10 +103,14 @@ class Team {
   void (*lead_)(void*, const Parallel&);
   void* lead_data_;
   std::thread::id leader_;
-  // Who takes a task of the phase that `next_` is of reads these; they change when all its tasks are done.
+  // Who takes a task of a phase reads these; they change when all its tasks are done.
   void (*fn_)(void*, size_t) = nullptr;
   void* data_ = nullptr;
-  alignas(64) std::atomic<uint64_t> next_{0};  // how many tasks the phase has, and in the low half the next one
+  struct alignas(64) Part {
+    std::atomic<uint64_t> left{0};  // the end of the tasks that nobody has taken, and in the low half their beginning
+  };
+  Part parts_[kParts];  // of the phase, as many as threads are there when it begins; the leader's is the first
+  std::atomic<uint32_t> joined_{0};
   alignas(64) std::atomic<uint32_t> done_{0};
   alignas(64) std::atomic<bool> closed_{false};
   std::atomic<bool> failed_{false};
