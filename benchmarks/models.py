@@ -7,7 +7,10 @@
 llama.cpp is compiled once for the machine, some 15 minutes of one core:
 
     python -m venv build/llama
-    CMAKE_ARGS=-DGGML_NATIVE=ON build/llama/bin/pip install --no-binary llama-cpp-python llama-cpp-python gguf
+    export CMAKE_ARGS=-DGGML_NATIVE=ON
+    build/llama/bin/pip install --no-cache-dir --no-binary llama-cpp-python llama-cpp-python gguf
+
+Without --no-cache-dir pip takes a wheel that it built before, whatever CMAKE_ARGS were then.
 
 "prepare" makes what takes long and needs no quiet: artifacts of the size's shapes with random weights (int4 in groups
 of 128, level 4; the demo's own weights, rounded to nearest), with caches of float32, float16 and int8, and every peer's
