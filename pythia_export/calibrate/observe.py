@@ -20,6 +20,11 @@ from .problem import Moments, Problem
 CHUNK_FLOATS, CHUNK_TOKENS = 1 << 24, 8192  # of the widest activation, and of windows of tokens, computed at once
 
 
+def _squares(x: Tensor) -> float:
+    """Return the sum of the squares of x [n, length, width], in float64 over the places."""
+    return float(torch.linalg.vector_norm(x, dim=-1).double().square().sum())
+
+
 def windows_a_chunk(config: NeoXConfig, length: int) -> int:
     return max(1, min(CHUNK_TOKENS, CHUNK_FLOATS // config.intermediate_size) // length)
 
@@ -74,8 +79,8 @@ class Observed:
                 self.x[i] = y
                 if measure and self.wanted is not None:
                     wanted = self.wanted[i]
-                    error += float((y - wanted).square().sum(dtype=torch.float64))
-                    energy += float(wanted.square().sum(dtype=torch.float64))
+                    error += _squares(y - wanted)
+                    energy += _squares(wanted)
         self.halfway = False
         return error / max(energy, 1e-300) if measure else None
 

@@ -15,6 +15,7 @@ DOUBLE_BELOW = (
     4096  # widths up to which sums are kept in float64; beyond, memory counts and damping rules the condition
 )
 
+ADDED = 256  # rows of a product that are added in float64 at once: torch copies what it adds into that first
 BLOCK = 512  # columns of a matrix with itself that are multiplied at once: what lies above the diagonal is copied
 
 # Where a mean is this many times as large as what varies about it, float32's sums of squares are mostly rounding.
@@ -99,7 +100,9 @@ class Moments:
             if self._dtype == x.dtype:
                 part.addmm_(x[:, rows].T, y[:, columns])
             else:
-                part += x[:, rows].T @ y[:, columns]
+                product = x[:, rows].T @ y[:, columns]
+                for some, more in zip(part.split(ADDED), product.split(ADDED), strict=True):
+                    some += more
         of_y = y.sum(0)  # of a chunk in its own dtype: 30 times as fast as in float64, to 2e-7
         self._mean_x += of_y if same else x.sum(0)
         self._mean_y += of_y

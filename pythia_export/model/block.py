@@ -78,11 +78,11 @@ def attention_pattern(
     return F.softmax(scores.masked_fill(later, -torch.inf), -1)
 
 
-def activate(x: Tensor, kind: Activation) -> Tensor:
-    """The MLP's activation, in x's own dtype."""
+def activate(x: Tensor, kind: Activation, *, in_place: bool = False) -> Tensor:
+    """The MLP's activation, in x's own dtype; x may be what it is written into, if that is `in_place`."""
     match kind:
         case "gelu":
-            return F.gelu(x)
+            return torch.ops.aten.gelu_(x) if in_place else F.gelu(x)
         case "gelu_tanh":
             return F.gelu(x, approximate="tanh")
         case "gelu_10":
@@ -109,7 +109,7 @@ class Block:
 
     def _affine(self, z: Tensor, norm: str) -> Tensor:
         name = f"{layer_prefix(self.layer)}.{norm}"
-        return z * self.weights(f"{name}.weight") + self.weights(f"{name}.bias")
+        return (z * self.weights(f"{name}.weight")).add_(self.weights(f"{name}.bias"))
 
     def linear(self, x: Tensor, linear: str) -> Tensor:
         """One of the four products with its bias, if it has one, by its name within the layer."""
@@ -138,7 +138,8 @@ class Block:
         up = self.linear(read, UP)
         if see is not None:
             see(UP, up)
-        return activate(up, self.config.activation)
+        in_place = see is None and not torch.is_grad_enabled()  # nobody else has `up`, and fresh memory costs more
+        return activate(up, self.config.activation, in_place=in_place)
 
     def middle(self, x: Tensor, rotary: Rotary, see: See | None = None) -> tuple[Tensor, Tensor]:
         """What dense [B, T, hidden] and 4h_to_h [B, T, intermediate] read of a parallel block; `see` is shown what
@@ -155,7 +156,7 @@ class Block:
 
     def output(self, x: Tensor, mixed: Tensor, up: Tensor) -> Tensor:
         """A parallel block's output, from what dense and 4h_to_h read."""
-        return x + self.linear(mixed, DENSE) + self.linear(up, DOWN)
+        return self.linear(mixed, DENSE).add_(x).add_(self.linear(up, DOWN))
 
     def after_attention(self, x: Tensor, rotary: Rotary, see: See | None = None) -> Tensor:
         """The residual stream between the two halves of a sequential block."""

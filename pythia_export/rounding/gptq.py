@@ -28,6 +28,8 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ from torch import Tensor
 from ..base.errors import NumericsError
 from ..recipe import Quantize, Scheme
 from .columns import Beam, Nearest, Rounding
-from .grid import Quantized, find_grid
+from .grid import SEARCHED_AT_ONCE, Quantized, find_grid
 
 WEIGHTS_AT_ONCE = 1 << 22
 STATES = 8192  # roundings that a beam carries on at once: enough to be worth a call, few enough to stay in the cache
@@ -60,6 +62,11 @@ class Factor:
     act_order: bool
     damp: float
     unit: float = 1.0
+
+    @cached_property
+    def single(self) -> Tensor:
+        """L in float32: rows are rounded by it in several passes."""
+        return self.L.to(torch.float32)
 
     @property
     def importance(self) -> Tensor:
@@ -132,7 +139,8 @@ def gptq(
     """
     if not torch.isfinite(W).all():
         raise NumericsError("a weight, or what it has to make up for, is NaN or infinite")
-    L, importance = factor.L.to(W.dtype), factor.importance.to(W.dtype) if settings.clip else None
+    L = factor.single if W.dtype == torch.float32 else factor.L.to(W.dtype)
+    importance = factor.importance.to(W.dtype) if settings.clip else None
     size, beam = scheme.columns(W.shape[1]), settings.beam
     grids = [_Grid(scheme, size, importance, scale_dtype, stretch) for stretch in settings.stretches]
     threads = torch.get_num_threads()
@@ -181,14 +189,23 @@ class _Grid:
 
     def find_all(self, free: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """Scales and zero points [groups, out] of all groups; their columns [in, out] lie at `place` in `free`."""
-        size = self.size
-        if free.device.type == "cpu":  # a group at a time takes little memory
-            found = [self.find(g, free[columns]) for g, columns in enumerate(place.split(size))]
-            scale, zero = (torch.stack(x) for x in zip(*found, strict=True))
-            return scale, zero
-        short = -len(place) % size  # a GPU takes them in one go, the last one filled up by zeros, which change nothing
-        groups = F.pad(free[place].T, (0, short)).unflatten(1, (-1, size)).transpose(0, 1)
-        weights = None if self.importance is None else F.pad(self.importance, (0, short)).unflatten(0, (-1, size))
+        # A GPU takes them in one go, a CPU as many as its cache holds: of few rows a call costs more than its numbers.
+        at_once = len(place)
+        if free.device.type == "cpu":
+            at_once = self.size * max(1, SEARCHED_AT_ONCE // (self.size * free.shape[1]))
+        found = [self._find_some(first, free[some]) for first, some in zip(count(0, at_once), place.split(at_once))]
+        scale, zero = (torch.cat(x) for x in zip(*found, strict=True))
+        return scale, zero
+
+    def _find_some(self, first: int, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and zero points [groups, out] of the groups that begin at column `first`."""
+        size, last = self.size, first + len(columns)
+        if len(columns) <= size:
+            return tuple(x[None] for x in self.find(first // size, columns))  # type: ignore[return-value]
+        short = -len(columns) % size  # the last one is filled up by zeros, which change nothing
+        groups = F.pad(columns.T, (0, short)).unflatten(1, (-1, size)).transpose(0, 1)
+        weights = None if self.importance is None else self.importance[first:last]
+        weights = None if weights is None else F.pad(weights, (0, short)).unflatten(0, (-1, size))
         return self._stretched(*find_grid(groups, self.scheme, self.dtype, weights))
 
 

@@ -22,7 +22,7 @@ _SHARES = torch.linspace(1.0, 0.3, 21).tolist()  # tried, of the whole span; the
 _ASYMMETRIC = [(share, 1.0) for share in _SHARES]
 _SYMMETRIC = [(share, sign) for share in _SHARES[::2] for sign in (1.0, -1.0)]  # of share and sign, sign gains more
 _LEAST_HALF = 2.0**-24
-_SEARCHED_AT_ONCE = 1 << 16  # weights: the search goes over them many times, so they should stay in the cache
+SEARCHED_AT_ONCE = 1 << 16  # weights: the search goes over them many times, so they should stay in the cache
 _SEARCHED_ON_GPU = 1 << 26  # there few calls count
 
 
@@ -89,7 +89,7 @@ def find_grid(
         raise NumericsError(f"a weight of {W.abs().max():.3g} has no scale in {str(dtype).removeprefix('torch.')}")
     if importance is None:
         return scale, zero
-    at_once = _SEARCHED_AT_ONCE if W.device.type == "cpu" else _SEARCHED_ON_GPU
+    at_once = SEARCHED_AT_ONCE if W.device.type == "cpu" else _SEARCHED_ON_GPU
     rows = max(1, at_once * W.shape[-2] // W.numel())
     parts = [_searched(part, scheme, dtype, importance.to(W.dtype)) for part in W.split(rows, dim=-2)]
     scale, zero = (torch.cat(x, dim=-1) for x in zip(*parts, strict=True))

@@ -13,7 +13,7 @@ from models import InMemory, hugging_face, on_disk, small_config
 from pythia_export.base.compute import Compute
 from pythia_export.calibrate import quantize_stream
 from pythia_export.calibrate.sensitivity import Sensitivity, measure_sensitivity
-from pythia_export.model.block import DENSE, Block, Rotary, final_norm, head
+from pythia_export.model.block import DENSE, UP, Block, Rotary, final_norm, head
 from pythia_export.model.neox import EMBEDDING, QKV, NeoXConfig, layer_prefix
 from pythia_export.recipe import Override, Quantize, Scheme
 from pythia_export.rounding.attention import Basis, beside, gptq_attention, nearest_basis
@@ -45,6 +45,17 @@ def attending(config: NeoXConfig, by: float = 4) -> dict[str, torch.Tensor]:
     for layer in range(config.num_layers):
         tensors[f"{layer_prefix(layer)}.{QKV}.weight"] *= by
     return tensors
+
+
+def test_a_block_that_is_looked_into_shows_what_it_multiplied_and_computes_the_same():
+    config = small_config(layers=1)
+    tensors = on_disk(hugging_face(config))
+    block, rotary, seen = Block(config, 0, tensors.__getitem__), Rotary.of(config, 8, torch.float32), {}
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 8, config.hidden_size))).float()
+    with torch.inference_mode():
+        alone, shown = block(x, rotary), block(x, rotary, seen.__setitem__)
+        assert torch.equal(alone, shown)
+        assert torch.equal(seen[UP], block.linear(block.inputs(x)[1], UP))
 
 
 def test_it_is_the_fisher_information_of_the_matrices_with_all_terms_between_places(tmp_path):

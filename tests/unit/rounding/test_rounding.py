@@ -17,7 +17,7 @@ from pythia_export.base.errors import EnvironmentProblem, NumericsError
 from pythia_export.recipe import Quantize, Scheme
 from pythia_export.rounding import columns, native
 from pythia_export.rounding.gptq import factor, gptq
-from pythia_export.rounding.grid import zeros
+from pythia_export.rounding.grid import find_grid, zeros
 from pythia_export.rounding.rtn import rtn
 from pythia_export.weights.layout import LinearPlan
 from pythia_export.weights.narrow import pack_narrow, unpack_narrow, widen
@@ -148,6 +148,25 @@ def test_best_takes_for_each_row_the_width_of_grid_that_costs_least(bits, group_
     default, best = losses
     assert (best <= default * (1 + 1e-6)).all()
     assert best.sum() < 0.97 * default.sum()
+
+
+@pytest.mark.parametrize(("symmetric", "n"), [(True, 160), (True, 150), (False, 150)])
+def test_groups_of_few_rows_are_searched_in_one_call_as_each_alone(monkeypatch, symmetric, n):
+    W, H = problem("correlated", 6, n)
+    calls, found = [], []
+
+    def counted(columns, *rest):
+        calls[-1] += 1
+        return find_grid(columns, *rest)
+
+    monkeypatch.setattr("pythia_export.rounding.gptq.find_grid", counted)
+    for at_once in (1 << 16, 1):
+        calls.append(0)
+        monkeypatch.setattr("pythia_export.rounding.gptq.SEARCHED_AT_ONCE", at_once, raising=False)
+        result = run_gptq(W, H, symmetric=symmetric, act_order=True, clip=True)
+        found.append((result.q, result.scale, zeros(result)))
+    assert calls == [1, 5]
+    assert all(torch.equal(together, alone) for together, alone in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 700])
