@@ -3,6 +3,7 @@
     python benchmarks/peers.py --peer-python VENV/bin/python                  # the demo checkpoint
     python benchmarks/peers.py --peer-python VENV/bin/python --model DIR      # a local checkpoint with a tokenizer
     python benchmarks/peers.py --peer-python VENV/bin/python --random 70m     # random weights: time and memory only
+    python benchmarks/peers.py --peer-python VENV/bin/python --random 410m --layers 1 --defaults   # of some layers
 
 The peer needs transformers 5, which Optimum's exporter refuses, hence an environment of its own. GPTQModel 7.7.0 asks
 for torch >= 2.14.1 and works with 2.13.0, the newest that this project takes; to measure both on one torch:
@@ -21,7 +22,8 @@ loading too; peak memory is that of the process until the end of quantisation.
 
 A first run of the peer is not timed: it compiles a packing kernel where ~/.cache/gptqmodel has none yet (54 s), and its
 matrices are the ones that are scored. They are scored by our code, twice: as packed, which is what the peer ships, and
-as its solver left them, before their scales were rounded to float16.
+as its solver left them, before their scales were rounded to float16. Random weights are not scored, and there is no
+such run.
 
 Both solve the same problem, weight for weight, until a sum that rounds otherwise tips one weight over, from which the
 later layers drift apart. The peer drifts as far from itself when only its batch changes, so a difference in loss then
@@ -49,6 +51,7 @@ that.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -86,6 +89,7 @@ from pythia_export.weights.writer import WeightsWriter
 
 PEER_SCRIPT = Path(__file__).absolute().with_name("_gptqmodel_peer.py")
 OURS, PEER = "pythia-export", "GPTQModel"
+VOCABULARY = 4096
 MEASURED = ("quantize_seconds", "process_seconds", "peak_memory_bytes")
 
 
@@ -95,6 +99,7 @@ def main() -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--model", type=Path, help="local checkpoint directory; the demo when left out")
     where.add_argument("--random", choices=sizes(), help="random weights of this size's shapes")
+    parser.add_argument("--layers", type=int, help="of random weights: so many, and the demo's small vocabulary")
     parser.add_argument("--groups", type=int, nargs="+", default=[128, -1], help="-1 is one scale a row")
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument("--length", type=int, default=512, help="tokens a window")
@@ -110,7 +115,7 @@ def main() -> None:
         scratch = Path(name)
         model = Model(id="demo") if args.model is None else Model(path=args.model.absolute())
         if args.random:
-            model = Model(path=_random_checkpoint(args.random, scratch))
+            model = Model(path=_random_checkpoint(args.random, args.layers, scratch))
         checkpoint = open_checkpoint(pull(model))
         calibration, held_out, clusters = _windows(checkpoint, args)
         np.save(scratch / "ids.npy", calibration)
@@ -129,15 +134,17 @@ def main() -> None:
             }
             peer_job = job | {"batch": args.peer_batch}
             if i == 0:
-                _peer(peer_job | {"weights": str(scratch)}, args)
+                if not args.random:
+                    _peer(peer_job | {"weights": str(scratch)}, args)
                 results[group] = {"group_size": group, OURS: [], PEER: []}
                 continue
             results[group][OURS].append(_ours(job | {"weights": str(scratch / DATA_FILE)}, args))
             results[group][PEER].append(_peer(peer_job | {"weights": ""}, args))
-            if i == args.rounds:
+            if i == args.rounds and not args.random:
                 results[group] |= _compare(checkpoint, group, scratch, held_out, clusters, original)
 
-    what = f"random weights of pythia-{args.random}" if args.random else str(args.model or "demo main")
+    layers = "" if args.layers is None else f", {args.layers} of its layers"
+    what = f"random weights of pythia-{args.random}{layers}" if args.random else str(args.model or "demo main")
     peer = results[args.groups[0]][PEER][0]["versions"]
     policy = os.environ.get("OMP_WAIT_POLICY", "default")
     print(f"{machine()}, {args.threads} threads, OMP_WAIT_POLICY {policy}, load {load:.2f} before; ", end="")
@@ -153,9 +160,9 @@ def main() -> None:
         _print(result, f"{PEER} {peer['gptqmodel']}")
     print()
     for result in results.values():
-        print(
-            f"group {_group(result)}: {result['same']:.2%} of the weights are the same, ours and the peer's as solved"
-        )
+        if "same" in result:
+            same = f"{result['same']:.2%} of the weights are the same"
+            print(f"group {_group(result)}: {same}, ours and the peer's as solved")
     if args.json:
         found = {"machine": machine(), "threads": args.threads, "load": load, "results": list(results.values())}
         args.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -175,10 +182,12 @@ def _windows(
     return calibration.ids, held_out.ids, held_out.documents[:, 1:].ravel()
 
 
-def _random_checkpoint(size: str, scratch: Path) -> Path:
+def _random_checkpoint(size: str, layers: int | None, scratch: Path) -> Path:
     """Float16 weights as GPT-NeoX initialises them; the demo's tokenizer, since the peer will not load without one."""
     config = geometry(f"EleutherAI/pythia-{size}")
     assert config is not None
+    if layers is not None:  # the sensitivity's pass through the head is the whole model's, and the peer has none
+        config = dataclasses.replace(config, num_layers=layers, vocab_size=VOCABULARY)
     folder = scratch / "random"
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
