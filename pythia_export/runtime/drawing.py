@@ -70,9 +70,8 @@ class NativeDraws:
         if self._function is None or logits.dtype != np.float32 or not logits.flags.c_contiguous:
             return False
         self._address, (_, self._count), self._row = logits.ctypes.data, logits.shape, logits.strides[0]
-        self._most = (
-            self._top_k if self._top_k < self._count else 0
-        )  # ctypes would take one beyond 64 bits by its last 64
+        # ctypes would take a number beyond 64 bits by its last 64.
+        self._most = self._top_k if self._top_k < self._count else 0
         base = logits.base
         if isinstance(base, np.ndarray) and base.size == logits.size and base.flags.c_contiguous:
             self._known, self._form = base, (logits.shape, logits.strides)
