@@ -112,7 +112,8 @@ class Block:
         return (z * self.weights(f"{name}.weight")).add_(self.weights(f"{name}.bias"))
 
     def linear(self, x: Tensor, linear: str) -> Tensor:
-        """One of the four products with its bias, if it has one, by its name within the layer."""
+        """One of the four products with its bias, if it has one, by its name within the layer. What it returns is the
+        block's to write over."""
         name = f"{layer_prefix(self.layer)}.{linear}"
         bias = self.weights(f"{name}.bias") if has_bias(self.config, linear) else None
         return F.linear(x, self.weights(f"{name}.weight"), bias)

@@ -99,7 +99,7 @@ class Watched(Block):
     def linear(self, x: Tensor, linear: str) -> Tensor:
         out = super().linear(self.activations.read(f"{layer_prefix(self.layer)}.{linear}", x), linear)
         if linear in self.keep:
-            self.read[linear], self.gave[linear] = x, out
+            self.read[linear], self.gave[linear] = x, out.clone()  # the block writes over what it is given
         return out
 
     def mix(self, read: Tensor, rotary: Rotary, see: See | None = None) -> Tensor:
