@@ -15,8 +15,9 @@ from torch import Tensor
 from ..base.progress import SILENT, Progress
 from ..calibrate.balance import canonical
 from ..model.block import DENSE, DOWN, UP, Block, Rotary, activate, attention, final_norm, head
-from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, layer_prefix
+from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, has_bias, layer_prefix
 from ..records.parity import Extreme, Suspect, Suspects
+from ..rounding.attention import basis_between
 from ..rounding.rtn import rtn
 from ..weights.layout import FUSED_OUT
 from .metrics import relative_error
@@ -30,6 +31,16 @@ EXTREME = 1e4  # times the other weights' mean: trained ones reach some hundreds
 _MATRICES = {name.rpartition(".")[2] for name in LINEARS} | {HEAD}
 
 
+def _in_basis(exact: Block, ours: Block, read: Tensor) -> dict[str, Tensor]:
+    """Return what of a layer's weights depends on the basis of its heads, in ours; both `read` [tokens, hidden]."""
+    config, prefix = exact.config, layer_prefix(exact.layer)
+    matrix, bias, dense = f"{prefix}.{QKV}.weight", f"{prefix}.{QKV}.bias", f"{prefix}.{DENSE}.weight"
+    W, Q = exact.weights(matrix), ours.weights(matrix)
+    basis = basis_between(W, Q, read.T @ read, heads=config.num_heads, turned=config.rotary_dim)
+    found = {matrix: basis.of_qkv(W), dense: basis.of_dense(exact.weights(dense))}
+    return found | ({bias: basis.of_qkv(exact.weights(bias))} if has_bias(config, QKV) else {})
+
+
 def suspects(subject: Subject, window: np.ndarray, progress: Progress = SILENT) -> Suspects:
     """Return where the artifact's weights err more than rounding must, and whether one weight widens a whole scale.
 
@@ -38,19 +49,24 @@ def suspects(subject: Subject, window: np.ndarray, progress: Progress = SILENT) 
     `ratio`. `extreme`: the rounded linear, if any, whose `largest` weight is most beyond the `mean` of its others.
 
     With two products a layer biases lie elsewhere, so dense and 4h_to_h are one entry. With `balance` the original is
-    taken in the artifact's units.
+    taken in the artifact's units, and with `effort = "best"` in the basis of each head that is nearest to it.
     """
     stored, config, quantize = subject.stored, subject.config, subject.quantize
     original = canonical(subject.original, quantize.model_copy(update={"products": 4}))
     found: list[Suspect] = []
     extremes: list[Extreme] = []
 
+    in_basis: dict[str, Tensor] = {}  # of the layer at hand
+
     def of(source: Tensors) -> Callable[[str], Tensor]:
         return lambda name: source.tensor(name).float()
 
+    def expected(name: str) -> Tensor:
+        return in_basis[name] if name in in_basis else original.tensor(name).float()
+
     def nearest(name: str) -> Tensor:
         base, part = name.rsplit(".", 1)
-        W = original.tensor(name).float()
+        W = expected(name)
         method, scheme = quantize.linear(base)
         if part != "weight" or base.rpartition(".")[2] not in _MATRICES or method == "none":
             return W
@@ -73,8 +89,11 @@ def suspects(subject: Subject, window: np.ndarray, progress: Progress = SILENT) 
         kept = {"float32": _EXACT, "float16": _EXACT, "int8": 0.02, "int4": 0.2}[quantize.embedding]
         entry(None, EMBEDDING, of(stored)(f"{EMBEDDING}.weight")[ids][None], x, x, kept / WORSE_THAN_RTN)
         for layer in range(config.num_layers):
-            exact, ours, by_rtn = (Block(config, layer, read) for read in (of(original), of(stored), nearest))
+            exact, ours, by_rtn = (Block(config, layer, read) for read in (expected, of(stored), nearest))
             blocks, prefix = (exact, ours, by_rtn), layer_prefix(layer)
+            in_basis = {}
+            if quantize.measures_attention and quantize.balance:
+                in_basis = _in_basis(exact, ours, exact.normed(x, NORMS[0]).flatten(0, 1))
 
             def told(name: str, outputs: list[Tensor], layer: int = layer, prefix: str = prefix) -> Tensor:
                 entry(layer, f"{prefix}.{name}", outputs[1], outputs[0], outputs[2], _EXACT)

@@ -40,6 +40,19 @@ class Basis:
     rows: Tensor
     columns: Tensor
 
+    @classmethod
+    def unchanged(cls, heads: int, size: int, like: Tensor) -> Basis:
+        rows = torch.eye(size, dtype=like.dtype, device=like.device).repeat(heads, 3, 1, 1)
+        return cls(rows, rows[:, 2].clone())
+
+    def change(self, head: int, part: int, first: int, A: Tensor) -> None:
+        """Take A^-1 of k (part 1) or v (part 2), from row `first` of a head on; q or dense then takes what makes up."""
+        self.rows[head, part, first:, first:] = torch.linalg.inv(A)
+        if part == 1:
+            self.rows[head, 0, first:, first:] = A.T
+        else:
+            self.columns[head] = A
+
     def of_qkv(self, x: Tensor) -> Tensor:
         """Return QKV's matrix [heads * 3 * size, in] or bias [heads * 3 * size] in this basis."""
         return (self.rows.to(x) @ x.reshape(*self.rows.shape[:3], -1)).reshape(x.shape)
@@ -70,8 +83,7 @@ def gptq_attention(
         NumericsError: as `factor` and `gptq_coupled` do.
     """
     _, heads, size, _ = outputs.shape
-    rows = torch.eye(size, dtype=inputs.dtype, device=W.device).repeat(heads, 3, 1, 1)
-    columns = rows[:, 2].clone()
+    basis = Basis.unchanged(heads, size, inputs)
     places = torch.arange(len(W), device=W.device).view(heads, 3, size)
     parts, taken, damps = [], [], []
 
@@ -98,14 +110,23 @@ def gptq_attention(
                 take(round_together(W, H, part, at, first, size), at)
                 continue
             take(found, at)
-            rows[head, part, first:, first:] = torch.linalg.inv(A)
-            if part == 1:
-                rows[head, 0, first:, first:] = A.T
-            else:
-                columns[head] = A
-    basis = Basis(rows, columns)
+            basis.change(head, part, first, A)
     take(round_together(basis.of_qkv(W), inputs[0], 0, places[:, 0], 0, size), places[:, 0])
     return joined(parts, torch.argsort(torch.cat(taken))), basis, max(damps)
+
+
+def basis_between(W: Tensor, Q: Tensor, H: Tensor, *, heads: int, turned: int) -> Basis:
+    """Return the basis of each head in which k and v of QKV's matrix W are nearest to those of Q, both
+    [heads * 3 * size, in], by H [in, in]. `turned` as above; a head that is too far keeps its own."""
+    by_part, ours = (x.double().unflatten(0, (heads, 3, -1)) for x in (W, Q))
+    size, H = by_part.shape[2], H.double()
+    basis = Basis.unchanged(heads, size, H)
+    for part, first in ((1, turned), (2, 0)):
+        for head in range(heads if first < size else 0):
+            A = nearest_basis(by_part[head, part, first:], ours[head, part, first:], H)
+            if A is not None:
+                basis.change(head, part, first, A)
+    return basis
 
 
 def beside(W: Tensor, H: Tensor) -> Tensor:

@@ -24,14 +24,15 @@ from pythia_export.artifact import Artifact
 from pythia_export.base.errors import RecipeError, SourceError
 from pythia_export.base.native_library import kernels_path
 from pythia_export.calibrate import allocate, quantize_together
+from pythia_export.calibrate.balance import canonical
 from pythia_export.checkpoint import demo_folder
 from pythia_export.commands.dequantize import dequantize
 from pythia_export.commands.plan import plan
 from pythia_export.commands.quantize import quantize as quantize_recipe
 from pythia_export.commands.run import run
 from pythia_export.graph.decoder import _activation, _Tape, build_decoder
-from pythia_export.model.block import Block, Rotary, activate, final_norm, head
-from pythia_export.model.neox import ACTIVATIONS, NeoXConfig
+from pythia_export.model.block import DENSE, Block, Rotary, activate, final_norm, head
+from pythia_export.model.neox import ACTIVATIONS, QKV, NeoXConfig, layer_prefix
 from pythia_export.model.rope import Rope
 from pythia_export.model.rotary import rotary_tables
 from pythia_export.proof.divergence import first_divergence
@@ -39,6 +40,7 @@ from pythia_export.proof.subject import Subject
 from pythia_export.proof.suspects import suspects
 from pythia_export.recipe import Export, Quantize, Recipe, parse_recipe
 from pythia_export.records.manifest import Checkpoint
+from pythia_export.rounding.attention import Basis
 from pythia_export.runtime import Session
 from pythia_export.weights.layout import layout
 from pythia_export.weights.names import DATA_FILE
@@ -273,6 +275,32 @@ def test_no_operator_of_a_graph_differs_and_no_weight_is_suspect(layered, tmp_pa
     operators = 3 + layered.config.num_layers * per_layer
     assert found.op is None and found.checked in (2 * operators, 4 * operators)
     assert suspects(subject, window).first is None
+
+
+def test_a_head_in_another_basis_is_no_suspect_and_one_of_other_weights_is(layered, tmp_path):
+    """As `effort = "best"` rounds them: dense follows v, and q follows k where the rotary embedding turns neither."""
+    config, best = layered.config, Quantize(effort="best", group_size=32)
+    text = WINDOWS[:2].flatten()
+    plain, drawn = canonical(layered, best), torch.Generator().manual_seed(0)
+    moved = {name: plain.tensor(name) for name in layered.tensors}
+    for layer in range(config.num_layers):
+        qkv, dense = (f"{layer_prefix(layer)}.{linear}" for linear in (QKV, DENSE))
+        basis = Basis.unchanged(config.num_heads, config.head_dim, moved[f"{qkv}.weight"])
+        for part, first in ((1, config.rotary_dim), (2, 0)):
+            for at in range(config.num_heads if first < config.head_dim else 0):
+                size = config.head_dim - first
+                A = torch.eye(size) + 0.3 * torch.randn(size, size, generator=drawn) / size**0.5
+                basis.change(at, part, first, A)
+        changed = {name: basis.of_qkv(moved[name]) for name in (f"{qkv}.weight", f"{qkv}.bias") if name in moved}
+        moved |= changed | {f"{dense}.weight": basis.of_dense(moved[f"{dense}.weight"])}
+    exported = export_model(InMemory(config, moved), tmp_path, Quantize(method="rtn", group_size=32), Export())
+    assert suspects(subject_of(layered, exported, best), text).first is None
+    name = f"{layer_prefix(1)}.{QKV}"
+    moved[f"{name}.weight"] = moved[f"{name}.weight"].clone()
+    moved[f"{name}.weight"][: config.head_dim] *= 3  # the first head's q
+    exported = export_model(InMemory(config, moved), tmp_path, Quantize(method="rtn", group_size=32), Export())
+    found = suspects(subject_of(layered, exported, best), text).first
+    assert found is not None and found.name == name
 
 
 @pytest.mark.parametrize(
