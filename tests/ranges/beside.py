@@ -27,7 +27,8 @@ def beside_transformers(artifact: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder / "plain", dtype=torch.float32)
     ids = tokenizer(PROMPT, return_tensors="pt")
     theirs = model.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    ours = Artifact.open(artifact).generate(PROMPT, max_new_tokens=24)
+    export(artifact, folder / "level0", accuracy_level=0)  # activations of int8 may take another token at a near tie
+    ours = Artifact.open(folder / "level0").generate(PROMPT, max_new_tokens=24)
     assert ours == tokenizer.decode(theirs), (ours, tokenizer.decode(theirs))
 
 
