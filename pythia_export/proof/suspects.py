@@ -32,7 +32,10 @@ _MATRICES = {name.rpartition(".")[2] for name in LINEARS} | {HEAD}
 
 
 def _in_basis(exact: Block, ours: Block, read: Tensor) -> dict[str, Tensor]:
-    """Return what of a layer's weights depends on the basis of its heads, in ours; both `read` [tokens, hidden]."""
+    """Return QKV and dense's matrix of `exact`, by name, in the basis of each head that `ours` has.
+
+    read: [tokens, hidden], what QKV reads.
+    """
     config, prefix = exact.config, layer_prefix(exact.layer)
     matrix, bias, dense = f"{prefix}.{QKV}.weight", f"{prefix}.{QKV}.bias", f"{prefix}.{DENSE}.weight"
     W, Q = exact.weights(matrix), ours.weights(matrix)

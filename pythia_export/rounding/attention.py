@@ -42,6 +42,7 @@ class Basis:
 
     @classmethod
     def unchanged(cls, heads: int, size: int, like: Tensor) -> Basis:
+        """Return the basis that heads of `size` rows have already, in the dtype and on the device of `like`."""
         rows = torch.eye(size, dtype=like.dtype, device=like.device).repeat(heads, 3, 1, 1)
         return cls(rows, rows[:, 2].clone())
 
