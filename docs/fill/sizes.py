@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .markdown import table
 
-# Rates of two cores of an AMD EPYC (Zen 5), at which commands/duration.py gives what benchmarks/README.md, "Memory",
-# measured there, within 15 %: 178 s for two layers of 1.4b, 308 s for four, 456 s for one of 6.9b. Per second.
-RATES = 1.9e11, 1e8
+# Rates of two cores of an AMD EPYC (Zen 5), per second. At these the operations of an older build, which summed whole
+# Hessians and passed through a layer three times, gave what benchmarks/README.md, "Memory", has of it, within 15 %.
+RATES = 1.9e11, 1e8, 2
 
 
 def needs() -> str:

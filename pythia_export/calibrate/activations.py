@@ -129,13 +129,23 @@ class Middles:
         return found
 
 
+def middles_bytes(config: NeoXConfig, tokens: int) -> int:
+    """Return the bytes of what a layer's last two products read."""
+    return 4 * tokens * (config.hidden_size + config.intermediate_size)
+
+
+def reading_beats_computing(config: NeoXConfig, threads: int) -> bool:
+    """Say whether `Middles` come faster from the disk than so many threads compute them again."""
+    return threads * WIDTH_A_THREAD <= config.hidden_size
+
+
 def place_of_middles(config: NeoXConfig, tokens: int, compute: Compute) -> Place | None:
     """Return where `Middles` are kept: in memory if they are few, else in files where that is faster than to compute
     them twice and the disk has room, else nowhere."""
-    needed = 4 * tokens * (config.hidden_size + config.intermediate_size)
+    needed = middles_bytes(config, tokens)
     if needed <= KEPT_BYTES:
         return compute.device
-    if compute.device.type != "cpu" or torch.get_num_threads() * WIDTH_A_THREAD > config.hidden_size:
+    if compute.device.type != "cpu" or not reading_beats_computing(config, torch.get_num_threads()):
         return None
     folder = compute.scratch if compute.scratch is not None else Path(tempfile.gettempdir())
     return folder if shutil.disk_usage(folder).free > 2 * needed else None

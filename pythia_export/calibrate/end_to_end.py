@@ -5,7 +5,7 @@ between the predictions of both models is taken itself, through all layers, and 
 follow its gradient; so do embedding and head where they are stored in float. Only values change: no format, no graph.
 
 The text is the calibration windows, and some more that the original writes itself (`drawn`): of the calibration text
-alone a model learns much by heart.
+alone a model learns much by heart. GPTQ has observed some of that text as well.
 
 GPTQ's result is the start, and stays where training does not help: the last eighth of the calibration windows is not
 trained on, and says what share of what was learned is kept, perhaps none. GPTQ has seen these windows, so the
@@ -121,10 +121,19 @@ def _budget(compute: Compute) -> int:
     return max(int(compute.memory_gb * 1e9), free_bytes(compute.device) // 2)
 
 
+def written(source: Tensors, layout: Layout, windows: np.ndarray, compute: Compute) -> np.ndarray:
+    """Return the text [count, S] that `source` writes beside windows [N, S]: nothing where nothing is trained."""
+    if why_not(layout, windows, compute) is not None:
+        return windows[:0]
+    read = text_read(layout, len(windows), windows.shape[1], _budget(compute))
+    return draw(source, windows[: read.given], read.drawn, compute)
+
+
 def train(
-    source: Tensors, path: Path, layout: Layout, windows: np.ndarray, compute: Compute
+    source: Tensors, path: Path, layout: Layout, windows: np.ndarray, own: np.ndarray, compute: Compute
 ) -> tuple[Training, Path | None]:
-    """Train what is stored at `path` on windows [N, S] to predict as `source` does.
+    """Train what is stored at `path` on windows [N, S], and on `own` text as `written` gives it, to predict as `source`
+    does.
 
     Returns how it went, and the file beside `path` that holds the result: None where everything stays as it was.
     """
@@ -136,8 +145,8 @@ def train(
     read = text_read(layout, len(windows), windows.shape[1], _budget(compute))
     with torch.inference_mode(False), torch.enable_grad():
         given, kept_apart = np.split(windows, [read.given])
-        text = np.concatenate((given, draw(source, given, read.drawn, compute), kept_apart))
-        ids, judged = torch.from_numpy(text).to(compute.device), range(read.given + read.drawn, len(text))
+        text = np.concatenate((given, own, kept_apart))
+        ids, judged = torch.from_numpy(text).to(compute.device), range(read.given + len(own), len(text))
         student = _Student(path, layout, windows.shape[1], compute)
         teacher = _Teacher(source, text, compute)
         steps = _train(student, teacher, ids, judged.start, compute)
@@ -157,7 +166,7 @@ def train(
         reason=None,
         steps=steps,
         windows=read.given,
-        drawn=read.drawn,
+        drawn=len(own),
         held_out=read.held_out,
         before=before,
         after=min(before, after),

@@ -25,6 +25,7 @@ from ..base.device import described, memory_of
 from ..base.errors import NumericsError, PythiaExportError
 from ..model.block import DENSE, Block
 from ..model.neox import EMBEDDING, FINAL_NORM, HEAD, LINEARS, NORMS, QKV, NeoXConfig, layer_prefix, layer_tensors
+from ..recipe import Quantize
 from ..records.quantization import QUANTIZATION_SCHEMA, LayerRecord, LinearRecord, Quantization, Training
 from ..rounding import native
 from ..rounding.attention import Basis, gptq_attention
@@ -38,7 +39,7 @@ from ..weights.reader import WeightsReader
 from ..weights.writer import WeightsWriter
 from .activations import place, place_of_middles
 from .balance import canonical, centre
-from .end_to_end import train
+from .end_to_end import train, written
 from .interruption import finishing_layers
 from .journal import Journal, Trained
 from .largest import Largest
@@ -116,22 +117,27 @@ def _stream(
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=compute.scratch or first.path.parent)))
         compute = replace(compute, scratch=folder)
-        if windows is not None and sensitivity is None and any(q.fisher for q in asked):
+        if journal is not None:
+            journal.check(first, source.config.num_layers)
+        seen, own = windows, None
+        if windows is not None and reads_own_text(asked[0]) and (journal is None or journal.trained is None):
+            own = written(original, first.layout, windows, compute)
+            seen = np.concatenate((windows, own[: len(windows)]))
+        if seen is not None and sensitivity is None and any(q.fisher for q in asked):
             sensitivity = Sensitivity(folder, None if journal is None else journal.sensitivity)
             if not sensitivity.digests:
                 attention = any(q.measures_attention for q in asked)
-                measure_sensitivity(source, windows, sensitivity, compute, attention=attention)
+                measure_sensitivity(source, seen, sensitivity, compute, attention=attention)
         stack.enter_context(torch.inference_mode())
         linears = sum(len(writer.layout.linears) for writer in writers)
         advance = stack.enter_context(progress.track("Quantising", linears, "linears"))
         made = [_Quantisation(writer, device, sensitivity) for writer in writers]
         if journal is not None:
-            journal.check(first, source.config.num_layers)
             made[0].layers = [entry.layer for entry in journal.finished]
             made[0].linears = [record for entry in journal.finished for record in entry.linears]
             if journal.trained is not None:
                 return [made[0].as_trained(journal.trained)]
-        layers = _Layers(source, made, windows, compute)
+        layers = _Layers(source, made, seen, compute)
         # Without a journal nothing is stored that could be resumed.
         finishing = finishing_layers(progress) if journal is not None else nullcontext()
         interrupted = stack.enter_context(finishing)
@@ -154,9 +160,16 @@ def _stream(
         advance(len(writers))
         for one in made:
             if one.quantize.effort == "best" and windows is not None:
-                one.train(original, windows, compute, journal)
+                text = own if own is not None else written(original, one.layout, windows, compute)
+                one.train(original, windows, text, compute, journal)
     seconds = round(time.perf_counter() - began, 2)
     return [one.record(seconds) for one in made]
+
+
+def reads_own_text(quantize: Quantize) -> bool:
+    """Say whether GPTQ also observes text that the original writes, up to as much as there is of calibration text.
+    Quantisations that share what they observe, none of which corrects errors, do without."""
+    return quantize.effort == "best" and quantize.error_correction
 
 
 class _Layers:
@@ -286,10 +299,12 @@ class _Quantisation:
                 bias = problem.bias(bias, rounded)
             weights[f"{name}.bias"] = self.out.vector(f"{name}.bias", bias)
 
-    def train(self, original: Tensors, windows: np.ndarray, compute: Compute, journal: Journal | None) -> None:
+    def train(
+        self, original: Tensors, windows: np.ndarray, own: np.ndarray, compute: Compute, journal: Journal | None
+    ) -> None:
         """Train what was written, as a whole, and put the result in its place."""
         self.out.commit()
-        self.training, result = train(original, self.out.path, self.layout, windows, compute)
+        self.training, result = train(original, self.out.path, self.layout, windows, own, compute)
         if journal is not None:
             head = [record for record in self.linears if record.layer is None]
             journal.commit_training(self.training, head, result or self.out.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -166,6 +167,12 @@ class Moments:
                 centred[constant] = 0
                 centred[:, constant] = 0
         return centred
+
+
+def products_with_itself(width: int) -> int:
+    """Return how many products a row of so many numbers adds to its second moments: half is enough of a wide one."""
+    rows = [min(BLOCK, width - first) for first in range(0, width, BLOCK)]
+    return sum(n * last for n, last in zip(rows, accumulate(rows), strict=True))
 
 
 def _far_means(x: Tensor) -> Tensor | None:

@@ -38,7 +38,7 @@ from .placed import Placed, Tensors
 
 TOKENS = 8192  # of the calibration text: G only steers, and 32,768 gave the same losses
 LOGITS = 1 << 25  # computed at once
-LONGER_TOKENS, LONGER_BYTES = 1 << 17, 8 << 30  # with attention: as much text as there is, and as its inputs take
+LONGER_TOKENS, LONGER_BYTES = 1 << 18, 8 << 30  # with attention: as much text as there is, and as its inputs take
 IN_ATTENTION, OUT_ATTENTION = "attention.inputs", "attention.outputs"
 _LEAST = 1e-300
 RESIDUAL = "residual"  # what 4h_to_h writes, and dense too with a parallel residual: one gradient for both

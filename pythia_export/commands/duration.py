@@ -20,6 +20,7 @@ from .footprint import (
     choices,
     cubic_operations,
     inside_operations,
+    observed_text,
     observing_operations,
     scoring_operations,
     sensitivity_operations,
@@ -35,10 +36,12 @@ EXPORT_TOKENS = 4096 * 6  # ONNX Runtime is compared with torch on 4,096 tokens,
 
 @dataclass(frozen=True)
 class Rates:
-    """products: floating-point operations of a block's pass per second; choices: weights times beams per second."""
+    """products: floating-point operations of a block's pass per second; choices: weights times beams per second.
+    threads: of the processor, that compute at these rates."""
 
     products: float
     choices: float
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,9 @@ def duration(config: NeoXConfig, recipe: Recipe, rates: Rates, features: int = 0
     quantize, calibration = recipe.quantize, recipe.calibration
     work = cubic_operations(config, quantize)
     if recipe.uses_gptq and calibration is not None:
-        work += observing_operations(config, quantize, calibration)
-        work += sensitivity_operations(config, quantize, calibration) if quantize.fisher else 0.0
+        observed = observed_text(config, recipe)
+        work += observing_operations(config, quantize, observed, rates.threads)
+        work += sensitivity_operations(config, quantize, observed) if quantize.fisher else 0.0
         training = trained_on(config, recipe)
         work += training_operations(config, training, calibration.sequence_length) if training is not None else 0.0
     scored = scoring_operations(config, recipe.verify.tokens, 2)
@@ -76,7 +80,7 @@ def duration(config: NeoXConfig, recipe: Recipe, rates: Rates, features: int = 0
 
 def measured(config: NeoXConfig, quantize: Quantize, seconds: float = PROBE_SECONDS) -> Rates:
     """Return this machine's rates for a model, as busy as it is now. Takes about twice `seconds`."""
-    return Rates(_products(config, seconds), _choices(quantize, seconds))
+    return Rates(_products(config, seconds), _choices(quantize, seconds), torch.get_num_threads())
 
 
 def _products(config: NeoXConfig, seconds: float) -> float:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from ..calibrate.activations import KEPT_BYTES
+from ..calibrate.activations import KEPT_BYTES, middles_bytes, reading_beats_computing
 from ..calibrate.end_to_end import EPOCHS, Text, text_read
+from ..calibrate.loop import reads_own_text
+from ..calibrate.problem import products_with_itself
 from ..calibrate.sensitivity import text_measured
 from ..model.neox import NeoXConfig
 from ..proof.autoencoder import Autoencoder
@@ -31,8 +33,8 @@ def peak_memory(config: NeoXConfig, recipe: Recipe, looked: Sequence[Autoencoder
     layer, ends = 12 * d * d, config.vocab_size * d
     peak = 4 * 3 * max(layer, ends)
     if recipe.uses_gptq and recipe.calibration is not None:
-        tokens = recipe.calibration.samples * recipe.calibration.sequence_length
-        held, middles = 4 * tokens * d * 2, 4 * tokens * (d + ff)
+        tokens = observed_text(config, recipe).samples * recipe.calibration.sequence_length
+        held, middles = 4 * tokens * d * 2, middles_bytes(config, tokens)
         activations = min(held, int(recipe.calibration.memory_gb * 1e9))
         # The head: weights, what they are moved to, codes twice. A layer: weights, H of 4h_to_h and its factor.
         peak = max(4 * 3 * ends + ROUNDING, 4 * 4 * layer + 4 * 3 * ff * ff) + activations
@@ -64,6 +66,15 @@ def trained_on(config: NeoXConfig, recipe: Recipe) -> Text | None:
     return found if found.nbytes <= budget else None
 
 
+def observed_text(config: NeoXConfig, recipe: Recipe) -> Calibration:
+    """Return the calibration text with as many windows more as GPTQ observes of the original's own."""
+    text = recipe.calibration
+    assert text is not None
+    training = trained_on(config, recipe) if reads_own_text(recipe.quantize) else None
+    own = 0 if training is None else min(text.samples, training.drawn)
+    return text.model_copy(update={"samples": text.samples + own})
+
+
 def training_operations(config: NeoXConfig, text: Text, length: int) -> float:
     """Return the cost of training end to end: a pass forwards, one worth two backwards, and the original's logits. To
     draw a token takes as long as two passes."""
@@ -80,13 +91,20 @@ def sensitivity_operations(config: NeoXConfig, quantize: Quantize, calibration: 
     return 4 * 2.0 * config.parameters * windows * length + of_windows
 
 
-def observing_operations(config: NeoXConfig, quantize: Quantize, calibration: Calibration) -> float:
-    """Return the cost of observing: passes over the calibration text, and second moments of each linear's inputs."""
+def observing_operations(config: NeoXConfig, quantize: Quantize, calibration: Calibration, threads: int = 0) -> float:
+    """Return the cost of observing: passes over the calibration text, and second moments of each linear's inputs. So
+    many `threads` of a processor compute; 0: a GPU."""
     d, ff, tokens = config.hidden_size, config.intermediate_size, calibration.samples * calibration.sequence_length
     corrected = quantize.error_correction
-    passes = (3 if corrected else 2) * 2.0 * 12 * d * d * tokens
-    moments = 2.0 * tokens * (2 * d * d + ff * ff + ((2 * d * d + 2 * d * ff) if corrected else 0))
-    return config.num_layers * (passes + moments) + 2.0 * tokens * d * d
+    kept = middles_bytes(config, tokens) <= KEPT_BYTES or (threads > 0 and reading_beats_computing(config, threads))
+    attention = d * calibration.sequence_length  # a token looks back at half of a window
+    block, middles = 4 * d * d + 2 * d * ff + attention, 3 * d * d + d * ff + attention
+    # The original's block; what the last two products read; these two products, or the block again.
+    passes = (block if corrected else 0) + middles + (block - middles if kept else block)
+    own = 2 * products_with_itself(d) + products_with_itself(ff)
+    moments = own + (2 * d * d + 2 * d * ff if corrected else 0)
+    ends = products_with_itself(d) + (d * d if corrected else 0)
+    return 2.0 * tokens * (config.num_layers * (passes + moments) + ends)
 
 
 def rounding_operations(config: NeoXConfig, quantize: Quantize) -> float:
@@ -101,6 +119,10 @@ def cubic_operations(config: NeoXConfig, quantize: Quantize) -> float:
     d, ff = config.hidden_size, config.intermediate_size
     joint = quantize.joint_hessian and quantize.error_correction and config.parallel_residual
     factors = 2 * (d**3 + ff**3 / 3 + (ff**3 / 3 + d * ff * ff if joint else 0))
+    if quantize.measures_attention:
+        factors += 3 * d**3 / 3  # of q, k and v apart
+        # k and v of each head have a Hessian of their own; with it and the basis go six products by the head's rows.
+        factors += 2 * (config.num_heads * d**3 / 3 + 6 * d**3) if quantize.balance else 0
     columns = 2.0 * (3 * d * d * d + d * d * d + ff * d * d + d * ff * ff)
     return config.num_layers * (factors + columns) + 2.0 * d * config.vocab_size * d
 

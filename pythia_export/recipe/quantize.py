@@ -60,8 +60,9 @@ class Quantize(Section):
         "default",
         description="`fast` leaves out what takes longest (`beam`, `fisher`, `joint_hessian`, unless they are given); "
         "`best` also searches further (`beam` = 64, unless it is given), tries grids of several widths for each row, "
-        "rounds q, k and v by what attention makes of their errors, in whatever basis of each head costs least, and "
-        "trains the whole model to predict what the original does, where `calibration.memory_gb` holds it",
+        "rounds q, k and v by what attention makes of their errors, in whatever basis of each head costs least, and, "
+        "where `calibration.memory_gb` holds the whole model, also observes text that the original writes and trains "
+        "the model to predict what the original does",
         json_schema_extra={"label": "{} effort"},
     )
     act_order: bool = Field(True, description="round columns by falling Hessian diagonal; their stored order stays")

@@ -84,7 +84,7 @@ class Training(Record):
     windows: Count = 0
     """Calibration windows that were trained on."""
     drawn: Count = 0
-    """Windows that the original wrote itself, trained on as well."""
+    """Windows that the original wrote itself, trained on as well; GPTQ observed some of them."""
     held_out: Count = 0
     """Calibration windows that were kept apart, to judge by."""
     before: Figure | None = None

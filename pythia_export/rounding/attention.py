@@ -24,7 +24,9 @@ from .coupled import gptq_coupled, joined
 from .gptq import factor
 from .grid import Quantized
 
-KEPT = 0.02  # of what a change of basis takes back: it need not go far then
+# Of what a change of basis takes back, that is taken as an error all the same: the basis need not go far then. At 2
+# bits it would go so far that q, which follows, costs more to round.
+KEPT, KEPT_AT_2_BITS = 0.02, 0.2
 RIDGE = 1e-6  # of the mean diagonal of W H W^T, where a head has fewer directions than rows
 FARTHEST = 16.0  # a basis whose singular values are beyond this, or its inverse, is not taken
 
@@ -87,6 +89,7 @@ def gptq_attention(
     basis = Basis.unchanged(heads, size, inputs)
     places = torch.arange(len(W), device=W.device).view(heads, 3, size)
     parts, taken, damps = [], [], []
+    kept = KEPT_AT_2_BITS if scheme.bits == 2 else KEPT
 
     def round_together(W: Tensor, H: Tensor, part: int, at: Tensor, first: int, last: int) -> Quantized:
         """Round rows first to last of q, k or v of some heads, which lie at `at` [heads, last - first] in W."""
@@ -105,7 +108,7 @@ def gptq_attention(
         for head in range(heads if first < size else 0):
             at, H = places[head : head + 1, part, first:], inputs[part]
             wanted = W[at[0]].to(H.dtype)
-            found = round_together(W, beside(wanted, H), part, at, first, size)
+            found = round_together(W, beside(wanted, H, kept), part, at, first, size)
             A = nearest_basis(wanted, found.dequantize().to(H.dtype), H)
             if A is None:
                 take(round_together(W, H, part, at, first, size), at)
@@ -130,11 +133,11 @@ def basis_between(W: Tensor, Q: Tensor, H: Tensor, *, heads: int, turned: int) -
     return basis
 
 
-def beside(W: Tensor, H: Tensor) -> Tensor:
-    """Return H [in, in] less what of it a change of the basis of rows W [n, in] takes back."""
+def beside(W: Tensor, H: Tensor, kept: float) -> Tensor:
+    """Return H [in, in] less what a change of basis of rows W [n, in] takes back of it, but for the share `kept`."""
     WH = W @ H
     taken_back: Tensor = torch.linalg.solve(_ridged(WH @ W.T), WH)
-    return H - (1 - KEPT) * WH.T @ taken_back
+    return H - (1 - kept) * WH.T @ taken_back
 
 
 def nearest_basis(W: Tensor, Q: Tensor, H: Tensor) -> Tensor | None:

@@ -131,7 +131,9 @@ def need(file: SweepFile, member: Snapshot) -> Need:
         # What reads the original's activations does so together.
         apart = [q for q in gptq if q.hessian != "original"]
         together = {q.form: q for q in gptq if q.hessian == "original"}
-        work += sum(observing_operations(config, q, file.calibration) for q in (*apart, *together.values()))
+        threads = 0 if given.device == "cuda" else given.cores
+        observed = (*apart, *together.values())
+        work += sum(observing_operations(config, q, file.calibration, threads) for q in observed)
         if any(q.fisher for q in gptq):  # measured once, with attention where one asks for it
             longest = max((q for q in gptq if q.fisher), key=lambda q: q.measures_attention)
             work += sensitivity_operations(config, longest, file.calibration)

@@ -16,7 +16,7 @@ from pythia_export.calibrate.sensitivity import Sensitivity, measure_sensitivity
 from pythia_export.model.block import DENSE, UP, Block, Rotary, final_norm, head
 from pythia_export.model.neox import EMBEDDING, QKV, NeoXConfig, layer_prefix
 from pythia_export.recipe import Override, Quantize, Scheme
-from pythia_export.rounding.attention import Basis, beside, gptq_attention, nearest_basis
+from pythia_export.rounding.attention import KEPT, Basis, beside, gptq_attention, nearest_basis
 from pythia_export.rounding.gptq import factor, gptq
 from pythia_export.rounding.rtn import rtn
 from pythia_export.weights.layout import layout
@@ -140,7 +140,7 @@ def test_q_k_and_v_are_each_rounded_by_their_own():
     whole = [(rows(0, 0, size), inputs[0], wanted), (rows(1, 0, 2), inputs[1], W)]
     free = [(rows(1, 2, size, [head]), inputs[1], W) for head in range(heads)]
     free += [(rows(2, 0, size, [head]), inputs[2], W) for head in range(heads)]
-    for at, H, of in [*whole, *((at, beside(W[at], H), W) for at, H, _ in free)]:
+    for at, H, of in [*whole, *((at, beside(W[at], H, KEPT), W) for at, H, _ in free)]:
         alone = gptq(of[at], factor(H, settings), scheme, settings)
         assert torch.equal(found.q[at], alone.q) and torch.equal(found.scale[at], alone.scale)
     for at, H, _ in free:  # no other basis is nearer
@@ -169,6 +169,24 @@ def test_in_another_basis_a_model_computes_the_same(turns):
     ids = torch.from_numpy(WINDOWS)
     one, other = (logits(InMemory(config, x), config, ids) for x in (tensors, tensors | turned_into))
     assert torch.allclose(one, other, atol=1e-4 * float(one.abs().max()))
+
+
+def test_at_2_bits_a_basis_does_not_go_so_far_that_q_costs_more():
+    """What q, k and v cost beside themselves in their own basis; where k and v go as far as at 4 bits, q costs 1.2."""
+    heads, size, n, g = 2, 16, 64, torch.Generator().manual_seed(0)
+    X = torch.randn(3, 400, n, generator=g) * torch.exp(-torch.arange(n) / 16)
+    X = X @ torch.linalg.qr(torch.randn(n, n, generator=g)).Q
+    inputs, outputs = X.mT @ X, torch.eye(size).expand(3, heads, size, size)
+    costs = torch.zeros(2, 3)
+    for _ in range(4):
+        W = torch.randn(heads * 3 * size, n, generator=g)
+        for i, balance in enumerate((False, True)):
+            settings, scheme = Quantize(beam=4, balance=balance), Scheme(bits=2, group_size=32)
+            found, basis, _ = gptq_attention(W, inputs, outputs, scheme, settings, turned=4)
+            E = torch.linalg.inv(basis.rows) @ (basis.of_qkv(W) - found.dequantize()).view(heads, 3, size, n)
+            costs[i] += torch.einsum("hpoi,pij,hpoj->p", E, inputs, E)
+    q, k, v = (costs[1] / costs[0]).tolist()
+    assert q < 1.1 and k < 0.7 and v < 0.5, (q, k, v)
 
 
 def test_a_head_of_zeros_keeps_its_basis_and_without_balance_all_do():

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from models import InMemory, export_model, hugging_face, on_disk, small_config
 
 from pythia_export.base.compute import Compute
-from pythia_export.calibrate import Journal, end_to_end, quantize_stream
+from pythia_export.calibrate import Journal, drawn, end_to_end, quantize_stream
 from pythia_export.calibrate.divergence import divergence
 from pythia_export.model.block import Block, Rotary, final_norm, head
 from pythia_export.model.neox import EMBEDDING
 from pythia_export.recipe import Export, Quantize, Scheme
+from pythia_export.records.quantization import Training
 from pythia_export.rounding.learned import Learned
 from pythia_export.rounding.rtn import rtn
 from pythia_export.weights.layout import LinearPlan, layout
@@ -76,6 +77,23 @@ def test_the_divergence_on_unseen_text_falls(original, tmp_path, settings, monke
     assert nothing is None and after < 0.8 * before
     assert told["done"] and told["kept"] > 0 and told["after"] < told["before"]
     assert (told["windows"], told["drawn"], told["held_out"]) == (168, 504, 24)
+
+
+def test_rounding_observes_text_of_the_originals_own_as_well(original, tmp_path, monkeypatch):
+    """Of little text, and where nothing is trained after it; the unseen text is the original's own, too."""
+    text = drawn.draw(original, WINDOWS, 56, Compute())
+    monkeypatch.setattr(
+        "pythia_export.calibrate.loop.train", lambda *_: (Training(done=False, reason="left out"), None)
+    )
+    monkeypatch.setitem(globals(), "UNSEEN", torch.from_numpy(text[16:]))
+    found = {}
+    for effort in ("default", "best"):
+        (tmp_path / effort).mkdir()
+        settings = PLAIN | {"error_correction": True, "bits": 3, "group_size": 32, "embedding": "float32"}
+        exported = export_model(original, tmp_path / effort, Quantize(effort=effort, **settings), Export(), text[:16])
+        found[effort] = kl(original, exported.reader()), {one["tokens"] for one in exported.record["linears"]}
+    assert found["best"][0] < 0.85 * found["default"][0], found
+    assert (found["default"][1], found["best"][1]) == ({16 * 32}, {2 * 16 * 32})
 
 
 def test_codes_and_grids_are_read_back_as_they_were_packed():
@@ -181,7 +199,7 @@ def test_what_does_not_help_on_windows_that_were_not_trained_on_is_not_kept(orig
 @pytest.mark.parametrize("placed", [True, False], ids=["after its file was put in its place", "just before"])
 def test_a_run_that_was_killed_when_it_had_trained_goes_on_from_there(original, tmp_path, monkeypatch, placed):
     monkeypatch.setattr(end_to_end, "OF_VECTORS", 0.01)
-    quantize = Quantize(effort="best", **PLAIN, bits=2)
+    quantize = Quantize(effort="best", **PLAIN | {"error_correction": True}, bits=2)
     places = layout(original.config, quantize, "float32")
 
     def run(folder, resume=False):
@@ -193,7 +211,7 @@ def test_a_run_that_was_killed_when_it_had_trained_goes_on_from_there(original, 
     whole, content = run(tmp_path / "whole")
     assert whole.training is not None and whole.training.kept > 0
 
-    def trained_again(*_):
+    def again_in_vain(*_):
         raise AssertionError
 
     with monkeypatch.context() as patch:
@@ -210,7 +228,8 @@ def test_a_run_that_was_killed_when_it_had_trained_goes_on_from_there(original, 
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed")
     if placed:
-        monkeypatch.setattr("pythia_export.calibrate.loop.train", trained_again)
+        for name in ("train", "written"):
+            monkeypatch.setattr(f"pythia_export.calibrate.loop.{name}", again_in_vain)
     again, same = run(tmp_path / "killed", resume=True)
     assert same == content
     assert [x.name for x in again.linears] == [x.name for x in whole.linears]

@@ -231,10 +231,10 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
 def test_a_plan_says_how_long_it_takes_by_rates_that_were_measured():
     from pythia_export.commands.duration import Rates, duration, measured
 
-    config, rates = geometry("EleutherAI/pythia-70m"), Rates(products=1e11, choices=1e7)
+    config, rates = geometry("EleutherAI/pythia-70m"), Rates(products=1e11, choices=1e7, threads=2)
     default = duration(config, load_recipe("70m"), rates)
     assert default.seconds == default.quantize + default.prove and default.rates == rates
-    twice = duration(config, load_recipe("70m"), Rates(products=2e11, choices=2e7))
+    twice = duration(config, load_recipe("70m"), Rates(products=2e11, choices=2e7, threads=2))
     assert twice.seconds == pytest.approx(default.seconds / 2)
     assert duration(config, load_recipe("70m", {"quantize.beam": 1}), rates).quantize < default.quantize
     assert duration(config, load_recipe("70m", {"quantize.method": "rtn"}), rates).quantize < default.quantize / 50
