@@ -45,7 +45,7 @@ def again(call: Callable[[], T], what: str, progress: Progress = SILENT) -> T:
         seconds = state.next_action.sleep if state.next_action is not None else 0
         progress.note(f"{what}: {_first_line(error)}; trying again in {seconds:.0f} s")
 
-    retrying = Retrying(retry=retry_if_exception(_passes), stop=stop, wait=wait, before_sleep=tell, reraise=True)
+    retrying = Retrying(retry=retry_if_exception(passes), stop=stop, wait=wait, before_sleep=tell, reraise=True)
     return retrying(call)
 
 
@@ -110,7 +110,8 @@ def _answered(error: BaseException) -> bool:
     return _status(error) is not None or _cut(error)
 
 
-def _passes(error: BaseException) -> bool:
+def passes(error: BaseException) -> bool:
+    """Return whether a fault may be gone at the next try."""
     status = _status(error)
     if status is not None:
         return status in _PASSING

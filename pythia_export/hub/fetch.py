@@ -6,13 +6,14 @@ import hashlib
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..base.errors import IntegrityError, ResourceError, SourceError
 from ..base.progress import SILENT, Advance, Progress
 from .faults import again, told
 from .listing import HubFile, Listing, not_cached, repository_folder
+from .partial import kept_in_part, part_of
 
 POLL_SECONDS = 0.2
 _CHUNK = 1 << 22
@@ -73,7 +74,7 @@ def _require_space(listing: Listing, missing: list[HubFile]) -> None:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
-    partial = (_blob(listing, f).with_name(f"{f.digest}.incomplete") for f in missing if f.digest)
+    partial = (part_of(_blob(listing, f)) for f in missing if f.digest)
     needed = sum(f.size or 0 for f in missing) - sum(p.stat().st_size for p in partial if p.is_file())
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
@@ -103,10 +104,15 @@ def _download(listing: Listing, file: HubFile, advance: Advance, progress: Progr
     # By its name first: the cache then remembers which commit the name stood for, and offline runs find it.
     revision = listing.commit if _name_is_known(listing) else listing.revision
 
-    def get() -> str:
-        return hf_hub_download(listing.repo, file.name, revision=revision, repo_type=listing.kind, force_download=force)
+    blob = _blob(listing, file)
 
-    with told(listing.repo, listing.revision), _watched(_blob(listing, file), file.size or 0, advance):
+    def get() -> str:
+        with nullcontext() if force else kept_in_part(listing, file, blob, progress):
+            return hf_hub_download(
+                listing.repo, file.name, revision=revision, repo_type=listing.kind, force_download=force
+            )
+
+    with told(listing.repo, listing.revision), _watched(blob, file.size or 0, advance):
         path = Path(again(get, f"{listing.repo}/{file.name}", progress))
     commit = path.parents[file.name.count("/")].name  # the cache keeps snapshots/<commit>/<file>
     if commit != listing.commit:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from .kept import kept, write_kept
 from .listing import HubFile, Listing, not_cached, remember, repository_folder
 
 PIECE = 1 << 22  # bytes: of the Pile's .zst some 1,700 documents
+_CHANGED = "Try again later; a proxy or a mirror (HF_ENDPOINT) may change what it passes on."
+_PIECE_OF_REST = 1 << 20
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -89,7 +93,36 @@ class RemoteFile(io.RawIOBase):
         return n
 
 
+def rest_of(listing: Listing, name: str, start: int) -> Iterator[bytes]:
+    """Yield a listed file from byte `start` on to its end, as it comes; nothing is kept or tried again.
+
+    Raises:
+        IntegrityError: the hub sends another part of the file, or of a file of another size.
+    """
+    size = listing.files[name].size
+    assert size is not None
+    with _answer(listing, name, start, size) as response:
+        pieces = response.iter_bytes if hasattr(response, "iter_bytes") else response.iter_content
+        for piece in pieces(_PIECE_OF_REST):
+            start += len(piece)
+            if start > size:
+                raise IntegrityError(f"{listing}: of {name} {start:,} bytes came, {size:,} are listed")
+            yield piece
+    if start != size:
+        raise ConnectionError(f"the connection ended after {start:,} of {size:,} bytes")
+
+
 def _request(listing: Listing, name: str, start: int, end: int) -> bytes:
+    with _answer(listing, name, start, end) as response:
+        data: bytes = response.read() if hasattr(response, "aread") else response.content
+    if len(data) != end - start:
+        raise ConnectionError(f"the connection ended after {len(data):,} of {end - start:,} bytes")
+    return data
+
+
+@contextmanager
+def _answer(listing: Listing, name: str, start: int, end: int) -> Iterator[Any]:
+    """The response to a request for bytes `start` to `end`, its body not read yet: of requests or of httpx."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -98,7 +131,8 @@ def _request(listing: Listing, name: str, start: int, end: int) -> bytes:
     )
 
     url = hf_hub_url(listing.repo, name, repo_type=listing.kind, revision=listing.commit)
-    headers = build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    asked = {"Range": f"bytes={start}-{end - 1}"} if (start, end) != (0, listing.files[name].size) else {}
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"} | asked
     session: Any = get_session()
     limit = constants.HF_HUB_DOWNLOAD_TIMEOUT
     # Headers before the body: a server that knows no ranges would send all of 30 GB.
@@ -108,7 +142,13 @@ def _request(listing: Listing, name: str, start: int, end: int) -> bytes:
     else:
         response = session.get(url, headers=headers, stream=True, timeout=limit)
     try:
-        hf_raise_for_status(response)
+        if response.status_code != 416:
+            hf_raise_for_status(response)
+        elif asked:
+            raise IntegrityError(f"{listing}: {name} ends before byte {start:,}; {end:,} are listed", hint=_CHANGED)
+        if not asked:
+            yield response
+            return
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
         size = listing.files[name].size  # None where it was not asked for
         if response.status_code != 206 or found is None:
@@ -119,14 +159,11 @@ def _request(listing: Listing, name: str, start: int, end: int) -> bytes:
         if (int(found[1]), int(found[2])) != (start, end - 1) or size not in (None, int(found[3])):
             raise IntegrityError(
                 f"{listing}: of {name} bytes {start} to {end - 1} of {size} were asked for, {found[0]} sent",
-                hint="Try again later; a proxy or a mirror (HF_ENDPOINT) may change what it passes on.",
+                hint=_CHANGED,
             )
-        data: bytes = response.read() if hasattr(response, "aread") else response.content
+        yield response
     finally:
         response.close()
-    if len(data) != end - start:
-        raise ConnectionError(f"the connection ended after {len(data):,} of {end - start:,} bytes")
-    return data
 
 
 def _read(path: Path, length: int) -> bytes | None:

@@ -6,7 +6,11 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import struct
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -391,28 +395,102 @@ def large(made, tmp_path_factory):
 
 
 PIECE = 10 << 20
+CUT = PIECE + 5
+KEPT = PIECE  # of what came: it is written in pieces of 1 MiB
+XET = "import os; os.environ['HF_HUB_DISABLE_XET'] = '0'\n"  # the client has hf_xet, though this hub does not
+
+
+def rests(hub) -> list[str]:
+    return [line.rpartition("bytes=")[2] for line in hub.downloads() if "/lfs/" in line and "bytes=" in line]
+
+
+def left_in(home: Path) -> list[str]:
+    return [path.name for path in home.rglob("*.incomplete")]
 
 
 def test_a_cut_download_goes_on_where_it_was_cut(hub, tmp_path, large):
     hub.repositories[REPO]["large"] = large
     size = (large / "model.safetensors").stat().st_size
-    hub.faults.append(Fault("GET /lfs/", cut=2 * PIECE + 5))
+    hub.faults += [Fault("GET /lfs/", cut=CUT), Fault("GET /lfs/", cut=CUT)]
     (got,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path)
-    assert any(line.endswith(f"bytes={2 * PIECE}-") for line in hub.downloads())
-    assert hub.sent < size + 1_000_000 and got["commit"] == commit_of(REPO, "large")
+    assert rests(hub) == [f"{KEPT}-{size - 1}", f"{2 * KEPT}-{size - 1}"], (got, hub.downloads(), hub.faults)
+    assert hub.sent < size + 1_000_000 and got["commit"] == commit_of(REPO, "large") and not left_in(tmp_path)
 
 
-@pytest.mark.skipif(CLIENT >= (1, 0), reason="1.33 begins the file anew (findings/huggingface-hub-begins-...)")
 def test_an_interrupted_pull_is_taken_up_by_the_next(hub, tmp_path, large):
     hub.repositories[REPO]["large"] = large
     size = (large / "model.safetensors").stat().st_size
-    hub.faults += [Fault("GET /lfs/", cut=PIECE + 5), Fault("GET /lfs/", times=99, status=403)]
+    hub.faults += [Fault("GET /lfs/", cut=CUT), Fault("GET /lfs/", times=99, status=403)]
     (failed,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path)
     assert failed["code"] == 3 and "403" in failed["error"]
+    assert failed["notes"][-1].endswith("0.01 of 0.03 GB have come and are kept; the next try goes on there")
     hub.clear()
     (got,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path)
-    assert [line for line in hub.downloads() if line.endswith(f"bytes={PIECE}-")]
-    assert hub.sent < size - PIECE + 1_000_000 and got["commit"] == commit_of(REPO, "large")
+    assert rests(hub) == [f"{KEPT}-{size - 1}"]
+    assert hub.sent < size - KEPT + 1_000_000 and got["commit"] == commit_of(REPO, "large")
+    assert sum(got["bars"][f"Pulling {REPO}"]["steps"]) == got["bars"][f"Pulling {REPO}"]["total"]
+    assert not left_in(tmp_path), "the part is the file now"
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_pull_that_was_killed_is_taken_up_by_the_next(hub, tmp_path, large, end):
+    hub.repositories[REPO]["large"] = large
+    size = (large / "model.safetensors").stat().st_size
+    hub.faults.append(Fault("GET /lfs/", slow=0.5))
+    command = [sys.executable, "-m", "pythia_export", "pull", f"{REPO}@large"]
+    started = subprocess.Popen(command, env=environment(hub, tmp_path), text=True, stderr=subprocess.PIPE)
+    while not any(path.stat().st_size > 4_000_000 for path in tmp_path.rglob("*.incomplete")):
+        assert started.poll() is None
+        time.sleep(0.05)
+    started.send_signal(end)
+    _, said = started.communicate(timeout=30)
+    if end == signal.SIGINT:
+        assert started.returncode == 130 and "GB have come and are kept; the next try goes on there" in said
+    (part,) = tmp_path.rglob("*.incomplete")
+    have = part.stat().st_size
+    hub.clear()
+    (got,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path)
+    assert rests(hub) == [f"{have}-{size - 1}"] and got["commit"] == commit_of(REPO, "large")
+
+
+def test_what_xet_did_not_finish_is_fetched_by_parts(hub, tmp_path, large):
+    """Where the client has Xet it goes first; what it was cut in is begun once more, and from there on nothing is lost."""
+    hub.repositories[REPO]["large"] = large
+    size = (large / "model.safetensors").stat().st_size
+    hub.faults += [Fault("GET /lfs/", times=99, status=403)]
+    (failed,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path, before=XET)
+    assert failed["code"] == 3 and "the next try fetches it by plain HTTP, which can go on" in failed["notes"][-1]
+    hub.clear()
+    hub.faults += [Fault("GET /lfs/", cut=CUT), Fault("GET /lfs/", times=99, status=403)]
+    (failed,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path, before=XET)
+    assert failed["code"] == 3 and "have come and are kept" in failed["notes"][-1]
+    hub.clear()
+    (got,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path, before=XET)
+    assert rests(hub) == [f"{KEPT}-{size - 1}"] and got["commit"] == commit_of(REPO, "large")
+
+
+def test_what_a_killed_client_left_goes_once_the_file_is_there(hub, tmp_path, large):
+    hub.repositories[REPO]["large"] = large
+    digest = sha256(large / "model.safetensors")
+    blobs = tmp_path / "hub" / f"models--{REPO.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    left, writing = blobs / f"{digest}.0a1b2c3d.incomplete", blobs / f"{digest}.4e5f6a7b.incomplete"
+    left.write_bytes(b"x")
+    writing.write_bytes(b"x")
+    os.utime(left, (1, 1))
+    pulls(f"{REPO}@large", hub=hub, home=tmp_path)
+    assert left_in(tmp_path) == [writing.name], "that of a client which may be at it stays"
+
+
+def test_a_mirror_without_ranges_gives_the_file_whole(hub, tmp_path, large):
+    hub.repositories[REPO]["large"] = large
+    hub.faults += [Fault("GET /lfs/", cut=CUT), Fault("GET /lfs/", times=99, whole=True)]
+    (got,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path)
+    assert got["commit"] == commit_of(REPO, "large") and not left_in(tmp_path)
+    hub.clear()
+    hub.sizes["model.safetensors"] = (large / "model.safetensors").stat().st_size + 7
+    (failed,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path / "lied")
+    assert failed["code"] == 4 and "was expected" in failed["error"] or "were expected" in failed["error"]
 
 
 def test_bytes_are_told_while_they_come(hub, tmp_path, large):
