@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from ..base.errors import SourceError
 from ..base.strict_json import shown
@@ -36,6 +37,8 @@ class Settings(Record):
     sym: bool = True
     extra_config: Json | None = None
     """Settings of single linears, by their names or patterns of them."""
+    rotation_config: JsonValue = None
+    spinquant_config: JsonValue = None
 
 
 def read(raw: dict[str, Any], where: str) -> AutoRound:
@@ -56,6 +59,12 @@ def read(raw: dict[str, Any], where: str) -> AutoRound:
         raise SourceError(
             f"{where}: activations of {settings.act_bits} bits; only weights are imported",
             hint="Quantise the weights alone: W4A16.",
+        )
+    rotated = next((key for key in ("rotation_config", "spinquant_config") if getattr(settings, key)), None)
+    if rotated is not None:
+        raise SourceError(
+            f"{where}.{rotated}: activations are rotated while it runs; only weights are imported",
+            hint="Quantise it again without a rotation.",
         )
     inner: Format = _INNER[settings.packing_format](raw, where)
     return AutoRound(settings.packing_format, inner.tool, inner, settings, where)

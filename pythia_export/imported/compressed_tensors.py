@@ -42,6 +42,7 @@ class _Group(Record):
     targets: list[str]
     weights: _Weights
     input_activations: JsonValue = None
+    output_activations: JsonValue = None
     format: str | None = None
 
 
@@ -52,13 +53,23 @@ class Settings(Record):
     ignore: list[str] = []
     format: str
     version: str | None = None
+    kv_cache_scheme: JsonValue = None
+    sparsity_config: JsonValue = None
+    transform_config: JsonValue = None
+
+
+_MORE = {
+    "kv_cache_scheme": ("keys and values are rounded too", "Quantise it again without kv_cache_scheme."),
+    "sparsity_config": ("weights are stored without their zeros", "Save it again without a sparse format."),
+    "transform_config": ("activations are rotated while it runs", "Quantise it again without QuIP or SpinQuant."),
+}  # each computes something that the codes do not say
 
 
 def read(raw: dict[str, Any], where: str) -> CompressedTensors:
     """Read a configuration of this format.
 
     Raises:
-        SourceError: weights in floats of fewer bits, or activations that are rounded too.
+        SourceError: weights in floats of fewer bits, activations that are rounded too, or more than weights say.
         IntegrityError: a setting that is missing or no such setting.
     """
     settings = checked(Settings, raw, where, SAVE_AGAIN)
@@ -67,7 +78,7 @@ def read(raw: dict[str, Any], where: str) -> CompressedTensors:
         place = f"{where}: config_groups.{name}"
         if form not in _FORMS or of.type != "int":
             raise SourceError(f"{place}: weights of type {of.type!r}, {form!r}; integers were expected, {_FORMS[0]!r}")
-        if group.input_activations is not None:
+        if group.input_activations is not None or group.output_activations is not None:
             raise SourceError(
                 f"{place}: activations are rounded too; only weights are imported, and the artifact would be another "
                 "model",
@@ -79,6 +90,9 @@ def read(raw: dict[str, Any], where: str) -> CompressedTensors:
             raise SourceError(
                 f"{place}: the strategy {of.strategy!r}; {' or '.join(map(repr, _STRATEGIES))} was expected"
             )
+    for key, (what, hint) in _MORE.items():
+        if getattr(settings, key):
+            raise SourceError(f"{where}.{key}: {what}; only weights are imported", hint=hint)
     forms = {group.format or settings.format for group in settings.config_groups.values()}
     version = settings.version
     tool = None if version is None else f"compressed-tensors {version}"

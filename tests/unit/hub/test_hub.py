@@ -454,7 +454,7 @@ def test_a_pull_that_was_killed_is_taken_up_by_the_next(hub, tmp_path, large, en
 
 
 def test_what_xet_did_not_finish_is_fetched_by_parts(hub, tmp_path, large):
-    """Where the client has Xet it goes first; what it was cut in is begun once more, and from there on nothing is lost."""
+    """Where the client has Xet it goes first. What it did not finish is begun once more; then nothing is lost."""
     hub.repositories[REPO]["large"] = large
     size = (large / "model.safetensors").stat().st_size
     hub.faults += [Fault("GET /lfs/", times=99, status=403)]

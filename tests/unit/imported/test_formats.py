@@ -265,6 +265,20 @@ CONTRADICTIONS = {
         "compressed-tensors",
         {"config_groups": {"a": {"targets": ["Linear"], "weights": {"num_bits": 8}, "input_activations": {"a": 1}}}},
         None, "activations are rounded too"),
+    "outputs too": (
+        "compressed-tensors",
+        {"config_groups": {"a": {"targets": ["Linear"], "weights": {"num_bits": 8}, "output_activations": {"a": 1}}}},
+        None, "activations are rounded too"),
+    "rotated": (
+        "compressed-tensors",
+        {"transform_config": {"config_groups": {"u": {"type": "hadamard", "apply": [{"location": "input"}]}}}},
+        None, "transform_config: activations are rotated while it runs"),
+    "rotated by AutoRound": (
+        "auto_gptq", {"rotation_config": {"hadamard_type": "hadamard"}}, None, "rotation_config: activations are rota"),
+    "a cache too": (
+        "compressed-tensors", {"kv_cache_scheme": {"num_bits": 8}}, None, "kv_cache_scheme: keys and values are"),
+    "zeros left out": (
+        "compressed-tensors", {"sparsity_config": {"format": "sparse-24-bitmask"}}, None, "weights are stored without"),
     "another layout": ("gptq", {"checkpoint_format": "marlin"}, None, "GPTQ in the format 'marlin'; 'gptq' or"),
     "another packing": ("auto_gptq", {"packing_format": "auto_round:fp8"}, None, "packing_format is 'auto_round:fp8'"),
 }  # fmt: skip
