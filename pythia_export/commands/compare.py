@@ -56,14 +56,15 @@ def compare(
 
     Raises:
         RecipeError: fewer than two artifacts, or one twice.
-        SourceError: artifacts of different originals, an original that is not found, tokenizers that read the text
-            differently.
+        SourceError: artifacts of different originals, an original that is not found, vocabularies of different sizes,
+            tokenizers that read the text differently.
     """
     if len(artifacts) < 2:
         raise RecipeError("compare takes two artifacts or more", hint="pythia-export compare A B")
     opened = {name: _opened(path) for name, path in zip(_names(artifacts), artifacts, strict=True)}
     every = list(opened.values())
     reference = None if first else _original(opened, original, progress)
+    _require_one_vocabulary(opened)
     windows = _windows(opened, text, progress)
     sessions = {name: Session.open(artifact) for name, artifact in opened.items()}
     logits = {name: _logits(session, windows) for name, session in sessions.items()}
@@ -181,6 +182,21 @@ def _original(opened: dict[str, Artifact], given: Model | None, progress: Progre
                 hint=_HOW,
             )
     return source
+
+
+def _require_one_vocabulary(opened: dict[str, Artifact]) -> None:
+    """
+    Raises:
+        SourceError: two give logits of different tokens, whose distributions cannot be compared.
+    """
+    sizes = {name: artifact.config.vocab_size for name, artifact in opened.items()}
+    first, size = next(iter(sizes.items()))
+    other = next((name for name in sizes if sizes[name] != size), None)
+    if other is not None:
+        raise SourceError(
+            f"{other} gives logits of {sizes[other]:,} tokens, {first} of {size:,}: one vocabulary was expected",
+            hint="Compare artifacts of one checkpoint, or of models whose vocabularies are of one size.",
+        )
 
 
 def _require_one_source(opened: dict[str, Artifact]) -> None:

@@ -35,6 +35,9 @@ def made(tmp_path_factory):
         quantise(shutil.copytree(original, folder / f"{name}-checkpoint"), form, bits=8 if name == "b" else 4)
         run("import", folder / f"{name}-checkpoint", "--original", original, "--out", folder / name, *TEXT)
     run("import", folder / "a-checkpoint", "--out", folder / "alone", *TEXT)
+    wider = NeoXConfig(4112, 64, 1, 2, 128, max_positions=64)
+    quantise(save_checkpoint(hugging_face(wider), wider, folder / "wider-checkpoint", DEMO / "tokenizer.json"), "gptq")
+    run("import", folder / "wider-checkpoint", "--out", folder / "wider", *TEXT[:-1], "128")
     return folder
 
 
@@ -87,6 +90,7 @@ REFUSED = {
         3,
         "a is not of demo: hidden_size is 64, in the original 128",
     ),
+    "another vocabulary": (["a", "wider", "--first"], 3, "wider gives logits of 4,112 tokens, a of 4,096"),
     "both baselines": (["a", "b", "--first", "--original", "demo"], 2, "contradict each other"),
     "a page inside": (["a", "b", "--html", "a/page.html"], 8, "lies in the artifact"),
 }
