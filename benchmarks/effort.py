@@ -156,7 +156,7 @@ def made(
 
     def noted(source: Any, written: Path, *rest: Any) -> Any:
         shutil.copyfile(written, beside(path))
-        seconds[word] = time.process_time() - began
+        seconds[word] = time.process_time() - began + draw.spared - spared
         found = train(source, written, *rest)
         print(f"{path.name}: {found[0].to_json()}", file=sys.stderr, flush=True)
         return found

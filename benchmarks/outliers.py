@@ -1,11 +1,13 @@
 """What copies of a checkpoint that compute the same function in other units cost to round: nothing more, it should be.
 
     python benchmarks/outliers.py [--checkpoint demo] [--samples 128] [--tokens 131072] [--bits 4] [--group 128]
+        [--effort best] [--all-at-once]
 
 Copies: four LayerNorm channels of each layer 50 times as large, the columns behind them as much smaller; likewise rows
 of v against dense, rows of q against k; and all of that with every channel times exp(normal) besides. Each is quantised
 with the defaults and with `balance = false`, as benchmarks/quality.py does, and scored by torch (level 0) on all
-windows and by ONNX Runtime with int8 activations (accuracy level 4) on every eighth. KL is on every eighth.
+windows and by ONNX Runtime with int8 activations (accuracy level 4) on every eighth. KL is on every eighth. `--effort
+best` is not trained, and balances; with --all-at-once the checkpoint and the last of its copies alone are quantised.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from quality import Scorer
 from torch import Tensor
 
+from pythia_export.base.compute import Compute
 from pythia_export.base.machine import machine
 from pythia_export.calibrate import Tensors, quantize_stream
 from pythia_export.checkpoint import open_checkpoint, pull
@@ -104,6 +107,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=131072)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group", type=int, default=128)
+    parser.add_argument("--effort", default="default", choices=["default", "best"])
+    parser.add_argument("--all-at-once", action="store_true")
     args = parser.parse_args()
 
     model = Model(id="demo") if args.checkpoint == "demo" else Model(path=Path(args.checkpoint))
@@ -114,19 +119,22 @@ def main() -> None:
     held_out = verify_windows(Verify(tokens=args.tokens, **text), tokenizer, config)
     score = Scorer(checkpoint, held_out.ids, held_out.documents)
     print(f"{score.original.size:,} held-out tokens; calibrated on {calibration.ids.size:,} tokens; {machine()}")
-    print(f"{args.bits} bits, group {args.group}; KL beside that of the checkpoint as trained\n")
+    compute = Compute(memory_gb=4.0 if args.effort == "default" else 0.0)  # too little for training
+    chosen = list(COPIES)[:: len(COPIES) - 1] if args.all_at_once else list(COPIES)
+    print(f"{args.bits} bits, group {args.group}, {args.effort} effort; KL beside that of the checkpoint as trained\n")
     print("| `balance` | copy | level 0: dNLL | KL | | level 4: dNLL | KL | |\n|---|---|---|---|---|---|---|---|")
-    for balance in (False, True):
+    for balance in (False, True) if args.effort == "default" else (True,):
         first: tuple[float, float] | None = None
-        for name, units in COPIES.items():
+        for name in chosen:
             quantize = Quantize(
-                bits=args.bits, group_size=args.group, head={"method": "none"}, embedding="float32", balance=balance
-            )
+                bits=args.bits, group_size=args.group, head={"method": "none"}, embedding="float32", balance=balance,
+                effort=args.effort,
+            )  # fmt: skip
             places = layout(config, quantize, "float32")
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / DATA_FILE
                 with WeightsWriter(path, places) as writer:
-                    quantize_stream(Rescaled(checkpoint, **units), writer, calibration.ids)
+                    quantize_stream(Rescaled(checkpoint, **COPIES[name]), writer, calibration.ids, compute)
                 found, (lost, kl) = score(WeightsReader(path, places)), level_4(Path(folder), score, places)
             first = first or (found["kl"], kl)
             dnll = "{value:.5f} [{low:.5f}, {high:.5f}]".format_map(found["dnll"])
