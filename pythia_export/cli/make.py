@@ -277,12 +277,12 @@ def import_(
     refused by name. Without --original the cost of the quantisation is not known.
     """
     from ..commands.import_checkpoint import Wanted, import_checkpoint
-    from ..recipe import changes_called, load_recipe, recipe_keys
+    from ..recipe import changes_called, imported_keys, load_recipe
 
     require_writable(junit, out)
     if requantize not in (None, 4, 8):
         raise RecipeError(f"--requantize {requantize}: 4 or 8 was expected")
-    changes = changes_called(set_ or (), recipe_keys())
+    changes = changes_called(set_ or (), imported_keys())
     if text is not None:
         changes |= {"verify.source": "file", "verify.path": text}
     if tokens is not None:

@@ -229,8 +229,8 @@ def _linear(
         raise SourceError(
             f"{where}: {name} does not fit: {why}{how}; MatMulNBits has blocks of 16 to 256 columns that follow one "
             "another",
-            hint="--requantize 8 rounds what does not fit again, and says what that cost. Or quantise it again with "
-            "desc_act=False, or with static groups.",
+            hint="--requantize 8 rounds what does not fit again, and says what that cost. Or quantise it again "
+            + ("with desc_act=False, or with static groups." if scattered else "in groups of 32 or 128."),
         )
     if scheme is None:
         assert requantize is not None

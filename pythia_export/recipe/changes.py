@@ -35,7 +35,7 @@ def changes_called(given: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
             hint = " or ".join(f"{k}={value or '...'}" for k in near[:3])
             raise RecipeError(
                 f"--set {shown(text)}: SECTION.KEY=VALUE was expected",
-                hint=f"Did you mean {hint}?" if hint else "For example: --set quantize.beam=1",
+                hint=f"Did you mean {hint}?" if hint else "For example: --set verify.seed=1",
             )
         found[key] = _value(key, value)
     return found

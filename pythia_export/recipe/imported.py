@@ -7,13 +7,18 @@ from pathlib import Path
 from ..base.errors import RecipeError
 from .by_size import completed
 from .changes import Changes, merged, nested
-from .load import parse_recipe
+from .load import parse_recipe, recipe_keys
 from .model import Model
 from .quantize import Quantize
 from .schema import Recipe
 
 _SECTIONS = ("verify", "export", "calibration")  # the last for the scales of an int8 cache
 _OF_COST = ("ppl_ratio", "kld_mean")  # by_size has them for GPTQ of this project: here they are measured, not judged
+
+
+def imported_keys() -> tuple[str, ...]:
+    """Return the keys that an import may set, for guesses."""
+    return tuple(key for key in recipe_keys() if key.partition(".")[0] in _SECTIONS)
 
 
 def imported_recipe(model: Model, quantize: Quantize, changes: Changes) -> Recipe:

@@ -146,6 +146,7 @@ REFUSED = {
     "another model": (["--original", "demo"], 3, "is not what .* was quantised from: hidden_size is 128 in the"),
     "bits": (["--requantize", "5"], 2, "--requantize 5: 4 or 8 was expected"),
     "a key of weights": (["--set", "quantize.bits=8"], 2, "--set quantize.bits: .import. takes keys"),
+    "no key": (["--set", "bits=8"], 2, "SECTION.KEY=VALUE was expected Hint: For example: --set verify.seed=1"),
     "scales in float16": (["--set", "export.target=cuda", "--set", "export.dtype=float16"], 2, "scales are kept"),
 }  # fmt: skip
 

@@ -120,8 +120,9 @@ def test_columns_that_are_scattered_are_refused_by_name_or_rounded_again(folder,
 
 def test_groups_of_fewer_columns_than_a_block_do_not_fit(folder):
     quantise(folder, "gptq_v2", size=8)
-    with pytest.raises(SourceError, match="does not fit: groups of 8; MatMulNBits has blocks of 16 to 256"):
+    with pytest.raises(SourceError, match="does not fit: groups of 8; MatMulNBits has blocks of 16 to 256") as caught:
         opened(folder)
+    assert caught.value.hint.endswith("quantise it again in groups of 32 or 128.")
 
 
 def test_linears_of_other_grids_and_in_float_keep_theirs(folder, tmp_path):
