@@ -144,13 +144,8 @@ def _stored(pulled: Pulled, config: NeoXConfig, progress: Progress) -> tuple[dic
     found = stored_tensors(pulled)
     require_plain_tensors([stored.name for stored in found.values()], folder)
     where: dict[str, StoredTensor] = {}
-    specs = list(tensors(config))
-    if config.tied_head and _HEAD in found:
-        if _EMBEDDING in found:  # both are there, and have to be equal
-            specs.append(TensorSpec(_HEAD, specs[0].shape, "head"))
-        else:  # one matrix by the other name, as safetensors' save_model leaves it
-            found[_EMBEDDING] = found.pop(_HEAD)
-    for spec in specs:
+    settle_tied_head(config, found, pulled.folder)
+    for spec in tensors(config):
         if spec.name not in found:
             raise _missing(spec.name, found, pulled.folder)
         where[spec.name] = held(found.pop(spec.name), spec)
@@ -163,8 +158,6 @@ def _stored(pulled: Pulled, config: NeoXConfig, progress: Progress) -> tuple[dic
             f"{pulled.folder}: {len(extra)} tensors that {CONFIG} has no place for, {extra[0]} among them",
             hint="Does num_hidden_layers match the weights?",
         )
-    if config.tied_head and _HEAD in where:
-        _require_equal_ends(where.pop(_HEAD), where[_EMBEDDING], pulled.folder)
     if any(DTYPES[stored.entry.dtype] == torch.float64 for stored in where.values()):
         progress.note(f"{pulled.folder}: weights in float64 are read as float32")
     return where, dtype_of(where.values())
@@ -230,11 +223,20 @@ def _missing(name: str, found: dict[str, StoredTensor], folder: Path) -> SourceE
     return SourceError(f"{folder}: tensor {name} is missing", hint=f"There is {near[0]}." if near else "")
 
 
-def _require_equal_ends(head: StoredTensor, embedding: StoredTensor, folder: Path) -> None:
-    """
+def settle_tied_head(config: NeoXConfig, found: dict[str, StoredTensor], folder: Path) -> None:
+    """Leave one matrix by the embedding's name where the configuration ties the head to it, and both may be stored.
+
     Raises:
-        SourceError: a tied head that is not the embedding: transformers 4 takes the embedding for it, 5 the head.
+        SourceError: the head is not the embedding: transformers 4 takes the embedding for it, 5 the head.
+        IntegrityError: one of them has another shape or dtype than the table's.
     """
+    if not config.tied_head or _HEAD not in found:
+        return
+    if _EMBEDDING not in found:  # one matrix by the other name, as safetensors' save_model leaves it
+        found[_EMBEDDING] = found.pop(_HEAD)
+        return
+    spec = next(spec for spec in tensors(config) if spec.name == _EMBEDDING)
+    embedding, head = held(found[_EMBEDDING], spec), held(found.pop(_HEAD), spec)
     if not torch.equal(head.read().float(), embedding.read().float()):
         raise SourceError(
             f"{folder}: {CONFIG} ties the head to the embedding (tie_word_embeddings), and {head.name} differs from "

@@ -131,9 +131,14 @@ class Gptq:
             )
         found = found.T + np.uint8(less)
         if grid.symmetric and (found != 1 << (bits - 1)).any():
-            other = int(found[found != 1 << (bits - 1)][0])
+            middle, other = 1 << (bits - 1), int(found[found != 1 << (bits - 1)][0])
+            # Read by the other format they are one less or one more.
+            by_the_other = (found == middle + (1 if _OFFSETS[self.name] else -1)).all()
+            named = next(form for form in _OFFSETS if form != self.name)
             raise IntegrityError(
-                f"a zero point is {other}; the configuration says that the grid is symmetric, whose zero is "
-                f"{1 << (bits - 1)}"
+                f"a zero point is {other}; the configuration says that the grid is symmetric, whose zero is {middle}",
+                hint=f"These are zero points of {named!r}: set checkpoint_format to that."
+                if by_the_other
+                else "If the grid is not symmetric, set sym to false; else save it again in 'gptq_v2'.",
             )
         return found

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..base.errors import IntegrityError, PythiaExportError, SourceError
 from ..base.progress import SILENT, Progress
 from ..base.strict_json import read_object, shown
-from ..checkpoint import Opened, Pulled, dtype_of, held, stored_tensors
+from ..checkpoint import Opened, Pulled, dtype_of, held, settle_tied_head, stored_tensors
 from ..checkpoint.pull import CONFIG, QUANTIZE_CONFIG, read_model
 from ..checkpoint.read import DTYPES, StoredTensor
 from ..model.generation import Generation
@@ -23,7 +23,7 @@ from ..recipe import Scheme
 from ..recipe.scheme import Bits
 from . import autoround, awq, compressed_tensors, gptq
 from .fit import dequantised, nearest_scheme, scheme_of
-from .stored import ORDER, Arrays, Format, Grid, Stored
+from .stored import ORDER, SAVE_AGAIN, Arrays, Format, Grid, Stored
 
 FORMATS = (gptq, awq, autoround, compressed_tensors)  # a module each: METHODS, and `read` of a configuration
 _READ: dict[str, Callable[[dict[str, Any], str], Format]] = {m: f.read for f in FORMATS for m in f.METHODS}
@@ -128,6 +128,7 @@ def open_imported(pulled: Pulled, requantize: Bits | None = None, progress: Prog
     settings, source = _settings(pulled.folder)
     form = _format(settings, source)
     found = stored_tensors(pulled)
+    settle_tied_head(config, found, pulled.folder)
     kept: dict[str, StoredTensor] = {}
     linears: dict[str, Linear] = {}
     for spec in tensors(replace(config, tied_head=config.tied_head and f"{HEAD}.qweight" not in found)):
@@ -143,7 +144,7 @@ def open_imported(pulled: Pulled, requantize: Bits | None = None, progress: Prog
                     del found[f"{name}.{key}"]
                 continue
         if spec.name not in found:
-            raise SourceError(f"{where}: tensor {spec.name} is missing")
+            raise SourceError(f"{where}: tensor {spec.name} is missing", hint=_COPY)
         kept[spec.name] = held(found.pop(spec.name), spec)
     _require_nothing_else(found, where)
     if not linears:
@@ -154,6 +155,7 @@ def open_imported(pulled: Pulled, requantize: Bits | None = None, progress: Prog
     return Imported(pulled, config, generation, dtype_of(kept.values()), kept, form, settings, linears)
 
 
+_COPY = "Copy the checkpoint again, with all of its files, or save it again with the tool that quantised it."
 _MATCH = "Does the configuration belong to these weights?"
 _MISSING = {
     "g_idx": "desc_act = true says that columns are in another order, and g_idx which. Save the checkpoint again with "
@@ -173,7 +175,7 @@ def _settings(folder: Path) -> tuple[dict[str, Any], str]:
     if found is None:
         raise SourceError(f"{folder}: no quantization_config: this checkpoint is not quantised", hint=_PLAIN)
     if not isinstance(found, dict):
-        raise IntegrityError(f"{where} is {shown(found)}; an object was expected")
+        raise IntegrityError(f"{where} is {shown(found)}; an object was expected", hint=SAVE_AGAIN)
     if "quant_method" not in found and (found.get("load_in_4bit") or found.get("load_in_8bit")):
         return {"quant_method": "bitsandbytes"} | found, where  # older files do not name it
     return found, where
@@ -210,7 +212,7 @@ def _linear(
             )
     for key, stored in own.items():
         if key not in parts:
-            raise IntegrityError(f"{where}: {name}.{key} has no place in {form.name} of {grid}")
+            raise IntegrityError(f"{where}: {name}.{key} has no place in {form.name} of {grid}", hint=_MATCH)
         dtypes, wanted = parts[key].dtypes, list(parts[key].shape)
         if stored.entry.dtype not in dtypes or list(stored.shape) != wanted:
             raise IntegrityError(
@@ -248,7 +250,7 @@ def _in_range(groups: np.ndarray, count: int, where: str) -> np.ndarray:
 def _require_nothing_else(found: Mapping[str, StoredTensor], where: str) -> None:
     extra = sorted(name for name in found if not name.endswith(IGNORED_BUFFERS) and not _is_no_bias(name, found[name]))
     if extra:
-        raise IntegrityError(f"{where}: {len(extra)} tensors that have no place, {extra[0]} among them")
+        raise IntegrityError(f"{where}: tensors that have no place, {len(extra)}: {extra[0]} first", hint=_MATCH)
 
 
 def _is_no_bias(name: str, stored: StoredTensor) -> bool:

@@ -40,11 +40,15 @@ class Grid:
             IntegrityError: they are no such settings; `where` says whose.
         """
         if type(bits) is not int or not 1 <= bits <= 8:
-            raise IntegrityError(f"{where}: {shown(bits)} bits; 1 to 8 were expected")
+            raise IntegrityError(f"{where}: {shown(bits)} bits; 1 to 8 were expected", hint=SAVE_AGAIN)
         if type(group_size) is not int or not (group_size == -1 or 0 < group_size < 1 << 31):
-            raise IntegrityError(f"{where}: group_size is {shown(group_size)}; -1 or more than 0 was expected")
+            raise IntegrityError(
+                f"{where}: group_size is {shown(group_size)}; -1 or more than 0 was expected", hint=SAVE_AGAIN
+            )
         if type(symmetric) is not bool:
-            raise IntegrityError(f"{where}: a grid's symmetry is {shown(symmetric)}; true or false was expected")
+            raise IntegrityError(
+                f"{where}: a grid's symmetry is {shown(symmetric)}; true or false was expected", hint=SAVE_AGAIN
+            )
         return cls(bits, group_size, symmetric)
 
     def groups(self, fan_in: int) -> int:

@@ -227,6 +227,33 @@ def test_what_is_missing_is_told_with_what_to_do(folder, case):
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(("form", "called"), [("gptq", "gptq_v2"), ("gptq_v2", "gptq")])
+@pytest.mark.parametrize("tool", [None, "gptqmodel:5.6.12"])
+def test_zero_points_of_the_other_format_are_told(folder, form, called, tool):
+    quantise(folder, form, checkpoint_format=called, meta={"quantizer": [tool]} if tool else {})
+    source = opened(folder)
+    with pytest.raises(IntegrityError, match="a zero point is [79]; the configuration says") as caught:
+        source.tensor(f"{DENSE}.weight")
+    assert caught.value.hint == f"These are zero points of '{form}': set checkpoint_format to that."
+
+
+def test_a_tied_head_is_stored_once_twice_or_not_as_run_reads_it(folder):
+    quantise(folder, "gptq")
+    configured(folder, tie_word_embeddings=True)
+    head, embedding = "embed_out.weight", "gpt_neox.embed_in.weight"
+    with pytest.raises(SourceError, match="ties the head to the embedding .*differs") as caught:
+        opened(folder)
+    assert "Set tie_word_embeddings to false" in caught.value.hint
+    changes = (
+        lambda whole: whole.update({head: whole[embedding].clone()}),
+        lambda whole: whole.pop(embedding),
+    )
+    for change in changes:  # both, then one by the other's name
+        edit(folder, change)
+        source = opened(folder)
+        assert torch.equal(source.tensor(head), source.tensor(embedding))
+
+
 def test_settings_by_the_older_name_of_compressed_tensors_are_read(folder):
     made = quantise(folder, "compressed-tensors")
     config = json.loads((folder / "config.json").read_text())
@@ -285,6 +312,9 @@ CONTRADICTIONS = {
 }  # fmt: skip
 
 
+SAID_ALL = {"a group beyond", "another shape told", "ignored and packed", "float and not ignored", "no pattern"}
+
+
 @pytest.mark.parametrize("case", CONTRADICTIONS)
 def test_what_contradicts_the_configuration_is_said(folder, case):
     form, changes, part, said = CONTRADICTIONS[case]
@@ -305,7 +335,8 @@ def test_what_contradicts_the_configuration_is_said(folder, case):
 
     if part is not None:
         edit(folder, change)
-    with pytest.raises(PythiaExportError, match=said):
+    with pytest.raises(PythiaExportError, match=said) as caught:
         source = opened(folder)
         for name in source.linears:
             source.tensor(f"{name}.weight")
+    assert caught.value.hint or case in SAID_ALL
