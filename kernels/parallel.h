@@ -24,7 +24,8 @@ int hardware_threads();
 
 // How memory that is read in order is best prefetched on this processor, by trial: shortly before, or long before as well.
 // - kTwice: Intel's, everything, 2 to 8 % less.
-// - kFloatsOnce: AMD's before Zen 5, tried on Zen 4; halves and codes twice, a tenth to a quarter less, floats once, a tenth less.
+// - kFloatsOnce: AMD's before Zen 5, tried on Zen 4; halves and codes twice, a tenth to a quarter less, floats once, a tenth less;
+//   one row of 8-bit codes not at all (matmul_nbits/few.h).
 // - kOnce: AMD's from Zen 5 on, a seventh less.
 enum class PrefetchPolicy { kTwice, kFloatsOnce, kOnce };
 extern const PrefetchPolicy prefetch_policy;
