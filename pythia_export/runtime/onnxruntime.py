@@ -124,7 +124,9 @@ def open_graph(
         if library is not None and f"{OURS}::" in str(e):  # an operator of the library, with what it found and expected
             raise EnvironmentProblem(
                 f"{library} does not run the graph of {folder}: {_of_operator(e)}",
-                hint=f"A library that is older than the artifact says so. {_REBUILD}",
+                hint="kernels/README.md lists them; without the variable the best one is chosen."
+                if "PYTHIA_KERNELS_ISA" in str(e)
+                else f"A library that is older than the artifact says so. {_REBUILD}",
             ) from e
         if is_memory(e):
             raise ResourceError(

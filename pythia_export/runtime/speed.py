@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,7 +28,15 @@ def speed_here(artifact: Artifact) -> tuple[Speed, str]:
     """
     speed, why, library = speed_of(artifact.file(MODEL).read_bytes(), provider_of(artifact), True)
     fault = None if library is None else library_fault(library)
-    return speed, why if fault is None else f"{why}, which cannot be loaded: it {fault}"
+    if fault is not None:
+        return speed, f"{why}, which cannot be loaded: it {fault}"
+    chosen = os.environ.get("PYTHIA_KERNELS_ISA")
+    if chosen and speed == "native" and library is not None and instruction_set(library) is None:
+        return (
+            speed,
+            f"{why}, which will not run: PYTHIA_KERNELS_ISA is {chosen!r}, a version that is not to be had here",
+        )
+    return speed, why
 
 
 def provider_of(artifact: Artifact) -> Provider:

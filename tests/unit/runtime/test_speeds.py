@@ -144,6 +144,16 @@ def test_the_kernels_say_for_which_instructions_they_run(exported, monkeypatch):
 
 
 @needs_library
+def test_instructions_that_are_not_to_be_had_are_told_before_and_after(exported, monkeypatch):
+    monkeypatch.setenv("PYTHIA_KERNELS_ISA", "mmx")
+    with pytest.raises(EnvironmentProblem, match="PYTHIA_KERNELS_ISA names a version") as caught:
+        open_session(exported)
+    assert "without the variable" in caught.value.hint
+    here = SimpleNamespace(recipe=SimpleNamespace(export=Export()), file=lambda name: exported.folder / name)
+    assert "which will not run: PYTHIA_KERNELS_ISA is 'mmx'" in speed_here(here)[1], "inspect says so too"
+
+
+@needs_library
 @pytest.mark.parametrize("lacking", ["Decoder", "DecoderMask", "LinearNBits"])
 def test_a_library_older_than_the_artifact_is_told_and_not_called_native(exported, lacking, tmp_path, monkeypatch):
     """It registers that operator under another name, so that ONNX Runtime has the function alone."""
