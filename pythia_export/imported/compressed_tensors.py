@@ -91,12 +91,18 @@ def read(raw: dict[str, Any], where: str) -> CompressedTensors:
                 f"{place}: the strategy {of.strategy!r}; {' or '.join(map(repr, _STRATEGIES))} was expected"
             )
     for key, (what, hint) in _MORE.items():
-        if getattr(settings, key):
+        found = getattr(settings, key)
+        if found and not _changes_nothing(found):
             raise SourceError(f"{where}.{key}: {what}; only weights are imported", hint=hint)
     forms = {group.format or settings.format for group in settings.config_groups.values()}
     version = settings.version
     tool = None if version is None else f"compressed-tensors {version}"
     return CompressedTensors(", ".join(sorted(forms)), tool, settings, where)
+
+
+def _changes_nothing(found: JsonValue) -> bool:
+    """Say whether a setting is there and changes nothing: weights that are stored whole, an empty list of rotations."""
+    return isinstance(found, dict) and (found.get("format") == "dense" or found.get("config_groups") == {})
 
 
 @dataclass(frozen=True)

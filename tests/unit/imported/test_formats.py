@@ -312,6 +312,20 @@ CONTRADICTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sparsity_config": {"format": "dense", "global_sparsity": 0.1, "sparsity_structure": "unstructured"}},
+        {"sparsity_config": {}, "transform_config": {"config_groups": {}}, "kv_cache_scheme": None},
+    ],
+)
+def test_settings_that_are_there_and_change_nothing_are_read(folder, settings):
+    quantise(folder, "compressed-tensors")
+    config = json.loads((folder / "config.json").read_text())
+    configured(folder, quantization_config=config["quantization_config"] | settings)
+    assert opened(folder).form.name == "pack-quantized"
+
+
 SAID_ALL = {"a group beyond", "another shape told", "ignored and packed", "float and not ignored", "no pattern"}
 
 
