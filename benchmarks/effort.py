@@ -106,11 +106,11 @@ def main() -> None:
                 paths = {}
                 for word in ("rtn", *args.efforts):
                     paths[word] = folder / f"{grid.replace(':', '-')}.{word}.bin"
-                    if not paths[word].exists():
+                    if not paths[word].exists() or _last(word) not in seconds:  # without its time it may not be trained
                         seconds |= made(checkpoint, efforts[word], word, paths[word], ids, draw)
+                        told.write_text(json.dumps(seconds))
                     if word == "best":
                         paths = {**paths, "best": beside(paths[word]), "trained": paths[word]}
-                told.write_text(json.dumps(seconds))
                 if score is None:
                     continue
                 places = layout(config, efforts["default"], "float32")
@@ -166,8 +166,12 @@ def made(
         patch.object(loop, "train", noted),
     ):
         quantize_stream(checkpoint, writer, None if word == "rtn" else ids, Compute())
-    seconds["trained" if word == "best" else word] = time.process_time() - began + draw.spared - spared
+    seconds[_last(word)] = time.process_time() - began + draw.spared - spared
     return seconds
+
+
+def _last(word: str) -> str:
+    return "trained" if word == "best" else word
 
 
 def beside(path: Path) -> Path:
