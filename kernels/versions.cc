@@ -28,6 +28,8 @@ namespace pythia {
   void normalize(const Normalization&);                          \
   void activate(Activation, float*, int64_t);                    \
   double exponentials(const float*, int64_t, float, float*);     \
+  void masses(const float*, int64_t, const float*, double*);     \
+  double mass(const float*, int64_t, float);                     \
   bool beam(const Beam&);                                        \
   void widen(const uint16_t*, float*, int64_t);                  \
   void narrow(const float*, uint16_t*, int64_t);                 \
@@ -111,7 +113,8 @@ bool has_dot() {
 #endif
 
 #define PYTHIA_OF(isa, product) \
-  isa::attend, isa::rotate, product, isa::normalize, isa::activate, isa::exponentials, isa::beam, isa::widen, isa::narrow
+  isa::attend, isa::rotate, product, isa::normalize, isa::activate, isa::exponentials, isa::masses, isa::mass, isa::beam, \
+      isa::widen, isa::narrow
 
 const Version kVersions[] = {
 #ifdef PYTHIA_X86
@@ -130,7 +133,7 @@ const Version kVersions[] = {
     {"wide", always, PYTHIA_OF(wide, nullptr)},
 #endif
     {"reference", always, attend_reference, rotate_reference, &reference_product, normalize_reference, activate_reference,
-     exponentials_reference, beam_reference, reference::widen, reference::narrow},
+     exponentials_reference, masses_reference, mass_reference, beam_reference, reference::widen, reference::narrow},
 };
 const size_t kVersionCount = sizeof kVersions / sizeof *kVersions;
 

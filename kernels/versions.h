@@ -21,6 +21,8 @@ struct Version {
   void (*normalize)(const Normalization&);
   void (*activate)(Activation, float* x, int64_t count);
   double (*exponentials)(const float* x, int64_t count, float by, float* y);
+  void (*masses)(const float* weights, int64_t count, const float least[kLeasts], double sums[kLeasts]);
+  double (*mass)(const float* weights, int64_t count, float least);
   bool (*beam)(const Beam&);
   void (*widen)(const uint16_t* half, float* to, int64_t count);
   void (*narrow)(const float* from, uint16_t* half, int64_t count);

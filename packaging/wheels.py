@@ -65,7 +65,7 @@ PLATFORMS = {
         "aarch64-windows-gnu", "Windows", "ARM64", "win_arm64", "pythia_kernels.dll", "ARM64", _WINDOWS
     ),
 }  # fmt: skip
-EXPORTED = {"RegisterCustomOps", "pythia_beam", "pythia_draw", "pythia_version"}
+EXPORTED = {"RegisterCustomOps", "pythia_beam", "pythia_token", "pythia_version"}
 
 
 def main() -> None:

@@ -105,13 +105,24 @@ void activate(Activation which, float* x, int64_t n) {
   }
 }
 
+namespace {
+constexpr int64_t kRun = 64 * kLanes;  // as many float32 sums of a lane lose little
+}
+
 double exponentials(const float* x, int64_t n, float by, float* y) {
   Floats largest = broadcast(x[0]);
+  Ints odd = {};  // not 0 where a number was not finite
+  bool finite = true;
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) largest = max(load(x + i), largest);
+  for (; i + kLanes <= n; i += kLanes) {
+    const Floats v = load(x + i);
+    largest = max(v, largest);
+    odd |= ((Ints)v & 0x7fffffff) > 0x7f7fffff;
+  }
   float most = reduce_max(largest);
-  for (; i < n; ++i) most = x[i] > most ? x[i] : most;
-  constexpr int64_t kRun = 64 * kLanes;  // as many float32 sums of a lane lose little
+  for (; i < n; ++i) most = x[i] > most ? x[i] : most, finite &= __builtin_fabsf(x[i]) <= __FLT_MAX__;
+  for (int lane = 0; lane < kLanes; ++lane) finite &= !odd[lane];
+  if (!finite) return double(__builtin_nanf(""));
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kRun) {
     const int64_t end = min(begin + kRun, n);
@@ -129,6 +140,45 @@ double exponentials(const float* x, int64_t n, float by, float* y) {
     for (int64_t lane = 0; i + lane < end; ++lane) y[i + lane] = rest[lane], total += double(rest[lane]);
   }
   return total;
+}
+
+void masses(const float* weights, int64_t n, const float least[kLeasts], double sums[kLeasts]) {
+  for (int j = 0; j < kLeasts; ++j) sums[j] = 0;
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = min(begin + kRun, n);
+    Floats some[kLeasts] = {};
+    const auto add = [&](Floats w) {
+      for (int j = 0; j < kLeasts; ++j) some[j] += (Floats)((Ints)w & (w >= least[j]));
+    };
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) add(load(weights + i));
+    if (i < end) {
+      float rest[kLanes] = {};
+      std::memcpy(rest, weights + i, size_t(end - i) * sizeof(float));
+      add(load(rest));
+    }
+    for (int j = 0; j < kLeasts; ++j) sums[j] += double(reduce_add(some[j]));
+  }
+}
+
+double mass(const float* weights, int64_t n, float least) {
+  constexpr int kHalf = kLanes / 2;  // floats, which are a whole vector of doubles
+  typedef float Half __attribute__((vector_size(4 * kHalf)));
+  typedef int32_t Bits __attribute__((vector_size(4 * kHalf)));
+  typedef double Doubles __attribute__((vector_size(8 * kHalf)));
+  constexpr int kApart = 4;  // sums, or each would wait for the one before it
+  Doubles sums[kApart] = {};
+  int64_t i = 0;
+  for (; i + kApart * kHalf <= n; i += kApart * kHalf)
+    for (int j = 0; j < kApart; ++j) {
+      Half w;
+      std::memcpy(&w, weights + i + j * kHalf, sizeof w);
+      sums[j] += __builtin_convertvector((Half)((Bits)w & (w >= least)), Doubles);
+    }
+  double sum = 0;
+  for (int lane = 0; lane < kHalf; ++lane) sum += (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+  for (; i < n; ++i) sum += weights[i] >= least ? double(weights[i]) : 0;
+  return sum;
 }
 
 }  // namespace PYTHIA_ISA

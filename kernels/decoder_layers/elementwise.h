@@ -1,5 +1,6 @@
 // What a layer does beside products and attention: two normalisations of one vector, and the activation of its MLP. And what
-// a draw (../draw/draw.h) does of all logits: y[i] = e^((x[i] - max x) * by), by at most 1e30; it returns their sum.
+// a draw (../draw/draw.h) does of all logits: y[i] = e^((x[i] - max x) * by), by at most 1e30, and their sum is returned, or
+// NaN and no y where an x is not finite; sums[j], that of all weights of least[j] or more, as float32 adds; and one such sum as double adds.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +22,13 @@ struct Normalization {
 enum class Activation { kGelu, kGeluTanh, kRelu, kRelu2, kSilu, kMish };
 constexpr const char* kActivations[] = {"gelu", "gelu_tanh", "relu", "relu2", "silu", "mish"};
 
+constexpr int kLeasts = 8;
+
 // In double; the other versions (../versions.h) are one source, elementwise.cc.
 void normalize_reference(const Normalization&);
 void activate_reference(Activation, float* x, int64_t count);
 double exponentials_reference(const float* x, int64_t count, float by, float* y);
+void masses_reference(const float* weights, int64_t count, const float least[kLeasts], double sums[kLeasts]);
+double mass_reference(const float* weights, int64_t count, float least);
 
 }  // namespace pythia

@@ -1,5 +1,6 @@
 // Slow and obvious, in double: what every other version is checked against.
 #include <cmath>
+#include <limits>
 
 #include "elementwise.h"
 
@@ -38,9 +39,21 @@ void activate_reference(Activation which, float* values, int64_t count) {
 
 double exponentials_reference(const float* x, int64_t count, float by, float* y) {
   double most = double(x[0]), total = 0;
+  for (int64_t i = 0; i < count; ++i)
+    if (!std::isfinite(x[i])) return std::numeric_limits<double>::quiet_NaN();
   for (int64_t i = 1; i < count; ++i) most = std::fmax(most, double(x[i]));
   for (int64_t i = 0; i < count; ++i) y[i] = float(std::exp((double(x[i]) - most) * double(by))), total += double(y[i]);
   return total;
+}
+
+void masses_reference(const float* weights, int64_t count, const float least[kLeasts], double sums[kLeasts]) {
+  for (int j = 0; j < kLeasts; ++j) sums[j] = mass_reference(weights, count, least[j]);
+}
+
+double mass_reference(const float* weights, int64_t count, float least) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += weights[i] >= least ? double(weights[i]) : 0;
+  return sum;
 }
 
 }  // namespace pythia

@@ -2,7 +2,7 @@
 
 #include "draw.h"
 
-int64_t pythia_draw(const float* logits, int64_t count, double temperature, int64_t top_k, double top_p, double u) {
+int64_t pythia_token(const float* logits, int64_t count, double temperature, int64_t top_k, double top_p, double u) {
   static const pythia::Version* version = pythia::chosen();  // to ask the processor takes longer than a draw
   if (!version || count < 1) return -1;
   try {

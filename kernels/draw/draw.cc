@@ -93,69 +93,109 @@ Reached reach(Candidates& all, double mass, double sum = 0) {
   return {end, sum, all[end - 1].token};  // the sum may fall short by a rounding
 }
 
-// All tokens. Most draws fall on the first few; else they are told apart by classes of weights within a fifth of each
-// other or so, and only the class is looked into in which a sum is reached.
+// A class of weights: from `least` on, below `below`.
+struct Class {
+  float least, below;
+  bool holds(float weight) const { return (weight >= least) & (weight < below); }
+};
+
+// All tokens. Most draws fall on the first few. Else what weighs a given sum is sought by classes of weights: eight sums in one
+// pass say in which class it is reached, and only what is in there is copied, divided again, and sorted once it is little.
 class Weighed {
  public:
-  Weighed(const Drawing& d, const Version& version) : d_(d) {
+  Weighed(const Drawing& d, const Version& version) : d_(d), version_(version) {
     thread_local std::vector<float> memory;
-    memory.resize(size_t(d.count)), weights_ = memory.data();
+    memory.resize(2 * size_t(d.count)), weights_ = memory.data(), some_ = weights_ + d.count;
+    thread_local std::vector<int64_t> tokens;
+    tokens.resize(size_t(d.count)), tokens_ = tokens.data();
     total_ = version.exponentials(d.logits, d.count, factor(d), weights_);
   }
 
-  double total() const { return total_; }
+  double total() const { return total_; }  // NaN: a logit is not finite
 
-  Reached reach(double mass, Candidates& some) {
-    if (!counted_) {
-      constexpr float kHeavy = 0.1f;  // beside the likeliest's weight, which is 1
-      const double heavy = take([](float w) { return w >= kHeavy; }, some);
-      if (heavy > mass * (1 + 1e-9)) return pythia::reach(some, mass);
-      count();
-    }
-    int64_t c = 0, last = kCount - 1;
+  Reached reach(double mass, Candidates& found) {
+    constexpr float kHeavy = 0.1f, kMost = 1.0001f;  // the likeliest's weight is 1
+    int64_t count = 0;
     double sum = 0;
-    while (last > 0 && masses_[last] == 0) --last;
-    for (; c < last && !(sum + masses_[c] > mass); ++c) sum += masses_[c];
-    take([&](float w) { return of(w) == c; }, some);
-    return pythia::reach(some, mass, sum);
+    if (!counted_) {
+      count = copy(weights_, d_.count, {kHeavy, kMost}, [](int64_t i) { return i; });
+      for (int64_t i = 0; i < count; ++i) sum += double(some_[i]);
+    }
+    if (sum > mass * (1 + 1e-9)) {
+      sum = 0;
+    } else {
+      if (!counted_) version_.masses(weights_, d_.count, kFirst, sums_), counted_ = true;
+      Class in{std::numeric_limits<float>::min(), kMost};  // what weighs 0 is never drawn
+      sum = 0;
+      count = narrow(weights_, d_.count, kFirst, sums_, mass, in, sum, [](int64_t i) { return i; });
+      for (int64_t before = d_.count; count > kFew && count < before;) {
+        const float by = std::pow(in.least / in.below, 1.0f / (kLeasts + 1));
+        float least[kLeasts];
+        double sums[kLeasts];
+        for (int j = 0; j < kLeasts; ++j) least[j] = (j ? least[j - 1] : in.below) * by;
+        version_.masses(some_, before = count, least, sums);
+        count = narrow(some_, count, least, sums, mass, in, sum, [this](int64_t i) { return tokens_[i]; });
+      }
+      sum = version_.mass(weights_, d_.count, in.below);
+    }
+    found.clear();
+    for (int64_t i = 0; i < count; ++i) found.push_back({d_.logits[tokens_[i]], some_[i], tokens_[i]});
+    return pythia::reach(found, mass, sum);
   }
 
  private:
-  static constexpr int64_t kApart = 4;
-  static constexpr int32_t kCount = 160;  // down to 2^-40
-  static int32_t of(float weight) {
-    int32_t bits;
-    std::memcpy(&bits, &weight, sizeof bits);
-    const int32_t c = (0x3f800000 >> 21) - (bits >> 21);
-    return c < 0 ? 0 : c < kCount ? c : kCount - 1;
+  static constexpr int64_t kFew = 48;
+  static constexpr float kFirst[kLeasts] = {0.4f, 0.13f, 0.04f, 0.013f, 4e-3f, 1e-3f, 1e-4f, 1e-6f};
+
+  // Copies what is in a class to the front of some_ and tokens_; returns how many those are.
+  template <typename Token>
+  int64_t copy(const float* weights, int64_t count, const Class& in, Token token) {
+    constexpr int64_t kRun = 64;
+    int64_t found = 0;
+    for (int64_t begin = 0; begin < count; begin += kRun) {
+      const int64_t end = std::min(begin + kRun, count);
+      uint32_t some = 0;  // a compiler makes vectors of this test
+      for (int64_t i = begin; i < end; ++i) some |= uint32_t(in.holds(weights[i]));
+      for (int64_t i = begin; some && i < end; ++i) {  // each is written, and counted if it is wanted: no branch to guess
+        const float w = weights[i];
+        some_[found] = w, tokens_[found] = token(i), found += in.holds(w);
+      }
+    }
+    return found;
   }
 
-  template <typename Wanted>
-  double take(Wanted wanted, Candidates& some) const {
-    double mass = 0;
-    some.clear();
-    gather(weights_, d_.count, wanted, [&](int64_t i) {
-      some.push_back({d_.logits[i], weights_[i], i});
-      mass += double(weights_[i]);
-    });
-    return mass;
-  }
-
-  void count() {
-    double masses[kApart][kCount] = {};  // of every fourth token, or each sum would wait for the one before it
-    int64_t i = 0;
-    for (; i + kApart <= d_.count; i += kApart)
-      for (int64_t j = 0; j < kApart; ++j) masses[j][of(weights_[i + j])] += double(weights_[i + j]);
-    for (; i < d_.count; ++i) masses[0][of(weights_[i])] += double(weights_[i]);
-    for (int64_t c = 0; c < kCount; ++c) masses_[c] = (masses[0][c] + masses[1][c]) + (masses[2][c] + masses[3][c]);
-    counted_ = true;
+  // Makes `in` the class among its parts in which `mass` is reached, adds to `sum` what is heavier, and copies what is in it.
+  template <typename Token>
+  int64_t narrow(const float* weights, int64_t count, const float* least, const double* sums, double mass, Class& in, double& sum,
+                 Token token) {
+    const auto part = [&](int j) { return Class{j < kLeasts ? least[j] : in.least, j ? least[j - 1] : in.below}; };
+    int j = 0;
+    while (j < kLeasts && !(sum + sums[j] > mass)) ++j;
+    if (j == kLeasts)  // the sums may fall short by a rounding: of classes with something in them the last
+      while (j && std::none_of(weights, weights + count, [&](float w) { return part(j).holds(w); })) --j;
+    if (j) sum += sums[j - 1];
+    in = part(j);
+    return copy(weights, count, in, token);
   }
 
   const Drawing& d_;
-  float* weights_;
-  double total_, masses_[kCount];
+  const Version& version_;
+  float *weights_, *some_;
+  int64_t* tokens_;
+  double total_, sums_[kLeasts];
   bool counted_ = false;
 };
+constexpr float Weighed::kFirst[];
+
+bool finite(const Drawing& d) {
+  uint32_t odd = 0;
+  for (int64_t i = 0; i < d.count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, d.logits + i, sizeof bits);
+    odd |= uint32_t(int32_t(bits & 0x7fffffff) > 0x7f7fffff);
+  }
+  return !odd;
+}
 
 double at_least(double mass) { return std::nextafter(mass, -1.0); }  // what is more than this is at least `mass`
 
@@ -166,9 +206,14 @@ int64_t draw(const Drawing& d, const Version& version) {
   const double share = d.top_p * (1 - 1e-12);
   if (!d.top_k || d.top_k >= d.count) {
     Weighed all(d, version);
-    const double kept = d.top_p < 1 ? all.reach(at_least(share * all.total()), some).sum : all.total();
-    return all.reach(d.u * kept, some).token;
+    if (all.total() != all.total()) return kNotFinite;
+    if (!(d.top_p < 1)) return all.reach(d.u * all.total(), some).token;
+    const Reached kept = all.reach(at_least(share * all.total()), some);
+    const int64_t token = all.reach(d.u * kept.sum, some).token;
+    const auto place = [&](int64_t of) { return Candidate{d.logits[of], 0, of}; };
+    return before(place(kept.token), place(token)) ? kept.token : token;  // no rounding leads to what top_p leaves out
   }
+  if (!finite(d)) return kNotFinite;
   double total = likeliest(d, d.top_k, version, some);
   if (d.top_p < 1) {
     const Reached kept = reach(some, at_least(share * total));

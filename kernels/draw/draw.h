@@ -11,7 +11,7 @@
 namespace pythia {
 
 struct Drawing {
-  const float* logits;  // [count], finite
+  const float* logits;  // [count]
   int64_t count;        // 1 or more
   double temperature;   // above 0
   int64_t top_k;        // 0: all
@@ -19,11 +19,13 @@ struct Drawing {
   double u;             // drawn from [0, 1)
 };
 
-int64_t draw(const Drawing&, const Version&);  // throws std::bad_alloc
+constexpr int64_t kNotFinite = -2;  // a logit is NaN or infinite
+int64_t draw(const Drawing&, const Version&);  // the token's id or kNotFinite; throws std::bad_alloc
 
 }  // namespace pythia
 
 extern "C" {
-// The token's id; -1: PYTHIA_KERNELS_ISA names a version that is not to be had, or there is no memory. Arguments as in Drawing.
-PYTHIA_EXPORT int64_t pythia_draw(const float* logits, int64_t count, double temperature, int64_t top_k, double top_p, double u);
+// The token's id; -1: PYTHIA_KERNELS_ISA names a version that is not to be had, or there is no memory; -2: a logit is
+// NaN or infinite. Arguments as in Drawing. (A library that exports pythia_draw, its name before, looked for neither.)
+PYTHIA_EXPORT int64_t pythia_token(const float* logits, int64_t count, double temperature, int64_t top_k, double top_p, double u);
 }

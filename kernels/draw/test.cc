@@ -23,12 +23,22 @@ bool exponentials(const Version& version, Random& random) {
     if (!(std::fabs(y[size_t(i)] - one) <= 3e-5 * one + 1e-37)) return std::printf("exp is %g, not %g\n", y[size_t(i)], one), false;
     wanted += one;
   }
+  float least[kLeasts];
+  double sums[kLeasts];
+  for (float& t : least) t = y[size_t(random.upto(n - 1))];
+  version.masses(y.get(), n, least, sums);
+  for (int j = 0; j < kLeasts; ++j) {
+    double heavier = 0;
+    for (int64_t i = 0; i < n; ++i) heavier += y[size_t(i)] >= least[j] ? double(y[size_t(i)]) : 0;
+    if (!(std::fabs(sums[j] - heavier) <= 1e-5 * heavier)) return std::printf("mass %g, not %g\n", sums[j], heavier), false;
+    if (!(std::fabs(version.mass(y.get(), n, least[j]) - heavier) <= 1e-14 * heavier)) return std::printf("mass is not %g\n", heavier), false;
+  }
   return std::fabs(sum - wanted) <= 3e-5 * wanted;
 }
 
 bool check(const Version& version, Random& random, size_t i) {
   if (!exponentials(version, random)) return false;
-  const int64_t n = random.pick({1, 2, 40, 1000, 4096});
+  const int64_t n = random.pick({1, 2, 40, 1000, 4096, 4099});
   auto x = random.normal(size_t(n), random.pick({1, 4}));
   for (int64_t j = 0; j < n; ++j) x[size_t(j)] = std::nearbyint(x[size_t(j)] * 10) / 10;  // equals are among them
   const double temperatures[] = {1e-300, 0.01, 0.3, 1, 4};
@@ -53,6 +63,13 @@ bool check(const Version& version, Random& random, size_t i) {
   while (at + 1 < kept && sums[at] <= d.u * total) ++at;
   for (double sum : sums) near |= std::fabs(sum / total - d.u) < 1e-5;
   const int64_t token = draw(d, version);
+  if (!random.upto(9)) {
+    float& spoilt = x[size_t(random.upto(n - 1))];
+    const float was = spoilt, odd[] = {INFINITY, -INFINITY, NAN, -NAN};
+    spoilt = odd[random.upto(3)];
+    if (draw(d, version) != kNotFinite) return std::printf("%s: a logit that is not finite\n", version.name), false;
+    spoilt = was;
+  }
   if (near || token == order[at]) return token >= 0 && token < n;
   return std::printf("%s %zu: token %ld, not %ld\n", version.name, i, long(token), long(order[at])), false;
 }

@@ -10,18 +10,26 @@ from typing import Any
 import numpy as np
 
 from ..base.native_library import kernels_path, library_fault
+from .finite import all_finite
 
 
 @cache
-def _function() -> Callable[..., Any] | None:
-    """Return the library's function; None where there is none, or the library is older than it. NumPy draws then."""
+def _function() -> tuple[Callable[..., Any] | None, bool]:
+    """Return the library's function, and whether it looks for NaN and infinity itself, as an older library's does not.
+
+    None where there is no library, or one that is older still. NumPy draws then.
+    """
     path = kernels_path()
     if path is None or library_fault(path) is not None:
-        return None
+        return None, False
     try:
-        found = ctypes.CDLL(str(path)).pythia_draw
-    except (OSError, AttributeError):
-        return None
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None, False
+    looks = hasattr(library, "pythia_token")
+    found = getattr(library, "pythia_token" if looks else "pythia_draw", None)
+    if found is None:
+        return None, False
     found.restype = ctypes.c_int64
     found.argtypes = [
         ctypes.c_void_p,
@@ -31,7 +39,7 @@ def _function() -> Callable[..., Any] | None:
         ctypes.c_double,
         ctypes.c_double,
     ]
-    return found
+    return found, looks
 
 
 class _Nothing:
@@ -46,7 +54,7 @@ class NativeDraws:
     """
 
     def __init__(self, temperature: float, top_k: int | None, top_p: float | None) -> None:
-        self._function = _function()
+        self._function, self._looks = _function()
         self._temperature = temperature
         self._top_k = top_k or 0
         self._top_p = 1.0 if top_p is None else top_p
@@ -55,9 +63,14 @@ class NativeDraws:
         self._address = self._count = self._row = self._most = 0
 
     def __call__(self, logits: np.ndarray, at: int, u: float) -> int | None:
-        """Return the token that `u`, drawn from [0, 1), stands for in row `at` of finite `logits` [B, V]."""
+        """Return the token that `u`, drawn from [0, 1), stands for in row `at` of `logits` [B, V].
+
+        None too where a logit of the row is NaN or infinite.
+        """
         known = logits.base is self._known and (logits.shape, logits.strides) == self._form
         if not known and not self._find(logits):
+            return None
+        if not self._looks and not all_finite(logits[at]):
             return None
         address = self._address + at * self._row
         assert self._function is not None

@@ -125,7 +125,7 @@ def _in_turn(session: Session, rows: Sequence[_Row], room: int, sampling: Sampli
             if cache.length == cache.max_len:
                 cache.drop_padding()
             stepped = active
-            logits = session.decode(cache, [row.token for row in active])
+            logits = session.decode(cache, [row.token for row in active], unchecked=draws is not None)
         ended = False
         for row, token in zip(stepped, _tokens(logits, draws, stepped), strict=True):
             if row.ended:
@@ -184,7 +184,7 @@ def _enter(session: Session, cache: Cache, prompts: Sequence[Sequence[int]]) -> 
 
 
 def _tokens(logits: np.ndarray, draws: Draws | None, rows: Sequence[_Row]) -> list[int]:
-    """Return a token for each row of finite logits [B, V]; the likeliest, where there are no `draws`."""
+    """Return a token for each row of logits [B, V]; the likeliest of finite ones, where there are no `draws`."""
     if draws is None:
         if len(logits) == 1:
             return [int(logits.argmax())]  # several times as fast as by rows

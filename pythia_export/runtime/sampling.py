@@ -18,6 +18,7 @@ import numpy as np
 from ..base.errors import NumericsError, RecipeError
 from ..model.generation import Generation
 from .drawing import NativeDraws
+from .finite import all_finite, require_finite
 
 _LEAST = (1e-1, 1e-3, 1e-5)  # weights, beside the likeliest's, down to which tokens are sorted
 _AHEAD = 32  # numbers drawn at a time
@@ -129,9 +130,17 @@ class Draws:
         self._native = NativeDraws(sampling.temperature, sampling.top_k, sampling.top_p)
 
     def token(self, logits: np.ndarray, at: int, u: float) -> int:
-        """Return the token id that `u`, drawn from [0, 1), stands for in row `at` of finite `logits` [B, V]."""
+        """Return the token id that `u`, drawn from [0, 1), stands for in row `at` of `logits` [B, V].
+
+        Raises:
+            NumericsError: a logit of the row is NaN or infinite.
+        """
         native = self._native(logits, at, u)
-        return _draw(logits[at], self._sampling, u) if native is None else native
+        if native is not None:
+            return native
+        if not all_finite(logits[at]):
+            require_finite(logits[:, None], np.ones((len(logits), 1)))
+        return _draw(logits[at], self._sampling, u)
 
 
 def ahead(rng: np.random.Generator) -> Iterator[float]:

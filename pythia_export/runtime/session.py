@@ -17,7 +17,6 @@ Left padding: the mask tells the real tokens, and a token's position counts the 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,9 +24,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ..base.errors import EnvironmentProblem, IntegrityError, NumericsError, RecipeError, ResourceError
+from ..base.errors import EnvironmentProblem, IntegrityError, RecipeError, ResourceError
 from ..model.neox import NeoXConfig, cache_bytes, cache_parts
 from .cache import LOGITS, Buffer, Cache, Memory, zeros_in_one
+from .finite import all_finite, require_finite
 from .graph import KEEP, OPERATORS, read_graph, require_files, require_ours, settable
 from .onnxruntime import Provider, is_memory, onnxruntime, open_graph
 from .snapshot import as_blobs
@@ -36,7 +36,6 @@ from .speed import MODEL, provider_of, speed_of
 if TYPE_CHECKING:
     from ..artifact import Artifact
 
-_smallest, _largest = np.minimum.reduce, np.maximum.reduce  # without the detour of ndarray.min through Python
 _FEWER = "Use fewer rows or fewer tokens."
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
 
@@ -202,12 +201,13 @@ class Session:
         cache.bind({}, {LOGITS: logits.value})
         self._advance(cache, ids, mask, kept)
         found = logits.read()
-        return _finite(found[:, found.shape[1] - kept :], cache.mask[:, -kept:])
+        return require_finite(found[:, found.shape[1] - kept :], cache.mask[:, -kept:])
 
-    def decode(self, cache: Cache, tokens: Sequence[int]) -> np.ndarray:
+    def decode(self, cache: Cache, tokens: Sequence[int], *, unchecked: bool = False) -> np.ndarray:
         """Append one token to each row; return what may follow it, logits [B, V] float32. Raises as `step`.
 
-        The next call writes over them: the buffer is the cache's own.
+        The next call writes over them: the buffer is the cache's own. `unchecked` logits may be NaN or infinite: the
+        caller finds that where it reads them anyway.
         """
         count = self._vocabulary
         unfit = len(tokens) != cache.batch or cache.length == cache.max_len
@@ -218,9 +218,9 @@ class Session:
             cache.bind_keep(KEEP, 1, self._count)
         self._run(cache, 1)
         found = logits.read()
-        if -math.inf < float(_smallest(found, axis=None)) and float(_largest(found, axis=None)) < math.inf:
-            return found[:, 0]
-        return _finite(found, cache.mask[:, -1:])[:, 0]
+        if not unchecked and not all_finite(found):
+            require_finite(found, cache.mask[:, -1:])
+        return found[:, 0]
 
     def _advance(self, cache: Cache, ids: np.ndarray, mask: np.ndarray | None, kept: int) -> None:
         """Append `ids` to the cache; what is wanted of the last `kept` tokens is bound already."""
@@ -331,22 +331,6 @@ def check_runnable(artifact: Artifact) -> None:
     _ = artifact.generation
     if "tokenizer.json" in artifact.manifest.files:
         artifact.tokenizer()
-
-
-def _finite(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Logits [B, K, V] as they are; NumericsError where one of a real token is NaN or infinite."""
-    with np.errstate(all="ignore"):
-        if math.isfinite(float(logits.sum())):  # one pass; a sum may overflow where no term did
-            return logits
-    bad = ~np.isfinite(logits) & (mask != 0)[:, :, None]
-    if bad.any():
-        row, at, token = np.argwhere(bad)[0]
-        raise NumericsError(
-            f"{bad.sum():,} of {logits.size:,} logits are not finite, the first that of token {token} at place {at} of "
-            f"row {row}",
-            hint="With dtype = 'float16' an activation may overflow: try 'float32'. Otherwise a weight is at fault.",
-        )
-    return logits
 
 
 def _two_dimensions(ids: np.ndarray) -> tuple[int, int]:

@@ -47,6 +47,7 @@ def test_fuzzed_shapes_under_address_and_undefined_behaviour_sanitizers():
     run_native([build / "partial_rotary_test"], 60)
     assert "ran: cuda, emulated" in run_native([build / "beam_test"], 100)
     assert f"ran: {PRODUCTS}" in run_native([build / "decoder_layers_test"], 40)
+    run_native([build / "draw_test"], 100)
     assert f"ran: {PRODUCTS}" in run_native([build / "matmul_nbits_test"], 200)
     assert "ran: cuda, emulated" in run_native([build / "rotary_attention_cuda_test"], 60)
 
@@ -129,6 +130,7 @@ def test_neon_gives_the_same_under_an_emulator():
     assert "ran: neon" in run_native(["qemu-aarch64", build / "rotary_attention_test"], 40)
     assert "ran: neon" in run_native(["qemu-aarch64", build / "partial_rotary_test"], 40)
     assert "ran: neon" in run_native(["qemu-aarch64", build / "beam_test"], 40)
+    assert "ran: neon" in run_native(["qemu-aarch64", build / "draw_test"], 40)
     assert "ran: neondot" in run_native(["qemu-aarch64", build / "matmul_nbits_test"], 200)
     assert "ran: neondot" in run_native(["qemu-aarch64", build / "decoder_layers_test"], 40)
 
@@ -178,7 +180,7 @@ def test_the_library_exports_its_entry_points_alone():
         pytest.skip("no library or no nm")
     symbols = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
     ours = [line.split()[-1] for line in symbols.splitlines() if " T " in line]
-    assert sorted(ours) == ["RegisterCustomOps", "pythia_beam", "pythia_draw", "pythia_version"]
+    assert sorted(ours) == ["RegisterCustomOps", "pythia_beam", "pythia_token", "pythia_version"]
 
 
 SETS = ("avx2", "avx512", "product_avx2", "product_avx512vnni", "product_amx", "product_amx_emulated")

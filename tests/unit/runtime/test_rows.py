@@ -10,6 +10,7 @@ import session_fixtures as fixtures
 from sessions import ROUNDING, close, tokens
 from tokenizers import Tokenizer
 
+from pythia_export.base.errors import NumericsError
 from pythia_export.runtime import Sampling, Session, generate, generate_batch, generation
 from pythia_export.runtime.cache import Cache
 
@@ -180,3 +181,23 @@ def test_a_row_that_reaches_the_end_of_the_memory_is_moved(session: Session, tok
     monkeypatch.setattr(generation, "ROWS", 2)
     found = drawn(session, tokenizer, prompts, 40)
     assert session.kv_dtype != np.float32 or found == together
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_step_whose_logits_are_not_finite_ends_a_text(
+    session: Session, tokenizer: Tokenizer, monkeypatch, temperature
+):
+    """Greedy decoding looks at them in the session, a draw where it reads them anyway."""
+    run = session._run
+
+    def spoilt(cache: Cache, new: int) -> None:
+        run(cache, new)
+        if cache.length == 6:
+            cache._single.logits.array[0, 0, 7] = np.nan
+
+    monkeypatch.setattr(session, "_run", spoilt)
+    found, end = [], session.config.vocab_size
+    with pytest.raises(NumericsError, match=rf"1 of {end:,} logits are not finite, .* of token 7 at place 0 of row 0"):
+        for token in generate(session, tokenizer, [1, 2, 3], 8, temperature=temperature, seed=3):
+            found.append(token)
+    assert len(found) == 3

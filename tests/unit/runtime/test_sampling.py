@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from native import needs_library
 
 from pythia_export.base.errors import NumericsError, RecipeError
+from pythia_export.runtime import drawing
 from pythia_export.runtime.drawing import NativeDraws
 from pythia_export.runtime.sampling import Draws, Sampling, ahead, choose, distribution, draw, probabilities
 
@@ -170,6 +171,61 @@ def test_the_librarys_draw_is_numpys(settings, monkeypatch) -> None:
     by_numpy = [draw(row, sampling, np.random.default_rng(i)) for i, row in enumerate(rows)]
     assert len(calls) == len(rows), "the library was asked"
     assert sum(a != b for a, b in zip(native, by_numpy, strict=True)) <= 3, "but where float32 rounds over a boundary"
+
+
+@needs_library
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize("top_p", [None, 0.2, 0.9, 0.999])
+def test_the_librarys_draw_is_numpys_of_peaked_and_flat_logits(temperature, top_p, monkeypatch) -> None:
+    """The classes by which the library finds a sum: one token, some dozens, or thousands of equals."""
+    rng = np.random.default_rng(1)
+    rows = rng.normal(0, 2, (60, 4099)).round(2).astype(np.float32)
+    rows[0], rows[1] = 0, -3e38
+    rows[1, 77] = 3e38
+    sampling = Sampling(temperature, top_p=top_p)
+    native = [draw(row, sampling, np.random.default_rng(i)) for i, row in enumerate(rows)]
+    monkeypatch.setattr(NativeDraws, "__call__", lambda *given: None)
+    by_numpy = [draw(row, sampling, np.random.default_rng(i)) for i, row in enumerate(rows)]
+    assert sum(a != b for a, b in zip(native, by_numpy, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("settings", [*SETTINGS, {"top_k": 5000}])
+@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_library), False])
+def test_a_draw_finds_a_logit_that_is_not_finite(bad, settings, native, monkeypatch) -> None:
+    """In a row's last number, behind whole vectors, as well as in its first."""
+    if not native:
+        monkeypatch.setattr(NativeDraws, "__call__", lambda *given: None)
+    draws = Draws(Sampling(1.0, **settings))
+    for token in (0, 700, 1002):
+        logits = np.zeros((2, 1003), np.float32)
+        logits[1, token] = bad
+        assert 0 <= draws.token(logits, 0, 0.5) < 1003, "the other row"
+        with pytest.raises(NumericsError, match=f"1 of 2,006 .* token {token} at place 0 of row 1") as told:
+            draws.token(logits, 1, 0.5)
+        assert "float16" in told.value.hint
+
+
+@needs_library
+def test_a_library_of_before_draws_and_numpy_looks_at_the_logits(monkeypatch) -> None:
+    asked = []
+
+    class Before:
+        @staticmethod
+        def pythia_draw(*given):
+            asked.append(given)
+            return 4
+
+    monkeypatch.setattr(drawing.ctypes, "CDLL", lambda path: Before)
+    monkeypatch.setattr(drawing, "_function", drawing._function.__wrapped__)
+    draws, logits = Draws(Sampling(1.0, top_p=0.9)), np.zeros((1, 9), np.float32)
+    assert draws.token(logits, 0, 0.5) == 4 and len(asked) == 1 and asked[0][1:] == (9, 1.0, 0, 0.9, 0.5)
+    logits[0, 3] = math.nan
+    with pytest.raises(NumericsError, match="token 3"):
+        draws.token(logits, 0, 0.5)
+    assert len(asked) == 1
+    del Before.pythia_draw
+    assert Draws(Sampling(1.0)).token(np.zeros((1, 9), np.float32), 0, 0.5) == 4, "NumPy's, of a library older still"
 
 
 @needs_library
