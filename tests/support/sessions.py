@@ -105,7 +105,7 @@ class Scripted:
         self.t += 1
         return logits
 
-    def decode(self, cache: ScriptedCache, tokens: Sequence[int]) -> np.ndarray:
+    def decode(self, cache: ScriptedCache, tokens: Sequence[int], *, unchecked: bool = False) -> np.ndarray:
         assert len(tokens) == len(cache.rows)
         return self.step(cache, np.array(tokens)[:, None])[:, 0]
 

@@ -81,7 +81,7 @@ class Table:
         assert cache.length <= cache.max_len
         return np.array([found])[:, -(keep or len(found)) :]
 
-    def decode(self, cache: TableCache, tokens: Sequence[int]) -> np.ndarray:
+    def decode(self, cache: TableCache, tokens: Sequence[int], *, unchecked: bool = False) -> np.ndarray:
         return self.step(cache, np.array([tokens]))[:, 0]
 
 
