@@ -1,6 +1,9 @@
-// What a layer does beside products and attention: two normalisations of one vector, and the activation of its MLP. And what
-// a draw (../draw/draw.h) does of all logits: y[i] = e^((x[i] - max x) * by), by at most 1e30, and their sum is returned, or
-// NaN and no y where an x is not finite; sums[j], that of all weights of least[j] or more, as float32 adds; and one such sum as double adds.
+// What a layer does beside products and attention: two normalisations of one vector, and the activation of its MLP.
+//
+// And what a draw (../draw/draw.h) does of all logits x and their weights y:
+// - exponentials: y[i] = e^((x[i] - max x) * by), at most 1e30. Returns their sum; NaN, and no y, where an x is not finite.
+// - masses: sums[j] is the sum of all weights of least[j] or more, added in float32.
+// - mass: one such sum, added in double.
 #pragma once
 
 #include <cstdint>

@@ -453,6 +453,20 @@ def test_a_pull_that_was_killed_is_taken_up_by_the_next(hub, tmp_path, large, en
     assert rests(hub) == [f"{have}-{size - 1}"] and got["commit"] == commit_of(REPO, "large")
 
 
+@pytest.mark.parametrize("more", [-1_000_000, 0, 1], ids=["begun", "whole", "too long"])
+def test_a_damaged_part_never_becomes_the_file(hub, tmp_path, large, more):
+    """What a part holds is not trusted: the file that comes of it is hashed, and fetched again if need be."""
+    hub.repositories[REPO]["large"] = large
+    file = large / "model.safetensors"
+    digest = sha256(file)
+    blobs = tmp_path / "hub" / f"models--{REPO.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{digest}.pythia-export.incomplete").write_bytes(b"?" * (file.stat().st_size + more))
+    (got,) = pulls(f"{REPO}@large", hub=hub, home=tmp_path)
+    assert got["commit"] == commit_of(REPO, "large") and sha256(blobs / digest) == digest
+    assert not left_in(tmp_path)
+
+
 def test_what_xet_did_not_finish_is_fetched_by_parts(hub, tmp_path, large):
     """Where the client has Xet it goes first. What it did not finish is begun once more; then nothing is lost."""
     hub.repositories[REPO]["large"] = large
