@@ -125,7 +125,13 @@ def written(source: Tensors, layout: Layout, windows: np.ndarray, compute: Compu
     """Return the text [count, S] that `source` writes beside windows [N, S]: nothing where nothing is trained."""
     if why_not(layout, windows, compute) is not None:
         return windows[:0]
-    read = text_read(layout, len(windows), windows.shape[1], _budget(compute))
+    budget, length = _budget(compute), windows.shape[1]
+    read, wanted = (text_read(layout, len(windows), length, allowed) for allowed in (budget, math.inf))
+    if read.drawn < wanted.drawn:
+        compute.progress.note(
+            f"The original writes no text to train on: with it the model takes {wanted.nbytes / 1e9:.1f} GB, "
+            f"calibration.memory_gb allows {budget / 1e9:.1f} GB."
+        )
     return draw(source, windows[: read.given], read.drawn, compute)
 
 

@@ -4,8 +4,8 @@ A work directory beside the output holds the weights file as far as it is writte
 which is replaced atomically after every layer, once the layer's bytes are on the disk. Activations are not kept: the
 finished layers are read back and computed once more, which gives the same bits at a small part of the cost.
 
-The journal vouches for nothing that it has not hashed: it holds the SHA-256 of each finished layer's weights and of the
-sensitivities, and each entry is sealed together with those before it.
+The journal vouches for nothing that it has not hashed: it holds the SHA-256 of each finished layer's weights, of the
+sensitivities and of the text that the original wrote, and each entry is sealed together with those before it.
 
 The finished artifact is published out of here by one rename, not copied or linked. Before it, the journal says what is
 about to be published. The artifact that it says lies here until the rename, and under its name from then on: so a run
@@ -15,6 +15,7 @@ that was killed in between knows which of the two happened.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..artifact import MANIFEST, Artifact
@@ -36,7 +38,7 @@ from ..records.record import Json
 from ..weights.names import DATA_FILE
 from ..weights.writer import WeightsWriter
 
-JOURNAL, OUTPUT = "journal.json", "artifact"
+JOURNAL, OUTPUT, OWN_TEXT = "journal.json", "artifact", "own_text.npy"
 ANEW = "Start anew without --resume."
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -83,6 +85,7 @@ class State(_Record):
     sensitivity: dict[str, Digest] | None  # by file name
     publication: Publication | None
     trained: Trained | None = None
+    own: Digest | None = None  # of the file with the text that the original wrote
 
 
 class Journal:
@@ -112,6 +115,7 @@ class Journal:
         self.finished: list[Finished] = []
         self.sensitivity: dict[str, str] | None = None
         self.trained: Trained | None = None
+        self._own: str | None = None
         self._done = False
 
     def __enter__(self) -> Self:
@@ -157,7 +161,7 @@ class Journal:
             raise SourceError(
                 f"{self.folder}: its artifact was published, and is not under its name any more", hint=ANEW
             )
-        self.finished, self.sensitivity, self.trained = [], state.sensitivity, state.trained
+        self.finished, self.sensitivity, self.trained, self._own = [], state.sensitivity, state.trained, state.own
         for entry in state.finished:  # without what this version does not keep of a layer, so sealed again
             self.finished.append(_sealed(entry.layer, entry.linears, entry.weights, self.finished))
         if state.trained is not None:
@@ -203,6 +207,33 @@ class Journal:
                     hint=ANEW,
                 )
 
+    def keep_own_text(self, own: np.ndarray) -> None:
+        """Store the text [count, S] that the original wrote, which the next layer's entry vouches for.
+
+        How much is written depends on free memory, and what is written on how a processor sums. A run that goes on
+        observes what it began with.
+        """
+        content = io.BytesIO()
+        np.save(content, own)
+        self._own = hashlib.sha256(content.getbuffer()).hexdigest()
+        write_atomically(self.folder / OWN_TEXT, content.getvalue())
+
+    def own_text(self) -> np.ndarray | None:
+        """Return what was stored by `keep_own_text`; None if nothing was.
+
+        Raises:
+            IntegrityError: the file is gone, or not what was stored.
+        """
+        if self._own is None:
+            return None
+        path = self.folder / OWN_TEXT
+        content = path.read_bytes() if path.is_file() else None
+        if content is None or hashlib.sha256(content).hexdigest() != self._own:
+            found = "is not there any more" if content is None else "is not what was written: its SHA-256 is another"
+            raise IntegrityError(f"{path} {found}", hint=ANEW)
+        own: np.ndarray = np.load(io.BytesIO(content))
+        return own
+
     def commit(
         self,
         layer: LayerRecord,
@@ -230,13 +261,14 @@ class Journal:
         self._write(publication)
 
     def _write(self, publication: Publication | None) -> None:
+        some: dict[str, Any] = {"trained": self.trained, "own": self._own}
         state = State(
             schema=2,
             fingerprint=self.fingerprint,
             finished=self.finished,
             sensitivity=self.sensitivity,
             publication=publication,
-            **({} if self.trained is None else {"trained": self.trained}),
+            **{name: value for name, value in some.items() if value is not None},
         )
         write_atomically(
             self.folder / JOURNAL, json.dumps(state.model_dump(by_alias=True, exclude_unset=True)).encode()

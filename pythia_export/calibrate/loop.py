@@ -121,7 +121,7 @@ def _stream(
             journal.check(first, source.config.num_layers)
         seen, own = windows, None
         if windows is not None and reads_own_text(asked[0]) and (journal is None or journal.trained is None):
-            own = written(original, first.layout, windows, compute)
+            own = _own_text(original, first, windows, compute, journal)
             seen = np.concatenate((windows, own[: len(windows)]))
         if seen is not None and sensitivity is None and any(q.fisher for q in asked):
             sensitivity = Sensitivity(folder, None if journal is None else journal.sensitivity)
@@ -170,6 +170,19 @@ def reads_own_text(quantize: Quantize) -> bool:
     """Say whether GPTQ also observes text that the original writes, up to as much as there is of calibration text.
     Quantisations that share what they observe, none of which corrects errors, do without."""
     return quantize.effort == "best" and quantize.error_correction
+
+
+def _own_text(
+    original: Tensors, first: WeightsWriter, windows: np.ndarray, compute: Compute, journal: Journal | None
+) -> np.ndarray:
+    """Return the text that the original writes, or wrote when a run began that goes on."""
+    kept = None if journal is None else journal.own_text()
+    if kept is not None:
+        return kept
+    own = written(original, first.layout, windows, compute)
+    if journal is not None:
+        journal.keep_own_text(own)
+    return own
 
 
 class _Layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from models import InMemory, export_model, hugging_face, on_disk, small_config
 
 from pythia_export.base.compute import Compute
+from pythia_export.base.errors import IntegrityError
 from pythia_export.calibrate import Journal, drawn, end_to_end, quantize_stream
 from pythia_export.calibrate.divergence import divergence
 from pythia_export.model.block import Block, Rotary, final_norm, head
@@ -234,6 +236,47 @@ def test_a_run_that_was_killed_when_it_had_trained_goes_on_from_there(original, 
     assert same == content
     assert [x.name for x in again.linears] == [x.name for x in whole.linears]
     assert again.training is not None and again.training.kept == whole.training.kept
+
+
+def test_a_run_that_goes_on_observes_the_text_that_it_began_with(original, tmp_path, monkeypatch):
+    """However much memory is free by then. A damaged text is refused."""
+    quantize = Quantize(effort="best", **PLAIN | {"error_correction": True}, bits=3)
+    places = layout(original.config, quantize, "float32")
+
+    def run(folder, resume=False):
+        with Journal(folder, {}, resume) as journal:
+            with WeightsWriter(journal.weights, places, keep=bool(journal.finished)) as writer:
+                quantize_stream(original, writer, WINDOWS[:16], journal=journal)
+            return journal.weights.read_bytes()
+
+    content = run(tmp_path / "whole")
+    committed = Journal.commit
+
+    def commit(*arguments):
+        committed(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "commit", commit)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed")
+    shutil.copytree(tmp_path / "killed", tmp_path / "damaged")
+    kept = next((tmp_path / "damaged").glob("own*"))
+    kept.write_bytes(kept.read_bytes()[:-1] + b"\1")
+    with pytest.raises(IntegrityError, match=f"{kept.name} is not what was written"):
+        run(tmp_path / "damaged", resume=True)
+    monkeypatch.setattr("pythia_export.calibrate.loop.written", lambda *_: WINDOWS[:0])
+    assert run(tmp_path / "killed", resume=True) == content
+
+
+@pytest.mark.parametrize(("missing", "expected"), [(0, 0), (1, 1)], ids=["enough memory", "a byte too little"])
+def test_text_that_is_not_written_for_want_of_memory_is_told(original, monkeypatch, missing, expected):
+    places, listener = layout(original.config, Quantize(effort="best"), "float32"), Listener()
+    needed = end_to_end.text_read(places, 16, 32, 1e12)
+    monkeypatch.setattr(end_to_end, "_budget", lambda _: needed.nbytes - missing)
+    own = end_to_end.written(original, places, WINDOWS[:16], Compute(progress=listener))
+    assert len(own) == (0 if missing else needed.drawn)
+    assert sum("The original writes no text" in note for note in listener.notes) == expected
 
 
 def test_fast_leaves_out_what_is_not_asked_for_and_old_records_stay_equal():
