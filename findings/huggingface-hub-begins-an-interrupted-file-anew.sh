@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# huggingface_hub 0.36.2 and 1.33.0: only the older client goes on with a file that an earlier process left half fetched.
+# huggingface_hub 0.36.2, 1.33.0 and 2.4.0: only the oldest goes on with a file that an earlier process left half fetched.
 #
 # A hub on loopback breaks the connection in the middle of a file and then says 403, so that the first process gives up.
 # A second process asks for the same file, with the same cache. 0.36.2 asks for the rest (`Range: bytes=N-`), from the
-# `.incomplete` file that is in the cache. 1.33.0 asks for all of it: each process has an `.incomplete` file with a name
-# of its own.
+# `.incomplete` file that is in the cache. The others ask for all of it: each process has an `.incomplete` file with a
+# name of its own.
 # Expected: the rest, as the `.incomplete` files suggest. Fails when that is no longer what is seen.
 set -euo pipefail
 at="$(mktemp -d)" && trap 'rm -rf "$at"' EXIT
-for version in 0.36.2 1.33.0; do
+for version in 0.36.2 1.33.0 2.4.0; do
     python3 -m venv "$at/$version"
     "$at/$version/bin/pip" install --quiet --disable-pip-version-check "huggingface_hub==$version"
     "$at/$version/bin/python" - "$version" "$at/cache-$version" <<'PYTHON'

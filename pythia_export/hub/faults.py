@@ -56,7 +56,7 @@ def told(repo: str, revision: str, *, writing: bool = False) -> Iterator[None]:
         yield
     except PythiaExportError:
         raise
-    except Exception as e:  # the client raises requests' errors or httpx's, by its version
+    except Exception as e:  # the client raises the errors of requests, httpx or httpx2, by its version
         if isinstance(e, OSError) and e.errno in _NO_SPACE:
             raise ResourceError(
                 f"{repo} at {revision}: no space left for the download ({_first_line(e)})",

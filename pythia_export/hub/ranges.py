@@ -122,7 +122,7 @@ def _request(listing: Listing, name: str, start: int, end: int) -> bytes:
 
 @contextmanager
 def _answer(listing: Listing, name: str, start: int, end: int) -> Iterator[Any]:
-    """The response to a request for bytes `start` to `end`, its body not read yet: of requests or of httpx."""
+    """The response to a request for bytes `start` to `end`, its body not read yet: of requests, httpx or httpx2."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -136,7 +136,7 @@ def _answer(listing: Listing, name: str, start: int, end: int) -> Iterator[Any]:
     session: Any = get_session()
     limit = constants.HF_HUB_DOWNLOAD_TIMEOUT
     # Headers before the body: a server that knows no ranges would send all of 30 GB.
-    if hasattr(session, "build_request"):  # httpx, from huggingface_hub 1.0 on
+    if hasattr(session, "build_request"):  # httpx from huggingface_hub 1.0 on, httpx2 from 2.0 on
         request = session.build_request("GET", url, headers=headers, timeout=limit)
         response = session.send(request, stream=True, follow_redirects=True)
     else:

@@ -50,7 +50,7 @@ ALL = "parquet,sign,sweep,eval"
 ENVIRONMENTS = {
     "oldest": Environment("3.11", f"{ALL},bench", oldest=True),
     "newest": Environment("3.11", ALL, ("transformers",)),
-    "newest, Python 3.12": Environment("3.12", ALL, ("transformers",)),
+    "huggingface-hub 1, Python 3.12": Environment("3.12", ALL, ("transformers", "huggingface-hub<2")),
     "newest, Python 3.13": Environment("3.13", ALL, ("transformers",)),
     "newest, Python 3.14": Environment("3.14", ALL, ("transformers",)),
     "TransformerLens": Environment("3.11", "lens", other="transformer-lens", tests=False),
@@ -59,7 +59,7 @@ ENVIRONMENTS = {
 NEIGHBOURS = {
     "transformer-lens>=4,<5": "linux", "transformers==5.24.0": "linux", "transformers==4.57.1": "linux",
     "mlx-lm": "aarch64-apple-darwin", "llmcompressor": "linux", "sae-lens": "linux", "optimum-onnx==0.1.0": "linux",
-    "huggingface-hub==0.36.2": "linux", "huggingface-hub==1.33.0": "linux",
+    "huggingface-hub==0.36.2": "linux", "huggingface-hub==1.33.0": "linux", "huggingface-hub==2.4.0": "linux",
 }  # fmt: skip
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
@@ -69,7 +69,8 @@ HEAD = """# Ends of ranges, and neighbours
 `python tests/ranges/table.py build/ranges/uv/bin/uv --write` wrote this page.
 
 - **oldest**: the oldest of every package that pyproject.toml names (`uv pip install --resolution lowest-direct`).
-  **newest**: the newest of everything, with the newest transformers beside it.
+  **newest**: the newest of everything, with the newest transformers beside it. **huggingface-hub 1**: the same, but the
+  newest of the hub's client before 2.
 - **quick tests**: those of `make test-fast` that are in `tests/unit`. **hub**: a real client of the hub against a hub
   on loopback, reading and pushing.
 - **`run demo`**: the embedded checkpoint is quantised, exported and proved. **same bytes**: `model.onnx_data` is, byte
