@@ -17,6 +17,9 @@ from .header import Entry
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 INTEGERS = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8"}
+_NOT_FINITE = (
+    "Copy the file again. If it holds the same, training or the tool that saved it overflowed: take another checkpoint."
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class StoredTensor:
         if not all_finite(tensor):
             at = [int(i) for i in torch.nonzero(~torch.isfinite(tensor))[0]]
             found = float(stored[tuple(at)])
-            beyond = ", which float32 does not hold" if math.isfinite(found) else ""
-            raise NumericsError(f"{self.path}: {self.name} holds {found} at {at}{beyond}")
+            beyond = ", which float32 does not hold" if math.isfinite(found) else "; finite numbers were expected"
+            raise NumericsError(f"{self.path}: {self.name} holds {found} at {at}{beyond}", hint=_NOT_FINITE)
         return tensor
 
     def integers(self) -> np.ndarray:
@@ -63,7 +66,10 @@ class StoredTensor:
             IntegrityError: it is no tensor of integers, or the file became shorter.
         """
         if self.entry.dtype not in INTEGERS:
-            raise IntegrityError(f"{self.path}: {self.name} is {self.entry.dtype}; integers were expected")
+            raise IntegrityError(
+                f"{self.path}: {self.name} is {self.entry.dtype}; integers were expected",
+                hint="Copy the checkpoint again, or save it again with the tool that quantised it.",
+            )
         found = np.empty(self.shape, INTEGERS[self.entry.dtype])
         self._read_into(found)
         return found
@@ -76,5 +82,6 @@ class StoredTensor:
             got = f.readinto(bytes_of)
         if got != self.entry.nbytes:
             raise IntegrityError(
-                f"{self.path}: {self.name} ends after {got:,} of {self.entry.nbytes:,} bytes. The file changed"
+                f"{self.path}: {self.name} ends after {got:,} of {self.entry.nbytes:,} bytes. The file changed",
+                hint="Start again once nothing writes into the checkpoint.",
             )

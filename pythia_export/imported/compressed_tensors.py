@@ -22,11 +22,12 @@ from pydantic import Field, JsonValue
 
 from ..base.errors import IntegrityError, SourceError
 from ..records.record import Record, checked
-from .stored import FLOATS, SAVE_AGAIN, Arrays, Grid, Part, Stored, codes_of, matches, stream_of
+from .stored import FLOATS, MATCH, SAVE_AGAIN, Arrays, Grid, Part, Stored, codes_of, matches, stream_of
 
 METHODS = ("compressed-tensors",)
 _FORMS = ("pack-quantized", "int-quantized", "naive-quantized")
 _STRATEGIES = ("group", "channel")
+_PACK = "Quantise the weights alone, packed: llm-compressor's W4A16 or W8A16."
 _HEADS = ("lm_head", "embed_out")  # one linear, by its names in memory and in files
 
 
@@ -77,18 +78,23 @@ def read(raw: dict[str, Any], where: str) -> CompressedTensors:
         form, of = group.format or settings.format, group.weights
         place = f"{where}: config_groups.{name}"
         if form not in _FORMS or of.type != "int":
-            raise SourceError(f"{place}: weights of type {of.type!r}, {form!r}; integers were expected, {_FORMS[0]!r}")
+            raise SourceError(
+                f"{place}: weights of type {of.type!r}, {form!r}; integers were expected, {_FORMS[0]!r}", hint=_PACK
+            )
         if group.input_activations is not None or group.output_activations is not None:
             raise SourceError(
                 f"{place}: activations are rounded too; only weights are imported, and the artifact would be another "
                 "model",
-                hint="Quantise the weights alone: W4A16 or W8A16.",
+                hint=_PACK,
             )
         if form != _FORMS[0] and of.num_bits != 8:
-            raise SourceError(f"{place}: {of.num_bits} bits that are not packed, {form!r}; {_FORMS[0]!r} was expected")
+            raise SourceError(
+                f"{place}: {of.num_bits} bits that are not packed, {form!r}; {_FORMS[0]!r} was expected", hint=_PACK
+            )
         if of.strategy not in (None, *_STRATEGIES):
             raise SourceError(
-                f"{place}: the strategy {of.strategy!r}; {' or '.join(map(repr, _STRATEGIES))} was expected"
+                f"{place}: the strategy {of.strategy!r}; {' or '.join(map(repr, _STRATEGIES))} was expected",
+                hint=_PACK,
             )
     for key, (what, hint) in _MORE.items():
         found = getattr(settings, key)
@@ -121,7 +127,8 @@ class CompressedTensors:
         if packed != (group is not None):
             said = "leaves it in float" if packed else "quantises it"
             raise IntegrityError(
-                f"{linear} is {'quantised' if packed else 'in float'}; {self.where} {said} (`targets`, `ignore`)"
+                f"{linear} is {'quantised' if packed else 'in float'}; {self.where} {said} (`targets`, `ignore`)",
+                hint=MATCH,
             )
         if group is None:
             return None
@@ -168,7 +175,7 @@ class CompressedTensors:
     def stored(self, grid: Grid, shape: tuple[int, int], arrays: Arrays) -> Stored:
         told = arrays.get("weight_shape")
         if told is not None and told.tolist() != list(shape):
-            raise IntegrityError(f"weight_shape is {told.tolist()}; config.json makes it {list(shape)}")
+            raise IntegrityError(f"weight_shape is {told.tolist()}; config.json makes it {list(shape)}", hint=MATCH)
         half = np.uint8(1 << (grid.bits - 1))
         zero = arrays.get("weight_zero_point")
         if zero is not None:

@@ -23,7 +23,7 @@ from ..recipe import Scheme
 from ..recipe.scheme import Bits
 from . import autoround, awq, compressed_tensors, gptq
 from .fit import dequantised, nearest_scheme, scheme_of
-from .stored import ORDER, SAVE_AGAIN, Arrays, Format, Grid, Stored
+from .stored import MATCH, ORDER, SAVE_AGAIN, Arrays, Format, Grid, Stored
 
 FORMATS = (gptq, awq, autoround, compressed_tensors)  # a module each: METHODS, and `read` of a configuration
 _READ: dict[str, Callable[[dict[str, Any], str], Format]] = {m: f.read for f in FORMATS for m in f.METHODS}
@@ -156,7 +156,6 @@ def open_imported(pulled: Pulled, requantize: Bits | None = None, progress: Prog
 
 
 _COPY = "Copy the checkpoint again, with all of its files, or save it again with the tool that quantised it."
-_MATCH = "Does the configuration belong to these weights?"
 _MISSING = {
     "g_idx": "desc_act = true says that columns are in another order, and g_idx which. Save the checkpoint again with "
     "it; if the columns are in their order, set desc_act to false."
@@ -208,17 +207,17 @@ def _linear(
     for key, part in parts.items():
         if key not in own and part.needed:
             raise SourceError(
-                f"{where}: tensor {name}.{key} is missing, of {form.name} in {grid}", hint=_MISSING.get(key, _MATCH)
+                f"{where}: tensor {name}.{key} is missing; {form.name} of {grid} has it", hint=_MISSING.get(key, MATCH)
             )
     for key, stored in own.items():
         if key not in parts:
-            raise IntegrityError(f"{where}: {name}.{key} has no place in {form.name} of {grid}", hint=_MATCH)
+            raise IntegrityError(f"{where}: {name}.{key} has no place in {form.name} of {grid}", hint=MATCH)
         dtypes, wanted = parts[key].dtypes, list(parts[key].shape)
         if stored.entry.dtype not in dtypes or list(stored.shape) != wanted:
             raise IntegrityError(
                 f"{stored.path}: {stored.name} is {stored.entry.dtype} {list(stored.shape)}; {form.name} of {grid} "
                 f"makes it {' or '.join(dtypes)} {wanted}",
-                hint=_MATCH,
+                hint=MATCH,
             )
     groups = form.groups(_read({key: own[key] for key in ORDER if key in own}))
     if groups is not None:
@@ -243,14 +242,17 @@ def _linear(
 def _in_range(groups: np.ndarray, count: int, where: str) -> np.ndarray:
     low, high = int(groups.min()), int(groups.max())
     if low < 0 or high >= count:
-        raise IntegrityError(f"{where}: a column is of group {low if low < 0 else high}; there are {count}")
+        raise IntegrityError(
+            f"{where}: a column is of group {low if low < 0 else high}; groups 0 to {count - 1} were expected",
+            hint=MATCH,
+        )
     return groups.astype(np.int64)
 
 
 def _require_nothing_else(found: Mapping[str, StoredTensor], where: str) -> None:
     extra = sorted(name for name in found if not name.endswith(IGNORED_BUFFERS) and not _is_no_bias(name, found[name]))
     if extra:
-        raise IntegrityError(f"{where}: tensors that have no place, {len(extra)}: {extra[0]} first", hint=_MATCH)
+        raise IntegrityError(f"{where}: tensors that have no place, {len(extra)}: {extra[0]} first", hint=MATCH)
 
 
 def _is_no_bias(name: str, stored: StoredTensor) -> bool:

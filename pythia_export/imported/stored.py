@@ -22,6 +22,10 @@ from ..weights.nibbles import unpack_bits
 Arrays = Mapping[str, np.ndarray]  # of one linear, by the last part of their names; floats as float32
 FLOATS = ("F16", "BF16", "F32")
 SAVE_AGAIN = "Save the checkpoint again with the tool that quantised it."
+MATCH = (
+    "The configuration is not of these weights. Copy both again from one place, or save the checkpoint again with the "
+    "tool that quantised it."
+)
 
 
 @dataclass(frozen=True)
@@ -158,4 +162,7 @@ def matches(pattern: str, name: str, where: str) -> bool:
     try:
         return re.match(pattern, name) is not None
     except re.error as e:
-        raise IntegrityError(f"{where}: {shown(pattern)} is no pattern: {e}") from None
+        raise IntegrityError(
+            f"{where}: {shown(pattern)} is no pattern: {e}; a regular expression of Python was expected",
+            hint=SAVE_AGAIN,
+        ) from None
