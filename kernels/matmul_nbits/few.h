@@ -18,14 +18,20 @@ template <int kBits>
 constexpr int64_t kReach = kLanes * 32 / kBits;
 
 // Prefetches what is read soon, for the first cache alone; or twice: soon, and long before, to have it in the second one.
-constexpr uintptr_t kSoon = 1 << 12, kLater = 1 << 15;  // bytes of codes
-inline void prefetch(uintptr_t at, bool twice, uintptr_t soon = kSoon, uintptr_t later = kLater) {
+// Once is for Zen 5, where 6 KB ahead beat 4, 8, 12 and 16 (benchmarks/README.md).
+constexpr uintptr_t kOnly = 3 << 11, kSoon = 1 << 12, kLater = 1 << 15;  // bytes of codes
+inline void prefetch(uintptr_t at, bool twice, uintptr_t only = kOnly, uintptr_t soon = kSoon, uintptr_t later = kLater) {
   if (twice) {
     ask_for<kFirst>(at + soon);
     ask_for<kSecond>(at + later);
   } else {
-    ask_for<kFirstAlone>(at + soon);
+    ask_for<kFirstAlone>(at + only);
   }
+}
+// The same of scales, which go along with codes: `bytes` of these have one.
+inline void prefetch_scales(const float* scale, bool twice, uintptr_t bytes) {
+  constexpr uintptr_t kOne = sizeof(float);
+  prefetch(uintptr_t(scale), twice, kOnly / bytes * kOne, kSoon / bytes * kOne, kLater / bytes * kOne);
 }
 
 template <int kBits>
@@ -101,7 +107,7 @@ struct Columns {
     for (int64_t b = 0; b < blocks; b += kLanes) {
       const int64_t here = blocks - b < kLanes ? blocks - b : kLanes;
       const float* scale = p.scale + n * blocks + b;
-      if (kAhead) prefetch(uintptr_t(scale), twice, kSoon / kBytes * sizeof(float), kLater / kBytes * sizeof(float));
+      if (kAhead) prefetch_scales(scale, twice, kBytes);
       const Floats of_w = load_up_to(scale, here), zero = zeros(n, b, here);
       Floats scales[kRows];
       for (int r = 0; r < kRows; ++r) {
@@ -140,7 +146,7 @@ struct Columns {
     for (int64_t b = 0; b < blocks; b += kLanes) {
       const int64_t here = blocks - b < kLanes ? blocks - b : kLanes;
       const float* scale = p.scale + n * blocks + b;
-      prefetch(uintptr_t(scale), twice, kSoon / kBytes * sizeof(float), kLater / kBytes * sizeof(float));
+      prefetch_scales(scale, twice, kBytes);
       const Floats of_w = load_up_to(scale, here), zero = zeros(n, b, here);
       const Floats scales = mul(of_w, load_up_to(x.scale + m * blocks + b, here));
       sum = fmadd(mul(of_w, load_up_to(x.owed + m * blocks + b, here)), zero, sum);
@@ -255,7 +261,7 @@ struct Columns {
             const int64_t at = (four + c) % kShare;
             if (at == 0) {
               const float* scale = p.scale + (n + four + c) * kBlocks;
-              if (kAhead) prefetch(uintptr_t(scale), twice, kSoon / kBytes * sizeof(float), kLater / kBytes * sizeof(float));
+              if (kAhead) prefetch_scales(scale, twice, kBytes);
               const Floats of_w = load_up_to(scale, kUsed);
               if (p.zero) zero = zeros(n + four + c, 0, kUsed);
               scales = mul(of_w, of_x), owed = mul(mul(of_w, owed_of_x), zero);
