@@ -90,4 +90,4 @@ def main(dist: Path, zig: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), os.path.abspath(sys.argv[2]))  # it is called in another folder
