@@ -1,7 +1,8 @@
 """What `effort = "best"` gives beside the default, on the same start: quality with paired intervals, and time.
 
     python benchmarks/effort.py [--grids 4:row 4:32 3:row 2:32] [--samples 256] [--tokens 131072] [--work FOLDER]
-         [--efforts default best] [--without NAME ...]
+         [--efforts default best] [--without NAME ...] [--leave-one-out]
+         [--not-trained]
 
 Each grid is rounded as benchmarks/quality.py does: the 24 linears of the layers, embedding and head in float. Once by
 the defaults, once by `best`, as it is rounded and as it is once trained; all are scored on the same held-out text.
@@ -9,6 +10,8 @@ Times are the processor's, whatever else runs. The text that the original writes
 once, and its time is added to each. With --work, what was made is kept there and not made again.
 
 --without leaves ingredients of `best` out, to see what each brings; some of them only here, the product has no switch.
+--leave-one-out does so with each ingredient in turn, beside the whole of `best`; without training is `not trained`.
+With --not-trained nothing is trained, and the text that the original writes is observed all the same.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from pythia_export.calibrate import end_to_end, loop, quantize_stream
 from pythia_export.checkpoint import Checkpoint, open_checkpoint, pull
 from pythia_export.corpus import calibration_windows, verify_windows
 from pythia_export.recipe import Calibration, Model, Quantize, Verify
+from pythia_export.records.quantization import Training
 from pythia_export.rounding import attention
 from pythia_export.weights.layout import layout
 from pythia_export.weights.reader import WeightsReader
@@ -59,6 +63,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=131072)
     parser.add_argument("--efforts", nargs="*", choices=["default", "best"], default=["default", "best"])
     parser.add_argument("--without", nargs="*", choices=list(WITHOUT), default=[], help="ingredients of `best`")
+    parser.add_argument("--leave-one-out", action="store_true", help="`best`, and `best` without each ingredient")
+    parser.add_argument("--not-trained", action="store_true", help="leave `best` as it was rounded")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--make", action="store_true", help="round and train only, and say how long it took")
     args = parser.parse_args()
@@ -81,54 +87,69 @@ def main() -> None:
         print("| bits | group | effort | dNLL | loss recovered | KL | KL recovered | time |")
         print("|---|---|---|---|---|---|---|---|")
 
-    with ExitStack() as stack:
-        for one in args.without:
+    draw = DrawnOnce()
+    with patch.object(end_to_end, "draw", draw):
+        for grid in args.grids:
+            if not args.leave_one_out:
+                _grid(grid, args, args.efforts, args.without, checkpoint, ids, score, draw)
+                continue
+            nothing = {"training"} | ({"own text"} if args.not_trained else set())
+            for one in [[], *([x] for x in WITHOUT if x not in nothing)]:
+                _grid(grid, args, ["best"], one, checkpoint, ids, score, draw)
+
+
+def _grid(
+    grid: str, args: argparse.Namespace, words: list[str], without: list[str], checkpoint: Checkpoint,
+    ids: np.ndarray, score: Scorer | None, draw: DrawnOnce,
+) -> None:  # fmt: skip
+    """Round and train one grid by each effort of `words`, `best` without some ingredients; print a line for each."""
+    bits, group = (-1 if part == "row" else int(part) for part in grid.split(":"))
+    asked: dict[str, Any] = {
+        "bits": bits, "group_size": group, "head": {"method": "none"}, "embedding": "float32",
+    }  # fmt: skip
+    beam = {"beam": 16} if "beam" in without else {}
+    efforts = {
+        "rtn": Quantize(**asked, method="rtn"),
+        "default": Quantize(**asked),
+        "best": Quantize(**asked, effort="best", **beam),
+    }
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        for one in without:
             for where, called, value in WITHOUT[one]:
                 stack.enter_context(patch.object(where, called, value))
-        draw = DrawnOnce()
-        stack.enter_context(patch.object(end_to_end, "draw", draw))
-        for grid in args.grids:
-            bits, group = (-1 if part == "row" else int(part) for part in grid.split(":"))
-            asked: dict[str, Any] = {
-                "bits": bits, "group_size": group, "head": {"method": "none"}, "embedding": "float32",
-            }  # fmt: skip
-            beam = {"beam": 16} if "beam" in args.without else {}
-            efforts = {
-                "rtn": Quantize(**asked, method="rtn"),
-                "default": Quantize(**asked),
-                "best": Quantize(**asked, effort="best", **beam),
-            }
-            with tempfile.TemporaryDirectory() as scratch:
-                folder = args.work or Path(scratch)
-                folder.mkdir(exist_ok=True)
-                told = folder / f"{grid.replace(':', '-')}.json"
-                seconds = json.loads(told.read_text()) if told.exists() else {}
-                paths = {}
-                for word in ("rtn", *args.efforts):
-                    paths[word] = folder / f"{grid.replace(':', '-')}.{word}.bin"
-                    if not paths[word].exists() or _last(word) not in seconds:  # without its time it may not be trained
-                        seconds |= made(checkpoint, efforts[word], word, paths[word], ids, draw)
-                        told.write_text(json.dumps(seconds))
-                    if word == "best":
-                        paths = {**paths, "best": beside(paths[word]), "trained": paths[word]}
-                if score is None:
-                    continue
-                places = layout(config, efforts["default"], "float32")
-                found = {word: score(WeightsReader(path, places)) for word, path in paths.items()}
-            of, at = found["rtn"], f"| {bits} | {'row' if group == -1 else group}"
-            rows = {"default": "default", "best": "best, not trained", "trained": "best"}
-            for word, called in rows.items():
-                if word in found:
-                    one = found[word]
-                    print(
-                        f"{at} | {called} | {_interval(one['dnll'])} | "
-                        f"{_share(one['dnll']['value'], of['dnll']['value'], of['dnll']['low'] > 0)} | "
-                        f"{one['kl']:.5f} | {1 - one['kl'] / of['kl']:.1%} | {seconds[word]:.0f} s |",
-                        flush=True,
-                    )
-            if {"default", "trained"} <= found.keys():
-                change = score.difference(found["trained"]["nll"], found["default"]["nll"])
-                print(f"{at} | best - default | {_interval(change)} | | | | |", flush=True)
+        folder = args.work or Path(scratch)
+        folder.mkdir(exist_ok=True)
+        stem = "-".join([grid.replace(":", "-"), *(f"no-{one.replace(' ', '-')}" for one in without)])
+        stem += "-not-trained" * args.not_trained
+        told = folder / f"{stem}.json"
+        seconds = json.loads(told.read_text()) if told.exists() else {}
+        paths = {}
+        for word in ("rtn", *words):
+            paths[word] = folder / f"{stem}.{word}.bin"
+            if not paths[word].exists() or _last(word) not in seconds:  # without its time it may not be trained
+                seconds |= made(checkpoint, efforts[word], word, paths[word], ids, draw, trained=not args.not_trained)
+                told.write_text(json.dumps(seconds))
+            if word == "best":
+                paths = {**paths, "best": beside(paths[word]), "trained": paths[word]}
+        if score is None:
+            return
+        places = layout(checkpoint.config, efforts["default"], "float32")
+        found = {word: score(WeightsReader(path, places)) for word, path in paths.items()}
+    of, at = found["rtn"], f"| {bits} | {'row' if group == -1 else group}"
+    but = f" but {', '.join(without)}" if args.leave_one_out and without else ""
+    rows = {"default": "default", "best": f"best{but}, not trained", "trained": f"best{but}"}
+    for word, called in rows.items():
+        if word in found and not (word == "trained" and args.not_trained):
+            one = found[word]
+            print(
+                f"{at} | {called} | {_interval(one['dnll'])} | "
+                f"{_share(one['dnll']['value'], of['dnll']['value'], of['dnll']['low'] > 0)} | "
+                f"{one['kl']:.5f} | {1 - one['kl'] / of['kl']:.1%} | {seconds[word]:.0f} s |",
+                flush=True,
+            )
+    if {"default", "trained"} <= found.keys() and not args.not_trained:
+        change = score.difference(found["trained"]["nll"], found["default"]["nll"])
+        print(f"{at} | best - default | {_interval(change)} | | | | |", flush=True)
 
 
 class DrawnOnce:
@@ -148,7 +169,14 @@ class DrawnOnce:
 
 
 def made(
-    checkpoint: Checkpoint, quantize: Quantize, word: str, path: Path, ids: np.ndarray, draw: DrawnOnce
+    checkpoint: Checkpoint,
+    quantize: Quantize,
+    word: str,
+    path: Path,
+    ids: np.ndarray,
+    draw: DrawnOnce,
+    *,
+    trained: bool,
 ) -> dict[str, float]:
     """Write `path` and, of the best effort, what it was before training beside it; return seconds of the processor."""
     seconds: dict[str, float] = {}
@@ -157,6 +185,8 @@ def made(
     def noted(source: Any, written: Path, *rest: Any) -> Any:
         shutil.copyfile(written, beside(path))
         seconds[word] = time.process_time() - began + draw.spared - spared
+        if not trained:
+            return Training(done=False, reason="left out"), None
         found = train(source, written, *rest)
         print(f"{path.name}: {found[0].to_json()}", file=sys.stderr, flush=True)
         return found

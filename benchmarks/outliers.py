@@ -1,21 +1,26 @@
 """What copies of a checkpoint that compute the same function in other units cost to round: nothing more, it should be.
 
     python benchmarks/outliers.py [--checkpoint demo] [--samples 128] [--tokens 131072] [--bits 4] [--group 128]
-        [--effort best] [--all-at-once]
+        [--effort best] [--all-at-once] [--ingredients]
 
 Copies: four LayerNorm channels of each layer 50 times as large, the columns behind them as much smaller; likewise rows
 of v against dense, rows of q against k; and all of that with every channel times exp(normal) besides. Each is quantised
 with the defaults and with `balance = false`, as benchmarks/quality.py does, and scored by torch (level 0) on all
 windows and by ONNX Runtime with int8 activations (accuracy level 4) on every eighth. KL is on every eighth. `--effort
 best` is not trained, and balances; with --all-at-once the checkpoint and the last of its copies alone are quantised.
+--ingredients leaves each part of `balance` out in turn, which only this script can; it takes the last of the copies,
+and KL is beside that of all parts.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnxruntime
@@ -25,7 +30,7 @@ from torch import Tensor
 
 from pythia_export.base.compute import Compute
 from pythia_export.base.machine import machine
-from pythia_export.calibrate import Tensors, quantize_stream
+from pythia_export.calibrate import Tensors, balance, loop, quantize_stream
 from pythia_export.checkpoint import open_checkpoint, pull
 from pythia_export.corpus import calibration_windows, verify_windows
 from pythia_export.graph.decoder import build_decoder
@@ -45,6 +50,41 @@ COPIES: dict[str, dict[str, float]] = {
     "q x 50, k / 50": {"q": 50},
     "all of these, each channel x exp(normal)": {"norm": 50, "v": 50, "q": 50, "spread": 1},
 }
+
+
+def _without_norms(real: Callable[..., Any], W: Tensor, g: Tensor, b: Tensor, biased: bool) -> Any:
+    found = real(W, g, b, biased)
+    return type(found)(g, b, torch.ones_like(g), None)
+
+
+def _without_rows(*parts: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Leave the rows of some of q, k and v (0, 1 and 2) as they are, and of v the columns of dense."""
+
+    def heads(real: Callable[..., Any], config: Any, sizes: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        rows, mixed = real(config, sizes, dense)
+        rows.view(config.num_heads, 3, config.head_dim)[:, list(parts)] = 1
+        return rows, torch.ones_like(mixed) if 2 in parts else mixed
+
+    return heads
+
+
+PARTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "units of LayerNorms": (balance, "_norm", _without_norms),
+    "units of v and dense": (balance, "_heads", _without_rows(2)),
+    "units of q and k": (balance, "_heads", _without_rows(0, 1)),
+    "the centred shift": (loop, "centre", lambda real, *_: None),
+}
+
+
+@contextmanager
+def without(*parts: str) -> Iterator[None]:
+    """Leave parts of `balance` out."""
+    with ExitStack() as stack:
+        for part in parts:
+            where, name, change = PARTS[part]
+            real = getattr(where, name)
+            stack.enter_context(patch.object(where, name, lambda *given, c=change, r=real: c(r, *given)))
+        yield
 
 
 class Rescaled:
@@ -109,6 +149,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument("--effort", default="default", choices=["default", "best"])
     parser.add_argument("--all-at-once", action="store_true")
+    parser.add_argument("--ingredients", action="store_true", help="each part of `balance` left out, of the last copy")
     args = parser.parse_args()
 
     model = Model(id="demo") if args.checkpoint == "demo" else Model(path=Path(args.checkpoint))
@@ -123,23 +164,28 @@ def main() -> None:
     chosen = list(COPIES)[:: len(COPIES) - 1] if args.all_at_once else list(COPIES)
     print(f"{args.bits} bits, group {args.group}, {args.effort} effort; KL beside that of the checkpoint as trained\n")
     print("| `balance` | copy | level 0: dNLL | KL | | level 4: dNLL | KL | |\n|---|---|---|---|---|---|---|---|")
-    for balance in (False, True) if args.effort == "default" else (True,):
-        first: tuple[float, float] | None = None
-        for name in chosen:
-            quantize = Quantize(
-                bits=args.bits, group_size=args.group, head={"method": "none"}, embedding="float32", balance=balance,
-                effort=args.effort,
-            )  # fmt: skip
-            places = layout(config, quantize, "float32")
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / DATA_FILE
-                with WeightsWriter(path, places) as writer:
-                    quantize_stream(Rescaled(checkpoint, **COPIES[name]), writer, calibration.ids, compute)
-                found, (lost, kl) = score(WeightsReader(path, places)), level_4(Path(folder), score, places)
-            first = first or (found["kl"], kl)
-            dnll = "{value:.5f} [{low:.5f}, {high:.5f}]".format_map(found["dnll"])
-            levels = f"{found['kl']:.5f} | {found['kl'] / first[0]:.2f} | {lost:.5f} | {kl:.5f} | {kl / first[1]:.2f}"
-            print(f"| {'on' if balance else 'off'} | {name} | {dnll} | {levels} |", flush=True)
+    on = (False, True) if args.effort == "default" and not args.ingredients else (True,)
+    rows: list[tuple[bool, str, tuple[str, ...]]] = [(balanced, name, ()) for balanced in on for name in chosen]
+    if args.ingredients:
+        copy = list(COPIES)[-1]
+        rows = [(True, copy, ()), *((True, copy, (part,)) for part in PARTS), (False, copy, ())]
+    first: dict[bool, tuple[float, float]] = {}
+    for balanced, name, left_out in rows:
+        quantize = Quantize(
+            bits=args.bits, group_size=args.group, head={"method": "none"}, embedding="float32", balance=balanced,
+            effort=args.effort,
+        )  # fmt: skip
+        places = layout(config, quantize, "float32")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / DATA_FILE
+            with WeightsWriter(path, places) as writer, without(*left_out):
+                quantize_stream(Rescaled(checkpoint, **COPIES[name]), writer, calibration.ids, compute)
+            found, (lost, kl) = score(WeightsReader(path, places)), level_4(Path(folder), score, places)
+        of = first.setdefault(balanced or args.ingredients, (found["kl"], kl))
+        dnll = "{value:.5f} [{low:.5f}, {high:.5f}]".format_map(found["dnll"])
+        levels = f"{found['kl']:.5f} | {found['kl'] / of[0]:.2f} | {lost:.5f} | {kl:.5f} | {kl / of[1]:.2f}"
+        told = "on" if balanced and not left_out else f"all but {left_out[0]}" if left_out else "off"
+        print(f"| {told} | {name} | {dnll} | {levels} |", flush=True)
 
 
 if __name__ == "__main__":

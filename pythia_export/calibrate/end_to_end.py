@@ -46,7 +46,7 @@ from .placed import Tensors
 
 HELD_OUT = 8  # every so many windows one is not trained on
 BATCH_TOKENS = 1024
-EPOCHS = 2
+EPOCHS = 3
 OF_SCALES, OF_VECTORS, OF_TABLES = 1e-3, 1e-3, 5e-4  # Adam's steps at 4 bits, relative; a bit less doubles them
 BETAS = (0.9, 0.99)
 WARM_UP = 10
