@@ -45,8 +45,8 @@ inline Floats load_up_to(const float* from, int64_t count) {
 }
 
 // How codes are read: as they are stored; of fewer bits than 4, a few columns at a time brought into the form of 4
-// (narrow.h); or of 3 bits vector by vector, where a plane is one vector or two.
-enum Form { kStored, kWidened, kThrees, kThreesOfTwo };
+// (narrow.h), or vector by vector: of 2 bits, or of 3, where a plane is one vector or two.
+enum Form { kStored, kWidened, kTwos, kThrees, kThreesOfTwo };
 
 // What is multiplied of a vector in the form of 4 bits: each byte's low half, and its high one.
 struct Halves {
@@ -64,11 +64,20 @@ inline Halves threes(const uint8_t* column, int64_t i, bool twice) {
   return {low_threes(v), high_threes(v)};
 }
 
+// The same of codes of 2 bits.
+inline Halves twos(const uint8_t* column, int64_t i, bool twice) {
+  constexpr int64_t kFrom = kLanes * 2;
+  const uint8_t* at = column + i * kFrom;
+  if (i * kFrom % 64 == 0) prefetch(uintptr_t(at), twice);
+  const Ints v = spread_bytes(at);
+  return {low_twos(v), high_twos(v)};
+}
+
 // Without kAhead nothing is prefetched.
 template <int kBits, Form kForm, int kBlock, int kRows, bool kAhead = true>
 struct Columns {
   static constexpr bool kWide = kForm == kWidened;
-  static constexpr bool kThree = kForm == kThrees || kForm == kThreesOfTwo;
+  static constexpr bool kTwo = kForm == kTwos, kThree = kForm == kThrees || kForm == kThreesOfTwo, kByVector = kTwo || kThree;
   static constexpr int kPer = kForm == kThreesOfTwo ? 2 : 1;
   // A vector holds blocks, or a block vectors.
   static constexpr int64_t kBytes = kBlock * kBits / 8;
@@ -89,7 +98,7 @@ struct Columns {
     uint8_t bytes[kLanes] = {};
     const int64_t bits = kForm != kStored ? p.zero_bits() : kBits;
     std::memcpy(bytes, p.zero + n * p.zero_bytes() + b * bits / 8, size_t((here * bits + 7) / 8));
-    if (kWide && bits == 2) {
+    if (kForm != kStored && bits == 2) {
       uint8_t two[kLanes / 4];
       std::memcpy(two, bytes, sizeof two);
       widen_2(two, kLanes, 0, bytes, false);
@@ -137,26 +146,37 @@ struct Columns {
     for (int r = 0; r < kRows; ++r) to[r] = sums[r];
   }
 
-  // The same of codes of 3 bits, for one row: no code is written before it is multiplied. `begin` is what `beginnings` gives.
-  Floats column_of_threes(const uint8_t* weights, int64_t n, const uint8_t* begin) const {
-    constexpr int64_t kVectorsOf = 4 * kPer;  // a chunk in the form of 4 bits
+  static Halves halves(const uint8_t* column, int64_t i, bool twice) {
+    if constexpr (kTwo)
+      return twos(column, i, twice);
+    else
+      return threes<kPer>(column, i, twice);
+  }
+
+  // What is stored of so many bytes in the form of 4 bits.
+  static constexpr int64_t stored(int64_t bytes) { return kTwo ? bytes / 2 : kThree ? bytes / 4 * 3 : bytes; }
+
+  // The same of codes of 2 and 3 bits, for one row: no code is written before it is multiplied. `begin` is what `beginnings`
+  // gives.
+  Floats column_by_vector(const uint8_t* weights, int64_t n, const uint8_t* begin) const {
+    constexpr int64_t kVectorsOf = kTwo ? kTaken : 4 * kPer;  // of 3 bits a chunk in the form of 4
     const int64_t blocks = x.blocks;
     const int8_t* codes = x.codes + m * x.stride;
     Floats sum = broadcast(0.0f);
     for (int64_t b = 0; b < blocks; b += kLanes) {
       const int64_t here = blocks - b < kLanes ? blocks - b : kLanes;
       const float* scale = p.scale + n * blocks + b;
-      prefetch_scales(scale, twice, kBytes);
+      prefetch_scales(scale, twice, stored(kBytes));
       const Floats of_w = load_up_to(scale, here), zero = zeros(n, b, here);
       const Floats scales = mul(of_w, load_up_to(x.scale + m * blocks + b, here));
       sum = fmadd(mul(of_w, load_up_to(x.owed + m * blocks + b, here)), zero, sum);
-      for (int64_t v = 0; v < here / kHeld; v += kVectorsOf / kTaken, weights += kVectorsOf * kLanes * 3) {
+      for (int64_t v = 0; v < here / kHeld; v += kVectorsOf / kTaken, weights += stored(kVectorsOf * kLanes * 4)) {
 #pragma GCC unroll 8
         for (int64_t i = 0; i < kVectorsOf; i += kTaken, begin += kLanes * 4) {
           Ints inner = load(begin);
 #pragma GCC unroll 8
           for (int64_t t = 0; t < kTaken; ++t, codes += kReach<kBits>) {
-            const Halves w = threes<kPer>(weights, i + t, twice);
+            const Halves w = halves(weights, i + t, twice);
             inner = dot_short<4>(dot_short<4>(inner, w.low, load(codes)), w.high, load(codes + kStep));
           }
           sum = fmadd(to_float(widened<kBits>(inner)), permute(scales, places[v + i / kTaken]), sum);
@@ -166,29 +186,29 @@ struct Columns {
     return sum;
   }
 
-  // What sums of products begin with, so that codes of 3 bits count as 4 more each where their zero point is implied: that
-  // of 4 bits, as narrow.h has it.
+  // What sums of products begin with, so that codes of 3 bits count as 4 more each, and those of 2 as 6, where their zero
+  // point is implied: that of 4 bits, as narrow.h has it.
   const uint8_t* beginnings() const {
     const int64_t count = x.blocks / kHeld;
     uint8_t* all = reinterpret_cast<uint8_t*>(scratch(kTask, size_t(count * kLanes)));
     const int8_t* codes = x.codes + m * x.stride;
-    const Ints fours = broadcast(p.zero ? 0 : 0x04040404);
+    const Ints more = broadcast(p.zero ? 0 : kTwo ? 0x06060606 : 0x04040404);
     for (int64_t v = 0; v < count; ++v) {
       Ints begin = broadcast(0);
-      for (int64_t t = 0; t < 2 * kTaken; ++t, codes += kStep) begin = dot_short<4>(begin, fours, load(codes));
+      for (int64_t t = 0; t < 2 * kTaken; ++t, codes += kStep) begin = dot_short<4>(begin, more, load(codes));
       store(all + v * kLanes * 4, begin);
     }
     return all;
   }
 
   void operator()(int64_t from, int64_t to) const {
-    const uint8_t* begin = kThree ? beginnings() : nullptr;
+    const uint8_t* begin = kByVector ? beginnings() : nullptr;
     if constexpr (kRows == 1) from = short_columns(from, to, begin);
-    if constexpr (kThree) {
+    if constexpr (kByVector) {
       for (int64_t n = from; n < to; n += 4) {
         const int64_t columns = to - n < 4 ? to - n : 4;
         Floats sums[4][kRows] = {};
-        for (int64_t c = 0; c < columns; ++c) sums[c][0] = column_of_threes(p.codes + (n + c) * p.row_bytes(), n + c, begin);
+        for (int64_t c = 0; c < columns; ++c) sums[c][0] = column_by_vector(p.codes + (n + c) * p.row_bytes(), n + c, begin);
         put(sums, n, columns);
       }
       return;
@@ -247,7 +267,7 @@ struct Columns {
       Ints codes[kCodes];
       for (int64_t i = 0; i < kCodes; ++i) codes[i] = load(x.codes + m * x.stride + i * kStep);
       Floats zero = zeros_alike();
-      constexpr int64_t kColumnBytes = kThree ? kBlocks * kBytes / 4 * 3 : kBlocks * kBytes;
+      constexpr int64_t kColumnBytes = stored(kBlocks * kBytes);
       const uint8_t* weights = p.codes + from * kColumnBytes;
       int64_t n = from;
       for (; n + kGroup <= to; n += kGroup) {
@@ -261,7 +281,7 @@ struct Columns {
             const int64_t at = (four + c) % kShare;
             if (at == 0) {
               const float* scale = p.scale + (n + four + c) * kBlocks;
-              if (kAhead) prefetch_scales(scale, twice, kBytes);
+              if (kAhead) prefetch_scales(scale, twice, stored(kBytes));
               const Floats of_w = load_up_to(scale, kUsed);
               if (p.zero) zero = zeros(n + four + c, 0, kUsed);
               scales = mul(of_w, of_x), owed = mul(mul(of_w, owed_of_x), zero);
@@ -269,12 +289,12 @@ struct Columns {
             Floats sum = permute_first(owed, own[at], kBlocks);
 #pragma GCC unroll 16
             for (int64_t v = 0; v < kVectorsOf / kTaken; ++v) {
-              Ints inner = kThree ? load(begin + v * kLanes * 4) : broadcast(0);
+              Ints inner = kByVector ? load(begin + v * kLanes * 4) : broadcast(0);
 #pragma GCC unroll 16
               for (int64_t t = 0; t < kTaken; ++t) {
                 const Ints* of = codes + (v * kTaken + t) * (kBits == 4 ? 2 : 1);
-                if constexpr (kThree) {
-                  const Halves w = threes<kPer>(weights, v * kTaken + t, twice);
+                if constexpr (kByVector) {
+                  const Halves w = halves(weights, v * kTaken + t, twice);
                   inner = dot_short<4>(dot_short<4>(inner, w.low, of[0]), w.high, of[1]);
                   continue;
                 }
@@ -352,6 +372,14 @@ bool one_of_threes(const Product& p, const Rounded& x, int64_t from, int64_t to)
   return true;
 }
 
+// One row of 2 bits; false where a column is not whole vectors.
+template <int kBlock>
+bool one_of_twos(const Product& p, const Rounded& x, int64_t from, int64_t to) {
+  if (p.bits != 2 || p.rows != 1 || p.numbers() % kReach<4>) return false;
+  rows_of<4, kTwos, kBlock, 1>(p, x, 0, from, to);
+  return true;
+}
+
 // Whether rows are fastest one after another: columns so short that their codes stay near meanwhile.
 inline bool one_by_one(const Product& p) {
   const int64_t blocks = p.blocks();
@@ -361,6 +389,7 @@ inline bool one_by_one(const Product& p) {
 template <int kBits, Form kForm, int kBlock>
 void few(const Product& p, const Rounded& x, int64_t from, int64_t to) {
   if constexpr (kForm == kWidened) {
+    if (one_of_twos<kBlock>(p, x, from, to)) return;
     if (one_of_threes<kThrees, kBlock>(p, x, from, to)) return;
     if constexpr (kLanes == 8)
       if (one_of_threes<kThreesOfTwo, kBlock>(p, x, from, to)) return;

@@ -61,6 +61,21 @@ inline Ints low_threes(Ints v) {
 inline Ints high_threes(Ints v) {
   return bytewise(v, [](uint8x16_t of) { return vandq_u8(vshrq_n_u8(of, 4), vdupq_n_u8(7)); });
 }
+inline int32x4_t spread_half(uint8x8_t bytes) {
+  const uint16x8_t v = vmovl_u8(bytes);
+  return vreinterpretq_s32_u16(vorrq_u16(v, vshlq_n_u16(v, 4)));
+}
+// Of each byte 16 bits, whose bytes have one half each in their lowest bits, and others above.
+inline Ints spread_bytes(const void* p) {
+  const uint8x16_t v = vld1q_u8(static_cast<const uint8_t*>(p));
+  return {spread_half(vget_low_u8(v)), spread_half(vget_high_u8(v))};
+}
+inline Ints low_twos(Ints v) {
+  return bytewise(v, [](uint8x16_t of) { return vandq_u8(of, vdupq_n_u8(3)); });
+}
+inline Ints high_twos(Ints v) {
+  return bytewise(v, [](uint8x16_t of) { return vandq_u8(vshrq_n_u8(of, 2), vdupq_n_u8(3)); });
+}
 inline int32x4_t tops_of_half(int32x4_t a, int32x4_t b, int32x4_t c) {
   const uint8x16_t first = vandq_u8(vshrq_n_u8(vreinterpretq_u8_s32(a), 3), vdupq_n_u8(0x11));
   const uint8x16_t second = vandq_u8(vshrq_n_u8(vreinterpretq_u8_s32(b), 2), vdupq_n_u8(0x22));

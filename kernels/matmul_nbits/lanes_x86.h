@@ -29,6 +29,13 @@ inline Ints low_nibbles(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15
 inline Ints high_nibbles(Ints v) { return low_nibbles(_mm512_srli_epi32(v, 4)); }
 inline Ints low_threes(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(7)); }
 inline Ints high_threes(Ints v) { return low_threes(_mm512_srli_epi32(v, 4)); }
+// Of each byte 16 bits, whose bytes have one half each in their lowest bits, and others above.
+inline Ints spread_bytes(const void* p) {
+  const Ints v = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)p));
+  return _mm512_or_si512(v, _mm512_slli_epi32(v, 4));
+}
+inline Ints low_twos(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(3)); }
+inline Ints high_twos(Ints v) { return low_twos(_mm512_srli_epi32(v, 2)); }
 // Codes of 3 bits from the top bits of three vectors' nibbles; what is in their own top bits is nothing.
 inline Ints gather_tops(Ints a, Ints b, Ints c) {
   constexpr int kChoose = 0xca;  // by each bit of the first
@@ -111,6 +118,12 @@ inline Ints low_nibbles(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(15
 inline Ints high_nibbles(Ints v) { return low_nibbles(_mm256_srli_epi32(v, 4)); }
 inline Ints low_threes(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(7)); }
 inline Ints high_threes(Ints v) { return low_threes(_mm256_srli_epi32(v, 4)); }
+inline Ints spread_bytes(const void* p) {
+  const Ints v = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
+  return _mm256_or_si256(v, _mm256_slli_epi32(v, 4));
+}
+inline Ints low_twos(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(3)); }
+inline Ints high_twos(Ints v) { return low_twos(_mm256_srli_epi32(v, 2)); }
 inline Ints gather_tops(Ints a, Ints b, Ints c) {
   const Ints first = _mm256_and_si256(_mm256_srli_epi32(a, 3), _mm256_set1_epi8(0x11));
   const Ints second = _mm256_and_si256(_mm256_srli_epi32(b, 2), _mm256_set1_epi8(0x22));

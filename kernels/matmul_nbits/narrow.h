@@ -4,7 +4,7 @@
 // other, whose top bits are spare; the fourth piece's bits 0, 1 and 2 are in the spare bits of the first, second and third.
 // So of a vector of each plane come four vectors of nibbles, by seven masks and three shifts, and no code leaves its nibble.
 //
-// One row of 3 bits is the exception (few.h): it is multiplied vector by vector, without writing what is made of it.
+// One row is the exception (few.h): it is multiplied vector by vector, without writing what is made of it.
 //
 // What is read of codes of 4 bits is the same afterwards: the middle of a grid without zero points is moved to 8.
 #pragma once

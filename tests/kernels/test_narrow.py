@@ -67,6 +67,29 @@ def product(depth, columns, bits, block, level, symmetric=True, seed=0):
 @needs_library
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_of_two_bits_give_the_bits_that_the_same_codes_in_four_give(isa, symmetric, monkeypatch):
+    for depth, block in SHAPES:
+        x, two, _ = product(depth, 37, 2, block, 4, symmetric)
+        four = onnx.ModelProto.FromString(two.SerializeToString())
+        next(a for a in four.graph.node[0].attribute if a.name == "bits").i = 4
+        for weight in four.graph.initializer:
+            if weight.name != "scales":
+                packed = numpy_helper.to_array(weight)
+                codes = (packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(*packed.shape[:-1], -1)
+                if weight.name == "zero_points":
+                    codes = codes[:, : -(-depth // block)]
+                elif symmetric:  # the middle of 4 bits is 8, of 2 bits 2
+                    codes = codes + np.uint8(6)
+                weight.CopyFrom(numpy_helper.from_array(pack_bits(codes, 4), weight.name))
+        by_two, by_four = session_by(isa, two, monkeypatch), session_by(isa, four, monkeypatch)
+        for rows in (1, 2):
+            got, want = (opened.run(None, {"A": x[:rows]})[0] for opened in (by_two, by_four))
+            assert got.tobytes() == want.tobytes(), (depth, block, rows)
+
+
+@needs_library
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("bits", "level"), [(2, 4), (3, 4), (3, 0)])
 def test_the_kernel_is_the_contract(isa, bits, level, symmetric, monkeypatch):
     for depth, block in SHAPES:
