@@ -261,18 +261,18 @@ class Journal:
         self._write(publication)
 
     def _write(self, publication: Publication | None) -> None:
-        some: dict[str, Any] = {"trained": self.trained, "own": self._own}
         state = State(
             schema=2,
             fingerprint=self.fingerprint,
             finished=self.finished,
             sensitivity=self.sensitivity,
             publication=publication,
-            **{name: value for name, value in some.items() if value is not None},
+            trained=self.trained,
+            own=self._own,
         )
-        write_atomically(
-            self.folder / JOURNAL, json.dumps(state.model_dump(by_alias=True, exclude_unset=True)).encode()
-        )
+        absent = {name for name in ("trained", "own") if getattr(state, name) is None}
+        raw = state.model_dump(by_alias=True, exclude_unset=True, exclude=absent)
+        write_atomically(self.folder / JOURNAL, json.dumps(raw).encode())
 
     def finish(self) -> None:
         """The output is published: nothing to go on from is left."""
